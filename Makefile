@@ -1,0 +1,41 @@
+# Two commands do everything on a machine with Python 3.11+ and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test verify lint bench-quick clean
+
+$(STAMP): pyproject.toml constraints-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/pip install --disable-pip-version-check --progress-bar on -c constraints-dev.txt -e ".[llm,embedding]" --group dev
+	touch $(STAMP)
+
+.typing: $(STAMP)
+	mkdir -p .typing/sixfold
+	for d in core plugins scaling; do ln -sfn ../../$$d .typing/sixfold/$$d; done
+
+demo: $(STAMP)  ## install, pull the demo models, serve them on port 8000
+	$(BIN)/sixfold pull examples/demo.yaml
+	$(BIN)/sixfold serve examples/demo.yaml
+
+lint: .typing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+test: $(STAMP) lint  ## all tests that fit 40 minutes on two cores
+	$(BIN)/sixfold pull examples/demo.yaml
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+verify: $(STAMP) lint
+	$(BIN)/sixfold pull examples/demo.yaml
+	$(BIN)/python -m pytest -m "not gpu"
+
+bench-quick: $(STAMP)
+	$(BIN)/python bench/quick.py
+
+clean:
+	rm -rf $(VENV) .typing .pytest_cache .mypy_cache .ruff_cache build *.egg-info

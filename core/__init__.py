@@ -1,0 +1,106 @@
+"""Sixfold's core: it knows no modality, no model and no cluster. The names in ``__all__`` are the public API.
+
+Everything else may change without notice. Importing this package imports nothing heavy; the HTTP names load LitServe on
+first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from sixfold.core.batching.model import (
+    DeviceLost,
+    EngineModel,
+    Finish,
+    Granted,
+    ModelInfo,
+    Outcome,
+    StepModel,
+    StepRange,
+)
+from sixfold.core.errors import (
+    ConfigError,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    NotReady,
+    PluginConflict,
+    QueueFull,
+    RequestError,
+    SixfoldError,
+    SourceError,
+    StepFailed,
+    UsageError,
+    WorkerDied,
+)
+from sixfold.core.family import Family, LoadContext, MetricKind, MetricSpec, ModelFiles
+from sixfold.core.hookspecs import Api, Command, Source, hookimpl
+from sixfold.core.messages import Cost, Failed, Finished, Increment, Priority, Request, Timing, Usage
+from sixfold.core.plugins import Plugins, load_plugins
+
+if TYPE_CHECKING:
+    from sixfold.core.runtime.local_replica import LocalReplica
+    from sixfold.core.serving.api import Call, ModalityAPI, Route
+
+_LAZY = {
+    "Call": "sixfold.core.serving.api",
+    "LocalReplica": "sixfold.core.runtime.local_replica",
+    "ModalityAPI": "sixfold.core.serving.api",
+    "Route": "sixfold.core.serving.api",
+}
+
+__all__ = [
+    "Api",
+    "Call",
+    "Command",
+    "ConfigError",
+    "ContextLengthExceeded",
+    "Cost",
+    "DeadlineExceeded",
+    "DeviceLost",
+    "EngineModel",
+    "Failed",
+    "Family",
+    "Finish",
+    "Finished",
+    "Granted",
+    "Increment",
+    "InvalidRequest",
+    "LoadContext",
+    "LocalReplica",
+    "MetricKind",
+    "MetricSpec",
+    "ModalityAPI",
+    "ModelFiles",
+    "ModelInfo",
+    "ModelNotFound",
+    "NotReady",
+    "Outcome",
+    "PluginConflict",
+    "Plugins",
+    "Priority",
+    "QueueFull",
+    "Request",
+    "RequestError",
+    "Route",
+    "SixfoldError",
+    "Source",
+    "SourceError",
+    "StepFailed",
+    "StepModel",
+    "StepRange",
+    "Timing",
+    "Usage",
+    "UsageError",
+    "WorkerDied",
+    "hookimpl",
+    "load_plugins",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

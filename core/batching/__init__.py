@@ -1,0 +1,1 @@
+"""The in-flight batch manager: admission, fairness, budgets and the step loop, for every modality alike."""

@@ -1,0 +1,112 @@
+"""Admission: bounds the work that waits, in the model's units, and says when to come back.
+
+Shared by the event loop (which admits) and the device thread (which drains), so it holds the one lock of the manager.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+
+from sixfold.core.errors import QueueFull
+
+_RATE_WINDOW_S = 10.0
+
+
+class Ticket:
+    """The admitted, not yet done work of one request. Owner: the Admission that made it."""
+
+    __slots__ = ("remaining_units",)
+
+    def __init__(self, units: int) -> None:
+        self.remaining_units = units
+
+
+class DrainRate:
+    """Units per second over the time in which there was work: an average that forgets over about ten seconds."""
+
+    def __init__(self) -> None:
+        self._units = 0.0
+        self._seconds = 0.0
+
+    def observe(self, units: int, seconds: float) -> None:
+        """Counts one step."""
+        if seconds <= 0.0:
+            return
+        keep = math.exp(-seconds / _RATE_WINDOW_S)
+        self._units = self._units * keep + units
+        self._seconds = self._seconds * keep + seconds
+
+    @property
+    def units_per_s(self) -> float:
+        """0 before the first step."""
+        return self._units / self._seconds if self._seconds > 0.0 else 0.0
+
+
+class Admission:
+    """Bounds the admitted work of a replica.
+
+    Args:
+        max_queue_units: Work that may be admitted and not done. A request larger than that is admitted only when nothing
+            else is there, so that it is slow rather than impossible.
+    """
+
+    def __init__(self, max_queue_units: int) -> None:
+        self._max_queue_units = max_queue_units
+        self._lock = threading.Lock()
+        self._queued_units = 0
+        self._num_requests = 0
+        self._rate = DrainRate()
+
+    @property
+    def queued_units(self) -> int:
+        """Admitted work that is not done."""
+        return self._queued_units
+
+    @property
+    def num_requests(self) -> int:
+        """Admitted requests that have not ended."""
+        return self._num_requests
+
+    @property
+    def units_per_s(self) -> float:
+        """Measured drain rate."""
+        return self._rate.units_per_s
+
+    def admit(self, units: int) -> Ticket:
+        """Takes room for a request's work.
+
+        Raises:
+            QueueFull: ``retry_after_s`` is the time in which the present queue drains far enough.
+        """
+        units = max(1, units)
+        with self._lock:
+            excess = self._queued_units + units - self._max_queue_units
+            if excess > 0 and self._num_requests > 0:
+                rate = self._rate.units_per_s
+                raise QueueFull(
+                    "The model's queue is full. Retry after the time in the Retry-After header.",
+                    retry_after_s=max(0.05, min(excess, self._queued_units) / rate) if rate > 0.0 else 1.0,
+                )
+            self._queued_units += units
+            self._num_requests += 1
+            return Ticket(units)
+
+    def consume(self, ticket: Ticket, units: int) -> None:
+        """Counts work of a ticket as done."""
+        with self._lock:
+            units = min(units, ticket.remaining_units)
+            ticket.remaining_units -= units
+            self._queued_units -= units
+
+    def observe_step(self, units: int, seconds: float) -> None:
+        """Feeds the drain rate."""
+        with self._lock:
+            self._rate.observe(units, seconds)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Gives back what is left of a ticket. Called exactly once, when its request ends."""
+        with self._lock:
+            self._queued_units -= ticket.remaining_units
+            ticket.remaining_units = 0
+            self._num_requests -= 1

@@ -1,0 +1,175 @@
+"""The step budget: how much work one step does, moved by the declared objective. An optimisation needs its constraint.
+
+A step of ``u`` units takes about ``a + b * u`` seconds: ``a`` is paid whatever the batch, ``b`` is the hardware. Both are
+fitted to the measured steps. For throughput the budget is the least at which the fixed part costs 5%; more would add
+latency and nothing else. For a latency target it is bounded by what a step may take, and moved by the measured p95.
+
+Full steps all have one size, and from one size ``a`` and ``b`` cannot be told apart. So while the measured sizes differ too
+little, every other period of steps gets a smaller budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sixfold.core.batching.model import StepRange
+
+_THROUGHPUT_EFFICIENCY = 0.95
+_FORGET = 0.998  # a memory of 500 steps: with 10% noise in the times, ``a`` is known to about 3% of a step
+_MIN_SPREAD = 0.01  # of the sizes: squared standard deviation over squared mean
+_PROBE = 0.7  # at the efficient size, a step of 0.7 of it loses 2%
+_MAX_MOVE = 1.5  # the fit says little about sizes far from the measured ones
+_DECIDE_EVERY = 16
+_WINDOW = 128
+
+
+class ObjectiveKind(StrEnum):
+    """What the budget is moved for."""
+
+    THROUGHPUT = "throughput"
+    P95_LATENCY_S = "p95_latency_s"
+    P95_TTFT_S = "p95_ttft_s"
+    P95_ITL_S = "p95_itl_s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What the operator declared: throughput, or a target in seconds for the 95th percentile.
+
+    Attributes:
+        kind: The measure: latency of the whole request, time to the first increment, or time between increments.
+        target_s: The target; unused for throughput.
+    """
+
+    kind: ObjectiveKind = ObjectiveKind.THROUGHPUT
+    target_s: float = math.inf
+
+
+class StepTime:
+    """Fits ``seconds = a + b * units`` by least squares with forgetting."""
+
+    def __init__(self) -> None:
+        self._n = self._u = self._uu = self._t = self._ut = 0.0
+
+    def observe(self, units: int, seconds: float) -> None:
+        """Adds one measured step."""
+        self._n = self._n * _FORGET + 1.0
+        self._u = self._u * _FORGET + units
+        self._uu = self._uu * _FORGET + units * units
+        self._t = self._t * _FORGET + seconds
+        self._ut = self._ut * _FORGET + units * seconds
+
+    @property
+    def spread(self) -> float:
+        """How much the sizes of the steps differ: their squared standard deviation over their squared mean."""
+        return max(0.0, self._n * self._uu / (self._u * self._u) - 1.0) if self._u > 0.0 else 0.0
+
+    @property
+    def fit(self) -> tuple[float, float]:
+        """(fixed seconds, seconds per unit); all is fixed if larger steps take no longer.
+
+        Says little while `spread` is small.
+        """
+        spread = self._n * self._uu - self._u * self._u
+        if spread <= 0.0:
+            return (0.0, 0.0)
+        slope = (self._n * self._ut - self._u * self._t) / spread
+        if slope <= 0.0:
+            return (self._t / self._n, 0.0)
+        return (max(0.0, (self._t - slope * self._u) / self._n), slope)
+
+
+class StepBudget:
+    """The present budget of one replica. Owner: the device thread.
+
+    Args:
+        bounds: What the model allows.
+        objective: What it is moved for.
+    """
+
+    def __init__(self, bounds: StepRange, objective: Objective) -> None:
+        self._bounds = bounds
+        self._objective = objective
+        self._time = StepTime()
+        self._units = float(bounds.initial_units)
+        self._probing = False
+        self._samples: deque[float] = deque(maxlen=_WINDOW)
+        self._num_new = 0
+        self._num_limited = 0
+
+    @property
+    def units(self) -> int:
+        """How many units the next step may do."""
+        probe = 1.0
+        if self._probing:
+            probe = _PROBE if self._units * _PROBE >= self._bounds.min_units else 1.0 / _PROBE
+        return max(self._bounds.min_units, min(self._bounds.max_units, int(self._units * probe)))
+
+    @property
+    def objective(self) -> Objective:
+        """What the budget is moved for."""
+        return self._objective
+
+    def observe_step(self, units: int, seconds: float, *, limited: bool) -> None:
+        """Feeds one measured step; ``limited`` says that the budget kept it from doing more."""
+        self._time.observe(units, seconds)
+        self._num_new += 1
+        self._num_limited += limited
+        if self._num_new >= _DECIDE_EVERY:
+            self._decide()
+            self._num_new = self._num_limited = 0
+
+    def observe_latency(self, kind: ObjectiveKind, seconds: float) -> None:
+        """Feeds one measured latency; only the objective's own kind counts."""
+        if kind is self._objective.kind:
+            self._samples.append(seconds)
+
+    def p95_s(self) -> float | None:
+        """The measured 95th percentile, or None while there are fewer than 20 samples."""
+        if len(self._samples) < 20:
+            return None
+        return sorted(self._samples)[int(0.95 * (len(self._samples) - 1))]
+
+    def _decide(self) -> None:
+        fitted = self._time.spread >= _MIN_SPREAD
+        self._probing = not fitted and not self._probing
+        if not fitted and self._time.spread < _MIN_SPREAD / 10.0:
+            return
+        wanted = self._wanted_units()
+        if wanted > self._units and self._num_limited * 2 <= self._num_new:
+            return  # the present budget does not bind: nothing says what a larger one would do
+        moved = self._units + 0.25 * (wanted - self._units)
+        moved = max(self._units / _MAX_MOVE, min(self._units * _MAX_MOVE, moved))
+        self._units = max(self._bounds.min_units, min(self._bounds.max_units, moved))
+
+    def _wanted_units(self) -> float:
+        fixed_s, per_unit_s = self._time.fit
+        efficient = _THROUGHPUT_EFFICIENCY / (1.0 - _THROUGHPUT_EFFICIENCY) * _units_for(fixed_s, per_unit_s)
+        kind, target_s = self._objective.kind, self._objective.target_s
+        if kind is ObjectiveKind.THROUGHPUT:
+            return efficient
+        if kind is ObjectiveKind.P95_ITL_S:
+            return min(efficient, _units_for(target_s - fixed_s, per_unit_s))
+        # A request waits for the step in progress and then for its own: one step may take half of the target.
+        return min(self._moved_by_p95(efficient), _units_for(target_s / 2.0 - fixed_s, per_unit_s))
+
+    def _moved_by_p95(self, efficient: float) -> float:
+        p95_s = self.p95_s()
+        if p95_s is None or p95_s <= self._objective.target_s:
+            return efficient
+        self._samples.clear()  # the next decision must be about what this one does
+        # Over the target. With a standing queue the wait dominates, and only throughput shortens it; without one the
+        # steps themselves are too long.
+        if self._num_limited * 2 > self._num_new:
+            return max(efficient, self._units * 1.5)
+        return self._units * 0.5
+
+
+def _units_for(seconds: float, per_unit_s: float) -> float:
+    """How many units fit a time; negative for none, without end if units cost nothing."""
+    if per_unit_s <= 0.0:
+        return math.copysign(math.inf, seconds)
+    return seconds / per_unit_s

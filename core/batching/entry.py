@@ -1,0 +1,105 @@
+"""The state of requests and sequences inside one replica. Owner: the device thread; nobody else writes to it."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from sixfold.core.messages import Cost, Request, Timing
+
+
+class Phase(enum.Enum):
+    """Where a sequence is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    GONE = "gone"
+
+
+class RequestState:
+    """A request between its admission and its last event.
+
+    Args:
+        request: What was asked.
+        estimated_units: Its whole work as admission counted it.
+        order: Rises with arrival; breaks ties.
+    """
+
+    __slots__ = (
+        "ended",
+        "entries",
+        "estimated_units",
+        "first_output_s",
+        "first_step_s",
+        "last_output_s",
+        "last_step_s",
+        "max_batch_sequences",
+        "num_open",
+        "num_preemptions",
+        "num_steps",
+        "order",
+        "pieces_left",
+        "ready_s",
+        "request",
+        "tenant",
+        "virtual_units",
+    )
+
+    def __init__(self, request: Request[Any], estimated_units: int, order: int) -> None:
+        self.request = request
+        self.estimated_units = estimated_units
+        self.order = order
+        self.pieces_left: int | None = None  # None until it was split
+        self.entries: list[Entry] = []
+        self.num_open = 0
+        self.ended = False
+        self.virtual_units = 0.0
+        self.tenant: object = None  # the fair queue's own
+        self.ready_s: float | None = None
+        self.first_step_s: float | None = None
+        self.last_step_s: float | None = None
+        self.first_output_s: float | None = None
+        self.last_output_s: float | None = None
+        self.num_steps = 0
+        self.max_batch_sequences = 0
+        self.num_preemptions = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sequence was prepared and is done."""
+        return self.pieces_left == 0 and self.num_open == 0
+
+    def timing(self) -> Timing:
+        """The seconds spent in each stage so far."""
+        arrived_s = self.request.arrived_s
+        ready_s = arrived_s if self.ready_s is None else self.ready_s
+        first_s = ready_s if self.first_step_s is None else self.first_step_s
+        last_s = first_s if self.last_step_s is None else self.last_step_s
+        return Timing(
+            prepare_s=max(0.0, ready_s - arrived_s),
+            queue_s=max(0.0, first_s - ready_s),
+            inference_s=max(0.0, last_s - first_s),
+            num_steps=self.num_steps,
+            max_batch_sequences=self.max_batch_sequences,
+            num_preemptions=self.num_preemptions,
+        )
+
+
+class Entry:
+    """A sequence's place in the scheduler.
+
+    Args:
+        sequence: The model's own state of it.
+        state: Its request.
+        now_s: When it became ready for a step.
+    """
+
+    __slots__ = ("cost", "phase", "released", "sequence", "state", "waiting_since_s")
+
+    def __init__(self, sequence: Any, state: RequestState, now_s: float) -> None:
+        self.sequence = sequence
+        self.state = state
+        self.phase = Phase.WAITING
+        self.released = False
+        self.cost: Cost | None = None  # as of the running selection
+        self.waiting_since_s = now_s  # last time it was served, or became ready

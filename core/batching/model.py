@@ -1,0 +1,214 @@
+"""The contracts between the batch manager and a model: `StepModel` for models that the core steps, `EngineModel` for
+libraries with a loop of their own.
+
+Threads. One *device thread* per replica owns the scheduler and calls everything below that is marked [device]. *Pool*
+threads call what is marked [pool]; these may run at the same time as a step. [loop] is the asyncio thread; what runs
+there must take microseconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+
+from sixfold.core.errors import RequestError
+from sixfold.core.messages import Cost, Request, Usage
+
+SequenceT = TypeVar("SequenceT")
+InputT = TypeVar("InputT", bound=msgspec.Struct)
+OutputT = TypeVar("OutputT", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a loaded model tells about itself; shown by ``/v1/models`` and read by HTTP schemas.
+
+    Attributes:
+        max_model_len: Longest input (plus output, for generators) of one sequence in units; None if unbounded.
+        parameters: Number of weights.
+        memory_bytes: Bytes held by weights and fixed buffers on the device.
+        details: Facts that the family's own API layer needs, JSON scalars only.
+    """
+
+    max_model_len: int | None = None
+    parameters: int | None = None
+    memory_bytes: int | None = None
+    details: Mapping[str, str | int | float | bool] = dataclasses.field(
+        default_factory=dict[str, str | int | float | bool]
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish(Generic[OutputT]):
+    """The end of a request: its result, its counted usage and why it ended (a Prometheus label)."""
+
+    result: OutputT
+    usage: Usage
+    finish_reason: str = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Granted(Generic[SequenceT]):
+    """A sequence's place in the next step: it may do up to ``units`` of the work it asked for."""
+
+    sequence: SequenceT
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[OutputT]):
+    """What one step did for one sequence.
+
+    Attributes:
+        output: An increment for the client, or None when there is nothing to send yet.
+        done: The sequence has left the batch; it will be released and never stepped again.
+        error: The sequence alone failed in an ordinary way (its whole request fails with it); implies ``done``.
+    """
+
+    output: OutputT | None = None
+    done: bool = False
+    error: RequestError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRange:
+    """How much work one step of a model may do, in units; the budget controller moves inside it.
+
+    Attributes:
+        min_units: A smaller budget would waste the device.
+        initial_units: The budget before anything was measured.
+        max_units: A larger one does not fit the memory of activations.
+    """
+
+    min_units: int = 16
+    initial_units: int = 1024
+    max_units: int = 1 << 20
+
+
+class ReplicaModel(ABC, Generic[InputT, OutputT]):
+    """What StepModel and EngineModel have in common."""
+
+    @property
+    @abstractmethod
+    def info(self) -> ModelInfo:
+        """Facts about the loaded model. [any thread]"""
+
+    @abstractmethod
+    def estimate_units(self, request: Request[InputT]) -> int:
+        """Guesses the request's whole work in units from its size, for admission. [loop]
+
+        Must not tokenize or decode; an estimate within a factor of two is good. At least 1.
+        """
+
+    def warm_up(self) -> None:
+        """Runs the shapes that live traffic will see, before the replica says that it is ready. [device]"""
+        return
+
+    def stats(self) -> Mapping[str, float]:
+        """Current values of the metrics that the family declared (`Family.metrics`). [device, after a step]"""
+        return {}
+
+    def close(self) -> None:
+        """Gives everything back. Called once, after the last step. [device]"""
+        return
+
+
+class StepModel(ReplicaModel[InputT, OutputT], Generic[SequenceT, InputT, OutputT]):
+    """A model that the core runs step by step.
+
+    A request is split into pieces, each piece is prepared in the pool into sequences, sequences join the running batch,
+    and leave it when an outcome says ``done``, or when they are cancelled, expire or fail.
+
+    ``SequenceT`` is the family's own class for the state of a sequence. Between `prepare` and `release` it has one
+    owner: the device thread.
+    """
+
+    @property
+    def step_range(self) -> StepRange:
+        """Bounds of the step budget. [device, once]"""
+        return StepRange()
+
+    def interrupt(self) -> None:
+        """Asks a step that waits for something outside to return soon; called when requests arrive or leave. [any thread]
+
+        Only models whose `step` can block on anything but computing need it.
+        """
+        return
+
+    def split(self, request: Request[InputT]) -> Sequence[object]:
+        """Cuts a request into pieces that the pool may prepare apart; cheap slicing only. [loop]
+
+        The order of the pieces is the order of the sequences. Default: the whole input is one piece.
+        """
+        return (request.input,)
+
+    @abstractmethod
+    def prepare(self, request: Request[InputT], piece: object) -> Sequence[SequenceT]:
+        """Turns one piece into sequences: tokenize, decode media, render templates. [pool]
+
+        If the request ends meanwhile, the sequences may be dropped without `release`: what they hold by then must be
+        given back when they are collected.
+
+        Raises:
+            RequestError: The input is bad; the whole request fails with this error.
+        """
+
+    @abstractmethod
+    def cost(self, sequence: SequenceT) -> Cost:
+        """What the sequence asks of the next step. Called before each step. [device]"""
+
+    @abstractmethod
+    def step(self, batch: Sequence[Granted[SequenceT]]) -> Sequence[Outcome[OutputT]]:
+        """Computes one step for the batch and returns one outcome per granted sequence, in order. [device]
+
+        Until it returns, a step must not change what a repetition depends on: when it raises, the core runs the halves
+        of the batch again to find the culprit.
+
+        Raises:
+            DeviceLost: The device or process can't go on; every sequence fails and the replica is replaced.
+        """
+
+    def reserve(self, sequence: SequenceT, units: int) -> int:
+        """Takes the memory that ``units`` more work needs; returns the units there is memory for. [device]
+
+        A return below the sequence's ``min_units`` means that it can't run now, and takes nothing: the core preempts
+        others or waits.
+        Must be safe to repeat without a step in between.
+        """
+        return units
+
+    def preempt(self, sequence: SequenceT) -> None:
+        """Takes the sequence's memory away; it will run again later from what it has emitted. [device]"""
+        raise NotImplementedError(f"{type(self).__name__} reserves memory and must be able to preempt")
+
+    def release(self, sequence: SequenceT) -> None:
+        """Gives back all that the sequence holds. Called exactly once for each sequence that reached the batch. [device]
+
+        An exception loses the device: the ledger of what is held could not be trusted any more.
+        """
+        return
+
+    @abstractmethod
+    def finish(self, request: Request[InputT], sequences: Sequence[SequenceT]) -> Finish[OutputT]:
+        """Makes the request's result from all its finished sequences, in order, after they were released. [pool]"""
+
+
+class EngineModel(ReplicaModel[InputT, OutputT]):
+    """A library with an in-flight loop of its own (vLLM). The core admits, orders, bounds, cancels and measures."""
+
+    @abstractmethod
+    def generate(self, request: Request[InputT]) -> AsyncIterator[OutputT | Finish[OutputT]]:
+        """Runs one request; yields increments and, last, a Finish. Closing the iterator aborts within one step. [loop]
+
+        Raises:
+            RequestError: The input is bad.
+        """
+
+
+class DeviceLost(Exception):
+    """The accelerator or engine can't go on; the worker process ends and is replaced."""

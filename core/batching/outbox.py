@@ -1,0 +1,119 @@
+"""What leaves the step loop of a replica: events to the client's side, room to admission, finished requests to their results."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from sixfold.core.batching.admission import Admission, Ticket
+from sixfold.core.batching.entry import RequestState
+from sixfold.core.batching.model import StepModel
+from sixfold.core.errors import InvalidRequest, RequestError, StepFailed
+from sixfold.core.messages import Event, Failed, Finished, Request
+from sixfold.core.tokenization.pieces import PiecePool
+
+_log = logging.getLogger(__name__)
+
+PreparePool = PiecePool[tuple[Request[Any], object], Sequence[Any]]
+"""Prepares (request, piece) into sequences."""
+
+
+class ManagerOutbox:
+    """The `Outbox` of a `BatchManager`.
+
+    Args:
+        model: Makes the results, in threads of this outbox.
+        pool: Told to drop what is left of an ended request.
+        admission: Gets room back.
+        emit: Gets all events; see `BatchManager`.
+    """
+
+    def __init__(
+        self,
+        model: StepModel[Any, Any, Any],
+        pool: PreparePool,
+        admission: Admission,
+        emit: Callable[[tuple[Event, ...]], object],
+    ) -> None:
+        self._model = model
+        self._pool = pool
+        self._admission = admission
+        self._emit = emit
+        self._finishers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="finish")
+        self._tickets: dict[str, Ticket] = {}
+        self._changed = threading.Condition()
+
+    def admit(self, request_id: str, units: int) -> None:
+        """Takes room for a request. [any thread]
+
+        Raises:
+            QueueFull: At once.
+            InvalidRequest: A request of this id has not ended.
+        """
+        with self._changed:
+            if request_id in self._tickets:
+                raise InvalidRequest(f"The request id {request_id!r} is in use by a running request.")
+            self._tickets[request_id] = self._admission.admit(units)
+
+    def wait_idle(self, timeout_s: float | None) -> bool:
+        """Waits until no request is admitted; False if the time ran out. [any thread]"""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._tickets, timeout_s)
+
+    def close(self) -> None:
+        """Waits for the results that are being made. [any thread but the device's]"""
+        self._finishers.shutdown(wait=True)
+
+    def emit(self, events: tuple[Event, ...]) -> None:
+        """Forwards events of the loop. [device]"""
+        self._emit(events)
+
+    def granted(self, state: RequestState, units: int) -> None:
+        """Counts granted work as done. [device]"""
+        ticket = self._tickets.get(state.request.request_id)
+        if ticket is not None:
+            self._admission.consume(ticket, units)
+
+    def stepped(self, units: int, seconds: float) -> None:
+        """Feeds the drain rate. [device]"""
+        self._admission.observe_step(units, seconds)
+
+    def ended(self, state: RequestState) -> None:
+        """Gives back the request's room. [device]"""
+        request_id = state.request.request_id
+        if state.pieces_left:
+            self._pool.cancel(request_id)
+        with self._changed:
+            self._admission.leave(self._tickets.pop(request_id))
+            self._changed.notify_all()
+
+    def finish(self, states: Sequence[RequestState]) -> None:
+        """Makes and sends results beside the next step. [device; a submitting thread after the end]"""
+        try:
+            self._finishers.submit(self._finish_now, states)
+        except RuntimeError:  # closed: a request without sequences came while the manager ended
+            self._finish_now(states)
+
+    def _finish_now(self, states: Sequence[RequestState]) -> None:
+        self._emit(tuple(self._last_event(state) for state in states))
+
+    def _last_event(self, state: RequestState) -> Event:
+        request_id = state.request.request_id
+        try:
+            end = self._model.finish(state.request, [entry.sequence for entry in state.entries])
+        except RequestError as error:
+            return Failed(request_id=request_id, error=error)
+        except Exception:  # the border between the core and a model's code
+            _log.exception("finish failed for request %s", request_id)
+            message = "The model failed on this request. The server's log has the reason under the request's id."
+            return Failed(request_id=request_id, error=StepFailed(message))
+        return Finished(
+            request_id=request_id,
+            result=end.result,
+            usage=end.usage,
+            timing=state.timing(),
+            finish_reason=end.finish_reason,
+        )

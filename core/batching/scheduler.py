@@ -1,0 +1,303 @@
+"""Chooses the sequences of each step. Pure in time: the clock is an argument, and the model is asked, never called to run.
+
+The invariants of `select`:
+
+- One batch key a step, chosen by the fair order over all that run and the one that waits at the head, so that shapes
+  share the device fairly.
+- Within the key, indivisible running work goes first, then divisible running work and newcomers in fair order, so that a
+  long divisible sequence does not keep short ones out. The first of the order gets in whatever its size.
+- The sequence, waiting or running, that was left out longest decides every fourth step once it is out of patience, and
+  then goes before the fair order: its wait is bounded whatever arrives after it, and an overloaded replica still shares
+  by weight. If it cannot start, nothing else starts before it has; all fit in the end, because what runs ends.
+- Memory is taken from the sequence that started last, so the one that started first always progresses: no livelock. Who
+  loses its memory starts again before anything else starts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from sixfold.core.batching.budget import StepBudget
+from sixfold.core.batching.entry import Entry, Phase, RequestState
+from sixfold.core.batching.fair_queue import FairQueue
+from sixfold.core.batching.model import Granted, StepModel
+from sixfold.core.errors import InvalidRequest, RequestError
+from sixfold.core.messages import Cost
+
+# One step in so many is decided by the sequence that was left out longest, once it is out of patience.
+_DECIDER_EVERY = 4
+
+
+class Selection:
+    """One step's batch, being filled. Owner: the scheduler, then the step loop.
+
+    Args:
+        units: The step's budget.
+        key: The batch key of all its sequences.
+    """
+
+    __slots__ = ("entries", "key", "limited", "preempted", "rejected", "units", "units_left")
+
+    def __init__(self, units: int, key: object = None) -> None:
+        self.units_left = units
+        self.units = 0
+        self.key = key
+        self.entries: dict[Entry, int] = {}  # with the granted units
+        self.rejected: list[tuple[Entry, RequestError]] = []
+        self.preempted = False
+        self.limited = False  # by the budget: more could have been done
+
+    @property
+    def granted(self) -> list[Granted[Any]]:
+        """The batch as the model takes it."""
+        return [Granted(entry.sequence, units) for entry, units in self.entries.items()]
+
+    def accepts(self, cost: Cost) -> bool:
+        """Whether a sequence of this cost may join."""
+        if cost.batch_key != self.key:
+            return False
+        if cost.units > self.units_left:
+            self.limited = True
+        return not self.entries or cost.min_units <= self.units_left
+
+    def wanted_units(self, cost: Cost) -> int:
+        """What to grant: all it can use, what is left, or (for the first) the least that makes progress."""
+        return max(cost.min_units, min(cost.units, self.units_left))
+
+    def add(self, entry: Entry, units: int) -> None:
+        """Puts a sequence into the step."""
+        self.entries[entry] = units
+        self.units += units
+        self.units_left -= units
+
+    def remove(self, entry: Entry) -> int:
+        """Takes a sequence out again, if it is in; returns what it had been granted."""
+        units = self.entries.pop(entry, 0)
+        self.units -= units
+        self.units_left += units
+        return units
+
+
+class Scheduler:
+    """The running batch and the waiting sequences of one replica. Owner: the device thread.
+
+    Args:
+        model: Asked for costs and memory.
+        budget: How much one step may do.
+        max_running_sequences: How many sequences may run at once.
+        patience_s: Wait after which a sequence goes before the fair order.
+    """
+
+    def __init__(
+        self, model: StepModel[Any, Any, Any], budget: StepBudget, *, max_running_sequences: int, patience_s: float
+    ) -> None:
+        self._model = model
+        self._budget = budget
+        self._max_running = max_running_sequences
+        self._patience_s = patience_s
+        self._num_since_decider = 0
+        self._running_decides = False
+        # Nothing starts before these: they lost their memory, or were out of patience and could not start. Others would
+        # take the room that they wait for, again and again.
+        self._blocked: deque[Entry] = deque()
+        self.queue = FairQueue(patience_s)
+        self.num_preemptions = 0
+        self.running: dict[Entry, None] = {}  # an ordered set: in the order in which they started
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a selection could choose something."""
+        return bool(self.running) or self.queue.num_waiting > 0
+
+    def add(self, entry: Entry) -> None:
+        """A prepared sequence waits."""
+        self.queue.push(entry)
+
+    def remove(self, entry: Entry) -> None:
+        """The sequence leaves, whatever its phase; harmless when it has left."""
+        if entry in self._blocked:
+            self._blocked.remove(entry)
+        if entry.phase is Phase.RUNNING:
+            del self.running[entry]
+            entry.phase = Phase.GONE
+        elif entry.phase is Phase.WAITING:
+            self.queue.remove(entry, Phase.GONE)
+
+    def close_request(self, state: RequestState) -> None:
+        """Forgets an ended request and all its sequences."""
+        for entry in state.entries:
+            self.remove(entry)
+        self.queue.close(state)
+
+    def select(self, now_s: float) -> Selection:
+        """The next step's batch; empty when there is nothing to do. What is in ``rejected`` can never run.
+
+        With something rejected the batch is empty: end those requests, then select again.
+        """
+        for entry in self.running:
+            entry.cost = self._model.cost(entry.sequence)
+        decider = self._decider(now_s)
+        head = self.queue.head() if decider is None else decider
+        if head is not None:
+            head.cost = self._model.cost(head.sequence)
+        selection = Selection(self._budget.units, self._choose_key(head, decider))
+        deferred = self._continue_running(selection, head, decider)
+        if not selection.preempted and not selection.rejected:
+            self._start_waiting(selection, decider)
+        self._grant_running(selection, deferred)
+        if not selection.entries and not selection.rejected and self.running:
+            # The key was that of a waiting sequence which can't start yet: what runs must go on, or it never will.
+            selection = Selection(self._budget.units, _key(min(self.running, key=self._order)))
+            self._continue_running(selection, None, None)
+        self._advance(selection, now_s)
+        return selection
+
+    def _advance(self, selection: Selection, now_s: float) -> None:
+        granted = selection.entries
+        for entry in granted:
+            entry.waiting_since_s = now_s
+        unmet = {
+            entry.state: None
+            for entry in self.running
+            if entry.cost is not None and granted.get(entry, 0) < entry.cost.units
+        }
+        self.queue.advance({entry.state: None for entry in granted}, unmet)
+
+    def _decider(self, now_s: float) -> Entry | None:
+        """The sequence that decides this step against the fair order, if it is the turn of those out of patience."""
+        self._num_since_decider += 1
+        if self._blocked and not self.running:
+            return self._blocked[0]
+        if self._num_since_decider < _DECIDER_EVERY:
+            return None
+        waiting = self._blocked[0] if self._blocked else self.queue.overdue(now_s)
+        late = [entry for entry in self.running if now_s - entry.waiting_since_s > self._patience_s]
+        if waiting is None and not late:
+            return None
+        self._num_since_decider = 0
+        # By turns: under overload what waits has always waited longer than what runs, and would shut it out.
+        self._running_decides = bool(late) and (waiting is None or not self._running_decides)
+        return min(late, key=lambda entry: entry.waiting_since_s) if self._running_decides else waiting
+
+    def _choose_key(self, head: Entry | None, decider: Entry | None) -> object:
+        if decider is not None:
+            return _key(decider)
+        if head is not None and not self.running:
+            return _key(head)
+        candidates = list(self.running)
+        if head is not None and not self._blocked:
+            candidates.append(head)
+        keys = {_key(entry) for entry in candidates}
+        return _key(min(candidates, key=self._order)) if len(keys) > 1 else next(iter(keys), None)
+
+    def _order(self, entry: Entry) -> tuple[float, float, int, float]:
+        """The fair order; between sequences of one request the one goes first that was left out longest."""
+        return (*self.queue.tag(entry.state), entry.waiting_since_s)
+
+    def _continue_running(self, selection: Selection, head: Entry | None, decider: Entry | None) -> list[Entry]:
+        """Grants to what runs; returns the divisible ones whose turn is after that of the head, which waits."""
+        entries = [entry for entry in self.running if _key(entry) == selection.key]
+        num_first = len(entries)
+        if sum(entry.cost.units for entry in entries if entry.cost is not None) > selection.units_left:
+            entries.sort(key=lambda entry: (entry is not decider, _divisible(entry), self._order(entry)))
+            joins = head is not None and head.phase is Phase.WAITING and _key(head) == selection.key
+            if head is not None and joins and len(self.running) < self._max_running:
+                first = [entry for entry in entries if not (_divisible(entry) and self._precedes(head, entry, decider))]
+                num_first = len(first)
+        self._grant_running(selection, entries[:num_first])
+        return entries[num_first:]
+
+    def _precedes(self, head: Entry, entry: Entry, decider: Entry | None) -> bool:
+        return head is decider or self._order(head) < self._order(entry)
+
+    def _grant_running(self, selection: Selection, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            cost = entry.cost
+            # one of these may have lost its memory to another meanwhile
+            if entry.phase is not Phase.RUNNING or cost is None or not selection.accepts(cost):
+                continue
+            units = self._reserve_or_preempt(entry, cost, selection.wanted_units(cost), selection)
+            if units > 0:
+                self._grant(selection, entry, units)
+
+    def _grant(self, selection: Selection, entry: Entry, units: int) -> None:
+        selection.add(entry, units)
+        self.queue.charge(entry.state, units)  # at once, so that others are next for the rest of the step
+
+    def _reserve_or_preempt(self, entry: Entry, cost: Cost, wanted: int, selection: Selection) -> int:
+        """Memory for a running sequence, if need be that of sequences that started later; 0 if it lost its own."""
+        while (units := self._model.reserve(entry.sequence, wanted)) < cost.min_units:
+            if len(self.running) == 1:
+                self._reject(entry, selection)  # preempting itself would only bring it here again
+                return 0
+            victim = next(reversed(self.running))
+            self._preempt(victim, selection)
+            if victim is entry:
+                return 0
+        return min(units, wanted)
+
+    def _reject(self, entry: Entry, selection: Selection) -> None:
+        """Alone on the device and still no room: it never will fit."""
+        self.remove(entry)
+        message = "The input needs more memory than the model has. Shorten it or ask for less output."
+        selection.rejected.append((entry, InvalidRequest(message, code="input_too_large")))
+
+    def _preempt(self, entry: Entry, selection: Selection) -> None:
+        self.queue.charge(entry.state, -selection.remove(entry))
+        self._model.preempt(entry.sequence)
+        del self.running[entry]
+        selection.preempted = True
+        entry.state.num_preemptions += 1
+        self.num_preemptions += 1
+        entry.waiting_since_s = entry.state.request.arrived_s
+        self.queue.push(entry, front=True)
+        self._blocked.appendleft(entry)  # it started before those that lost their memory before it
+
+    def _start_waiting(self, selection: Selection, decider: Entry | None) -> None:
+        if not self._blocked and decider is not None and decider.phase is Phase.WAITING:
+            self._blocked.append(decider)
+        while self._blocked:
+            first = self._blocked[0]
+            first.cost = self._model.cost(first.sequence)
+            if not self._start(first, selection):
+                return
+            self._blocked.popleft()
+        while (entry := self.queue.head()) is not None:
+            entry.cost = self._model.cost(entry.sequence)
+            if entry.cost.batch_key != selection.key:
+                self._start_others_of_key(selection)
+                return
+            if not self._start(entry, selection):
+                return
+
+    def _start_others_of_key(self, selection: Selection) -> None:
+        for entry in self.queue.in_order():
+            entry.cost = self._model.cost(entry.sequence)
+            if entry.cost.batch_key == selection.key and not self._start(entry, selection):
+                return
+
+    def _start(self, entry: Entry, selection: Selection) -> bool:
+        """Lets a waiting sequence join; False when it must wait on, and nothing behind it may pass, or was rejected."""
+        cost = entry.cost
+        if cost is None or len(self.running) >= self._max_running or not selection.accepts(cost):
+            return False
+        wanted = selection.wanted_units(cost)
+        units = self._model.reserve(entry.sequence, wanted)
+        if units < cost.min_units:
+            if not self.running:
+                self._reject(entry, selection)
+            return False
+        self.queue.remove(entry, Phase.RUNNING)
+        self.running[entry] = None
+        self._grant(selection, entry, min(units, wanted))
+        return True
+
+
+def _key(entry: Entry) -> object:
+    return None if entry.cost is None else entry.cost.batch_key
+
+
+def _divisible(entry: Entry) -> bool:
+    return entry.cost is not None and entry.cost.min_units < entry.cost.units

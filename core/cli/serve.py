@@ -1,0 +1,78 @@
+"""``sixfold serve``: hands a checked configuration to the server and prints calls to try when it is up."""
+
+from __future__ import annotations
+
+import logging
+import string
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sixfold.core.cli.progress import ProgressReport
+from sixfold.core.cli.server import run_server
+from sixfold.core.config import Settings
+from sixfold.core.family import Family
+from sixfold.core.plugins import Plugins
+
+
+def serve(config: Path, read: Callable[[], Settings], plugins: Plugins, *, log_level: str) -> int:
+    """Runs the server until it is stopped.
+
+    Args:
+        config: The file that is watched for changes.
+        read: Reads and checks the settings: now, and again after each change.
+        plugins: What is installed.
+        log_level: One of `sixfold.core.cli.commands.LOG_LEVELS`.
+
+    Raises:
+        UsageError: The settings are wrong, or a model can't be had.
+    """
+    settings = read()
+    configure_logging(log_level)
+    with ProgressReport(sys.stderr) as report:
+
+        def on_ready(url: str, served: Mapping[str, Family]) -> None:
+            report.stop_bars()
+            print(start_message(plugins, served, url), flush=True)
+
+        return run_server(settings, plugins, config=config, read=read, report=report, on_ready=on_ready)
+
+
+def configure_logging(level: str) -> None:
+    """Sends log records of the process to standard error, from ``level`` on."""
+    logging.basicConfig(
+        level=level.upper(),
+        handlers=[_PresentStderrHandler()],
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+    )
+    # It logs each file event: with the log in the folder of the configuration, each line would cause the next.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+
+
+class _PresentStderrHandler(logging.Handler):
+    """Writes to what is ``sys.stderr`` at the moment: while bars are drawn, that is a proxy that prints above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except (ValueError, OSError):  # stderr is closed: there is nobody to tell
+            return
+
+
+def start_message(plugins: Plugins, served: Mapping[str, Family], url: str) -> str:
+    """What ``serve`` prints when it is up: the address, the models, and calls to paste.
+
+    Args:
+        plugins: Their APIs bring the examples.
+        served: The family of each served model, by the model's name.
+        url: The server's address without a trailing slash.
+    """
+    lines = [f"Sixfold serves {', '.join(served) or 'no model yet'} on {url}"]
+    for modality, api in plugins.apis.items():
+        model = next((name for name, family in served.items() if family.modality == modality), None)
+        if model is not None:
+            lines += [
+                "\n" + string.Template(example).safe_substitute(url=url, model=model).strip()
+                for example in api.examples
+            ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,147 @@
+"""A family adapts one kind of model to the core; this file holds what a plugin declares about it, without loading it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from sixfold.core.errors import SourceError
+
+
+class NoOptions(BaseModel):
+    """The options of a family that has none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MetricKind(StrEnum):
+    """How Prometheus shall read a value of `ReplicaModel.stats`."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSpec:
+    """One value that the family's models report in ``stats()``, published as ``sixfold:<name>{model_name=...}``.
+
+    Attributes:
+        name: Prometheus name without prefix; counters end in ``_total``, times in ``_seconds``, sizes in ``_bytes``.
+        kind: A counter's reported value only ever grows while the replica lives.
+        help: One sentence for people.
+    """
+
+    name: str
+    kind: MetricKind
+    help: str
+
+
+class ModelFiles:
+    """The files of a resolved model, read lazily; what `Family.detect` looks at.
+
+    Args:
+        path: The model's folder, or a single file such as a ``.gguf``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def has(self, name: str) -> bool:
+        """Whether the folder holds this file or sub-folder (``"1_Pooling/config.json"``)."""
+        return self.path.is_dir() and (self.path / name).exists()
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - lives as long as the few instances made at load time
+    def json(self, name: str) -> dict[str, Any]:
+        """The parsed JSON object of a file, or {} if there is no such file.
+
+        Raises:
+            SourceError: The file is not a JSON object.
+        """
+        if not self.has(name):
+            return {}
+        try:
+            value: Any = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SourceError(f"{name} of the model is not valid JSON: {error}. Pull the model again.") from error
+        if not isinstance(value, dict):
+            raise SourceError(f"{name} of the model must hold a JSON object.")
+        return cast("dict[str, Any]", value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadContext:
+    """What a family's loader gets, in the worker process.
+
+    Attributes:
+        model_name: The registry's name, for messages.
+        path: The model's resolved, converted files.
+        device: "cpu" or "cuda:N".
+        num_threads: CPU threads that the replica may use for steps.
+        options: The validated instance of the family's ``options`` class.
+        report: Call with (fraction 0..1, what is being done) while loading.
+    """
+
+    model_name: str
+    path: Path
+    device: str
+    num_threads: int
+    options: BaseModel
+    report: Callable[[float, str], None] = field(default=lambda _fraction, _what: None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """An adapter for a kind of model. Registered by a plugin through ``register_families``.
+
+    Attributes:
+        name: ``"modality/library"``, e.g. ``"llm/transformers"``; unique over all plugins.
+        summary: One sentence for ``sixfold plugins``.
+        operations: What clients can ask of its models (``"chat"``, ``"embed"``); API layers check it.
+        loader: ``"package.module:function"`` imported in the worker only; takes LoadContext, returns a StepModel or
+            EngineModel.
+        input_type: The msgspec type of ``Request.input`` (a Struct, or a union of tagged Structs).
+        output_type: The msgspec type of all increments and results (same rule).
+        options: The pydantic class (``extra="forbid"``) of the registry entry's ``options``.
+        extra: The pip extra that brings what it needs, for the message when something is missing.
+        requires: Import names that must be installed.
+        detect: Says from the model's own files how sure it is to be the right family: 0 no, 100 certainly.
+        metrics: What its models report.
+        default_max_queue_units: Work in units that may wait before new requests get 429.
+    """
+
+    name: str
+    summary: str
+    operations: frozenset[str]
+    loader: str
+    input_type: Any
+    output_type: Any
+    options: type[BaseModel] = NoOptions
+    extra: str
+    requires: tuple[str, ...] = ()
+    detect: Callable[[ModelFiles], int] = field(default=lambda _files: 0)
+    metrics: tuple[MetricSpec, ...] = ()
+    default_max_queue_units: int = 1_000_000
+
+    @property
+    def modality(self) -> str:
+        """The part of the name before the slash."""
+        return self.name.partition("/")[0]
+
+    def missing(self) -> tuple[str, ...]:
+        """The required modules that are not installed; looked up without importing them."""
+        return tuple(name for name in self.requires if not _installed(name))
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the parent of a dotted name is missing
+        return False

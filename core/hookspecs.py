@@ -1,0 +1,125 @@
+"""Every hook of Sixfold. A plugin is a module named by an entry point of the group ``sixfold``; it implements any of these
+with ``@sixfold.core.hookspecs.hookimpl``. First-party plugins come in the same way.
+
+A plugin's module must import nothing heavy: it is loaded in every process, also where its extra is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pluggy
+
+from sixfold.core.family import Family, ModelFiles
+
+PROJECT = "sixfold"
+"""Name of the pluggy project and of the entry-point group."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with (what, bytes done, bytes in all or None) while files are fetched or converted."""
+
+
+class Source(Protocol):
+    """Finds a model's files by a reference such as ``hf:org/repo@revision``."""
+
+    @property
+    def scheme(self) -> str:
+        """The part before the colon, e.g. ``"hf"``."""
+        ...
+
+    def resolve(self, reference: str, *, cache_dir: Path, progress: Progress) -> Path:
+        """Returns the local folder (or single file) of the model; fetches what is not there yet.
+
+        Called in the serving process or by ``sixfold pull``, in a thread. Interrupted downloads resume; a second call
+        with complete files needs no network.
+
+        Args:
+            reference: What follows ``scheme:``.
+            cache_dir: Where fetched files are kept; shared by all sources.
+            progress: See :data:`Progress`.
+
+        Raises:
+            SourceError: With what to do next.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """The HTTP face of a modality.
+
+    Attributes:
+        modality: E.g. ``"llm"``; unique over all plugins.
+        factory: ``"package.module:Class"``, a `sixfold.core.serving.api.ModalityAPI`; imported in the serving process.
+        examples: Ready-to-paste calls that ``sixfold serve`` prints when a model of the modality is up; ``$url`` stands
+            for the server's address, ``$model`` for the model's name.
+    """
+
+    modality: str
+    factory: str
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A subcommand of ``sixfold``.
+
+    Attributes:
+        name: What follows ``sixfold``; unique over all plugins and the built-in commands.
+        summary: One sentence for ``sixfold --help``.
+        configure: Adds the command's arguments to its own parser.
+        run: Does the work and returns the exit status. A UsageError becomes one message and status 2.
+    """
+
+    name: str
+    summary: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+@hookspec
+def register_families(register: Callable[[Family], None]) -> None:
+    """Offers model families. Called once in every process, before any model loads.
+
+    Call ``register(family)`` per family. Two plugins that claim one name raise PluginConflict.
+    """
+
+
+@hookspec
+def register_apis(register: Callable[[Api], None]) -> None:
+    """Offers HTTP faces, one LitAPI a modality. Called once in the serving process, before it listens.
+
+    Call ``register(api)``. Two plugins that claim one modality raise PluginConflict; so do two routes with one path.
+    """
+
+
+@hookspec
+def register_sources(register: Callable[[Source], None]) -> None:
+    """Offers model sources. Called once in the serving process and by ``sixfold pull``.
+
+    Call ``register(source)``. Two plugins that claim one scheme raise PluginConflict.
+    """
+
+
+@hookspec
+def register_commands(register: Callable[[Command], None]) -> None:
+    """Offers subcommands of ``sixfold``. Called once by the command line, before arguments are parsed.
+
+    Call ``register(command)``. Two plugins that claim one name, or a built-in command's, raise PluginConflict.
+    """
+
+
+@hookspec(firstresult=True)
+def convert_model(files: ModelFiles, cache_dir: Path, progress: Progress) -> Path | None:
+    """Converts files that no family can load directly (GGUF) into a folder that one can; None if there is nothing to do.
+
+    Called after a source resolved, in the serving process or by ``sixfold pull``, in a thread. The result must be kept in
+    ``cache_dir`` under a name made from the content, so that a second call is instant. The first plugin to answer wins.
+    """

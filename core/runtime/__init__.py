@@ -1,0 +1,1 @@
+"""Replicas: worker processes, their channel, loading and kernels that more than one family needs."""

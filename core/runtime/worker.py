@@ -1,0 +1,320 @@
+"""A worker process: loads one model and runs its batch manager behind one socket to the serving process.
+
+Started as ``python -m sixfold.core.runtime.worker FD``. The main thread reads, a writer thread sends (many events a frame),
+the device thread loads and steps, the pool has its own. When the socket closes, the serving process is gone and so is this.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sixfold.core.batching.budget import Objective, ObjectiveKind
+from sixfold.core.batching.engine_adapter import EngineAdapter
+from sixfold.core.batching.manager import BatchManager, Limits
+from sixfold.core.batching.model import EngineModel, StepModel
+from sixfold.core.errors import RequestError, SixfoldError, UsageError
+from sixfold.core.family import Family, LoadContext
+from sixfold.core.messages import Event, Failed, Increment, Priority, Request
+from sixfold.core.plugins import load_plugins
+from sixfold.core.runtime import wire
+from sixfold.core.runtime.devices import resolve_device
+from sixfold.core.tokenization.pool import ThreadPiecePool
+
+_log = logging.getLogger(__name__)
+
+_STATS_EVERY_S = 0.1
+_MAX_PENDING_PIECES = 65_536
+
+
+class Writer:
+    """Sends messages from a thread of its own, all that are ready in one frame.
+
+    Args:
+        sock: Connected to the serving process.
+
+    Attributes:
+        stats: Set to a function that returns the manager's figures if they changed; asked at most every 100 ms.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._queue: queue.SimpleQueue[tuple[Event, ...] | wire.FromWorker | None] = queue.SimpleQueue()
+        self._numbers: dict[str, int] = {}
+        self._encoder = msgspec.msgpack.Encoder()
+        self.stats: Callable[[], wire.Stats | None] = lambda: None
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread.start()
+
+    def register(self, request_id: str, number: int) -> None:
+        """Makes a request's number known before its first event."""
+        self._numbers[request_id] = number
+
+    def put(self, item: tuple[Event, ...] | wire.FromWorker) -> None:
+        """Sends events or a message soon. [any thread]"""
+        self._queue.put(item)
+
+    def close(self) -> None:
+        """Sends what is left and ends."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        last_stats_s = 0.0
+        open_ = True
+        try:
+            while open_:
+                items = self._take()
+                open_ = None not in items
+                data = b"".join(map(self._encode, _merged([item for item in items if item is not None])))
+                if not items or time.monotonic() - last_stats_s >= _STATS_EVERY_S:
+                    stats = self.stats()
+                    if stats is not None:
+                        data += self._encode(stats)
+                        last_stats_s = time.monotonic()
+                if data:
+                    self._sock.sendall(data)
+        except OSError:
+            _log.info("the serving process closed the channel")
+
+    def _take(self) -> list[tuple[Event, ...] | wire.FromWorker | None]:
+        try:
+            items = [self._queue.get(timeout=_STATS_EVERY_S)]
+        except queue.Empty:
+            return []
+        while not self._queue.empty():
+            items.append(self._queue.get())
+        return items
+
+    def _encode(self, item: list[Event] | wire.FromWorker) -> bytes:
+        message = wire.Outputs([self._wire_event(event) for event in item]) if isinstance(item, list) else item
+        return wire.frame(self._encoder.encode(message))
+
+    def _wire_event(self, event: Event) -> wire.WireEvent:
+        if isinstance(event, Increment):
+            number = self._numbers[event.request_id]
+            return wire.WireIncrement(number, msgspec.Raw(self._encoder.encode(event.output)))
+        number = self._numbers.pop(event.request_id)
+        if isinstance(event, Failed):
+            return wire.WireFailed.of(number, event.error)
+        result = msgspec.Raw(self._encoder.encode(event.result))
+        return wire.WireFinished(number, result, event.usage, event.timing, event.finish_reason)
+
+
+def _merged(items: list[tuple[Event, ...] | wire.FromWorker]) -> list[list[Event] | wire.FromWorker]:
+    """Runs of events become one message; other messages keep their place."""
+    merged: list[list[Event] | wire.FromWorker] = []
+    for item in items:
+        if not isinstance(item, tuple):
+            merged.append(item)
+        elif merged and isinstance(merged[-1], list):
+            merged[-1].extend(item)
+        else:
+            merged.append(list(item))
+    return merged
+
+
+class Worker:
+    """One model and its manager.
+
+    Args:
+        load: What to load.
+        writer: Where events go.
+        on_failed: Called on the device thread when the model could not be loaded and the reason was sent.
+    """
+
+    manager: BatchManager
+
+    def __init__(self, load: wire.Load, writer: Writer, on_failed: Callable[[], None]) -> None:
+        self._load = load
+        self._writer = writer
+        self._on_failed = on_failed
+        self._sent: object = None
+        self.failed = False
+
+    def serve(self) -> None:
+        """Loads, warms up and steps the model, all on the calling thread, which becomes the device thread.
+
+        One thread for all of it: OpenMP keeps a team of threads for each thread that ever computed, counts the idle ones
+        as well, and with more of them than cores lets none spin between kernels. A model loaded on another thread took
+        51 ms a decode step instead of 30.
+        """
+        try:
+            model = self._prepare()
+        except Exception as error:  # a model's code may raise anything while it loads; the supervisor must hear it
+            if not isinstance(error, SixfoldError):
+                _log.exception("loading %s failed", self._load.model_name)
+            message = str(error) if isinstance(error, SixfoldError) else f"{type(error).__name__}: {error}"
+            self._writer.put(wire.LoadFailed(message, isinstance(error, UsageError)))
+            self._writer.close()
+            self.failed = True
+            self._on_failed()
+            return
+        self.manager.run(
+            on_running=lambda: self._writer.put(wire.Ready.of(model.info)),
+            # A lost device ends the process at once: the serving process sees the closed socket and replaces it.
+            on_lost=lambda: threading.Thread(target=self._die, daemon=True).start(),
+        )
+
+    def _prepare(self) -> StepModel[Any, Any, Any]:
+        load = self._load
+        family = load_plugins().families.get(load.family)
+        if family is None:
+            raise UsageError(f"The worker's Python has no plugin with the family {load.family!r}. Install it there.")
+        self._input = msgspec.msgpack.Decoder(family.input_type)
+        model = load_model(family, load, lambda fraction, what: self._writer.put(wire.LoadProgress(fraction, what)))
+        model.warm_up()
+        self._pool: ThreadPiecePool[tuple[Request[Any], object], Any] = ThreadPiecePool(
+            lambda work: model.prepare(*work),
+            num_workers=load.num_pool_threads,
+            max_pending_pieces=_MAX_PENDING_PIECES,
+            name="prepare",
+        )
+        defaults = Limits(max_queue_units=family.default_max_queue_units)
+        self.manager = BatchManager(
+            model,
+            pool=self._pool,
+            limits=Limits(
+                max_queue_units=load.max_queue_units or defaults.max_queue_units,
+                max_running_sequences=load.max_running_sequences or defaults.max_running_sequences,
+                max_step_units=load.max_step_units,
+            ),
+            objective=Objective(
+                kind=ObjectiveKind(load.objective_kind), target_s=load.objective_target_s or float("inf")
+            ),
+            emit=self._writer.put,
+            clock=time.monotonic,
+        )
+        self._writer.stats = self._stats_if_changed
+        return model
+
+    def _die(self) -> None:
+        self._writer.close()
+        os._exit(70)
+
+    def _stats_if_changed(self) -> wire.Stats | None:
+        snapshot = self.manager.snapshot
+        if snapshot is self._sent:
+            return None
+        self._sent = snapshot
+        return wire.Stats(
+            num_running=snapshot.num_running,
+            num_waiting=snapshot.num_waiting,
+            queued_units=snapshot.queued_units,
+            units_per_s=snapshot.units_per_s,
+            metrics=dict(snapshot.metrics),
+        )
+
+    def submit(self, message: wire.Submit) -> None:
+        """Admits a request of the serving process; a refusal is its answer."""
+        request_id = _inner_id(message)
+        self._writer.register(request_id, message.number)
+        now_s = time.monotonic()
+        timeouts_s = [t for t in (message.timeout_s, self._load.request_timeout_s) if t is not None]
+        try:
+            self.manager.submit(
+                Request(
+                    request_id=request_id,
+                    input=self._input.decode(message.input),
+                    tenant=message.tenant,
+                    weight=message.weight,
+                    priority=Priority(message.priority),
+                    arrived_s=now_s,
+                    deadline_s=now_s + min(timeouts_s) if timeouts_s else None,
+                )
+            )
+        except RequestError as error:
+            self._writer.put((Failed(request_id=request_id, error=error),))
+
+    def cancel(self, message: wire.Cancel) -> None:
+        """Ends a request; harmless when it has ended."""
+        self.manager.cancel(_inner_id(message))
+
+    def drain(self, timeout_s: float) -> None:
+        """Finishes what runs, answers the rest, sends all."""
+        self.manager.drain(timeout_s)
+        self.manager.close()
+        self._pool.close()
+        self._writer.put(wire.Drained())
+        self._writer.close()
+
+
+def _inner_id(message: wire.Submit | wire.Cancel) -> str:
+    """The client's own id may repeat: inside, the channel's number makes it unique."""
+    return f"{message.request_id}#{message.number}"
+
+
+def load_model(family: Family, load: wire.Load, report: Callable[[float, str], None]) -> StepModel[Any, Any, Any]:
+    """Imports the family's loader and loads; an EngineModel comes back behind its adapter."""
+    module_name, _, function = family.loader.partition(":")
+    loader = getattr(importlib.import_module(module_name), function)
+    model: Any = loader(
+        LoadContext(
+            model_name=load.model_name,
+            path=Path(load.path),
+            device=resolve_device(load.device),
+            num_threads=load.num_threads,
+            options=family.options.model_validate(load.options),
+            report=report,
+        )
+    )
+    if issubclass(type(model), EngineModel):
+        return EngineAdapter(model, max_engine_units=load.max_step_units or 1 << 20)
+    if not issubclass(type(model), StepModel):
+        raise UsageError(f"{family.loader} returned {type(model).__name__}, not a StepModel or EngineModel.")
+    stepped: StepModel[Any, Any, Any] = model
+    return stepped
+
+
+def main(fd: int) -> int:
+    """Serves one model until the serving process says Drain or goes away; the exit status."""
+    # Ctrl-C, systemd and container runtimes signal the whole group: the serving process alone decides when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sock = socket.socket(fileno=fd)
+    writer = Writer(sock)
+    reader = wire.FrameReader()
+    decoder = msgspec.msgpack.Decoder(wire.ToWorker)
+    worker: Worker | None = None
+    while data := sock.recv(1 << 18):
+        for payload in reader.feed(data):
+            message = decoder.decode(payload)
+            if isinstance(message, wire.Load):
+                worker = Worker(message, writer, on_failed=lambda: sock.shutdown(socket.SHUT_RD))
+                threading.Thread(target=worker.serve, name="device", daemon=True).start()
+            elif worker is None:
+                raise RuntimeError("the serving process sent work before Load")
+            elif isinstance(message, wire.Submit):
+                worker.submit(message)
+            elif isinstance(message, wire.Cancel):
+                worker.cancel(message)
+            else:
+                # Beside the reader: clients may still cancel while the rest finishes.
+                threading.Thread(target=_drain, args=(worker, message.timeout_s, sock), name="drain").start()
+    return int(worker is not None and worker.failed)
+
+
+def _drain(worker: Worker, timeout_s: float, sock: socket.socket) -> None:
+    worker.drain(timeout_s)
+    sock.shutdown(socket.SHUT_RD)  # ends the reader in `main`
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    status = main(int(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: threads inside model libraries may never end, and nothing is left to lose.
+    os._exit(status)

@@ -1,0 +1,1 @@
+"""The LitServe application: routes, errors, keys, metrics, server-sent events and lifecycle."""

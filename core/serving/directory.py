@@ -1,0 +1,81 @@
+"""What the HTTP face asks about models: which there are, in what state, and where their replicas are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Protocol
+
+from sixfold.core.batching.model import ModelInfo
+from sixfold.core.family import Family
+from sixfold.core.runtime.replica import Replica
+
+
+class ModelState(StrEnum):
+    """Where a model is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class HostedModel(Protocol):
+    """One entry of the registry with its replicas. Read in the event loop; every answer is about this moment."""
+
+    @property
+    def name(self) -> str:
+        """The registry's name."""
+        ...
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names that clients may use."""
+        ...
+
+    @property
+    def family(self) -> Family | None:
+        """The family that serves it; None while its files have not told yet."""
+        ...
+
+    @property
+    def state(self) -> ModelState:
+        """READY while at least one replica takes requests or is being replaced."""
+        ...
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What the loaded model tells about itself; None until it was loaded once."""
+        ...
+
+    @property
+    def replicas(self) -> Sequence[Replica]:
+        """The replicas that take requests now; may be empty for a moment when a worker died."""
+        ...
+
+    @property
+    def created_s(self) -> int:
+        """Unix time of the entry, for clients; stays the same while the entry does."""
+        ...
+
+
+class Directory(Protocol):
+    """The models of this server. Called in the event loop; must not block."""
+
+    def find(self, name: str) -> HostedModel | None:
+        """The model of this name or alias, in whatever state; None if there is none."""
+        ...
+
+    def models(self) -> Sequence[HostedModel]:
+        """All models, in the order of the configuration."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model that should be ready is."""
+        ...
+
+    @property
+    def draining(self) -> bool:
+        """Whether no model takes new requests any more."""
+        ...

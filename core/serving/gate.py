@@ -1,0 +1,146 @@
+"""The outermost layer of the application: request ids, keys, draining, and an answer to every exception."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Callable
+from time import monotonic
+
+from fastapi import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sixfold.core.errors import PayloadTooLarge, RequestCancelled, RequestError
+from sixfold.core.serving.context import SCOPE_KEY, Admitted, ServingContext
+from sixfold.core.serving.error_responses import error_response, internal_error_response
+
+logger = logging.getLogger(__name__)
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
+_NO_ROUTE = "none"
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+
+ALWAYS_OPEN = frozenset(("/", "/health", "/ready", "/docs", "/redoc", "/openapi.json"))
+"""Paths that need no key and answer while the server drains: probes, and documents without secrets."""
+
+
+class Gate:
+    """Pure ASGI middleware; everything that the server answers passes through it.
+
+    Args:
+        app: The rest of the application.
+        context: The server's parts.
+        is_plain: Whether this path is a plain LitAPI's: the gate does for it what `RouteApp` does for modalities.
+    """
+
+    def __init__(self, app: ASGIApp, *, context: ServingContext, is_plain: Callable[[str], bool]) -> None:
+        self._app = app
+        self._context = context
+        self._is_plain = is_plain
+        self._open = ALWAYS_OPEN if context.settings.protect_metrics else ALWAYS_OPEN | {"/metrics"}
+        self._answering_when_draining = ALWAYS_OPEN | {"/metrics"}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets one request in, or answers it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        authorization: bytes | None = None
+        wished_id = b""
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                authorization = value
+            elif name == b"x-request-id":
+                wished_id = value
+        # The client's id, if it is harmless in logs and headers.
+        sane = wished_id and _SANE_ID.fullmatch(wished_id)
+        request_id = wished_id.decode() if sane else f"req_{secrets.token_hex(12)}"
+        reply = _Reply(send, request_id.encode())
+        try:
+            self._admit(scope, request_id, authorization)
+            if self._is_plain(scope["path"]):
+                await self._run_plain(scope, receive, reply.send)
+            else:
+                await self._app(scope, receive, reply.send)
+        except RequestError as error:
+            await _answer_error(error, reply, scope, receive)
+        except Exception:  # the border of a request: whatever it was, the client gets an answer and the log the reason
+            logger.exception("request %s: a defect in the server", request_id)
+            if reply.status:
+                raise  # the status is sent; the server closes the connection
+            await internal_error_response(request_id)(scope, receive, reply.send)
+        finally:
+            route = scope.get("route")
+            path = getattr(route, "path", _NO_ROUTE)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._context.metrics.http_request(path, method, reply.status or 499)
+
+    async def _run_plain(self, scope: Scope, receive: Receive, send: Send) -> None:
+        running = _PlainRequest()
+        limiter = scope[SCOPE_KEY].principal.limiter
+        limiter.begin()
+        self._context.drain.enter(running)
+        try:
+            await self._app(scope, bounded(receive, self._context.settings.max_body_bytes), send)
+        finally:
+            self._context.drain.leave(running)
+            limiter.end()
+
+    def _admit(self, scope: Scope, request_id: str, authorization: bytes | None) -> None:
+        path = scope["path"]
+        context = self._context
+        if (context.drain.begun or context.directory.draining) and path not in self._answering_when_draining:
+            raise context.drain.refusal()
+        principal = context.keys.everyone if path in self._open else context.keys.authenticate(authorization)
+        scope[SCOPE_KEY] = Admitted(request_id=request_id, principal=principal, arrived_s=monotonic())
+
+
+class _PlainRequest:
+    """A request that LitServe's own loop runs: it can be waited for, not ended."""
+
+    def abort(self, reason: RequestError) -> None:
+        """Does nothing: LitServe has no way to end a running predict."""
+
+
+class _Reply:
+    """Adds the request id to an answer and remembers its status; 0 until it began."""
+
+    __slots__ = ("_id", "_send", "status")
+
+    def __init__(self, send: Send, request_id: bytes) -> None:
+        self._send = send
+        self._id = request_id
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id)]
+        await self._send(message)
+
+
+async def _answer_error(error: RequestError, reply: _Reply, scope: Scope, receive: Receive) -> None:
+    if reply.status:  # routes turn their own late errors into frames, so this one came from elsewhere
+        raise error
+    # The rest of these bodies was not read: the connection cannot carry another request.
+    unread = isinstance(error, PayloadTooLarge) or error.code == "body_timeout"
+    if isinstance(error, RequestCancelled):
+        reply.status = 499  # nobody reads it
+        return
+    await error_response(error, close=unread)(scope, receive, reply.send)
+
+
+def bounded(receive: Receive, max_bytes: int) -> Receive:
+    """A channel that refuses bodies over ``max_bytes``, in the form that LitServe's handlers let through."""
+    num_bytes = 0
+
+    async def receive_bounded() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > max_bytes:
+            raise HTTPException(413, f"The request body is larger than the {max_bytes} bytes that this server takes.")
+        return message
+
+    return receive_bounded

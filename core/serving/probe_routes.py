@@ -1,0 +1,56 @@
+"""What machines ask about the server itself: is it alive, is it ready, what are its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sixfold.core.serving.context import ServingContext
+from sixfold.core.serving.metrics import CONTENT_TYPE
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to ``GET /ready``."""
+
+    status: str
+    models: dict[str, str]
+
+
+class ProbeRoutes:
+    """``/``, ``/health``, ``/ready`` and ``/metrics``.
+
+    Args:
+        context: The server's parts.
+        plain_apis_ready: Whether the LitAPIs without a family are set up and say that they are well.
+    """
+
+    def __init__(self, context: ServingContext, plain_apis_ready: Callable[[], Awaitable[bool]]) -> None:
+        self._context = context
+        self._plain_apis_ready = plain_apis_ready
+
+    async def index(self, _request: Request) -> Response:
+        """``GET /``: says what this is."""
+        return Response(b"sixfold is running; see /docs\n", media_type="text/plain")
+
+    async def health(self, _request: Request) -> Response:
+        """``GET /health``: 200 as long as the process answers."""
+        return Response(b'{"status":"ok"}', media_type="application/json")
+
+    async def ready(self, _request: Request) -> Response:
+        """``GET /ready``: 200 when every model that should be ready is, else 503; the body lists states."""
+        directory = self._context.directory
+        if self._context.drain.begun or directory.draining:
+            status = "draining"
+        elif directory.ready and await self._plain_apis_ready():
+            status = "ready"
+        else:
+            status = "loading"
+        body = Readiness(status=status, models={model.name: model.state.value for model in directory.models()})
+        return Response(msgspec.json.encode(body), 200 if status == "ready" else 503, media_type="application/json")
+
+    async def metrics(self, _request: Request) -> Response:
+        """``GET /metrics``: Prometheus text."""
+        return Response(self._context.metrics.exposition(), headers={"content-type": CONTENT_TYPE})

@@ -1,0 +1,241 @@
+"""The application: a LitServer whose LitAPIs are the modalities, with an engine of our own behind them.
+
+LitServe stays the face (LitAPI classes, specs, routes, middleware, ``authorize``). What lay behind it, a manager
+process, one worker process per LitAPI and a pickled queue between, is replaced at five of its private seams;
+tests/core/serving/test_litserve_seams.py says which and holds LitServe to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import litserve as ls
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+
+from sixfold.core.errors import PluginConflict, UsageError
+from sixfold.core.serving.api import ModalityAPI, Route
+from sixfold.core.serving.context import ServingContext, new_context
+from sixfold.core.serving.directory import Directory
+from sixfold.core.serving.drain import Drain
+from sixfold.core.serving.error_responses import status_response
+from sixfold.core.serving.gate import Gate
+from sixfold.core.serving.in_process import InProcessTransport, PlainWorkers, RequestQueue
+from sixfold.core.serving.modality_spec import ModalitySpec, RouteApp
+from sixfold.core.serving.model_routes import ModelRoutes
+from sixfold.core.serving.openapi import build_document
+from sixfold.core.serving.probe_routes import ProbeRoutes
+from sixfold.core.serving.replica_metrics import ReplicaCollector
+from sixfold.core.serving.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+_OWN = "Sixfold itself"
+_EXPOSED_HEADERS = ("x-request-id", "retry-after", "retry-after-ms", "x-should-retry")
+
+
+class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no types
+    """All modalities on one port, in this process.
+
+    Args:
+        apis: One ModalityAPI a modality, and any plain LitAPIs, which run in threads of this process.
+        directory: The models.
+        settings: What the operator set.
+        middlewares: ASGI middleware around the routes and inside of the gate; the last is outermost.
+
+    Raises:
+        PluginConflict: Two routes have one path.
+        UsageError: There is no LitAPI, or one asks for what this server does not do.
+    """
+
+    def __init__(
+        self,
+        apis: Sequence[ls.LitAPI],
+        directory: Directory,
+        settings: ServerSettings | None = None,
+        *,
+        middlewares: Sequence[Middleware] = (),
+    ) -> None:
+        self.settings = settings or ServerSettings()
+        self.context: ServingContext = new_context(self.settings, directory)
+        self.context.metrics.registry.register(ReplicaCollector(directory, self.context.metrics))
+        self._given_middlewares = tuple(middlewares)
+        self._plain_workers = PlainWorkers()
+        self._plain_apis = [api for api in apis if not isinstance(api, ModalityAPI)]
+        self._modality_routes: list[tuple[str, Route]] = []
+        self._origin_of_path: dict[tuple[str, str], str] = {}
+        _prepare(apis)
+        for path in {api.api_path for api in self._plain_apis}:
+            if sum(api.api_path == path for api in self._plain_apis) > 1:
+                raise PluginConflict(f"Two LitAPIs have the path {path!r}. Give one another api_path.")
+        super().__init__(list(apis), accelerator="cpu", devices=1, timeout=False)
+        self.app.title = "Sixfold"
+        self.app.router.redirect_slashes = False
+        self.app.openapi = self._openapi
+        self.app.add_exception_handler(StarletteHTTPException, _answer_http_exception)
+        self.app.add_exception_handler(RequestValidationError, _answer_validation_error)
+
+    @property
+    def drain(self) -> Drain:
+        """Who is running, and the way to end it."""
+        return self.context.drain
+
+    def setup_auth(self, lit_api: ls.LitAPI | None = None) -> Callable[..., Any]:
+        """A plain LitAPI's own ``authorize``, after the gate has checked the key; LitServe's ``X-API-Key`` is not used."""
+        authorize = getattr(lit_api, "authorize", None)
+        return authorize if callable(authorize) else _already_checked
+
+    def _register_internal_endpoints(self) -> None:
+        probes = ProbeRoutes(self.context, self._plain_apis_ready)
+        models = ModelRoutes(self.context)
+        for path, endpoint in (
+            ("/", probes.index),
+            ("/health", probes.health),
+            ("/ready", probes.ready),
+            ("/metrics", probes.metrics),
+            ("/v1/models", models.list_models),
+            ("/v1/models/{model_id:path}", models.get_model),
+        ):
+            self._claim(path, "GET", _OWN)
+            self.app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+            # Load balancers probe with HEAD.
+            self.app.add_api_route(path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False)
+
+    def _register_api_endpoints(self, lit_api: ls.LitAPI, request_type: Any, response_type: Any) -> None:
+        if not isinstance(lit_api, ModalityAPI):
+            for path, methods in _paths_of(lit_api):
+                for method in methods:
+                    self._claim(path, method, type(lit_api).__name__)
+        super()._register_api_endpoints(lit_api, request_type, response_type)
+
+    def _register_spec_endpoints(self, lit_api: ls.LitAPI) -> None:
+        spec = lit_api.spec
+        if not isinstance(spec, ModalitySpec):
+            super()._register_spec_endpoints(lit_api)
+            return
+        modality = spec.modality
+        for route in spec.routes:
+            self._claim(route.path, route.method, f"modality {modality!r}")
+            self._modality_routes.append((modality, route))
+            # Starlette's own route, not FastAPI's: bodies are validated once, by Call.json, and errors are ours.
+            self.app.router.routes.append(
+                StarletteRoute(route.path, RouteApp(route, self.context), methods=[route.method], name=route.path)
+            )
+
+    def _register_middleware(self) -> None:
+        # LitServe's own list also has gzip when no LitAPI streams; a stream must never pass through it.
+        for middleware in self._given_middlewares:
+            self.app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
+        plain_paths = frozenset(path for api in self._plain_apis for path, _ in _paths_of(api))
+        self.app.add_middleware(Gate, context=self.context, is_plain=plain_paths.__contains__)
+        if self.settings.cors_origins:
+            self.app.add_middleware(
+                CORSMiddleware,
+                allow_origins=list(self.settings.cors_origins),
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=list(_EXPOSED_HEADERS),
+            )
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
+        """Runs plain LitAPIs while the server does. Entered in the event loop that serves."""
+        transport = InProcessTransport(self.response_buffer, asyncio.get_running_loop())
+        app.response_queue_id = 0  # type: ignore[attr-defined]  # LitServe's own attribute
+        for api in self._plain_apis:
+            requests = self.litapi_request_queues[api.api_path] = RequestQueue()
+            if api.spec is not None:
+                api.spec.setup(self)
+                api.spec.response_queue_id = 0
+            self._plain_workers.start(api, self.devices[0], requests, transport, self._callback_runner)
+        try:
+            yield
+        finally:
+            await self._plain_workers.stop()
+
+    def run(self, *_args: Any, **_kwargs: Any) -> None:
+        """Refuses: LitServe's ``run`` would start its own processes.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError("Start a SixfoldServer with sixfold.core.serving.lifecycle.run(server).")
+
+    def _claim(self, path: str, method: str, owner: str) -> None:
+        first = self._origin_of_path.setdefault((path, method), owner)
+        if first is not owner:
+            raise PluginConflict(f"{first} and {owner} both serve {method} {path}. Uninstall one or change its path.")
+
+    async def _plain_apis_ready(self) -> bool:
+        if not self._plain_workers.ready:
+            return False
+        for api in self._plain_apis:
+            healthy = api.health()
+            if inspect.isawaitable(healthy):
+                healthy = await healthy
+            if not healthy:
+                return False
+        return True
+
+    def _openapi(self) -> dict[str, Any]:
+        if self.app.openapi_schema is None:
+            self.app.openapi_schema = build_document(self.app, self._modality_routes, version=version("sixfold"))
+        document: dict[str, Any] = self.app.openapi_schema
+        return document
+
+
+def _prepare(apis: Sequence[ls.LitAPI]) -> None:
+    """Gives each modality its spec and refuses what would otherwise be ignored."""
+    if not apis:
+        raise UsageError("No plugin brings an HTTP face. Install an extra, for example sixfold[all].")
+    for api in apis:
+        if getattr(api, "mcp", None) is not None:
+            raise UsageError(f"{type(api).__name__}: mcp is not supported here. Remove it.")
+        if not isinstance(api, ModalityAPI):
+            continue
+        if hasattr(api, "authorize"):
+            raise UsageError(
+                f"{type(api).__name__}.authorize would never be called: routes of a modality are guarded by "
+                "server.api_keys. Remove it."
+            )
+        api.spec = ModalitySpec(api)
+        api.stream = True
+
+
+def _paths_of(api: ls.LitAPI) -> Iterable[tuple[str, Sequence[str]]]:
+    if api.spec is None:
+        return [(api.api_path, ("POST",))]
+    return [(path, tuple(methods)) for path, _, methods in api.spec.endpoints]
+
+
+async def _already_checked() -> None:
+    """A dependency that does nothing; async, because FastAPI runs the others in its thread pool."""
+
+
+async def _answer_http_exception(request: Request, failure: Exception) -> Response:
+    assert isinstance(failure, StarletteHTTPException)
+    message = str(failure.detail)
+    if failure.status_code == 404 and message == "Not Found":
+        message = f"There is no route {request.method} {request.url.path[:200]}. GET /openapi.json lists all."
+    elif failure.status_code == 405:
+        message = f"{request.url.path[:200]} does not take {request.method}. GET /openapi.json lists what it takes."
+    headers = dict(failure.headers or {})
+    return status_response(failure.status_code, message, headers)
+
+
+async def _answer_validation_error(_request: Request, failure: Exception) -> Response:
+    assert isinstance(failure, RequestValidationError)
+    first: dict[str, Any] = failure.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    return status_response(400, f"Invalid parameter {place!r}: {first['msg']}." if place else f"{first['msg']}.")

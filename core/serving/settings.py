@@ -1,0 +1,131 @@
+"""What an operator may set about the HTTP face: the ``server:`` part of the configuration."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from sixfold.core.messages import Priority
+
+_FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def hash_key(key: str) -> str:
+    """The sha256 of an API key in hexadecimal, as ``server.api_keys[].sha256`` wants it."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def parse_priority(value: Any) -> Any:
+    """Reads a priority class by its name (``"batch"``); anything else is left to pydantic to refuse.
+
+    Raises:
+        ValueError: The name is not one of the classes.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return Priority[value.strip().upper()]
+    except KeyError:
+        names = ", ".join(priority.name.lower() for priority in Priority)
+        raise ValueError(f"{value!r} is no priority; use one of {names}") from None
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+class KeyLimits(BaseModel):
+    """What one key may ask of the server, next to the models' own admission."""
+
+    model_config = _FROZEN
+
+    max_concurrent_requests: int | None = Field(default=None, ge=1)
+    """Requests of this key that may run at the same time; more get 429. Unlimited unless set."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Requests that this key may begin a minute, all at once or spread; more get 429. Unlimited unless set."""
+
+
+class ApiKeySettings(BaseModel):
+    """One bearer key. The key itself is never written down: only its sha256 is."""
+
+    model_config = _FROZEN
+
+    name: str = Field(min_length=1, max_length=64)
+    """Who holds the key: the unit of fairness in the queues, and the name in logs."""
+
+    sha256: Annotated[str, BeforeValidator(_lower), StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    """The key's sha256 in hexadecimal: ``printf %s KEY | sha256sum``."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """The holder's share of a busy model against other holders of the same priority."""
+
+    priority: Annotated[Priority, BeforeValidator(parse_priority)] = Priority.STANDARD
+    """The class of its requests: batch, standard or interactive. A request's ``x-priority`` header may lower it only."""
+
+    models: tuple[str, ...] | None = None
+    """Names or aliases of the models that it may use; all of them unless set."""
+
+    limits: KeyLimits = KeyLimits()
+    """Its own limits."""
+
+
+class ServerSettings(BaseModel):
+    """The HTTP face of the server."""
+
+    model_config = _FROZEN
+
+    host: str = "127.0.0.1"
+    """Address to listen on. ``0.0.0.0`` takes requests from other machines: set ``api_keys`` then."""
+
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+
+    max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
+    """Largest request body; a longer one gets 413 before it is held in memory."""
+
+    request_timeout_s: float | None = Field(default=600.0, gt=0)
+    """Deadline of a request, and the most that its ``x-request-timeout-s`` header may ask for; null for none."""
+
+    drain_timeout_s: float = Field(default=30.0, ge=0)
+    """How long running requests may go on after SIGTERM before they are cancelled."""
+
+    keep_alive_s: int = Field(default=75, ge=1)
+    """How long an idle connection stays open; longer than the load balancer's, or it reuses closed connections."""
+
+    header_timeout_s: float = Field(default=15.0, gt=0)
+    """A connection that has not sent its request headers by then is closed."""
+
+    max_header_bytes: int = Field(default=64 * 1024, ge=1024)
+    """Largest request line and headers; longer ones get 431."""
+
+    body_timeout_s: float = Field(default=60.0, gt=0)
+    """A request whose body has not arrived by then gets 400 and its connection is closed."""
+
+    sse_keep_alive_s: float | None = Field(default=None, gt=0)
+    """Sends an SSE comment on streams that were silent for this long, for proxies that close idle ones; off unless set."""
+
+    api_keys: tuple[ApiKeySettings, ...] = ()
+    """Bearer keys. Without any, everyone who reaches the port may use every model."""
+
+    protect_metrics: bool = False
+    """Whether ``/metrics`` needs a key as well."""
+
+    cors_origins: tuple[str, ...] = ()
+    """Web pages' origins whose scripts may call the server (``"*"`` for all); none unless set."""
+
+    access_log: bool = False
+    """Whether each request is logged; it costs about a tenth of a millisecond each."""
+
+    @model_validator(mode="after")
+    def _keys_are_distinct(self) -> Self:
+        for what in ("name", "sha256"):
+            seen: set[str] = set()
+            for key in self.api_keys:
+                value: str = getattr(key, what)
+                if value in seen:
+                    raise ValueError(f"api_keys: two keys have the same {what} ({key.name!r}); give each its own")
+                seen.add(value)
+        return self

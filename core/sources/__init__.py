@@ -1,0 +1,1 @@
+"""Where models come from: hf, file and pypi, each behind the same hook that strangers use."""

@@ -1,0 +1,1 @@
+"""The tokenization and media pools: prepare inputs beside the running steps."""

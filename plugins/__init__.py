@@ -1,0 +1,1 @@
+"""The first-party plugins, one package a modality; none imports another."""

@@ -1,0 +1,164 @@
+"""Attention over a flat batch of whole sequences, as a transformers attention function and for fused layers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from sixfold.plugins.embedding.packing import Group, PackedBatch
+
+# Keyword arguments of attention functions that change the result and that this one does not know.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cache", "block_mask")
+
+
+_INTERFACE: Any = AttentionInterface  # transformers has no way to take a function out again but this private table
+
+
+class PackedAttention:
+    """The attention function of one model; knows the batch that the model is running.
+
+    Registered with transformers under a name of its own, for which transformers makes no mask at all: a model that uses
+    the attention interface then passes the whole flat batch here. Used by one thread.
+
+    Attributes:
+        name: What to pass to ``set_attn_implementation``.
+        num_calls: Calls so far; a model that does not use the attention interface never calls.
+    """
+
+    def __init__(self) -> None:
+        self.name = f"sixfold_packed_{id(self):x}"
+        self.num_calls = 0
+        self._batch: PackedBatch | None = None
+        _INTERFACE.register(self.name, self)
+
+    def close(self) -> None:
+        """Takes the function out of transformers' registry."""
+        _INTERFACE._global_mapping.pop(self.name, None)
+
+    @contextmanager
+    def running(self, batch: PackedBatch) -> Generator[None]:
+        """All calls inside are for this batch."""
+        self._batch = batch
+        try:
+            yield
+        finally:
+            self._batch = None
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        is_causal: bool | None = None,
+        sliding_window: int | None = None,
+        **others: object,
+    ) -> tuple[Tensor, None]:
+        """The signature that transformers calls.
+
+        Args:
+            module: The calling attention layer.
+            query: [1, heads, total_tokens, head_dim].
+            key: [1, key_heads, total_tokens, head_dim].
+            value: Like ``key``.
+            attention_mask: Must be None.
+            scaling: Of the products; None for ``head_dim ** -0.5``.
+            dropout: Must be 0.
+            is_causal: None asks the module, as transformers' own functions do.
+            sliding_window: A token sees tokens that are less than this far away; None for all.
+            others: What other attention functions read; one that would change the result is refused.
+
+        Returns:
+            ([1, total_tokens, heads, head_dim], None)
+
+        Raises:
+            NotImplementedError: The model wants what this function can't do; it must run in padded batches.
+        """
+        unknown = [name for name in _UNSUPPORTED if others.get(name) is not None]
+        if attention_mask is not None or dropout or unknown or self._batch is None or query.shape[0] != 1:
+            raise NotImplementedError(f"packed attention can't run {type(module).__name__} ({unknown or 'mask'})")
+        self.num_calls += 1
+        causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
+        rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+        result = torch.empty_like(rows[0], memory_format=torch.contiguous_format)
+        for group in self._batch.groups:
+            blocks = [_to_block(x, group) for x in rows]
+            _from_block(_attend(blocks, group, scaling, causal, sliding_window), group, result)
+        return result[None], None
+
+    def attend_fused(self, qkv: Tensor, num_heads: int, scaling: float) -> Tensor:
+        """Full attention where one product made all three inputs.
+
+        Args:
+            qkv: [total_tokens, 3 * heads * head_dim]: all queries, all keys, all values of a token.
+            num_heads: Heads of each.
+            scaling: Of the products.
+
+        Returns:
+            [total_tokens, heads * head_dim]
+        """
+        assert self._batch is not None
+        self.num_calls += 1
+        total = qkv.shape[0]
+        rows = qkv.view(total, 3 * num_heads, -1)
+        result = qkv.new_empty(total, num_heads, rows.shape[-1])
+        for group in self._batch.groups:
+            block = _to_block(rows, group)
+            _from_block(_attend(block.chunk(3, dim=2), group, scaling, False, None), group, result)
+        return result.view(total, -1)
+
+
+def _to_block(rows: Tensor, group: Group) -> Tensor:
+    """[total_tokens, heads, head_dim] to [sequences, tokens, heads, head_dim]."""
+    mine = rows[group.start : group.stop]
+    if group.gather is not None:
+        mine = mine.index_select(0, group.gather)
+    return mine.view(group.num_sequences, group.max_tokens, *mine.shape[1:])
+
+
+def _from_block(block: Tensor, group: Group, result: Tensor) -> None:
+    """Writes [sequences, tokens, heads, head_dim] to its place in [total_tokens, heads, head_dim]."""
+    mine = result[group.start : group.stop]
+    if group.scatter is None:
+        mine.copy_(block.flatten(0, 1))
+    else:
+        torch.index_select(block.flatten(0, 1), 0, group.scatter, out=mine)
+
+
+def _attend(
+    blocks: list[Tensor] | tuple[Tensor, ...], group: Group, scaling: float | None, causal: bool, window: int | None
+) -> Tensor:
+    query, key, value = (x.transpose(1, 2) for x in blocks)
+    mask = _mask(group, causal, window)
+    result = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        # Padding is on the right, so no real query sees it behind a causal mask.
+        is_causal=causal and mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return result.transpose(1, 2)
+
+
+def _mask(group: Group, causal: bool, window: int | None) -> Tensor | None:
+    """True where a query may look; None where the kernel needs no mask (or makes the causal one itself)."""
+    if window is None or group.max_tokens <= window:
+        return None if causal else group.is_real
+    place = torch.arange(group.max_tokens, device=None if group.is_real is None else group.is_real.device)
+    distance = place[:, None] - place
+    near = (distance < window) & (distance >= 0) if causal else distance.abs() < window
+    # A padded query sees itself at least, so no row of the mask is empty; its result is dropped.
+    return near if group.is_real is None or causal else near & (group.is_real | (distance == 0))

@@ -1,0 +1,155 @@
+"""Loads a sentence-transformers folder and finds by trial the fastest way to run it that equals the library."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sixfold.core.batching.model import ModelInfo
+from sixfold.core.errors import SourceError
+from sixfold.core.family import LoadContext
+from sixfold.core.runtime.linear import pack_linears
+from sixfold.plugins.embedding.attention import PackedAttention
+from sixfold.plugins.embedding.encoder import Encoder
+from sixfold.plugins.embedding.forward import GroupedForward, PackedForward
+from sixfold.plugins.embedding.fused import fuse_layers
+from sixfold.plugins.embedding.model import EmbeddingModel
+from sixfold.plugins.embedding.options import EmbeddingOptions
+from sixfold.plugins.embedding.pipeline import Pipeline
+from sixfold.plugins.embedding.tokenizing import TextTokenizer
+
+_LOG = logging.getLogger(__name__)
+
+MODES = ("fused", "packed", "grouped", "stock")
+"""From the fastest to the one that can't fail; "stock" is "grouped" with the library's own linear layers."""
+
+# In bfloat16 both sides are rounded, by other kernels: 1 - 2e-4 is usual. A sequence that sees another's tokens is
+# off by far more than either bound.
+_MAX_LOSS = {torch.float32: 1e-5, torch.bfloat16: 2e-3}
+_ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8}  # the library rounds the finished vector too
+
+# A strange model's own code may fail in any of these ways when it is run in a way that it was not made for.
+_TRIAL_ERRORS = (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
+
+_CHECK_WORDS = "the patient has no known allergy to penicillin and 12 mg were given at night ; see page 4".split() * 40
+_CHECK_NUM_WORDS = (1, 3, 3, 9, 10, 11, 40, 42, 90, 91, 300)
+
+
+def load(context: LoadContext) -> EmbeddingModel:
+    """The family's loader; runs in the worker process.
+
+    Raises:
+        SourceError: The folder is no text embedding model, or needs code of its own.
+        ConfigError: An option does not fit the model.
+    """
+    options = context.options
+    assert isinstance(options, EmbeddingOptions)
+    torch.set_num_threads(context.num_threads)
+    dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
+    context.report(0.1, "reading weights")
+    pipeline = Pipeline(context.path, context.device, dtype)
+    tokenizer = pipeline.tokenizer(options.max_seq_length)
+    prompts = pipeline.prompts(options.default_prompt_name)
+    context.report(0.5, "checking the vectors against the library's")
+    encoder = build_checked(pipeline, tokenizer, context.model_name)
+    details: dict[str, str | int | float | bool] = {
+        "dimension": encoder.dimension,
+        "dtype": str(dtype).removeprefix("torch."),
+        "execution": encoder.mode,
+        "max_inputs": options.max_inputs,
+        "normalized": encoder.normalizes,
+        "prompts": ",".join(prompts.texts),
+        "similarity": pipeline.similarity,
+    }
+    context.report(1.0, f"runs {encoder.mode}")
+    return EmbeddingModel(
+        info=ModelInfo(
+            max_model_len=tokenizer.max_tokens,
+            parameters=pipeline.num_parameters,
+            memory_bytes=pipeline.num_parameters * dtype.itemsize,
+            details=details,
+        ),
+        encoder=encoder,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        max_inputs=options.max_inputs,
+        num_threads=context.num_threads,
+    )
+
+
+def build_checked(pipeline: Pipeline, tokenizer: TextTokenizer, model_name: str) -> Encoder:
+    """The first mode whose vectors equal the library's on texts of many lengths.
+
+    Raises:
+        SourceError: Not even the library's own modules agree with themselves.
+    """
+    texts = [" ".join(_CHECK_WORDS[count : 2 * count]) for count in _CHECK_NUM_WORDS]
+    sequences = tokenizer.encode_texts(texts, first_index=0, truncate_tokens=-1)
+    with torch.inference_mode():
+        expected = torch.stack([pipeline.reference(sequence) for sequence in sequences]).numpy()
+    for trial, mode in enumerate(MODES):
+        if trial:
+            pipeline.reload()
+        try:
+            encoder = build(pipeline, mode)
+            loss = max_loss(
+                expected, encoder.embed(sequences, [0] * len(sequences)), rounding=_ROUNDING[pipeline.dtype]
+            )
+        except _TRIAL_ERRORS as error:
+            _LOG.info("%s does not run %s: %s: %s", model_name, mode, type(error).__name__, error)
+            continue
+        if loss <= _MAX_LOSS[pipeline.dtype]:
+            _LOG.info("%s runs %s; greatest distance to the library %.1e", model_name, mode, loss)
+            return encoder
+        _LOG.warning("%s does not run %s: its vectors are %.1e away from the library's", model_name, mode, loss)
+        encoder.close()
+    raise SourceError("The model's vectors differ from the library's however it is run. Please report this model.")
+
+
+def build(pipeline: Pipeline, mode: str) -> Encoder:
+    """An encoder of this mode; changes the pipeline's modules.
+
+    Raises:
+        NotImplementedError: The model has no layers that can be fused.
+    """
+    transformer = pipeline.transformer
+    attention: PackedAttention | None = None
+    if mode in ("fused", "packed"):
+        attention = PackedAttention()
+        if mode == "fused" and not fuse_layers(transformer, attention):
+            attention.close()
+            raise NotImplementedError("none of its layers has BERT's structure")
+        transformer.set_attn_implementation(attention.name)
+    if mode != "stock":
+        pack_linears(transformer)
+    forward = (
+        GroupedForward(transformer, pipeline.pad_token_id, mode=mode)
+        if attention is None
+        else PackedForward(transformer, attention, mode=mode)
+    )
+    return Encoder(
+        forward,
+        pooling=pipeline.pooling,
+        pools_prompt=pipeline.pools_prompt,
+        tail=pipeline.tail,
+        normalizes=pipeline.normalizes,
+        dimension=pipeline.dimension,
+        attention=attention,
+    )
+
+
+def max_loss(expected: NDArray[np.float32], actual: NDArray[np.float32], *, rounding: float = 0.0) -> float:
+    """The greatest of 1 - cosine and the relative difference of lengths over all rows; inf if anything is not finite.
+
+    Args:
+        expected: [sequences, dim].
+        actual: Likewise.
+        rounding: Relative difference of lengths that does not count.
+    """
+    lengths = np.linalg.norm(expected, axis=1), np.linalg.norm(actual, axis=1)
+    cosine = (expected * actual).sum(axis=1) / (lengths[0] * lengths[1])
+    loss = float(np.maximum(1 - cosine, np.abs(lengths[1] / lengths[0] - 1) - rounding).max())
+    return loss if np.isfinite(loss) else float("inf")

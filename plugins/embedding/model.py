@@ -1,0 +1,212 @@
+"""The embedding model as the core sees it: requests become one sequence an input, a step is one flat forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel, StepRange
+from sixfold.core.errors import InvalidRequest, StepFailed
+from sixfold.core.messages import Cost, Request, Usage
+from sixfold.plugins.embedding.encoder import Encoder
+from sixfold.plugins.embedding.packing import TokenIds
+from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
+from sixfold.plugins.embedding.tokenizing import Prompts, TextTokenizer
+
+Vector = NDArray[np.float32]
+
+_PIECE_INPUTS = 64
+_PIECE_CHARACTERS = 100_000  # about 20 ms of tokenizing: long enough to pay for the hand-over, short enough to share
+_CHARACTERS_A_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Inputs ``start`` to ``stop`` of a request."""
+
+    start: int
+    stop: int
+
+
+class EmbeddingSequence:
+    """One input. Written by `EmbeddingModel` alone: by `prepare` in the pool, then by `step` in the device thread.
+
+    Attributes:
+        token_ids: Never empty.
+        num_prompt_tokens: First tokens that pooling leaves out.
+        vector: [dimension] after its step.
+    """
+
+    __slots__ = ("num_prompt_tokens", "token_ids", "vector")
+
+    def __init__(self, token_ids: TokenIds, num_prompt_tokens: int) -> None:
+        self.token_ids = token_ids
+        self.num_prompt_tokens = num_prompt_tokens
+        self.vector: Vector | None = None
+
+
+class EmbeddingModel(StepModel[EmbeddingSequence, EmbeddingInput, EmbeddingOutput]):
+    """A loaded sentence-transformers model.
+
+    Args:
+        info: What the loader found out.
+        encoder: Runs the network.
+        tokenizer: With the model's limits.
+        prompts: The model's own.
+        max_inputs: Most inputs in one request.
+        num_threads: CPU threads for steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        info: ModelInfo,
+        encoder: Encoder,
+        tokenizer: TextTokenizer,
+        prompts: Prompts,
+        max_inputs: int,
+        num_threads: int,
+    ) -> None:
+        self._info = info
+        self._encoder = encoder
+        self._tokenizer = tokenizer
+        self._prompts = prompts
+        self._max_inputs = max_inputs
+        self._num_threads = num_threads
+        self._num_inputs = 0
+        self._num_tokens = 0
+        self._num_padding = 0
+
+    @property
+    def info(self) -> ModelInfo:
+        """See `StepModel`."""
+        return self._info
+
+    @property
+    def step_range(self) -> StepRange:
+        """Below 512 tokens the products are too thin; above 16k nothing is gained and memory is lost."""
+        return StepRange(min_units=512, initial_units=2048, max_units=16_384)
+
+    def estimate_units(self, request: Request[EmbeddingInput]) -> int:
+        """See `StepModel`; a token is about four characters, and nothing over the model's limit is computed."""
+        wanted = request.input
+        longest = self._tokenizer.max_tokens
+        in_texts = sum(min(len(text) // _CHARACTERS_A_TOKEN + 2, longest) for text in wanted.texts)
+        return in_texts + sum(min(len(ids), longest) for ids in wanted.token_ids)
+
+    def warm_up(self) -> None:
+        """Runs short and long batches, so that kernels for these shapes exist."""
+        torch.set_num_threads(self._num_threads)  # each thread has its own setting until it is told
+        longest = self._tokenizer.max_tokens
+        for num_sequences, num_tokens in ((1, 8), (8, 32), (32, 64), (4, 512)):
+            ids = np.ones(min(num_tokens, longest), dtype=np.int64)
+            self._encoder.embed([ids[: max(1, len(ids) - i % 5)] for i in range(num_sequences)], [0] * num_sequences)
+
+    def split(self, request: Request[EmbeddingInput]) -> Sequence[Piece]:
+        """Pieces of at most 64 inputs and 100,000 characters (one input is never cut)."""
+        lengths = [len(item) for item in (request.input.texts or request.input.token_ids)]
+        pieces: list[Piece] = []
+        start = characters = 0
+        for index, length in enumerate(lengths):
+            if index > start and (index - start == _PIECE_INPUTS or characters + length > _PIECE_CHARACTERS):
+                pieces.append(Piece(start, index))
+                start, characters = index, 0
+            characters += length
+        pieces.append(Piece(start, len(lengths)))
+        return pieces
+
+    def prepare(self, request: Request[EmbeddingInput], piece: object) -> Sequence[EmbeddingSequence]:
+        """Tokenizes one piece.
+
+        Raises:
+            ContextLengthExceeded: An input is over the model's limit and must not be cut.
+            InvalidRequest: Unknown prompt, wrong token ids, too many inputs or dimensions.
+        """
+        assert isinstance(piece, Piece)
+        wanted = request.input
+        self._check(wanted)
+        prompt = self._prompts.choose(wanted)
+        if wanted.token_ids:
+            rows = wanted.token_ids[piece.start : piece.stop]
+            found = self._tokenizer.check_ids(rows, first_index=piece.start, truncate_tokens=wanted.truncate_tokens)
+            return [EmbeddingSequence(ids, 0) for ids in found]
+        texts = wanted.texts[piece.start : piece.stop]
+        found = self._tokenizer.encode_texts(
+            [prompt + text for text in texts] if prompt else texts,
+            first_index=piece.start,
+            truncate_tokens=wanted.truncate_tokens,
+        )
+        skipped = self._tokenizer.count_prompt(prompt) if prompt and not self._encoder.pools_prompt else 0
+        return [EmbeddingSequence(ids, skipped) for ids in found]
+
+    def cost(self, sequence: EmbeddingSequence) -> Cost:
+        """All of its tokens at once: a forward can't be cut."""
+        units = len(sequence.token_ids)
+        return Cost(units=units, min_units=units)
+
+    def step(self, batch: Sequence[Granted[EmbeddingSequence]]) -> Sequence[Outcome[EmbeddingOutput]]:
+        """Embeds all sequences of the batch; each is done after its one step."""
+        sequences = [granted.sequence for granted in batch]
+        padding_before = self._encoder.num_padding  # trials and the warm-up padded, too
+        vectors = self._encoder.embed(
+            [sequence.token_ids for sequence in sequences], [sequence.num_prompt_tokens for sequence in sequences]
+        )
+        finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()  # type: ignore[assignment]  # numpy types an axis as none
+        for sequence, vector in zip(sequences, vectors, strict=True):
+            sequence.vector = vector
+        self._num_padding += self._encoder.num_padding - padding_before
+        self._num_inputs += len(sequences)
+        self._num_tokens += sum(len(sequence.token_ids) for sequence in sequences)
+        return [_DONE if ok else _NOT_FINITE for ok in finite]
+
+    def finish(
+        self, request: Request[EmbeddingInput], sequences: Sequence[EmbeddingSequence]
+    ) -> Finish[EmbeddingOutput]:
+        """Joins the vectors, cut to the dimensions that were asked for."""
+        vectors = np.stack([sequence.vector for sequence in sequences if sequence.vector is not None])
+        dimensions = request.input.dimensions
+        if dimensions is not None and dimensions < vectors.shape[1]:
+            vectors = vectors[:, :dimensions]
+            if self._encoder.normalizes:
+                vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
+        return Finish(
+            result=EmbeddingOutput(
+                vectors=np.ascontiguousarray(vectors, dtype="<f4").tobytes(), dimension=vectors.shape[1]
+            ),
+            usage=Usage(counts={"prompt_tokens": num_tokens}),
+        )
+
+    def stats(self) -> Mapping[str, float]:
+        """See `Family.metrics` in plugin.py."""
+        return {
+            "embedding_inputs_total": self._num_inputs,
+            "embedding_tokens_total": self._num_tokens,
+            "embedding_padding_tokens_total": self._num_padding,
+        }
+
+    def close(self) -> None:
+        """See `StepModel`."""
+        self._encoder.close()
+
+    def _check(self, wanted: EmbeddingInput) -> None:
+        if wanted.num_inputs > self._max_inputs:
+            raise InvalidRequest(
+                f"input has {wanted.num_inputs} items; at most {self._max_inputs} are taken. Send several requests.",
+                param="input",
+            )
+        if wanted.dimensions is not None and wanted.dimensions > self._encoder.dimension:
+            raise InvalidRequest(
+                f"dimensions is {wanted.dimensions}; the model's vectors have {self._encoder.dimension}.",
+                param="dimensions",
+            )
+
+
+_DONE: Outcome[EmbeddingOutput] = Outcome(done=True)
+_NOT_FINITE: Outcome[EmbeddingOutput] = Outcome(
+    done=True, error=StepFailed("The model gave no finite vector for an input of this request.")
+)

@@ -1,0 +1,207 @@
+"""Lays the granted sequences of a step out as one flat row of tokens, and says where each finds its cache.
+
+Rows that compute one token (decodes) come first, longest context first; chunks of several tokens (prefills) follow.
+Decodes of similar context length form a group that attends as one batch; a group's shorter members are padded to its
+longest, so a group ends where padding would cost more than another call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.sampling import IntArray
+from sixfold.plugins.llm.tensors import index_tensor, to_tensor
+
+# One more attention call costs about as much as reading this many padding tokens (60 us a layer, measured).
+_CALL_COST_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeGroup:
+    """Rows ``start`` to ``end`` of the flat batch, one token each.
+
+    Attributes:
+        block_ids: [rows * blocks], each row's blocks, padded to the longest with the padding block.
+        num_context: Tokens of the padded context, a multiple of the block size.
+        lengths: [rows] real context length including the row's own token.
+    """
+
+    start: int
+    end: int
+    block_ids: Tensor
+    num_context: int
+    lengths: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillChunk:
+    """Rows ``start`` to ``end`` of the flat batch: consecutive tokens of one sequence.
+
+    Attributes:
+        num_context: Tokens of the sequence up to the end of the chunk, the chunk included.
+        block_ids: Blocks that hold them; None when the chunk is the whole context.
+    """
+
+    start: int
+    end: int
+    num_context: int
+    block_ids: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLayout:
+    """One step's input.
+
+    Attributes:
+        token_ids: [1, tokens].
+        position_ids: [1, tokens].
+        blocks: [tokens] the cache block that each token's keys and values go to.
+        offsets: [tokens] the place in that block.
+        decodes: Groups of single-token rows.
+        prefills: Chunks of several tokens.
+        sampled: Indices into the granted sequences, in the order of `logit_rows`.
+        logit_rows: [sampled] rows of the flat batch whose logits are needed.
+        masks: Attention masks made so far, by group and sliding window; filled by the attention function.
+        rows: Row numbers made so far; the same for all layers of one shape.
+    """
+
+    token_ids: Tensor
+    position_ids: Tensor
+    blocks: Tensor
+    offsets: Tensor
+    decodes: tuple[DecodeGroup, ...]
+    prefills: tuple[PrefillChunk, ...]
+    sampled: tuple[int, ...]
+    logit_rows: Tensor
+    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=lambda: {})
+    rows: dict[tuple[int, int, int], Tensor] = field(default_factory=lambda: {})
+
+    def token_rows(self, *, num_kv_heads: int, block_size: int) -> tuple[Tensor, Tensor]:
+        """Where the step's keys and values go, in a layer's cache seen as rows of one token of one head.
+
+        Returns:
+            Two of [kv heads * tokens], head by head.
+        """
+        found = self.rows.get((-1, num_kv_heads, block_size))
+        if found is None:
+            heads = torch.arange(num_kv_heads, device=self.blocks.device).unsqueeze(1)
+            found = ((self.blocks * 2 * num_kv_heads + heads) * block_size + self.offsets).reshape(-1)
+            found = torch.stack((found, found + num_kv_heads * block_size))
+            self.rows[(-1, num_kv_heads, block_size)] = found
+        return found[0], found[1]
+
+    def block_rows(self, part: DecodeGroup | PrefillChunk, block_ids: Tensor, *, num_kv_heads: int) -> Tensor:
+        """Where a context is found, in a layer's cache seen as rows of one block of one head.
+
+        Returns:
+            [2 (key, value), sequences * kv heads, blocks of a context].
+        """
+        num_sequences = part.end - part.start if isinstance(part, DecodeGroup) else 1
+        found = self.rows.get((part.start, num_kv_heads, 0))
+        if found is None:
+            table = block_ids.view(num_sequences, 1, -1) * 2 * num_kv_heads
+            table = (table + torch.arange(num_kv_heads, device=table.device).view(1, -1, 1)).flatten(0, 1)
+            found = self.rows[(part.start, num_kv_heads, 0)] = torch.stack((table, table + num_kv_heads))
+        return found
+
+
+def lay_out(
+    sequences: Sequence[CachedTokens], units: Sequence[int], *, block_size: int, device: torch.device
+) -> BatchLayout:
+    """Makes the layout of one step.
+
+    Args:
+        sequences: Granted sequences whose blocks are reserved.
+        units: Tokens each computes, at least 1.
+        block_size: Tokens per cache block.
+        device: Where the tensors go.
+    """
+    contexts = [s.num_computed + n for s, n in zip(sequences, units, strict=True)]
+    decodes = sorted((i for i, n in enumerate(units) if n == 1), key=lambda i: -contexts[i])
+    order = decodes + [i for i, n in enumerate(units) if n > 1]
+    num_tokens = sum(units)
+    token_ids = np.empty(num_tokens, dtype=np.int64)
+    positions = np.empty(num_tokens, dtype=np.int64)
+    blocks = np.empty(num_tokens, dtype=np.int64)
+    prefills: list[PrefillChunk] = []
+    sampled: list[int] = []
+    logit_rows: list[int] = []
+    at = 0
+    for i in order:
+        sequence, begin, context = sequences[i], sequences[i].num_computed, contexts[i]
+        end = at + units[i]
+        token_ids[at:end] = sequence.token_ids[begin:context]
+        positions[at:end] = np.arange(begin, context)
+        blocks[at:end] = sequence.block_table[positions[at:end] // block_size]
+        if units[i] > 1:
+            prefills.append(_prefill_chunk(sequence, at, end, context, block_size, device))
+        if context == len(sequence.token_ids):
+            sampled.append(i)
+            logit_rows.append(end - 1)
+        at = end
+    return BatchLayout(
+        token_ids=to_tensor(token_ids, device).unsqueeze(0),
+        position_ids=to_tensor(positions, device).unsqueeze(0),
+        blocks=to_tensor(blocks, device),
+        offsets=to_tensor(positions % block_size, device),
+        decodes=_decode_groups([sequences[i] for i in decodes], [contexts[i] for i in decodes], block_size, device),
+        prefills=tuple(prefills),
+        sampled=tuple(sampled),
+        logit_rows=index_tensor(logit_rows, device),
+    )
+
+
+def _prefill_chunk(
+    sequence: CachedTokens, start: int, end: int, num_context: int, block_size: int, device: torch.device
+) -> PrefillChunk:
+    block_ids: Tensor | None = None
+    if num_context > end - start:
+        num_blocks = -(-num_context // block_size)
+        block_ids = to_tensor(sequence.block_table[:num_blocks].copy(), device)
+    return PrefillChunk(start=start, end=end, num_context=num_context, block_ids=block_ids)
+
+
+def _decode_groups(
+    sequences: Sequence[CachedTokens], contexts: Sequence[int], block_size: int, device: torch.device
+) -> tuple[DecodeGroup, ...]:
+    groups: list[DecodeGroup] = []
+    start = 0
+    while start < len(sequences):
+        end = _group_end(contexts, start)
+        num_blocks = -(-contexts[start] // block_size)
+        table: IntArray = np.zeros((end - start, num_blocks), dtype=np.int64)
+        for row, sequence in enumerate(sequences[start:end]):
+            used = -(-contexts[start + row] // block_size)
+            table[row, :used] = sequence.block_table[:used]
+        groups.append(
+            DecodeGroup(
+                start=start,
+                end=end,
+                block_ids=to_tensor(table.reshape(-1), device),
+                num_context=num_blocks * block_size,
+                lengths=index_tensor(contexts[start:end], device),
+            )
+        )
+        start = end
+    return tuple(groups)
+
+
+def _group_end(contexts: Sequence[int], start: int) -> int:
+    """Where the group that begins at ``start`` ends; contexts fall.
+
+    A cut at a row saves the padding of all later rows as long as they would stay in this group, so it is made at the
+    first row from which the padding of the rest exceeds a call's cost.
+    """
+    longest = contexts[start]
+    padding = 0
+    for at in range(start, len(contexts)):
+        padding += longest - contexts[at]
+        if padding > _CALL_COST_TOKENS and contexts[at] < 0.75 * longest:
+            return at
+    return len(contexts)

@@ -1,0 +1,48 @@
+"""The tokens of one sequence and where their keys and values are: all that the cache and a step's layout need to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sixfold.plugins.llm.sampling import IntArray
+
+
+class CachedTokens:
+    """Known tokens, how many of them are computed, and the blocks that hold the computed ones.
+
+    Args:
+        token_ids: The prompt; generated tokens are appended.
+    """
+
+    __slots__ = ("block_table", "num_blocks", "num_computed", "suspect", "token_ids")
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self.token_ids = list(token_ids)
+        self.num_computed = 0
+        self.block_table: IntArray = np.zeros(16, dtype=np.int64)
+        self.num_blocks = 0
+        self.suspect = False  # its blocks may hold values that are not finite
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Known tokens whose keys and values are not in the cache yet; 1 in steady generation."""
+        return len(self.token_ids) - self.num_computed
+
+    def add_blocks(self, block_ids: list[int]) -> None:
+        """Appends cache blocks to the table."""
+        end = self.num_blocks + len(block_ids)
+        if end > len(self.block_table):
+            grown = np.zeros(max(end, 2 * len(self.block_table)), dtype=np.int64)
+            grown[: self.num_blocks] = self.block_table[: self.num_blocks]
+            self.block_table = grown
+        self.block_table[self.num_blocks : end] = block_ids
+        self.num_blocks = end
+
+    def take_blocks(self) -> list[int]:
+        """Empties the table and returns its blocks; nothing is computed any more."""
+        blocks: list[int] = self.block_table[: self.num_blocks].tolist()
+        self.num_blocks = 0
+        self.num_computed = 0
+        return blocks

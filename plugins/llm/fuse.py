@@ -1,0 +1,160 @@
+"""Makes a stock decoder cheaper without changing what it computes: merged projections, one-call norms, packed weights.
+
+The passes know attribute names, not model classes, and leave alone what they do not recognise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from sixfold.core.runtime.linear import pack_linears
+
+_MERGED_NAMES: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+class _Merged:
+    """The one product behind several projections of one input, and its result until the last of them has been read."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
+        self.input: Tensor | None = None
+        self.parts: tuple[Tensor, ...] = ()
+
+
+class MergedPart(nn.Module):
+    """Stands where one of the merged projections stood. The first computes all, the others read their share.
+
+    A part that is called with another input than the first computes for itself: slower, never wrong.
+
+    Args:
+        merged: Shared by the parts.
+        linear: The merged layer; owned by the first part, which lends it to the others.
+        place: Index of this part.
+        first: The first part; None if this is it.
+    """
+
+    linear: nn.Module
+
+    def __init__(self, merged: _Merged, place: int, *, linear: nn.Linear | None, first: MergedPart | None) -> None:
+        super().__init__()
+        self._merged = merged
+        self._place = place
+        self._first = (first,)  # in a tuple, so that torch does not register the layer twice
+        if linear is not None:
+            self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., this part's out]."""
+        merged = self._merged
+        if self._place == 0 or merged.input is not x:
+            owner = self._first[0] or self
+            merged.parts = torch.split(owner.linear(x), list(merged.sizes), dim=-1)
+            merged.input = x
+        part = merged.parts[self._place]
+        if self._place == len(merged.sizes) - 1:
+            merged.input, merged.parts = None, ()
+        return part
+
+
+class OneCallRMSNorm(nn.Module):
+    """RMS norm by torch's own function.
+
+    Args:
+        weight: [dim].
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] to the same."""
+        return torch.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def merge_projections(model: nn.Module) -> int:
+    """Replaces query, key and value (and gate and up) projections by parts of one layer; returns how many groups."""
+    num_groups = 0
+    for module in list(model.modules()):
+        for names in _MERGED_NAMES:
+            linears = [getattr(module, name, None) for name in names]
+            if _mergeable(linears):
+                _merge(module, names, [linear for linear in linears if isinstance(linear, nn.Linear)])
+                num_groups += 1
+    return num_groups
+
+
+def _mergeable(layers: Sequence[object]) -> bool:
+    linears = [layer for layer in layers if type(layer) is nn.Linear]
+    if len(linears) != len(layers):
+        return False
+    kinds = {
+        (linear.in_features, _bias(linear) is None, linear.weight.dtype, linear.weight.device) for linear in linears
+    }
+    return len(kinds) == 1
+
+
+def _bias(linear: nn.Linear) -> Tensor | None:
+    return cast("Tensor | None", linear.bias)  # torch declares it as always there
+
+
+def _merge(module: nn.Module, names: tuple[str, ...], linears: list[nn.Linear]) -> None:
+    first = linears[0]
+    sizes = tuple(linear.out_features for linear in linears)
+    merged_linear = nn.Linear(
+        first.in_features, sum(sizes), bias=False, dtype=first.weight.dtype, device=torch.device("meta")
+    )
+    merged_linear.weight = nn.Parameter(torch.cat([linear.weight.detach() for linear in linears]), requires_grad=False)
+    biases = [bias.detach() for bias in map(_bias, linears) if bias is not None]
+    if biases:
+        merged_linear.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+    merged = _Merged(sizes)
+    owner = MergedPart(merged, 0, linear=merged_linear, first=None)
+    setattr(module, names[0], owner)
+    for place, name in enumerate(names[1:], start=1):
+        setattr(module, name, MergedPart(merged, place, linear=None, first=owner))
+
+
+def replace_rms_norms(model: nn.Module) -> int:
+    """Replaces modules that turn out to compute a plain RMS norm; returns how many.
+
+    Whether a module does is not guessed from its class: it is run beside the replacement on random numbers. So a norm
+    that adds one to its weight stays as it is.
+    """
+    num_replaced = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            fast = _as_one_call(child)
+            if fast is not None:
+                setattr(parent, name, fast)
+                num_replaced += 1
+    return num_replaced
+
+
+def _as_one_call(module: nn.Module) -> OneCallRMSNorm | None:
+    weight = getattr(module, "weight", None)
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not type(module).__name__.endswith("RMSNorm") or not isinstance(eps, float):
+        return None
+    if not isinstance(weight, Tensor) or weight.dim() != 1 or next(module.children(), None) is not None:
+        return None
+    generator = torch.Generator(device=weight.device).manual_seed(0)
+    x = torch.randn(4, len(weight), generator=generator, device=weight.device).to(weight.dtype)
+    fast = OneCallRMSNorm(weight, eps)
+    tolerance = 1e-5 if weight.dtype is torch.float32 else 2e-2
+    with torch.inference_mode():
+        same = torch.allclose(module(x).float(), fast(x).float(), rtol=tolerance, atol=tolerance)
+    return fast if same else None
+
+
+def optimize(model: nn.Module) -> None:
+    """Applies all passes in place; the model can only infer afterwards."""
+    merge_projections(model)
+    replace_rms_norms(model)
+    pack_linears(model)

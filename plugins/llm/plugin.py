@@ -1,0 +1,88 @@
+"""Entry point of the language model plugin; imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
+from sixfold.core.hookspecs import Api, Command, Progress, hookimpl
+from sixfold.plugins.llm.cli import COMMAND
+from sixfold.plugins.llm.generation import ChatInput, CompletionInput, Generation, TextDelta
+from sixfold.plugins.llm.options import TransformersOptions
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+def detect(files: ModelFiles) -> int:
+    """90 for a causal language model with its tokenizer, 50 if only its generation config says so, else 0."""
+    config = files.json("config.json")
+    if not config or files.has("modules.json") or files.has("config_sentence_transformers.json"):
+        return 0
+    if not any(files.has(name) for name in _TOKENIZER_FILES):
+        return 0
+    architectures: list[object] = config.get("architectures") or []
+    if any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+        return 90
+    may_generate = not architectures and files.has("generation_config.json")
+    return 50 if may_generate and not config.get("is_encoder_decoder") else 0
+
+
+FAMILY = Family(
+    name="llm/transformers",
+    summary="Any decoder of transformers, batched in flight on a paged key/value cache.",
+    operations=frozenset({"chat", "complete"}),
+    loader="sixfold.plugins.llm.loader:load",
+    input_type=ChatInput | CompletionInput,
+    output_type=TextDelta | Generation,
+    options=TransformersOptions,
+    extra="llm",
+    requires=("torch", "transformers", "jinja2", "safetensors"),
+    detect=detect,
+    metrics=(
+        MetricSpec(name="prompt_tokens_total", kind=MetricKind.COUNTER, help="Prompt tokens computed."),
+        MetricSpec(name="generation_tokens_total", kind=MetricKind.COUNTER, help="Tokens generated."),
+        MetricSpec(name="kv_cache_usage_perc", kind=MetricKind.GAUGE, help="Share of cache blocks in use, 0 to 1."),
+        MetricSpec(name="kv_blocks_used", kind=MetricKind.GAUGE, help="Cache blocks that sequences hold."),
+        MetricSpec(name="kv_blocks_total", kind=MetricKind.GAUGE, help="Cache blocks that sequences can hold in all."),
+    ),
+    # A few minutes of work for a small model on two cores.
+    default_max_queue_units=131_072,
+)
+
+
+@hookimpl
+def register_families(register: Callable[[Family], None]) -> None:
+    """Offers the native runtime."""
+    register(FAMILY)
+
+
+@hookimpl
+def register_apis(register: Callable[[Api], None]) -> None:
+    """Offers ``/v1/chat/completions`` and ``/v1/completions``."""
+    register(
+        Api(
+            modality="llm",
+            factory="sixfold.plugins.llm.api:LlmAPI",
+            examples=(
+                "curl $url/v1/chat/completions -H 'content-type: application/json' "
+                """-d '{"model": "$model", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'""",
+                "sixfold chat --url $url --model $model 'Write one sentence about the sea.'",
+            ),
+        )
+    )
+
+
+@hookimpl
+def register_commands(register: Callable[[Command], None]) -> None:
+    """Offers ``sixfold chat``."""
+    register(COMMAND)
+
+
+@hookimpl
+def convert_model(files: ModelFiles, cache_dir: Path, progress: Progress) -> Path | None:
+    """Converts the GGUF file of a decoder."""
+    from sixfold.plugins.llm.gguf import convert_gguf, find_gguf
+
+    source = find_gguf(files)
+    return None if source is None else convert_gguf(source, cache_dir, progress)

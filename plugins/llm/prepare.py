@@ -1,0 +1,155 @@
+"""From a request to sequences: render, tokenize, check against the context, resolve the sampling parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sixfold.core.errors import ContextLengthExceeded, InvalidRequest
+from sixfold.plugins.llm.detokenizer import Detokenizer
+from sixfold.plugins.llm.generation import ChatInput, CompletionInput, SamplingParams
+from sixfold.plugins.llm.sampling import SamplingDefaults, resolve_sampling
+from sixfold.plugins.llm.sequence import SequenceState
+from sixfold.plugins.llm.stop import StopMatcher
+from sixfold.plugins.llm.text_codec import TextCodec
+
+# English text has about four characters per token; a chat template adds a few tokens per turn.
+_CHARS_PER_TOKEN = 4
+_TOKENS_PER_TURN = 8
+# What an answer of unknown length is taken for in admission.
+_TYPICAL_ANSWER_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPiece:
+    """One prompt of a completion request."""
+
+    index: int
+    prompt: str | tuple[int, ...]
+
+
+def split_input(request_input: ChatInput | CompletionInput) -> Sequence[object]:
+    """One piece per prompt; a conversation is one piece."""
+    if isinstance(request_input, ChatInput):
+        return (request_input,)
+    return tuple(PromptPiece(index, prompt) for index, prompt in enumerate(request_input.prompts))
+
+
+def estimate_tokens(request_input: ChatInput | CompletionInput, max_model_len: int) -> int:
+    """Guesses prompt and answer tokens of all choices from lengths alone."""
+    if isinstance(request_input, ChatInput):
+        sizes = [sum(len(m.content) // _CHARS_PER_TOKEN + _TOKENS_PER_TURN for m in request_input.messages)]
+    else:
+        sizes = [len(p) // _CHARS_PER_TOKEN + 1 if isinstance(p, str) else len(p) for p in request_input.prompts]
+    wanted = request_input.params.max_tokens
+    answer = _TYPICAL_ANSWER_TOKENS if wanted is None else wanted
+    return max(1, sum(min(size + answer, max_model_len) for size in sizes) * request_input.num_choices)
+
+
+class Preparer:
+    """Makes the sequences of one model. Called by several pool threads at once; holds no state that changes.
+
+    Args:
+        codec: The model's tokenizer.
+        defaults: The model's sampling defaults.
+        eos_ids: The model's end tokens.
+        vocab_size: Rows of the output head; larger token ids are refused.
+        max_model_len: Longest prompt plus answer.
+    """
+
+    def __init__(
+        self,
+        *,
+        codec: TextCodec,
+        defaults: SamplingDefaults,
+        eos_ids: tuple[int, ...],
+        vocab_size: int,
+        max_model_len: int,
+    ) -> None:
+        self._codec = codec
+        self._defaults = defaults
+        self._eos_ids = eos_ids
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+
+    def prepare(self, request_input: ChatInput | CompletionInput, piece: object) -> list[SequenceState]:
+        """The sequences of one piece: one per choice.
+
+        Raises:
+            ContextLengthExceeded: Prompt and answer do not fit.
+            InvalidRequest: The template rejects the conversation, or a token id is out of range.
+        """
+        if isinstance(request_input, ChatInput):
+            text = self._codec.render_chat(request_input.messages, request_input.template_kwargs)
+            prompt_ids = self._codec.encode(text, add_special_tokens=False)
+            return self._sequences(request_input, prompt_ids, param="messages", first_choice=0, echo_text="")
+        assert isinstance(piece, PromptPiece)
+        if isinstance(piece.prompt, str):
+            prompt_ids = self._codec.encode(piece.prompt, add_special_tokens=True)
+            echo_text = piece.prompt
+        else:
+            prompt_ids = list(piece.prompt)
+            self._check_ids(prompt_ids, "prompt")
+            echo_text = self._codec.decode(prompt_ids) if request_input.echo else ""
+        return self._sequences(
+            request_input,
+            prompt_ids,
+            param="prompt",
+            first_choice=piece.index * request_input.num_choices,
+            echo_text=echo_text if request_input.echo else "",
+        )
+
+    def _sequences(
+        self,
+        request_input: ChatInput | CompletionInput,
+        prompt_ids: list[int],
+        *,
+        param: str,
+        first_choice: int,
+        echo_text: str,
+    ) -> list[SequenceState]:
+        params = request_input.params
+        self._check_ids([token for token, _ in params.logit_bias], "logit_bias")
+        self._check_ids(params.stop_token_ids, "stop_token_ids")
+        max_output_tokens = self._output_limit(params, len(prompt_ids), param)
+        return [
+            SequenceState(
+                choice=first_choice + place,
+                prompt_ids=prompt_ids,
+                sampling=resolve_sampling(params, self._defaults, eos_ids=self._eos_ids, choice=first_choice + place),
+                max_output_tokens=max_output_tokens,
+                detokenizer=Detokenizer(self._codec.decode, prompt_ids),
+                stop=StopMatcher(params.stop),
+                counts_prompt=place == 0,
+                stream=request_input.stream,
+                echo_text=echo_text,
+            )
+            for place in range(request_input.num_choices)
+        ]
+
+    def _output_limit(self, params: SamplingParams, num_prompt: int, param: str) -> int:
+        limit = self._max_model_len
+        if num_prompt == 0:
+            raise InvalidRequest("The prompt has no tokens. Send at least one.", param=param)
+        if num_prompt >= limit:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {limit} tokens, but the {param} resulted in {num_prompt} "
+                f"tokens. Reduce the length of the {param}.",
+                param=param,
+            )
+        if params.max_tokens is None:
+            return limit - num_prompt
+        if num_prompt + params.max_tokens > limit:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {limit} tokens, but you requested "
+                f"{num_prompt + params.max_tokens} ({num_prompt} in the {param}, {params.max_tokens} in the "
+                f"completion). Reduce the length of the {param} or max_tokens.",
+                param=param,
+            )
+        return params.max_tokens
+
+    def _check_ids(self, token_ids: Sequence[int], param: str) -> None:
+        if token_ids and not (0 <= min(token_ids) and max(token_ids) < self._vocab_size):
+            raise InvalidRequest(
+                f"{param} holds a token id outside of this model's vocabulary of {self._vocab_size}.", param=param
+            )

@@ -1,0 +1,136 @@
+"""The state of one sequence in the running batch."""
+
+from __future__ import annotations
+
+from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.detokenizer import Detokenizer
+from sixfold.plugins.llm.generation import FinishReason, TextDelta, TokenLogprob
+from sixfold.plugins.llm.penalties import TokenCounts
+from sixfold.plugins.llm.sampling import Sampling
+from sixfold.plugins.llm.stop import StopMatcher
+
+
+class SequenceState(CachedTokens):
+    """One choice of one prompt while it is generated. Made in the pool, then owned by the device thread.
+
+    Args:
+        choice: Index over all prompts and choices of the request.
+        prompt_ids: The prompt's tokens, at least one.
+        sampling: Resolved parameters.
+        max_output_tokens: Where the answer ends at the latest.
+        detokenizer: Of this sequence alone.
+        stop: Of this sequence alone.
+        counts_prompt: Whether this choice accounts for the prompt's tokens: the first of its prompt does.
+        stream: Whether deltas are wanted.
+        echo_text: The prompt's text, if it precedes the answer.
+    """
+
+    __slots__ = (
+        "_logprobs",
+        "_pending_text",
+        "_pending_tokens",
+        "_sent_logprobs",
+        "_texts",
+        "choice",
+        "counts_prompt",
+        "detokenizer",
+        "finish_reason",
+        "max_output_tokens",
+        "num_prompt_tokens",
+        "sampling",
+        "stop",
+        "stream",
+        "token_counts",
+    )
+
+    def __init__(
+        self,
+        *,
+        choice: int,
+        prompt_ids: list[int],
+        sampling: Sampling,
+        max_output_tokens: int,
+        detokenizer: Detokenizer,
+        stop: StopMatcher,
+        counts_prompt: bool,
+        stream: bool,
+        echo_text: str = "",
+    ) -> None:
+        super().__init__(prompt_ids)
+        self.choice = choice
+        self.num_prompt_tokens = len(prompt_ids)
+        self.sampling = sampling
+        self.max_output_tokens = max_output_tokens
+        self.detokenizer = detokenizer
+        self.stop = stop
+        self.counts_prompt = counts_prompt
+        self.stream = stream
+        self.token_counts = TokenCounts(prompt_ids) if sampling.has_penalties else None
+        self.finish_reason: FinishReason | None = None
+        self._texts: list[str] = [echo_text] if echo_text else []
+        self._logprobs: list[TokenLogprob] = []
+        self._pending_text = echo_text
+        self._pending_tokens = 0
+        self._sent_logprobs = 0
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def text(self) -> str:
+        """All text so far, the echoed prompt included; held-back text is not in it."""
+        return "".join(self._texts)
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Of all tokens so far that are part of the text."""
+        return tuple(self._logprobs)
+
+    def append(self, token_id: int, logprob: TokenLogprob | None) -> TextDelta | None:
+        """Adds a generated token; returns what can be sent now and sets `finish_reason` at the end."""
+        self.token_ids.append(token_id)
+        self._pending_tokens += 1
+        if self.token_counts is not None:
+            self.token_counts.add(token_id)
+        num_output = self.num_output_tokens
+        may_stop = num_output >= self.sampling.min_tokens
+        if token_id in self.sampling.end_ids and num_output > self.sampling.min_tokens:
+            self._add_text(self.stop.push(self.detokenizer.flush())[0] + self.stop.flush())
+            self.finish_reason = "stop"
+        else:
+            if logprob is not None:
+                self._logprobs.append(logprob)
+            text, stopped = self.stop.push(self.detokenizer.push(token_id), may_stop=may_stop)
+            self._add_text(text)
+            if stopped:
+                self.finish_reason = "stop"
+            elif num_output >= self.max_output_tokens:
+                self._finish_at_limit()
+        return self._take_delta()
+
+    def _finish_at_limit(self) -> None:
+        text, stopped = self.stop.push(self.detokenizer.flush())
+        self._add_text(text if stopped else text + self.stop.flush())
+        self.finish_reason = "stop" if stopped else "length"
+
+    def _add_text(self, text: str) -> None:
+        if text:
+            self._texts.append(text)
+            self._pending_text += text
+
+    def _take_delta(self) -> TextDelta | None:
+        if not self.stream or (not self._pending_text and self.finish_reason is None):
+            return None
+        delta = TextDelta(
+            choice=self.choice,
+            text=self._pending_text,
+            num_tokens=self._pending_tokens,
+            logprobs=tuple(self._logprobs[self._sent_logprobs :]),
+            finish_reason=self.finish_reason,
+        )
+        self._pending_text = ""
+        self._pending_tokens = 0
+        self._sent_logprobs = len(self._logprobs)
+        return delta

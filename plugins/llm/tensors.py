@@ -1,0 +1,35 @@
+"""Conversions between arrays, lists and tensors, with the types that torch's own signatures leave open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+def to_tensor(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """The array on the device; on CPU without a copy."""
+    return torch.from_numpy(array).to(device)  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+
+
+def index_tensor(values: Sequence[int], device: torch.device) -> Tensor:
+    """[n] int64."""
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def int_list(tensor: Tensor) -> list[int]:
+    """Values of a one-dimensional tensor of integers."""
+    return cast("list[int]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+
+
+def float_list(tensor: Tensor) -> list[float]:
+    """Values of a one-dimensional tensor of floats."""
+    return cast("list[float]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+
+
+def bool_list(tensor: Tensor) -> list[bool]:
+    """Values of a one-dimensional tensor of booleans."""
+    return cast("list[bool]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType]  # untyped in torch

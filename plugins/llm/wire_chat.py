@@ -1,0 +1,147 @@
+"""Answers of ``/v1/chat/completions``: one object, or a stream of chunks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal
+
+import msgspec
+
+from sixfold.core.messages import Finished, Increment
+from sixfold.core.serving.api import Running
+from sixfold.core.serving.sse import DONE
+from sixfold.plugins.llm.generation import FinishReason, Generation, TextDelta, TokenLogprob, TopToken
+from sixfold.plugins.llm.wire import JSON, ChunkTemplate, Head, UsageObject, usage_object
+
+
+class TokenObject(msgspec.Struct, frozen=True):
+    """One token that could have been chosen."""
+
+    token: str
+    logprob: float
+    bytes: tuple[int, ...]
+
+
+class ChosenTokenObject(msgspec.Struct, frozen=True):
+    """One token of the answer."""
+
+    token: str
+    logprob: float
+    bytes: tuple[int, ...]
+    top_logprobs: tuple[TokenObject, ...]
+
+
+class LogprobsObject(msgspec.Struct, frozen=True):
+    """Log probabilities of an answer or a part of it."""
+
+    content: tuple[ChosenTokenObject, ...]
+    refusal: None = None
+
+
+class MessageObject(msgspec.Struct, frozen=True):
+    """The answer as a turn."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class ChoiceObject(msgspec.Struct, frozen=True):
+    """One of the answers."""
+
+    index: int
+    message: MessageObject
+    logprobs: LogprobsObject | None
+    finish_reason: FinishReason
+
+
+class ChatObject(msgspec.Struct, frozen=True):
+    """The body of an answer that is not streamed."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: tuple[ChoiceObject, ...]
+    usage: UsageObject
+
+
+def chat_object(head: Head, finished: Finished[Generation], *, logprobs: bool) -> ChatObject:
+    """The whole answer.
+
+    Args:
+        head: Its id and so on.
+        finished: What the runtime gave.
+        logprobs: Whether they were asked for.
+    """
+    choices = tuple(
+        ChoiceObject(
+            index=index,
+            message=MessageObject(role="assistant", content=choice.text),
+            logprobs=_logprobs_object(choice.logprobs) if logprobs else None,
+            finish_reason=choice.finish_reason,
+        )
+        for index, choice in enumerate(finished.result.choices)
+    )
+    usage = usage_object(finished.usage.counts)
+    return ChatObject(head.id, "chat.completion", head.created, head.model, choices, usage)
+
+
+async def chat_chunks(head: Head, running: Running, *, logprobs: bool, include_usage: bool) -> AsyncIterator[bytes]:
+    """The frames of a streamed answer, ``[DONE]`` included.
+
+    Args:
+        head: Its id and so on.
+        running: The runtime's events.
+        logprobs: Whether they were asked for.
+        include_usage: Whether a chunk shall count the tokens.
+    """
+    template = ChunkTemplate(head, "chat.completion.chunk", include_usage=include_usage)
+    end = b'},"logprobs":null,"finish_reason":null' + template.end
+    starts: dict[int, bytes] = {}
+    async for events in running:
+        for event in events:
+            if isinstance(event, Increment):
+                delta = event.output
+                assert isinstance(delta, TextDelta)
+                start = starts.get(delta.choice)
+                if start is None:
+                    opening = template.choice_start(delta.choice)
+                    start = starts[delta.choice] = opening + b'"delta":{"content":'
+                    yield opening + b'"delta":{"role":"assistant","content":"","refusal":null' + end
+                if delta.logprobs and logprobs:
+                    yield _content_with_logprobs(start, delta, template.end)
+                elif delta.text:
+                    yield start + JSON.encode(delta.text) + end
+                if delta.finish_reason is not None:
+                    yield b'%b"delta":{},"logprobs":null,"finish_reason":"%b"%b' % (
+                        template.choice_start(delta.choice),
+                        delta.finish_reason.encode(),
+                        template.end,
+                    )
+            elif isinstance(event, Finished) and include_usage:
+                yield template.usage(event.usage.counts)
+    yield DONE
+
+
+def _content_with_logprobs(start: bytes, delta: TextDelta, end: bytes) -> bytes:
+    text, logprobs = JSON.encode(delta.text), JSON.encode(_logprobs_object(delta.logprobs))
+    return b'%b%b},"logprobs":%b,"finish_reason":null%b' % (start, text, logprobs, end)
+
+
+def _logprobs_object(logprobs: Sequence[TokenLogprob]) -> LogprobsObject:
+    return LogprobsObject(
+        content=tuple(
+            ChosenTokenObject(
+                token=token.chosen.text,
+                logprob=token.chosen.logprob,
+                bytes=tuple(token.chosen.raw),
+                top_logprobs=tuple(map(_token_object, token.top)),
+            )
+            for token in logprobs
+        )
+    )
+
+
+def _token_object(token: TopToken) -> TokenObject:
+    return TokenObject(token=token.text, logprob=token.logprob, bytes=tuple(token.raw))

@@ -1,0 +1,123 @@
+"""A third-party plugin as a stranger would install it: a module and a dist-info folder on the import path."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import uvloop
+
+_MODULE = '''
+"""A model that counts aloud, one number a step; some inputs misbehave."""
+import os
+import msgspec
+from pathlib import Path
+from pydantic import BaseModel, ConfigDict
+from sixfold.core.batching.model import Finish, ModelInfo, Outcome, StepModel
+from sixfold.core.errors import InvalidRequest
+from sixfold.core.family import Family, MetricKind, MetricSpec
+from sixfold.core.hookspecs import hookimpl
+from sixfold.core.messages import Cost, Usage
+
+class CountInput(msgspec.Struct, frozen=True, tag="in"):
+    up_to: int
+    trick: str = ""
+
+class Number(msgspec.Struct, frozen=True, tag="n"):
+    value: int
+
+class Total(msgspec.Struct, frozen=True, tag="t"):
+    total: int
+    pid: int
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    fail_to_load: bool = False
+
+class Count:
+    def __init__(self, input):
+        self.input, self.done = input, 0
+
+class CountModel(StepModel):
+    def __init__(self):
+        self.held = 0
+    @property
+    def info(self):
+        return ModelInfo(max_model_len=1000, parameters=7, memory_bytes=8, details={"kind": "count"})
+    def estimate_units(self, request):
+        return request.input.up_to
+    def prepare(self, request, piece):
+        if request.input.trick == "bad":
+            raise InvalidRequest("no such number", param="up_to")
+        self.held += 1
+        return (Count(request.input),)
+    def cost(self, sequence):
+        return Cost(units=1, min_units=1)
+    def step(self, batch):
+        if any(g.sequence.input.trick == "die" for g in batch):
+            os._exit(9)
+        outcomes = []
+        for granted in batch:
+            if granted.sequence.input.trick != "forever":
+                granted.sequence.done += 1
+            outcomes.append(Outcome(output=Number(granted.sequence.done),
+                                    done=granted.sequence.done >= granted.sequence.input.up_to))
+        return outcomes
+    def release(self, sequence):
+        self.held -= 1
+    def stats(self):
+        return {"held": self.held}
+    def finish(self, request, sequences):
+        return Finish(result=Total(sequences[0].done, os.getpid()), usage=Usage(counts={"numbers": sequences[0].done}))
+
+def load(context):
+    if context.options.fail_to_load:
+        raise RuntimeError("no such luck")
+    context.report(0.5, "counting")
+    return CountModel()
+
+class HereSource:
+    scheme = "here"
+    def resolve(self, reference, *, cache_dir, progress):
+        return Path(reference)
+
+@hookimpl
+def register_families(register):
+    register(Family(name="count/aloud", summary="counts", operations=frozenset({"count"}), extra="count",
+                    loader="sixfold_count:load", input_type=CountInput, output_type=Number | Total, options=Options,
+                    detect=lambda files: 100 if files.has("count.json") else 0,
+                    metrics=(MetricSpec(name="held", kind=MetricKind.GAUGE, help="Held sequences."),)))
+
+@hookimpl
+def register_sources(register):
+    register(HereSource())
+'''
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Both loops: the server runs on uvloop, whose transports and processes differ in details."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def count_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Installs the plugin for this process and for workers; returns the folder of its model's files."""
+    site = tmp_path / "site"
+    (site / "sixfold_count-1.0.dist-info").mkdir(parents=True)
+    (site / "sixfold_count.py").write_text(_MODULE)
+    (site / "sixfold_count-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: sixfold-count\nVersion: 1.0\n"
+    )
+    (site / "sixfold_count-1.0.dist-info" / "entry_points.txt").write_text("[sixfold]\ncount = sixfold_count\n")
+    monkeypatch.setattr(sys, "path", [str(site), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    importlib.invalidate_caches()
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "count.json").write_text("{}")
+    yield files
+    sys.modules.pop("sixfold_count", None)

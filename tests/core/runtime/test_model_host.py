@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sixfold.core.config import ModelEntry
+from sixfold.core.errors import InvalidRequest, NotReady, UsageError, WorkerDied
+from sixfold.core.messages import Failed, Increment, Request
+from sixfold.core.plugins import load_plugins
+from sixfold.core.registry import diff
+from sixfold.core.runtime.host import ModelHost
+from sixfold.core.runtime.replica import EventStream
+from sixfold.core.serving.directory import ModelState
+
+
+def entry(files: Path, name: str = "counter", **fields: Any) -> ModelEntry:
+    return ModelEntry.model_validate({"name": name, "source": f"here:{files}", **fields})
+
+
+def new_host(tmp_path: Path) -> ModelHost:
+    return ModelHost(load_plugins(), cache_dir=tmp_path / "cache", drain_timeout_s=5.0)
+
+
+def count(up_to: int, *, trick: str = "", request_id: str = "r") -> Request[Any]:
+    module = importlib.import_module("sixfold_count")
+    return Request(request_id=request_id, input=module.CountInput(up_to, trick), arrived_s=0.0)
+
+
+async def events_of(stream: EventStream) -> list[Any]:
+    events: list[Any] = []
+    async with stream:
+        while new := await stream.next_events():
+            events.extend(new)
+    return events
+
+
+def only_replica(host: ModelHost, name: str = "counter") -> Any:
+    slot = host.find(name)
+    assert slot is not None
+    (replica,) = slot.replicas
+    return replica
+
+
+async def test_a_strangers_model_counts_in_its_own_process(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin, aliases=("other",))})
+    try:
+        assert host.ready
+        assert host.find("other") is host.find("counter")
+        replica = only_replica(host)
+        assert replica.info.details == {"kind": "count"}
+        events = await events_of(replica.submit(count(3)))
+        numbers, last = events[:-1], events[-1]
+        assert [event.output.value for event in numbers] == [1, 2, 3]
+        assert type(last).__name__ == "Finished"
+        assert last.result.total == 3
+        assert last.result.pid == replica.pid != os.getpid()
+        assert last.usage.counts == {"numbers": 3}
+        assert last.timing.num_steps == 3
+    finally:
+        await host.close(5.0)
+
+
+async def test_equal_request_ids_of_two_clients_do_not_meet(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin)})
+    try:
+        replica = only_replica(host)
+        streams = [replica.submit(count(n, request_id="same")) for n in (2, 5)]
+        results = await asyncio.gather(*(events_of(stream) for stream in streams))
+        assert [events[-1].result.total for events in results] == [2, 5]
+    finally:
+        await host.close(5.0)
+
+
+async def test_a_bad_input_fails_with_the_plugins_own_error(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin)})
+    try:
+        (failed,) = await events_of(only_replica(host).submit(count(3, trick="bad")))
+        assert isinstance(failed.error, InvalidRequest)
+        assert (failed.error.message, failed.error.param) == ("no such number", "up_to")
+    finally:
+        await host.close(5.0)
+
+
+async def test_leaving_a_stream_frees_what_the_request_held(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin)})
+    try:
+        replica = only_replica(host)
+        async with replica.submit(count(1, trick="forever")) as stream:
+            assert await stream.next_events()
+        while replica.snapshot.metrics.get("held") != 0.0 or replica.snapshot.queued_units:
+            await events_of(replica.submit(count(1)))  # its events come with fresh figures
+        assert replica.num_in_flight == 0
+    finally:
+        await host.close(5.0)
+
+
+async def test_a_killed_worker_fails_its_requests_at_once_and_is_replaced(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin)})
+    try:
+        replica = only_replica(host)
+        stream = replica.submit(count(1, trick="forever"))
+        await stream.next_events()
+        os.kill(replica.pid, signal.SIGKILL)
+        events = await events_of(stream)
+        assert isinstance(events[-1], Failed)
+        assert isinstance(events[-1].error, WorkerDied)
+        slot = host.find("counter")
+        assert slot is not None
+        async with asyncio.timeout(60.0):
+            while not (slot.replicas and slot.replicas[0] is not replica):
+                await slot.replaced.wait()
+        assert slot.state is ModelState.READY
+        events = await events_of(slot.replicas[0].submit(count(2)))
+        assert events[-1].result.total == 2
+    finally:
+        await host.close(5.0)
+
+
+async def test_a_request_that_kills_the_process_costs_only_its_own_replica(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin), "second": entry(count_plugin, "second")})
+    try:
+        healthy = only_replica(host, "second").submit(count(1, trick="forever"))
+        await healthy.next_events()
+        events = await events_of(only_replica(host).submit(count(1, trick="die")))
+        assert isinstance(events[-1].error, WorkerDied)
+        assert isinstance((await healthy.next_events())[0], Increment)
+        healthy.cancel()
+    finally:
+        await host.close(5.0)
+
+
+async def test_draining_finishes_what_runs_and_refuses_the_rest(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin)})
+    replica = only_replica(host)
+    stream = replica.submit(count(500))
+    first = await stream.next_events()
+    closing = asyncio.create_task(host.close(20.0))
+    events = [*first, *await events_of(stream)]
+    assert events[-1].result.total == 500
+    await closing
+    with pytest.raises(NotReady):
+        replica.submit(count(1))
+
+
+async def test_a_signal_to_the_whole_group_leaves_the_end_to_the_serving_process(
+    count_plugin: Path, tmp_path: Path
+) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin)})
+    try:
+        replica = only_replica(host)
+        stream = replica.submit(count(50))
+        first = await stream.next_events()
+        os.kill(replica.pid, signal.SIGTERM)
+        os.kill(replica.pid, signal.SIGINT)
+        assert [*first, *await events_of(stream)][-1].result.total == 50
+    finally:
+        await host.close(5.0)
+
+
+async def test_what_outlives_the_drain_is_answered(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin)})
+    stream = only_replica(host).submit(count(1, trick="forever"))
+    await stream.next_events()
+    closing = asyncio.create_task(host.close(0.1))
+    events = await events_of(stream)
+    assert isinstance(events[-1].error, NotReady)
+    await closing
+
+
+async def test_a_model_that_cannot_load_says_why(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    with pytest.raises(UsageError, match="no such luck"):
+        await host.start({"counter": entry(count_plugin, options={"fail_to_load": True})})
+    assert not host.ready
+    await host.close(1.0)
+
+
+async def test_a_reload_adds_drains_and_swaps_models(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    old = {"counter": entry(count_plugin), "gone": entry(count_plugin, "gone")}
+    await host.start(old)
+    try:
+        before = only_replica(host)
+        new = {"counter": entry(count_plugin, limits={"max_queue_units": 9}), "fresh": entry(count_plugin, "fresh")}
+        host.apply(diff(old, new), new)
+        assert host.find("gone") is None
+        fresh = host.find("fresh")
+        assert fresh is not None
+        await host.settle()
+        assert fresh.state is ModelState.READY
+        after = only_replica(host)
+        assert after is not before
+        assert (await events_of(after.submit(count(2))))[-1].result.total == 2
+    finally:
+        await host.close(5.0)
+
+
+async def test_a_changed_entry_that_fails_keeps_the_old_version(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    old = {"counter": entry(count_plugin)}
+    await host.start(old)
+    try:
+        before = only_replica(host)
+        new = {"counter": entry(count_plugin, options={"fail_to_load": True})}
+        host.apply(diff(old, new), new)
+        await host.settle()
+        assert only_replica(host) is before
+        assert (await events_of(before.submit(count(2))))[-1].result.total == 2
+    finally:
+        await host.close(5.0)
+
+
+async def test_changed_aliases_need_no_reload(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    old = {"counter": entry(count_plugin, aliases=("a",))}
+    await host.start(old)
+    try:
+        before = only_replica(host)
+        new = {"counter": entry(count_plugin, aliases=("b",))}
+        host.apply(diff(old, new), new)
+        assert host.find("a") is None
+        assert only_replica(host, "b") is before
+    finally:
+        await host.close(5.0)

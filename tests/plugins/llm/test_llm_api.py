@@ -1,0 +1,361 @@
+"""The two endpoints speak OpenAI's wire to the letter, and refuse by name what they can't honour."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from sixfold.core.batching.model import ModelInfo
+from sixfold.core.errors import InvalidRequest
+from sixfold.core.family import Family
+from sixfold.core.messages import Event, Finished, Increment, Usage
+from sixfold.core.serving.body import parse_json
+from sixfold.plugins.llm.api import LlmAPI
+from sixfold.plugins.llm.generation import (
+    ChatInput,
+    Choice,
+    CompletionInput,
+    Generation,
+    TextDelta,
+    TokenLogprob,
+    TopToken,
+)
+from sixfold.plugins.llm.plugin import FAMILY
+
+USAGE = Usage(counts={"prompt_tokens": 5, "completion_tokens": 3, "cached_tokens": 0})
+LOGPROB = TokenLogprob(
+    chosen=TopToken("é", "é".encode(), -0.5), top=(TopToken("é", "é".encode(), -0.5), TopToken("e", b"e", -1.5))
+)
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@dataclass(frozen=True)
+class FakeModel:
+    name: str = "m"
+    family: Family = FAMILY
+    info: ModelInfo = field(default_factory=ModelInfo)
+
+
+class FakeRunning:
+    def __init__(self, events: Sequence[Sequence[Event]]) -> None:
+        self._events = events
+
+    async def __aiter__(self) -> AsyncIterator[Sequence[Event]]:
+        for events in self._events:
+            yield events
+
+
+class FakeCall:
+    """Parses bodies as the server does and answers with given events."""
+
+    request_id = "r"
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, body: object, events: Sequence[Sequence[Event]] = ()) -> None:
+        self._body = json.dumps(body).encode()
+        self._events = events
+        self.input: Any = None
+        self.operation = ""
+        self.frames: list[bytes] = []
+        self.chunks: AsyncIterator[bytes] | None = None
+
+    async def json(self, schema: type[BaseModel]) -> Any:
+        return parse_json(self._body, schema)
+
+    def model(self, name: str, operation: str) -> FakeModel:
+        self.operation = operation
+        return FakeModel(name)
+
+    async def run(self, model: object, input: msgspec.Struct) -> Finished[Any]:
+        self.input = input
+        last = self._events[-1][-1]
+        assert isinstance(last, Finished)
+        return last
+
+    async def start(self, model: object, input: msgspec.Struct) -> FakeRunning:
+        self.input = input
+        return FakeRunning(self._events)
+
+    def respond(self, body: Any, *, media_type: str = "application/json") -> Response:
+        return Response(msgspec.json.encode(body), media_type=media_type)
+
+    def stream_sse(self, chunks: AsyncIterator[bytes]) -> Response:
+        self.chunks = chunks
+        return Response()
+
+    async def read_frames(self) -> list[Any]:
+        assert self.chunks is not None
+        self.frames = [frame async for frame in self.chunks]
+        assert self.frames[-1] == b"data: [DONE]\n\n"
+        for frame in self.frames:
+            assert frame.startswith(b"data: ")
+            assert frame.endswith(b"\n\n")
+            assert frame.count(b"\n") == 2
+        return [json.loads(frame[6:]) for frame in self.frames[:-1]]
+
+
+def finished(*texts: str, logprobs: tuple[TokenLogprob, ...] = ()) -> Finished[Any]:
+    choices = tuple(Choice(text=text, finish_reason="stop", logprobs=logprobs) for text in texts)
+    return Finished(request_id="r", result=Generation(choices=choices), usage=USAGE)
+
+
+def delta(text: str, choice: int = 0, **more: Any) -> Increment[Any]:
+    return Increment(request_id="r", output=TextDelta(choice=choice, text=text, num_tokens=1, **more))
+
+
+STREAM: list[list[Event]] = [
+    [delta("Hel"), delta("A", choice=1)],
+    [delta('lo\n"🙂'), delta("", choice=1, finish_reason="length")],
+    [delta("!", finish_reason="stop"), finished("x", "y")],
+]
+
+
+async def chat(body: dict[str, Any], events: Sequence[Sequence[Event]]) -> tuple[FakeCall, Any]:
+    call = FakeCall(body, events)
+    response = await LlmAPI().chat(call)
+    return call, (await call.read_frames() if body.get("stream") else json.loads(bytes(response.body)))
+
+
+async def complete(body: dict[str, Any], events: Sequence[Sequence[Event]]) -> tuple[FakeCall, Any]:
+    call = FakeCall(body, events)
+    response = await LlmAPI().complete(call)
+    return call, (await call.read_frames() if body.get("stream") else json.loads(bytes(response.body)))
+
+
+async def test_a_chat_answer_is_openais_object() -> None:
+    call, answer = await chat(CHAT | {"n": 2}, [[finished("Hello", "Hey")]])
+    parsed = ChatCompletion.model_validate(answer, strict=True)
+    assert [choice.message.content for choice in parsed.choices] == ["Hello", "Hey"]
+    assert [choice.index for choice in parsed.choices] == [0, 1]
+    assert parsed.usage is not None
+    assert (parsed.usage.prompt_tokens, parsed.usage.completion_tokens, parsed.usage.total_tokens) == (5, 3, 8)
+    assert parsed.id.startswith("chatcmpl-")
+    assert call.operation == "chat"
+    assert call.input.num_choices == 2
+
+
+async def test_a_chat_stream_opens_with_the_role_and_closes_with_the_reason() -> None:
+    _call, chunks = await chat(CHAT | {"stream": True, "n": 2}, STREAM)
+    parsed = [ChatCompletionChunk.model_validate(chunk) for chunk in chunks]
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in parsed}) == 1
+    by_choice = {i: [c.choices[0] for c in parsed if c.choices[0].index == i] for i in (0, 1)}
+    for choices in by_choice.values():
+        assert choices[0].delta.role == "assistant"
+        assert choices[-1].finish_reason is not None
+        assert chunks[-1]["choices"][0]["delta"] == {}
+        assert all(choice.finish_reason is None for choice in choices[:-1])
+    assert "".join(c.delta.content or "" for c in by_choice[0]) == 'Hello\n"🙂!'
+    assert by_choice[1][-1].finish_reason == "length"
+    assert all("usage" not in chunk for chunk in chunks)
+
+
+async def test_the_usage_chunk_comes_last_and_all_others_say_null() -> None:
+    _call, chunks = await chat(CHAT | {"stream": True, "stream_options": {"include_usage": True}}, STREAM)
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["total_tokens"] == 8
+    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+
+
+async def test_logprobs_have_openais_shapes_in_both_endpoints() -> None:
+    asked = {"logprobs": True, "top_logprobs": 2}
+    call, answer = await chat(CHAT | asked, [[finished("é", logprobs=(LOGPROB,))]])
+    assert call.input.params.num_top_logprobs == 2
+    entry = answer["choices"][0]["logprobs"]["content"][0]
+    assert entry["token"] == "é"
+    assert entry["bytes"] == [195, 169]
+    assert [top["token"] for top in entry["top_logprobs"]] == ["é", "e"]
+    events: list[list[Event]] = [[delta("é", logprobs=(LOGPROB,)), delta("é", logprobs=(LOGPROB,)), finished("é")]]
+    _call, chunks = await chat(CHAT | asked | {"stream": True}, events)
+    assert chunks[1]["choices"][0]["logprobs"]["content"][0]["logprob"] == -0.5
+    body = {"model": "m", "prompt": "x", "logprobs": 2}
+    _call, answer = await complete(body, [[finished("éé", logprobs=(LOGPROB, LOGPROB))]])
+    logprobs = Completion.model_validate(answer).choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == ["é", "é"]
+    assert logprobs.text_offset == [0, 1]
+    assert logprobs.top_logprobs == [{"é": -0.5, "e": -1.5}] * 2
+    _call, chunks = await complete(body | {"stream": True}, events)
+    assert [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in chunks] == [[0], [1]]
+
+
+async def test_a_completion_stream_ends_each_choice_with_its_reason() -> None:
+    _call, chunks = await complete({"model": "m", "prompt": "x", "stream": True}, STREAM)
+    parsed = [Completion.model_validate(chunk | {"choices": chunk["choices"]}, strict=False) for chunk in chunks[-1:]]
+    assert parsed[0].choices[0].finish_reason == "stop"
+    assert "".join(c["choices"][0]["text"] for c in chunks if c["choices"][0]["index"] == 0) == 'Hello\n"🙂!'
+    assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a", ("a",)),
+        (["a", "b"], ("a", "b")),
+        ([1, 2], ((1, 2),)),
+        ([[1], [2, 3]], ((1,), (2, 3))),
+    ],
+)
+async def test_prompts_come_in_four_forms(prompt: object, expected: object) -> None:
+    call, _answer = await complete({"model": "m", "prompt": prompt}, [[finished("x")]])
+    assert isinstance(call.input, CompletionInput)
+    assert call.input.prompts == expected
+    assert call.input.params.max_tokens == 16
+
+
+async def test_parameters_reach_the_runtime() -> None:
+    body = CHAT | {
+        "max_completion_tokens": 7,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": -1,
+        "min_p": 0.1,
+        "presence_penalty": 1,
+        "frequency_penalty": -1,
+        "repetition_penalty": 1.1,
+        "logit_bias": {"12": -100},
+        "seed": 3,
+        "stop": "x",
+        "stop_token_ids": [4],
+        "ignore_eos": True,
+        "min_tokens": 2,
+    }
+    call, _answer = await chat(body, [[finished("x")]])
+    assert isinstance(call.input, ChatInput)
+    params = call.input.params
+    assert (params.max_tokens, params.temperature, params.top_p, params.top_k, params.min_p) == (7, 0.5, 0.9, 0, 0.1)
+    assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (1, -1, 1.1)
+    assert params.logit_bias == ((12, -100.0),)
+    assert (params.seed, params.stop, params.stop_token_ids, params.ignore_eos, params.min_tokens) == (
+        3,
+        ("x",),
+        (4,),
+        True,
+        2,
+    )
+
+
+async def test_text_parts_are_joined_and_a_developer_is_the_system() -> None:
+    messages: list[dict[str, Any]] = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "assistant", "content": "ok", "refusal": None, "tool_calls": None, "audio": None, "annotations": []},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "Eve"},
+    ]
+    call, _answer = await chat({"model": "m", "messages": messages}, [[finished("x")]])
+    assert [(m.role, m.content, m.name) for m in call.input.messages] == [
+        ("system", "Be brief.", None),
+        ("assistant", "ok", None),
+        ("user", "ab", "Eve"),
+    ]
+
+
+HARMLESS: list[dict[str, Any]] = [
+    {"user": "u"},
+    {"metadata": {"a": "b"}},
+    {"store": False},
+    {"service_tier": "auto"},
+    {"safety_identifier": "s"},
+    {"prompt_cache_key": "k"},
+    {"parallel_tool_calls": True},
+    {"tools": []},
+    {"tool_choice": "none"},
+    {"response_format": {"type": "text"}},
+    {"modalities": ["text"]},
+    {"max_tokens": 5, "max_completion_tokens": 5},
+    {"n": 1, "stream": None, "stop": None, "seed": None, "temperature": None, "logit_bias": None},
+]
+
+
+@pytest.mark.parametrize("more", HARMLESS, ids=lambda more: next(iter(more)))
+async def test_parameters_that_change_nothing_are_accepted(more: dict[str, Any]) -> None:
+    await chat(CHAT | more, [[finished("x")]])
+
+
+REFUSED_CHAT: list[tuple[dict[str, Any], str]] = [
+    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"functions": [{}]}, "functions"),
+    ({"function_call": "auto"}, "function_call"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"modalities": ["audio"]}, "modalities"),
+    ({"audio": {"voice": "a"}}, "audio"),
+    ({"prediction": {"type": "content"}}, "prediction"),
+    ({"reasoning_effort": "low"}, "reasoning_effort"),
+    ({"verbosity": "low"}, "verbosity"),
+    ({"web_search_options": {}}, "web_search_options"),
+    ({"store": True}, "store"),
+    ({"service_tier": "flex"}, "service_tier"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+    ({"temperature": 2.5}, "temperature"),
+    ({"temperature": "hot"}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"n": 0}, "n"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"logit_bias": {"a": 1}}, "logit_bias"),
+    ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+    ({"stop": ""}, "stop"),
+    ({"temprature": 1}, "temprature"),
+    ({"messages": []}, "messages"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+    ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.0.role"),
+    ({"messages": [{"role": "user"}]}, "messages.0.content"),
+    ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages.0.tool_calls"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages.0.content.0.type",
+    ),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]}, "messages.0.content.0.x"),
+]
+
+
+@pytest.mark.parametrize(("more", "param"), REFUSED_CHAT, ids=lambda value: value if isinstance(value, str) else "")
+async def test_what_a_chat_asks_in_vain_is_a_400_that_names_it(more: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await LlmAPI().chat(FakeCall(CHAT | more))
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [-1]}, "prompt.0"),
+        ({"prompt": 7}, "prompt"),
+        ({"messages": []}, "messages"),
+    ],
+)
+async def test_what_a_completion_asks_in_vain_is_a_400_that_names_it(more: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await LlmAPI().complete(FakeCall({"model": "m", "prompt": "x"} | more))
+    assert caught.value.param == param
+
+
+async def test_a_chunk_costs_at_most_30_microseconds() -> None:
+    num_chunks = 5000
+    events: list[list[Event]] = [[delta(" word")] for _ in range(num_chunks)]
+    best_s = float("inf")
+    for _ in range(5):
+        call = FakeCall(CHAT | {"stream": True}, events)
+        await LlmAPI().chat(call)
+        assert call.chunks is not None
+        begin_s = time.perf_counter()
+        async for _frame in call.chunks:
+            pass
+        best_s = min(best_s, time.perf_counter() - begin_s)
+    assert best_s / num_chunks < 30e-6

@@ -1,0 +1,84 @@
+"""The distribution holds every package of the tree, its types, and entry points that load."""
+
+import importlib
+import importlib.metadata
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FIXED = ("core", "plugins", "scaling", "tests", "bench", "docs", "examples", "pyproject.toml", "README.md", "Makefile")
+MODALITIES = ("llm", "embedding", "asr", "tts", "image", "video")
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_the_top_level_names_are_those_that_were_agreed() -> None:
+    assert [name for name in FIXED if not (ROOT / name).exists()] == []
+    assert [name for name in MODALITIES if not (ROOT / "plugins" / name / "__init__.py").exists()] == []
+
+
+def test_the_list_of_packages_is_the_tree(project: dict[str, Any]) -> None:
+    found = [
+        "sixfold." + ".".join(file.parent.relative_to(ROOT).parts)
+        for top in ("core", "plugins", "scaling")
+        for file in (ROOT / top).rglob("__init__.py")
+    ]
+    assert project["tool"]["setuptools"]["packages"] == sorted(found)
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    folders = {file.parent for top in ("core", "plugins", "scaling") for file in (ROOT / top).rglob("*.py")}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_types_are_shipped(project: dict[str, Any]) -> None:
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["*"]
+    for name in ("sixfold.core", "sixfold.plugins", "sixfold.scaling"):
+        (location,) = importlib.import_module(name).__path__
+        assert (Path(location) / "py.typed").exists()
+
+
+def test_every_entry_point_loads(project: dict[str, Any]) -> None:
+    declared: dict[str, str] = project["project"]["entry-points"]["sixfold"]
+    assert set(MODALITIES) | {"sources"} == set(declared)
+    installed = {point.name: point for point in importlib.metadata.entry_points(group="sixfold")}
+    for name, target in declared.items():
+        assert installed[name].value == target
+        installed[name].load()
+
+
+def test_the_command_is_installed(project: dict[str, Any]) -> None:
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="sixfold")
+    assert script.value == project["project"]["scripts"]["sixfold"]
+    assert callable(script.load())
+
+
+def test_each_modality_has_an_extra_and_all_names_them_all(project: dict[str, Any]) -> None:
+    extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
+    assert set(MODALITIES) <= set(extras)
+    assert extras["all"] == [f"sixfold[{','.join(MODALITIES)}]"]
+
+
+def test_plugin_modules_import_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\n"
+        "from sixfold.core.plugins import load_plugins\n"
+        "load_plugins()\n"
+        "print([name for name in ('torch', 'transformers', 'litserve', 'huggingface_hub', 'numpy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_torch_is_pinned_for_development() -> None:
+    pins = (ROOT / "constraints-dev.txt").read_text(encoding="utf-8").splitlines()
+    assert "torch==2.13.0" in pins
