@@ -28,6 +28,7 @@ from sentence_transformers import SentenceTransformer
 from sixfold.core.batching.model import Granted
 from sixfold.core.family import LoadContext
 from sixfold.core.messages import Request
+from sixfold.core.runtime.allocator import keep_freed_memory
 from sixfold.plugins.embedding.loader import load
 from sixfold.plugins.embedding.model import EmbeddingModel, EmbeddingSequence
 from sixfold.plugins.embedding.options import EmbeddingOptions
@@ -170,6 +171,7 @@ def measure(dtype: str, options: argparse.Namespace, texts: Sequence[str]) -> No
 
 def main() -> None:
     """Parses the command line and measures both types."""
+    keep_freed_memory()  # as a worker process does; the library gains by it as well
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a BERT-like sentence-transformers model")
     parser.add_argument("--texts", type=int, default=600, help="first texts of the workload (2,000 in all)")

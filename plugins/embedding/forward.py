@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sixfold.plugins.embedding.attention import PackedAttention
-from sixfold.plugins.embedding.packing import PackedBatch, TokenIds, pack, to_tensor
+from sixfold.plugins.embedding.packing import PackedBatch, TokenIds, near_equal_groups, pack, to_tensor
 
 
 class Forward(Protocol):
@@ -66,7 +66,7 @@ class GroupedForward:
     def __call__(self, sequences: Sequence[TokenIds]) -> tuple[Tensor, PackedBatch]:
         """See `Forward`."""
         device = _device(self._model)
-        batch = pack(sequences, position_offset=0, device=device)
+        batch = pack(sequences, position_offset=0, device=device, group=near_equal_groups)
         hidden: list[Tensor] = []
         first = 0
         for group in batch.groups:

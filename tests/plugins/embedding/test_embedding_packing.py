@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sixfold.plugins.embedding.attention import PackedAttention
-from sixfold.plugins.embedding.packing import PackedBatch, pack
+from sixfold.plugins.embedding.packing import Bounds, PackedBatch, cheapest_groups, near_equal_groups, pack
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 CPU = torch.device("cpu")
 
 
-def pack_lengths(lengths: list[int], offset: int = 0) -> PackedBatch:
+def pack_lengths(
+    lengths: list[int], offset: int = 0, group: Callable[[NDArray[np.int64]], Bounds] = cheapest_groups
+) -> PackedBatch:
     sequences = [np.arange(1000 * index, 1000 * index + length) + 1000 for index, length in enumerate(lengths)]
-    return pack(sequences, position_offset=offset, device=CPU)
+    return pack(sequences, position_offset=offset, device=CPU, group=group)
 
 
 def ints(row: Tensor) -> list[int]:
@@ -35,19 +41,40 @@ def test_every_token_is_there_once_with_its_position(lengths: list[int]) -> None
     assert ints(batch.position_ids[0]) == [p + 2 for _, p in flat]
 
 
-@given(LENGTHS)
-def test_groups_cover_the_batch_and_pad_at_most_an_eighth_or_two_tokens(lengths: list[int]) -> None:
-    batch = pack_lengths(lengths)
+@given(LENGTHS, st.sampled_from([cheapest_groups, near_equal_groups]))
+def test_groups_cover_the_batch_and_count_their_padding(
+    lengths: list[int], group: Callable[[NDArray[np.int64]], Bounds]
+) -> None:
+    batch = pack_lengths(lengths, group=group)
     assert [g.start for g in batch.groups] == [0, *(g.stop for g in batch.groups[:-1])]
     assert batch.groups[-1].stop == sum(lengths)
     first = 0
-    for group in batch.groups:
-        mine = batch.lengths[first : first + group.num_sequences]
-        first += group.num_sequences
-        assert mine[-1] == group.max_tokens
-        assert mine[-1] <= max(mine[0] * 1.125, mine[0] + 2)
-        assert group.num_padding == int((group.max_tokens - mine).sum())
+    for part in batch.groups:
+        mine = batch.lengths[first : first + part.num_sequences]
+        first += part.num_sequences
+        assert mine[-1] == part.max_tokens
+        assert part.num_padding == int((part.max_tokens - mine).sum())
+        if group is near_equal_groups:
+            assert mine[-1] <= max(mine[0] * 1.125, mine[0] + 2)
     assert batch.num_padding == sum(g.num_padding for g in batch.groups)
+
+
+def attention_us(lengths: NDArray[np.int64], bounds: Bounds) -> float:
+    total = 0.0
+    for first, behind in bounds:
+        longest = int(lengths[behind - 1])
+        places = (behind - first) * longest
+        total += 100 + 0.95 * places + 0.0079 * places * longest + 94 * (lengths[first] != longest)
+    return total
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=9))
+def test_no_other_grouping_is_cheaper(lengths: list[int]) -> None:
+    ascending = np.sort(np.array(lengths))
+    inner = range(1, len(lengths))
+    every = [[0, *cuts, len(lengths)] for count in range(len(lengths)) for cuts in itertools.combinations(inner, count)]
+    least = min(attention_us(ascending, list(itertools.pairwise(ends))) for ends in every)
+    assert attention_us(ascending, cheapest_groups(ascending)) == pytest.approx(least)
 
 
 @given(LENGTHS)
