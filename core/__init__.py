@@ -42,18 +42,38 @@ from sixfold.core.plugins import Plugins, load_plugins
 
 if TYPE_CHECKING:
     from sixfold.core.runtime.local_replica import LocalReplica
-    from sixfold.core.serving.api import Call, ModalityAPI, Route
+    from sixfold.core.serving.api import (
+        BackgroundRun,
+        Call,
+        Caller,
+        Fetched,
+        ModalityAPI,
+        Route,
+        Services,
+        SocketCall,
+        SocketRoute,
+        Upload,
+    )
 
 _LAZY = {
+    "BackgroundRun": "sixfold.core.serving.api",
     "Call": "sixfold.core.serving.api",
+    "Caller": "sixfold.core.serving.api",
+    "Fetched": "sixfold.core.serving.api",
     "LocalReplica": "sixfold.core.runtime.local_replica",
     "ModalityAPI": "sixfold.core.serving.api",
     "Route": "sixfold.core.serving.api",
+    "Services": "sixfold.core.serving.api",
+    "SocketCall": "sixfold.core.serving.api",
+    "SocketRoute": "sixfold.core.serving.api",
+    "Upload": "sixfold.core.serving.api",
 }
 
 __all__ = [
     "Api",
+    "BackgroundRun",
     "Call",
+    "Caller",
     "Command",
     "ConfigError",
     "ContextLengthExceeded",
@@ -63,6 +83,7 @@ __all__ = [
     "EngineModel",
     "Failed",
     "Family",
+    "Fetched",
     "Finish",
     "Finished",
     "Granted",
@@ -85,13 +106,17 @@ __all__ = [
     "Request",
     "RequestError",
     "Route",
+    "Services",
     "SixfoldError",
+    "SocketCall",
+    "SocketRoute",
     "Source",
     "SourceError",
     "StepFailed",
     "StepModel",
     "StepRange",
     "Timing",
+    "Upload",
     "Usage",
     "UsageError",
     "WorkerDied",

@@ -209,6 +209,8 @@ def load_config(
         data["server"] = server = dict(server or {})
         _override_from_environment(server, environ, origins)
         _override_from_flags(server, flags, origins)
+        if isinstance(server.get("data_dir"), str):
+            server["data_dir"] = str((folder / Path(str(server["data_dir"])).expanduser()).resolve())
 
     def where(location: Location) -> str:
         overridden = (origins[location[:n]] for n in range(len(location), 0, -1) if location[:n] in origins)

@@ -176,6 +176,14 @@ def frame(payload: bytes) -> bytes:
     return len(payload).to_bytes(4, "big") + payload
 
 
+def encode_frame(encoder: msgspec.msgpack.Encoder, message: object) -> bytearray:
+    """`frame` of an encoded message, without a copy of it: what matters for uploads of many megabytes."""
+    buffer = bytearray(4)
+    encoder.encode_into(message, buffer, 4)
+    buffer[:4] = (len(buffer) - 4).to_bytes(4, "big")
+    return buffer
+
+
 class FrameReader:
     """Cuts a byte stream into payloads."""
 
@@ -196,6 +204,8 @@ class FrameReader:
                 raise ValueError(f"a frame of {size} bytes: the stream is broken")
             if len(self._buffer) - start - 4 < size:
                 break
-            yield bytes(self._buffer[start + 4 : start + 4 + size])
+            with memoryview(self._buffer) as view:
+                payload = bytes(view[start + 4 : start + 4 + size])
+            yield payload
             start += 4 + size
         del self._buffer[:start]

@@ -179,7 +179,7 @@ class WorkerReplica(asyncio.Protocol):
 
     def _send(self, message: wire.ToWorker) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(wire.frame(self._encoder.encode(message)))
+            self._transport.write(wire.encode_frame(self._encoder, message))
 
     # asyncio.Protocol
 

@@ -1,9 +1,11 @@
-"""What a plugin needs to give its modality an HTTP face: a LitAPI with routes, and one `Call` per HTTP request."""
+"""What a plugin needs to give its modality an HTTP face: a LitAPI with routes, one `Call` per HTTP request, one `SocketCall`
+per WebSocket, and `Services` for what outlives both."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import litserve as ls
@@ -13,7 +15,8 @@ from starlette.responses import Response
 
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.family import Family
-from sixfold.core.messages import Event, Finished
+from sixfold.core.messages import Event, Finished, Priority
+from sixfold.core.serving.upload import Upload as Upload
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
@@ -45,8 +48,21 @@ class Running(Protocol):
         ...
 
 
-class Call(Protocol):
-    """One HTTP request, authenticated, with its request id, deadline and disconnect watch."""
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a URL named.
+
+    Attributes:
+        data: The bytes.
+        content_type: As the host or the data: URL said; may have parameters.
+    """
+
+    data: bytes
+    content_type: str
+
+
+class Caller(Protocol):
+    """What HTTP calls and sockets have in common: who asks, with which words, and the models for it."""
 
     @property
     def request_id(self) -> str:
@@ -54,16 +70,25 @@ class Call(Protocol):
         ...
 
     @property
+    def tenant(self) -> str:
+        """Whose key it is: the owner of what the call stores. ``anonymous`` on a server without keys."""
+        ...
+
+    @property
     def headers(self) -> Mapping[str, str]:
         """Request headers, lower-case names."""
         ...
 
-    async def json(self, schema: type[BodyT]) -> BodyT:
-        """Reads and validates the body.
+    @property
+    def path_params(self) -> Mapping[str, str]:
+        """What stands in the place of each ``{name}`` of the route's path."""
+        ...
+
+    def query(self, schema: type[BodyT]) -> BodyT:
+        """Validates the query string as `Call.form` does a form.
 
         Raises:
-            InvalidRequest: Malformed JSON, a wrong type or an unknown field; ``param`` names it.
-            PayloadTooLarge: The body exceeds the server's limit.
+            InvalidRequest: A parameter is missing, unknown or of a wrong type; ``param`` names it.
         """
         ...
 
@@ -77,6 +102,10 @@ class Call(Protocol):
         """
         ...
 
+    def models(self, operation: str) -> tuple[ServedModel, ...]:
+        """All models that are ready, offer the operation and may be used with this key, in the configuration's order."""
+        ...
+
     async def run(self, model: ServedModel, input: msgspec.Struct) -> Finished[Any]:
         """Submits and waits for the end; increments are dropped. A client's disconnect cancels the request.
 
@@ -88,21 +117,187 @@ class Call(Protocol):
     async def start(self, model: ServedModel, input: msgspec.Struct) -> Running:
         """Submits and waits for the first event, so that early errors still get their HTTP status.
 
-        The request is cancelled when the response is closed or the client disconnects.
+        The request is cancelled when the response or socket is closed or the client disconnects.
 
         Raises:
             RequestError: Whatever came instead of a first event.
         """
         ...
 
-    def respond(self, body: bytes | msgspec.Struct | Mapping[str, object], *, media_type: str = ...) -> Response:
-        """A 200 response; Structs and mappings become JSON (``application/json`` by default)."""
+    async def fetch(self, url: str, *, max_bytes: int) -> Fetched:
+        """Gets what a URL names: ``data:`` always, ``http(s):`` from hosts that ``server.fetch_urls`` allows.
+
+        Private, loopback and link-local addresses are never connected to, also not by a redirect.
+
+        Raises:
+            InvalidRequest: It is not allowed, cannot be had, or is larger than ``max_bytes``. ``param`` is not set.
+        """
+        ...
+
+
+class Call(Caller, Protocol):
+    """One HTTP request, authenticated, with its request id, deadline and disconnect watch."""
+
+    async def json(self, schema: type[BodyT]) -> BodyT:
+        """Reads and validates a JSON body.
+
+        Raises:
+            InvalidRequest: Malformed JSON, a wrong type or an unknown field; ``param`` names it.
+            PayloadTooLarge: The body exceeds the server's limit.
+        """
+        ...
+
+    @property
+    def is_form(self) -> bool:
+        """Whether the body is said to be a form: call `form`; otherwise `json`."""
+        ...
+
+    async def form(self, schema: type[BodyT]) -> BodyT:
+        """Reads and validates a multipart/form-data or urlencoded body.
+
+        Fields of the type `Upload`, or lists of it, take files. Lists are ``name`` repeated, ``name[]`` or ``name[0]``;
+        objects are ``name[key]`` or JSON text. Text becomes numbers and booleans where the schema has these.
+
+        Raises:
+            InvalidRequest: Malformed, a field is missing, unknown or of a wrong type; ``param`` names it.
+            PayloadTooLarge: The body or one field exceeds the server's limit.
+        """
+        ...
+
+    def respond(
+        self,
+        body: bytes | msgspec.Struct | Mapping[str, object],
+        *,
+        media_type: str = ...,
+        status: int = ...,
+        headers: Mapping[str, str] = ...,
+    ) -> Response:
+        """A whole response, 200 unless told; Structs and mappings become JSON (``application/json`` by default)."""
+        ...
+
+    def respond_file(self, path: Path, *, media_type: str, filename: str | None = None) -> Response:
+        """A file of this machine as the body, with range requests; ``filename`` makes browsers save it.
+
+        Raises:
+            NotFound: There is no such file.
+        """
         ...
 
     def stream_sse(self, chunks: AsyncIterator[bytes]) -> Response:
         """A ``text/event-stream`` response of ready-made SSE frames (see `sixfold.core.serving.sse`).
 
         An exception in ``chunks`` becomes an error frame and ``data: [DONE]``, never a broken socket.
+        """
+        ...
+
+    def stream_bytes(
+        self, chunks: AsyncIterator[bytes], *, media_type: str, headers: Mapping[str, str] = ...
+    ) -> Response:
+        """A chunked response of raw bytes, sent as they come.
+
+        An exception before the first chunk gets its own status; a later one is logged and cuts the connection, so that
+        the client does not take a part for the whole.
+        """
+        ...
+
+
+class SocketCall(Caller, Protocol):
+    """One WebSocket, authenticated. Each submission has the server's ``request_timeout_s`` of its own.
+
+    The handshake is completed by the first `receive`, `send`, `run` or `start`: a RequestError before that gets its HTTP
+    status, a later one closes the socket with 1008 (the client's fault), 1013 (try again) or 1011. Returning from the
+    endpoint closes it with 1000, the end of the server's drain with 1012.
+    """
+
+    async def receive(self) -> str | bytes | None:
+        """The next message; None when there will be none: the client left or the socket was closed.
+
+        Messages that are not asked for make the client wait after a while.
+        """
+        ...
+
+    async def send(self, data: str | bytes) -> None:
+        """Sends a text or a binary message; waits while the client does not read.
+
+        Raises:
+            RequestCancelled: The client left; let it end the endpoint.
+        """
+        ...
+
+    async def close(self, code: int = ..., reason: str = ...) -> None:
+        """Closes the socket: 1000 and no reason unless told. Harmless when it is closed."""
+        ...
+
+
+class BackgroundRun(Protocol):
+    """A submission that no client waits for. Read it to its end by iteration or `result`, or cancel it."""
+
+    def __aiter__(self) -> AsyncIterator[Sequence[Event]]:
+        """Yields events in bulk; raises the RequestError of a Failed event, or the reason of a cancellation."""
+        ...
+
+    async def result(self) -> Finished[Any]:
+        """Waits for the end; increments are dropped.
+
+        Raises:
+            RequestError: What it ended with; NotReady with the code ``draining`` when the server goes down.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Ends it within one step; who reads it gets RequestCancelled. Harmless after its end."""
+        ...
+
+
+class Services(Protocol):
+    """What a modality may use beside HTTP calls, from `ModalityAPI.startup` until `ModalityAPI.shutdown`."""
+
+    @property
+    def data_dir(self) -> Path:
+        """A folder of this modality's own, which exists; below ``server.data_dir``, so it may outlive the server.
+
+        Raises:
+            UsageError: It cannot be made, or another server uses it.
+        """
+        ...
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Unix seconds, as stored times are compared with."""
+        ...
+
+    async def wait_ready(self, model_name: str, operation: str, *, tenant: str) -> ServedModel:
+        """Waits while the model is loading, for work that is continued after a restart.
+
+        Raises:
+            RequestError: It can't be waited for: no such model, not this tenant's, or it failed to load.
+        """
+        ...
+
+    def background(
+        self,
+        model_name: str,
+        operation: str,
+        input: msgspec.Struct,
+        *,
+        tenant: str,
+        priority: Priority | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> BackgroundRun:
+        """Submits work that no HTTP call waits for. The drain waits for it, then cancels it.
+
+        Args:
+            model_name: Name or alias.
+            operation: What the model shall do.
+            input: The plugin's input struct.
+            tenant: `Caller.tenant` of the client for which it is done; its rights and weight count.
+            priority: The tenant's own unless given; never above what its key may ask for.
+            timeout_s: A deadline; None for none.
+            request_id: For the logs.
+
+        Raises:
+            RequestError: At once, as `Caller.model` and a full queue do; NotReady while the server drains.
         """
         ...
 
@@ -115,13 +310,34 @@ class Route:
         path: Starlette path, e.g. ``"/v1/embeddings"``.
         endpoint: Called once per request.
         method: HTTP method.
-        body: The pydantic model of a JSON body, for the OpenAPI document.
+        body: The pydantic model of a JSON body, for the OpenAPI document; as the next three.
+        form: Of a form's fields.
+        query_params: Of the query string.
+        media_types: Of the answer.
     """
 
     path: str
     endpoint: Callable[[Call], Awaitable[Response]]
     method: str = "POST"
     body: type[BaseModel] | None = None
+    form: type[BaseModel] | None = None
+    query_params: type[BaseModel] | None = None
+    media_types: tuple[str, ...] = ("application/json",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketRoute:
+    """One WebSocket route of a modality.
+
+    Attributes:
+        path: Starlette path, e.g. ``"/v1/realtime"``.
+        endpoint: Called once per socket; its end is the socket's.
+        query_params: The pydantic model of the query string, for the OpenAPI document.
+    """
+
+    path: str
+    endpoint: Callable[[SocketCall], Awaitable[None]]
+    query_params: type[BaseModel] | None = None
 
 
 class ModalityAPI(ls.LitAPI):  # type: ignore[misc]  # litserve ships no types
@@ -132,6 +348,15 @@ class ModalityAPI(ls.LitAPI):  # type: ignore[misc]  # litserve ships no types
 
     modality: str = ""
 
-    def routes(self) -> Sequence[Route]:
+    def routes(self) -> Sequence[Route | SocketRoute]:
         """The modality's routes. Called once, before the server listens."""
         raise NotImplementedError
+
+    async def startup(self, services: Services) -> None:
+        """Called once in the serving loop before the server answers; models are still loading then.
+
+        An exception keeps the server from starting. Tasks made here belong to the modality: end them in `shutdown`.
+        """
+
+    async def shutdown(self) -> None:
+        """Called once in the serving loop after the last request was answered; gets a few seconds."""

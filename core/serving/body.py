@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TypeVar, cast
 
 import msgspec
@@ -22,6 +22,10 @@ _LINGER_S = 2.0
 _CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 
 
+PACE_BYTES = 256 * 1024
+"""What an upload must bring a second, on average, after its first ``timeout_s``."""
+
+
 async def read_body(receive: Receive, headers: Mapping[str, str], *, max_bytes: int, timeout_s: float) -> bytes:
     """Reads a request's body.
 
@@ -30,38 +34,82 @@ async def read_body(receive: Receive, headers: Mapping[str, str], *, max_bytes: 
         InvalidRequest: It did not arrive within ``timeout_s``.
         RequestCancelled: The client went away.
     """
-    declared = headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        if "expect" not in headers:  # a client that waits for "100 Continue" has sent nothing yet
-            await _linger(receive)
-        raise _too_large(max_bytes)
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await _collect(receive, max_bytes)
-    except TimeoutError:
-        raise InvalidRequest(
-            f"The request body did not arrive within {timeout_s:g} s. Send it at once.", code="body_timeout"
-        ) from None
+    stream = BodyStream(receive, headers, max_bytes=max_bytes, timeout_s=timeout_s, pace_bytes=None)
+    parts = [part async for part in stream]
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def _collect(receive: Receive, max_bytes: int) -> bytes:
-    parts: list[bytes] = []
-    num_bytes = 0
-    while True:
-        message = await receive()
+class BodyStream:
+    """A request's body in the pieces in which it arrives; read once.
+
+    Args:
+        receive: The ASGI channel.
+        headers: Of the request.
+        max_bytes: Largest body.
+        timeout_s: By when it must be there.
+        pace_bytes: Each so many bytes that arrived give it one second more; None for none.
+    """
+
+    def __init__(
+        self,
+        receive: Receive,
+        headers: Mapping[str, str],
+        *,
+        max_bytes: int,
+        timeout_s: float,
+        pace_bytes: int | None = PACE_BYTES,
+    ) -> None:
+        self._receive = receive
+        self._headers = headers
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._pace_bytes = pace_bytes
+        self._more = True
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yields the pieces.
+
+        Raises:
+            PayloadTooLarge: The body says that it is, or turns out to be, too long.
+            InvalidRequest: It did not arrive in time.
+            RequestCancelled: The client went away.
+        """
+        declared = self._headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._max_bytes:
+            if "expect" not in self._headers:  # a client that waits for "100 Continue" has sent nothing yet
+                await self.linger()
+            raise _too_large(self._max_bytes)
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        num_bytes = 0
+        while self._more:
+            bonus_s = num_bytes / self._pace_bytes if self._pace_bytes else 0.0
+            part = await self._next(began_s + self._timeout_s + bonus_s)
+            num_bytes += len(part)
+            if num_bytes > self._max_bytes:
+                await self.linger()
+                raise _too_large(self._max_bytes)
+            yield part
+
+    async def linger(self) -> None:
+        """Throws away what the client still sends, within reason, so that it reads our answer and no reset connection."""
+        if self._more:
+            self._more = False
+            await _linger(self._receive)
+
+    async def _next(self, until_s: float) -> bytes:
+        try:
+            async with asyncio.timeout_at(until_s):
+                message = await self._receive()
+        except TimeoutError:
+            raise InvalidRequest(
+                f"The request body did not arrive within {self._timeout_s:g} s. Send it at once.", code="body_timeout"
+            ) from None
         if message["type"] == "http.disconnect":
             raise RequestCancelled("The client went away before its request was complete.")
+        self._more = message.get("more_body", False)
         part: bytes = message.get("body", b"")
-        more: bool = message.get("more_body", False)
-        num_bytes += len(part)
-        if num_bytes > max_bytes:
-            parts.clear()
-            if more:
-                await _linger(receive)
-            raise _too_large(max_bytes)
-        parts.append(part)
-        if not more:
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+        return part
 
 
 async def _linger(receive: Receive) -> None:

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
+from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope
 
-from sixfold.core.errors import DeadlineExceeded, InvalidRequest, NotReady, RequestCancelled, RequestError
-from sixfold.core.messages import Finished, Request
-from sixfold.core.serving.api import Running, ServedModel
+from sixfold.core.errors import DeadlineExceeded, NotFound, RequestCancelled, RequestError
+from sixfold.core.messages import Finished
+from sixfold.core.serving.access import WORKER_GRACE_S, ModelAccess
+from sixfold.core.serving.api import Fetched, Running, ServedModel
 from sixfold.core.serving.body import check_content_type, parse_json, read_body
+from sixfold.core.serving.byte_stream import BytesResponse
 from sixfold.core.serving.context import Admitted, ServingContext
-from sixfold.core.serving.model_lookup import NamedModel, find_model
+from sixfold.core.serving.form_fields import parse_fields
+from sixfold.core.serving.form_reader import FormLimits, is_form, read_form
+from sixfold.core.serving.request_facts import read_headers, read_path_params, read_query, read_timeout_s
 from sixfold.core.serving.sse import SseResponse
 from sixfold.core.serving.submission import Submission, final_event, first_events
 
@@ -32,8 +36,8 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 
 logger = logging.getLogger(__name__)
 
-_WORKER_GRACE_S = 2.0
-"""The worker enforces deadlines; the HTTP face does it itself when the worker is this late."""
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_WORKER_GRACE_S = WORKER_GRACE_S
 _READER_GRACE_S = 5.0
 """A client that reads nothing for so long after its deadline is cut off."""
 
@@ -53,15 +57,13 @@ class HttpCall:
     """
 
     __slots__ = (
-        "_aborted",
+        "_access",
         "_admitted",
         "_context",
         "_deadline_s",
         "_headers",
-        "_priority",
         "_receive",
         "_scope",
-        "_submissions",
         "_task",
         "_timer",
         "_watch",
@@ -72,11 +74,11 @@ class HttpCall:
         self._scope = scope
         self._receive = receive
         self._admitted = admitted
-        self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        self._priority = admitted.principal.priority_of(self._headers.get("x-priority"))
-        self._deadline_s = self._read_deadline()
-        self._submissions: list[Submission] = []
-        self._aborted: RequestError | None = None
+        self._headers = read_headers(scope)
+        priority = admitted.principal.priority_of(self._headers.get("x-priority"))
+        timeout_s = read_timeout_s(self._headers, context.settings.request_timeout_s)
+        self._deadline_s = None if timeout_s is None else admitted.arrived_s + timeout_s
+        self._access = ModelAccess(context, admitted.principal, admitted.request_id, priority)
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -91,6 +93,35 @@ class HttpCall:
         """Request headers, lower-case names."""
         return self._headers
 
+    @property
+    def tenant(self) -> str:
+        """Whose key it is."""
+        return self._admitted.principal.name
+
+    @property
+    def path_params(self) -> Mapping[str, str]:
+        """See `sixfold.core.serving.api.Call.path_params`."""
+        return read_path_params(self._scope)
+
+    @property
+    def is_form(self) -> bool:
+        """Whether the body is said to be a form."""
+        return is_form(self._headers)
+
+    def query(self, schema: type[BodyT]) -> BodyT:
+        """See `sixfold.core.serving.api.Call.query`."""
+        return read_query(self._scope, schema)
+
+    async def form(self, schema: type[BodyT]) -> BodyT:
+        """See `sixfold.core.serving.api.Call.form`."""
+        settings = self._context.settings
+        limits = FormLimits(
+            max_bytes=settings.max_body_bytes,
+            max_upload_bytes=settings.max_upload_bytes,
+            timeout_s=settings.body_timeout_s,
+        )
+        return parse_fields(await read_form(self._receive, self._headers, limits), schema)
+
     async def json(self, schema: type[BodyT]) -> BodyT:
         """See `sixfold.core.serving.api.Call.json`."""
         check_content_type(self._headers)
@@ -102,14 +133,15 @@ class HttpCall:
 
     def model(self, name: str, operation: str) -> ServedModel:
         """See `sixfold.core.serving.api.Call.model`."""
-        directory = self._context.directory
-        try:
-            return find_model(directory, self._admitted.principal, name, operation)
-        except NotReady as rejection:
-            hosted = directory.find(name)
-            assert hosted is not None, "only a model that exists can be not ready"
-            self._context.metrics.model(hosted.name).rejected(rejection)
-            raise
+        return self._access.model(name, operation)
+
+    def models(self, operation: str) -> tuple[ServedModel, ...]:
+        """See `sixfold.core.serving.api.Call.models`."""
+        return self._access.models(operation)
+
+    async def fetch(self, url: str, *, max_bytes: int) -> Fetched:
+        """See `sixfold.core.serving.api.Call.fetch`."""
+        return await self._context.fetcher.fetch(url, max_bytes=max_bytes)
 
     async def run(self, model: ServedModel, input: msgspec.Struct) -> Finished[Any]:
         """See `sixfold.core.serving.api.Call.run`."""
@@ -120,11 +152,28 @@ class HttpCall:
         return await first_events(self._submit(model, input))
 
     def respond(
-        self, body: bytes | msgspec.Struct | Mapping[str, object], *, media_type: str = "application/json"
+        self,
+        body: bytes | msgspec.Struct | Mapping[str, object],
+        *,
+        media_type: str = "application/json",
+        status: int = 200,
+        headers: Mapping[str, str] = _NO_HEADERS,
     ) -> Response:
         """See `sixfold.core.serving.api.Call.respond`."""
         content = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        return Response(content, media_type=media_type)
+        return Response(content, status, headers, media_type)
+
+    def respond_file(self, path: Path, *, media_type: str, filename: str | None = None) -> Response:
+        """See `sixfold.core.serving.api.Call.respond_file`."""
+        if not path.is_file():
+            raise NotFound("The file is not there any more.")
+        return FileResponse(path, media_type=media_type, filename=filename)
+
+    def stream_bytes(
+        self, chunks: AsyncIterator[bytes], *, media_type: str, headers: Mapping[str, str] = _NO_HEADERS
+    ) -> Response:
+        """See `sixfold.core.serving.api.Call.stream_bytes`."""
+        return BytesResponse(chunks, media_type=media_type, headers=headers, report=self._report_cut)
 
     def stream_sse(self, chunks: AsyncIterator[bytes]) -> Response:
         """See `sixfold.core.serving.api.Call.stream_sse`."""
@@ -132,9 +181,7 @@ class HttpCall:
 
     def abort(self, reason: RequestError) -> None:
         """Ends everything that this call runs and would run; its client is told ``reason``."""
-        self._aborted = reason
-        for submission in self._submissions:
-            submission.cancel(reason)
+        self._access.abort(reason)
 
     def close(self) -> None:
         """Gives everything back: cancels what still runs, the disconnect watch and the timer. Called once, at the end."""
@@ -145,28 +192,8 @@ class HttpCall:
         self.abort(RequestCancelled("The response was closed."))
 
     def _submit(self, model: ServedModel, input: msgspec.Struct) -> Submission:
-        assert isinstance(model, NamedModel), "models come from Call.model"
-        if self._aborted is not None:
-            raise self._aborted
-        admitted, context, hosted = self._admitted, self._context, model.hosted
-        metrics = context.metrics.model(hosted.name)
-        request = Request(
-            # Replicas tell requests apart by it; clients may send one id twice, and one call may submit several.
-            request_id=f"{admitted.request_id}/{next(context.request_numbers)}",
-            input=input,
-            tenant=admitted.principal.name,
-            weight=admitted.principal.weight,
-            priority=self._priority,
-            arrived_s=admitted.arrived_s,
-            deadline_s=self._deadline_s,
-        )
-        try:
-            replica, stream = context.chooser.submit(hosted.replicas, request)
-        except RequestError as rejection:
-            metrics.rejected(rejection)
-            raise
-        submission = Submission(stream, metrics, admitted.arrived_s, partial(context.chooser.done, replica))
-        self._submissions.append(submission)
+        arrived_s = self._admitted.arrived_s
+        submission = self._access.submit(model, input, arrived_s=arrived_s, deadline_s=self._deadline_s)
         if self._watch is None:
             self._start_watching()
         return submission
@@ -190,18 +217,10 @@ class HttpCall:
         if self._task is not None:
             self._timer = asyncio.get_running_loop().call_later(_READER_GRACE_S, self._task.cancel)
 
-    def _read_deadline(self) -> float | None:
-        timeout_s = self._context.settings.request_timeout_s
-        header = self._headers.get("x-request-timeout-s")
-        if header is not None:
-            try:
-                wanted_s = float(header)
-            except ValueError:
-                wanted_s = math.nan
-            if not (math.isfinite(wanted_s) and wanted_s > 0):
-                raise InvalidRequest(f"Header x-request-timeout-s: {header[:40]!r} is no positive number of seconds.")
-            timeout_s = wanted_s if timeout_s is None else min(wanted_s, timeout_s)
-        return None if timeout_s is None else self._admitted.arrived_s + timeout_s
+    def _report_cut(self, failure: Exception) -> None:
+        if not isinstance(failure, RequestCancelled):
+            reason = self._explain(failure)
+            logger.warning("request %s: its byte stream was cut: %s", self.request_id, reason.message)
 
     def _explain(self, failure: Exception) -> RequestError:
         if isinstance(failure, RequestError):

@@ -9,6 +9,7 @@ from time import monotonic
 
 from sixfold.core.serving.directory import Directory
 from sixfold.core.serving.drain import Drain
+from sixfold.core.serving.fetch import Fetcher
 from sixfold.core.serving.keys import KeyRing, Principal
 from sixfold.core.serving.metrics import ServingMetrics
 from sixfold.core.serving.replica_choice import ReplicaChooser
@@ -29,6 +30,7 @@ class ServingContext:
         chooser: Hands requests to replicas.
         keys: Who may come in.
         drain: Who is running.
+        fetcher: Gets what requests name by URL.
         request_numbers: Makes ids unique at the replicas, whatever ids clients send.
     """
 
@@ -38,6 +40,7 @@ class ServingContext:
     chooser: ReplicaChooser
     keys: KeyRing
     drain: Drain
+    fetcher: Fetcher
     request_numbers: Iterator[int]
 
 
@@ -73,5 +76,6 @@ def new_context(
         chooser=ReplicaChooser(),
         keys=KeyRing(settings.api_keys, clock),
         drain=Drain(),
+        fetcher=Fetcher(settings.fetch_urls, timeout_s=settings.fetch_timeout_s),
         request_numbers=itertools.count(1),
     )

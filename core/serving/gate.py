@@ -14,12 +14,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sixfold.core.errors import PayloadTooLarge, RequestCancelled, RequestError
 from sixfold.core.serving.context import SCOPE_KEY, Admitted, ServingContext
 from sixfold.core.serving.error_responses import error_response, internal_error_response
+from sixfold.core.serving.handshake import check_origin, key_of_subprotocol
 
 logger = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 _NO_ROUTE = "none"
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+_BEGINNINGS = frozenset(("http.response.start", "websocket.http.response.start", "websocket.accept"))
 
 ALWAYS_OPEN = frozenset(("/", "/health", "/ready", "/docs", "/redoc", "/openapi.json"))
 """Paths that need no key and answer while the server drains: probes, and documents without secrets."""
@@ -43,9 +45,10 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets one request in, or answers it."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        is_socket = scope["type"] == "websocket"
         authorization: bytes | None = None
         wished_id = b""
         for name, value in scope["headers"]:
@@ -58,6 +61,9 @@ class Gate:
         request_id = wished_id.decode() if sane else f"req_{secrets.token_hex(12)}"
         reply = _Reply(send, request_id.encode())
         try:
+            if is_socket:
+                check_origin(scope, self._context.settings.cors_origins)
+                authorization = authorization or key_of_subprotocol(scope)
             self._admit(scope, request_id, authorization)
             if self._is_plain(scope["path"]):
                 await self._run_plain(scope, receive, reply.send)
@@ -73,7 +79,7 @@ class Gate:
         finally:
             route = scope.get("route")
             path = getattr(route, "path", _NO_ROUTE)
-            method = scope["method"] if scope["method"] in _METHODS else "other"
+            method = "WebSocket" if is_socket else scope["method"] if scope["method"] in _METHODS else "other"
             self._context.metrics.http_request(path, method, reply.status or 499)
 
     async def _run_plain(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,8 +120,8 @@ class _Reply:
         self.status = 0
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
+        if message["type"] in _BEGINNINGS:
+            self.status = message.get("status", 101)
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id)]
         await self._send(message)
 

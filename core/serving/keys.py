@@ -76,6 +76,19 @@ class KeyRing:
             limiter=KeyLimiter("anonymous", KeyLimits(), clock),
         )
 
+    def holder(self, name: str) -> Principal:
+        """The holder of this name (`Principal.name`), for work that goes on without a request.
+
+        Raises:
+            PermissionDenied: There are keys, and none has this name any more.
+        """
+        if not self._principals:
+            return self.everyone
+        for _, principal in self._principals:
+            if principal.name == name:
+                return principal
+        raise PermissionDenied("The key for which this is done is not known here any more.")
+
     def authenticate(self, authorization: bytes | None) -> Principal:
         """The holder of the key in an ``Authorization: Bearer`` header.
 

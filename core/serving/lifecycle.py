@@ -19,6 +19,7 @@ from sixfold.core.errors import UsageError
 from sixfold.core.serving.protocol import bounded_protocol
 from sixfold.core.serving.server import SixfoldServer
 from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.serving.socket_protocol import socket_protocol
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +210,9 @@ def _uvicorn_config(server: SixfoldServer) -> uvicorn.Config:
     return uvicorn.Config(
         server.app,
         http=bounded_protocol(settings),
-        ws="none",
+        ws=socket_protocol(settings),
+        ws_max_size=settings.max_message_bytes,
+        ws_per_message_deflate=False,  # what speech and images need it for is compressed already; and no zip bombs
         lifespan="off",  # `serve` enters the lifespan itself: an error in it reaches the terminal as it is
         log_config=None,
         access_log=settings.access_log,

@@ -24,7 +24,8 @@ class ModalitySpec(LitSpec):  # type: ignore[misc]  # litserve ships no types
         self.modality = api.modality
         self.routes = tuple(api.routes())
         for route in self.routes:
-            self.add_endpoint(route.path, route.endpoint, [route.method])
+            if isinstance(route, Route):
+                self.add_endpoint(route.path, route.endpoint, [route.method])
 
     @property
     def stream(self) -> bool:

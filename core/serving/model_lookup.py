@@ -52,6 +52,19 @@ def find_model(directory: Directory, principal: Principal, name: str, operation:
     return NamedModel(name, hosted, family, hosted.info)
 
 
+def usable_models(directory: Directory, principal: Principal, operation: str) -> tuple[NamedModel, ...]:
+    """All models that are ready, offer the operation and may be used, in the order of the configuration."""
+    return tuple(
+        NamedModel(hosted.name, hosted, hosted.family, hosted.info)
+        for hosted in directory.models()
+        if hosted.state is ModelState.READY
+        and hosted.family is not None
+        and hosted.info is not None
+        and operation in hosted.family.operations
+        and principal.may_use(hosted.name, *hosted.aliases)
+    )
+
+
 def _offers(directory: Directory, principal: Principal, operation: str) -> str:
     names = [
         model.name

@@ -1,4 +1,4 @@
-"""Finds the names that a client may use at a place of a body, to correct a misspelt one."""
+"""Looks into the annotations of a schema: which names a place of a body may have, which types a field may have."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def _inside(kind: Any, part: str | int) -> Iterator[Any]:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         for name, field in kind.model_fields.items():
             if part in (name, field.alias):
-                yield from _members(field.annotation)
+                yield from union_members(field.annotation)
         return
     arguments = [argument for argument in typing.get_args(kind) if argument is not Ellipsis]
     if arguments:  # a sequence or mapping: its last argument is the element
-        yield from _members(arguments[-1])
+        yield from union_members(arguments[-1])
 
 
-def _members(annotation: Any) -> Iterator[Any]:
+def union_members(annotation: Any) -> Iterator[Any]:
     """The members of a union, or the annotation alone; ``Annotated`` is stripped."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
-        yield from _members(typing.get_args(annotation)[0])
+        yield from union_members(typing.get_args(annotation)[0])
     elif origin in (typing.Union, types.UnionType):
         for argument in typing.get_args(annotation):
-            yield from _members(argument)
+            yield from union_members(argument)
     else:
         yield annotation

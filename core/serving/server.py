@@ -11,7 +11,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -23,10 +23,12 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
+from starlette.routing import WebSocketRoute
 
 from sixfold.core.errors import PluginConflict, UsageError
-from sixfold.core.serving.api import ModalityAPI, Route
+from sixfold.core.serving.api import ModalityAPI, Route, SocketRoute
 from sixfold.core.serving.context import ServingContext, new_context
+from sixfold.core.serving.data_folder import DataFolder
 from sixfold.core.serving.directory import Directory
 from sixfold.core.serving.drain import Drain
 from sixfold.core.serving.error_responses import status_response
@@ -37,11 +39,15 @@ from sixfold.core.serving.model_routes import ModelRoutes
 from sixfold.core.serving.openapi import build_document
 from sixfold.core.serving.probe_routes import ProbeRoutes
 from sixfold.core.serving.replica_metrics import ReplicaCollector
+from sixfold.core.serving.services import ModalityServices
 from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.serving.socket_app import SocketApp
 
 logger = logging.getLogger(__name__)
 
 _OWN = "Sixfold itself"
+_SHUTDOWN_S = 5.0
+"""What a modality may take to put its things away."""
 _EXPOSED_HEADERS = ("x-request-id", "retry-after", "retry-after-ms", "x-should-retry")
 
 
@@ -73,7 +79,8 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
         self._given_middlewares = tuple(middlewares)
         self._plain_workers = PlainWorkers()
         self._plain_apis = [api for api in apis if not isinstance(api, ModalityAPI)]
-        self._modality_routes: list[tuple[str, Route]] = []
+        self._modality_apis = [api for api in apis if isinstance(api, ModalityAPI)]
+        self._modality_routes: list[tuple[str, Route | SocketRoute]] = []
         self._origin_of_path: dict[tuple[str, str], str] = {}
         _prepare(apis)
         for path in {api.api_path for api in self._plain_apis}:
@@ -126,8 +133,12 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
             return
         modality = spec.modality
         for route in spec.routes:
-            self._claim(route.path, route.method, f"modality {modality!r}")
             self._modality_routes.append((modality, route))
+            if isinstance(route, SocketRoute):
+                self._claim(route.path, "WebSocket", f"modality {modality!r}")
+                self.app.router.routes.append(WebSocketRoute(route.path, SocketApp(route, self.context)))
+                continue
+            self._claim(route.path, route.method, f"modality {modality!r}")
             # Starlette's own route, not FastAPI's: bodies are validated once, by Call.json, and errors are ours.
             self.app.router.routes.append(
                 StarletteRoute(route.path, RouteApp(route, self.context), methods=[route.method], name=route.path)
@@ -150,7 +161,7 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
-        """Runs plain LitAPIs while the server does. Entered in the event loop that serves."""
+        """Runs plain LitAPIs, and what modalities have beside their routes. Entered in the event loop that serves."""
         transport = InProcessTransport(self.response_buffer, asyncio.get_running_loop())
         app.response_queue_id = 0  # type: ignore[attr-defined]  # LitServe's own attribute
         for api in self._plain_apis:
@@ -159,10 +170,14 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
                 api.spec.setup(self)
                 api.spec.response_queue_id = 0
             self._plain_workers.start(api, self.devices[0], requests, transport, self._callback_runner)
-        try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._plain_workers.stop)
+            folder = DataFolder(self.settings.data_dir)
+            stack.callback(folder.close)
+            for modality in self._modality_apis:
+                await modality.startup(ModalityServices(self.context, folder, modality.modality))
+                stack.push_async_callback(_shut_down, modality)
             yield
-        finally:
-            await self._plain_workers.stop()
 
     def run(self, *_args: Any, **_kwargs: Any) -> None:
         """Refuses: LitServe's ``run`` would start its own processes.
@@ -193,6 +208,14 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
             self.app.openapi_schema = build_document(self.app, self._modality_routes, version=version("sixfold"))
         document: dict[str, Any] = self.app.openapi_schema
         return document
+
+
+async def _shut_down(api: ModalityAPI) -> None:
+    try:
+        async with asyncio.timeout(_SHUTDOWN_S):
+            await api.shutdown()
+    except Exception:  # a stranger's code may raise anything; the others still get their turn
+        logger.exception("the HTTP face of %r did not shut down in order", api.modality)
 
 
 def _prepare(apis: Sequence[ls.LitAPI]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
@@ -86,6 +87,12 @@ class ServerSettings(BaseModel):
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     """Largest request body; a longer one gets 413 before it is held in memory."""
 
+    max_upload_bytes: int = Field(default=100 * 1024 * 1024, ge=1024, le=1000 * 1024 * 1024)
+    """Largest multipart body, files included; a longer one gets 413."""
+
+    max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
+    """Largest message on a WebSocket; a longer one closes it with the code 1009."""
+
     request_timeout_s: float | None = Field(default=600.0, gt=0)
     """Deadline of a request, and the most that its ``x-request-timeout-s`` header may ask for; null for none."""
 
@@ -102,7 +109,8 @@ class ServerSettings(BaseModel):
     """Largest request line and headers; longer ones get 431."""
 
     body_timeout_s: float = Field(default=60.0, gt=0)
-    """A request whose body has not arrived by then gets 400 and its connection is closed."""
+    """A request whose body has not arrived by then gets 400 and its connection is closed; uploads get one second more for
+    each 256 KiB that arrived."""
 
     sse_keep_alive_s: float | None = Field(default=None, gt=0)
     """Sends an SSE comment on streams that were silent for this long, for proxies that close idle ones; off unless set."""
@@ -114,7 +122,18 @@ class ServerSettings(BaseModel):
     """Whether ``/metrics`` needs a key as well."""
 
     cors_origins: tuple[str, ...] = ()
-    """Web pages' origins whose scripts may call the server (``"*"`` for all); none unless set."""
+    """Web pages' origins whose scripts may call the server (``"*"`` for all), also by WebSocket; none unless set."""
+
+    fetch_urls: tuple[str, ...] = ()
+    """Hosts from which the server may fetch what a request names by URL: ``host``, ``*.domain`` or ``*``, with ``:port``
+    for others than 80 and 443. Private and local addresses are never fetched from. None unless set."""
+
+    fetch_timeout_s: float = Field(default=20.0, gt=0)
+    """How long one such fetch may take in all."""
+
+    data_dir: Path | None = None
+    """Where jobs and generated files are kept, for one server at a time; a relative path starts at the folder of the
+    configuration file. Unless set, a temporary folder that is removed when the server ends."""
 
     access_log: bool = False
     """Whether each request is logged; it costs about a tenth of a millisecond each."""

@@ -19,13 +19,13 @@ class Submission:
         stream: The replica's events.
         metrics: Of the model.
         arrived_s: When the HTTP request arrived, for latencies that the client sees.
-        on_end: Called once, when the request is over in any way.
+        on_end: Called once with the submission, when the request is over in any way.
     """
 
     __slots__ = ("_arrived_s", "_last_s", "_metrics", "_on_end", "_reason", "_stream", "ended")
 
     def __init__(
-        self, stream: EventStream, metrics: ModelMetrics, arrived_s: float, on_end: Callable[[], None]
+        self, stream: EventStream, metrics: ModelMetrics, arrived_s: float, on_end: Callable[[Submission], None]
     ) -> None:
         self._stream = stream
         self._metrics = metrics
@@ -74,7 +74,7 @@ class Submission:
     def _end(self) -> None:
         self.ended = True
         self._metrics.num_in_flight -= 1
-        self._on_end()
+        self._on_end(self)
 
     def _note_increments(self, count: int, now_s: float) -> None:
         metrics = self._metrics

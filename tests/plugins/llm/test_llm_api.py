@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -19,6 +19,7 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.family import Family
 from sixfold.core.messages import Event, Finished, Increment, Usage
+from sixfold.core.serving.api import Call
 from sixfold.core.serving.body import parse_json
 from sixfold.plugins.llm.api import LlmAPI
 from sixfold.plugins.llm.generation import (
@@ -122,13 +123,13 @@ STREAM: list[list[Event]] = [
 
 async def chat(body: dict[str, Any], events: Sequence[Sequence[Event]]) -> tuple[FakeCall, Any]:
     call = FakeCall(body, events)
-    response = await LlmAPI().chat(call)
+    response = await LlmAPI().chat(cast(Call, call))
     return call, (await call.read_frames() if body.get("stream") else json.loads(bytes(response.body)))
 
 
 async def complete(body: dict[str, Any], events: Sequence[Sequence[Event]]) -> tuple[FakeCall, Any]:
     call = FakeCall(body, events)
-    response = await LlmAPI().complete(call)
+    response = await LlmAPI().complete(cast(Call, call))
     return call, (await call.read_frames() if body.get("stream") else json.loads(bytes(response.body)))
 
 
@@ -323,7 +324,7 @@ REFUSED_CHAT: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("more", "param"), REFUSED_CHAT, ids=lambda value: value if isinstance(value, str) else "")
 async def test_what_a_chat_asks_in_vain_is_a_400_that_names_it(more: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        await LlmAPI().chat(FakeCall(CHAT | more))
+        await LlmAPI().chat(cast(Call, FakeCall(CHAT | more)))
     assert caught.value.param == param
 
 
@@ -342,7 +343,7 @@ async def test_what_a_chat_asks_in_vain_is_a_400_that_names_it(more: dict[str, A
 )
 async def test_what_a_completion_asks_in_vain_is_a_400_that_names_it(more: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        await LlmAPI().complete(FakeCall({"model": "m", "prompt": "x"} | more))
+        await LlmAPI().complete(cast(Call, FakeCall({"model": "m", "prompt": "x"} | more)))
     assert caught.value.param == param
 
 
@@ -352,7 +353,7 @@ async def test_a_chunk_costs_at_most_30_microseconds() -> None:
     best_s = float("inf")
     for _ in range(5):
         call = FakeCall(CHAT | {"stream": True}, events)
-        await LlmAPI().chat(call)
+        await LlmAPI().chat(cast(Call, call))
         assert call.chunks is not None
         begin_s = time.perf_counter()
         async for _frame in call.chunks:

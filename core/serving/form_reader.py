@@ -1,0 +1,240 @@
+"""Reads form bodies from the wire, as they come and within bounds: multipart with files, and urlencoded."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Receive
+
+from sixfold.core.errors import InvalidRequest, PayloadTooLarge
+from sixfold.core.serving.body import BodyStream
+from sixfold.core.serving.upload import Upload
+
+FormValue: TypeAlias = str | Upload
+
+MAX_PARTS = 256
+"""Fields and files of one form."""
+MAX_FIELD_BYTES = 1024 * 1024
+"""Length of one field that is no file."""
+_MAX_HEADER_BYTES = 8 * 1024
+_MAX_PART_HEADERS = 16
+_PARSE_BYTES = 64 * 1024
+"""Parsed without letting others run: about a tenth of a millisecond, and some 30 ms for a body made to be slow."""
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
+_EXTENDED_NAME = re.compile(r";\s*filename\*\s*=\s*([\w-]+)'[^';]*'([^;\s]+)", re.ASCII | re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_FORM_KINDS = ("multipart/form-data", "application/x-www-form-urlencoded")
+
+
+@dataclass(frozen=True, slots=True)
+class FormItem:
+    """One field or file, in the order of the body."""
+
+    name: str
+    value: FormValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormLimits:
+    """Bounds of a form body.
+
+    Attributes:
+        max_bytes: Of a urlencoded body.
+        max_upload_bytes: Of a multipart body.
+        timeout_s: To arrive, and one second more for each `body.PACE_BYTES` that arrived.
+    """
+
+    max_bytes: int
+    max_upload_bytes: int
+    timeout_s: float
+
+
+def content_kind(headers: Mapping[str, str]) -> str:
+    """The media type of the body without parameters, in lower case."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def is_form(headers: Mapping[str, str]) -> bool:
+    """Whether the body is said to be a form."""
+    return content_kind(headers) in _FORM_KINDS
+
+
+async def read_form(receive: Receive, headers: Mapping[str, str], limits: FormLimits) -> list[FormItem]:
+    """Reads a form body.
+
+    Raises:
+        InvalidRequest: It is no form, is malformed, has too many parts, or came too slowly.
+        PayloadTooLarge: It, or one field of it, is too long.
+        RequestCancelled: The client went away.
+    """
+    kind = content_kind(headers)
+    if kind == "multipart/form-data":
+        stream = BodyStream(receive, headers, max_bytes=limits.max_upload_bytes, timeout_s=limits.timeout_s)
+        return await _read_multipart(stream, headers)
+    if kind == "application/x-www-form-urlencoded":
+        stream = BodyStream(receive, headers, max_bytes=limits.max_bytes, timeout_s=limits.timeout_s)
+        return parse_urlencoded(b"".join([chunk async for chunk in stream]))
+    raise InvalidRequest(
+        f"Unsupported content type {kind[:80]!r}. Send the fields and files as multipart/form-data.",
+        code="unsupported_content_type",
+    )
+
+
+def parse_urlencoded(text: bytes) -> list[FormItem]:
+    """The fields of a urlencoded body or a query string.
+
+    Raises:
+        InvalidRequest: Too many fields, or they are not UTF-8.
+    """
+    try:
+        pairs = parse_qsl(text.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_PARTS, errors="strict")
+    except UnicodeDecodeError:
+        raise InvalidRequest("The fields are not percent-encoded UTF-8.", code="invalid_form") from None
+    except ValueError:
+        raise _too_many() from None
+    return [FormItem(name, value) for name, value in pairs]
+
+
+async def _read_multipart(stream: BodyStream, headers: Mapping[str, str]) -> list[FormItem]:
+    _, options = parse_options_header(headers["content-type"])
+    boundary = options.get(b"boundary", b"")
+    if not boundary:
+        raise _malformed("the content-type header has no boundary")
+    parts = _Parts()
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": parts.begin,
+                "on_header_field": parts.header_field,
+                "on_header_value": parts.header_value,
+                "on_header_end": parts.header_end,
+                "on_headers_finished": parts.headers_finished,
+                "on_part_data": parts.data,
+                "on_part_end": parts.end,
+                "on_end": parts.finish,
+            },
+            max_header_count=_MAX_PART_HEADERS,
+            max_header_size=_MAX_HEADER_BYTES,
+        )
+        async for chunk in stream:
+            for start in range(0, len(chunk), _PARSE_BYTES):
+                if start:
+                    await asyncio.sleep(0)
+                parser.write(chunk[start : start + _PARSE_BYTES] if len(chunk) > _PARSE_BYTES else chunk)
+    except FormParserError as failure:
+        await stream.linger()
+        raise _malformed(str(failure)[:200]) from None
+    except (InvalidRequest, PayloadTooLarge):
+        await stream.linger()
+        raise
+    if not parts.complete:
+        raise _malformed("it ends before its last boundary")
+    return parts.items
+
+
+class _Parts:
+    """Collects the parser's calls into items. One per body."""
+
+    def __init__(self) -> None:
+        self.items: list[FormItem] = []
+        self.complete = False
+        self._headers: dict[str, bytes] = {}
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._name = ""
+        self._filename: str | None = None
+        self._sink = io.BytesIO()
+
+    def begin(self) -> None:
+        if len(self.items) >= MAX_PARTS:
+            raise _too_many()
+        self._headers = {}
+        self._sink = io.BytesIO()
+
+    def header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def header_end(self) -> None:
+        self._headers[self._header_name.decode("latin-1").lower()] = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def headers_finished(self) -> None:
+        disposition, options = parse_options_header(self._headers.get("content-disposition", b""))
+        if disposition != b"form-data" or b"name" not in options:
+            raise _malformed("a part has no 'content-disposition: form-data' with a name")
+        encoding = self._headers.get("content-transfer-encoding", b"binary").strip().lower()
+        if encoding not in (b"binary", b"8bit", b"7bit"):
+            raise _malformed("a part has a content-transfer-encoding; send the bytes as they are")
+        self._name = _text(options[b"name"])
+        self._filename = _filename(self._headers["content-disposition"], options.get(b"filename"))
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        self._sink.write(memoryview(data)[start:end])
+        if self._filename is None and self._sink.tell() > MAX_FIELD_BYTES:
+            raise PayloadTooLarge(
+                f"The field {self._name[:100]!r} is longer than {MAX_FIELD_BYTES} bytes. Send it as a file or shorten it.",
+                param=self._name[:100],
+            )
+
+    def end(self) -> None:
+        data = self._sink.getvalue()  # shares the buffer: no copy
+        self._sink = io.BytesIO()
+        if self._filename is None:
+            self.items.append(FormItem(self._name, _field_text(self._name, data)))
+        elif self._filename or data:  # else a browser's file input without a file
+            kind = self._headers.get("content-type", b"").decode("latin-1").strip().lower()
+            upload = Upload(self._filename, kind[:200] or "application/octet-stream", data)
+            self.items.append(FormItem(self._name, upload))
+
+    def finish(self) -> None:
+        self.complete = True
+
+
+def _filename(header: bytes, plain: bytes | None) -> str | None:
+    """The last part of the file's name; None if there is none, so that the part is no file."""
+    name = None if plain is None else _text(plain)
+    extended = _EXTENDED_NAME.search(_QUOTED.sub('""', header.decode("latin-1")))
+    if extended is not None:
+        try:
+            name = unquote_to_bytes(extended[2]).decode(extended[1])
+        except (LookupError, UnicodeDecodeError):
+            name = name or ""
+    if name is None:
+        return None
+    base = _CONTROL.sub("", name.replace("\\", "/").rpartition("/")[2])
+    return "" if base in (".", "..") else base[-255:]
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def _field_text(name: str, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"The field {name[:100]!r} is not UTF-8 text.", param=name[:100]) from None
+
+
+def _malformed(reason: str) -> InvalidRequest:
+    return InvalidRequest(f"The request body is not valid multipart/form-data: {reason}.", code="invalid_form")
+
+
+def _too_many() -> InvalidRequest:
+    return InvalidRequest(f"The form has more than {MAX_PARTS} parts. Send fewer.", code="invalid_form")
