@@ -54,7 +54,8 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """``activation(x @ weight.T + bias)``, or ``x @ weight.T + bias + residual``, for inference only.
+    """``activation(x @ weight.T + bias)``, ``x @ weight.T + bias + residual`` or ``(x @ weight.T + bias) * factor``,
+    for inference only.
 
     The weight is copied into the blocked layout and not kept otherwise, so it is neither in ``parameters()`` nor in
     ``state_dict()``, and ``to()`` must not be called afterwards. Where `can_pack` says no, the weight stays a parameter
@@ -104,25 +105,31 @@ class PackedLinear(nn.Module):
         """Memory of weights and biases, without the layout's padding."""
         return self.num_parameters * self.dtype.itemsize
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, factor: Tensor | None = None) -> Tensor:
         """Maps [..., in_features] to [..., out_features]; any leading shape and any number of rows, also none.
 
         Args:
             x: Of the weight's type; another type is an error of oneDNN or ``F.linear``.
             residual: [..., out_features], added in the same kernel. Never changed.
+            factor: [..., out_features], multiplied in the same kernel, instead of a residual. Never changed.
         """
-        if residual is not None and self.activation != "none":
-            raise ValueError(f"PackedLinear with activation {self.activation!r} can't add a residual; use 'none'.")
+        other, operation = (residual, "add") if factor is None else (factor, "mul")
+        if other is not None and (self.activation != "none" or (residual is not None and factor is not None)):
+            raise ValueError(
+                f"PackedLinear can fuse only one of activation ({self.activation}), residual and factor; use 'none'."
+            )
         if self._packed is None:
             assert self._dense is not None
             product = F.linear(x, self._dense, self.bias)
-            return self._function(product) if residual is None else product + residual
-        if residual is None:
+            if other is None:
+                return self._function(product)
+            return product + other if factor is None else product * other
+        if other is None:
             result: Tensor = torch.ops.mkldnn._linear_pointwise(
                 x, self._packed, self.bias, self._post_op, [], self._algorithm
             )
         else:
-            result = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
+            result = torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self.bias, operation)
         return result
 
     def extra_repr(self) -> str:

@@ -84,7 +84,7 @@ def paged_attention(
         output[group.start : group.end] = _decode(layout, group, query, cache, scaling, mask)
     for chunk in layout.prefills:
         here = slice(chunk.start, chunk.end)
-        visible = _prefill_mask(layout, chunk, query.device, sliding_window)
+        visible = prefill_mask(layout, chunk, query.device, sliding_window)
         attended = _prefill(
             layout, chunk, query[:, :, here], key[:, :, here], value[:, :, here], cache, scaling, visible
         )
@@ -92,7 +92,7 @@ def paged_attention(
     return output.unsqueeze(0), None
 
 
-def _gather(layout: BatchLayout, part: DecodeGroup | PrefillChunk, block_ids: Tensor, cache: Tensor) -> Tensor:
+def gather_context(layout: BatchLayout, part: DecodeGroup | PrefillChunk, block_ids: Tensor, cache: Tensor) -> Tensor:
     """[2 (key, value), sequences * kv heads, context, head dim] of the blocks, contiguous."""
     num_kv_heads, block_size, head_dim = cache.shape[2:]
     rows = layout.block_rows(part, block_ids, num_kv_heads=num_kv_heads)
@@ -106,7 +106,7 @@ def _decode(
     """Batched products over whole contexts: the fused kernel is made for many queries and is slower for so few."""
     num_rows = group.end - group.start
     num_heads, _, head_dim = query.shape[1:]
-    keys, values = _gather(layout, group, group.block_ids, cache)
+    keys, values = gather_context(layout, group, group.block_ids, cache)
     num_kv_heads = keys.shape[0] // num_rows
     # Query heads that share a kv head become further queries of it: nothing is repeated.
     queries = query[0, :, group.start : group.end].transpose(0, 1).reshape(num_rows * num_kv_heads, -1, head_dim)
@@ -143,7 +143,7 @@ def _prefill(
     mask: Tensor | None,
 ) -> Tensor:
     if chunk.block_ids is not None:
-        context = _gather(layout, chunk, chunk.block_ids, cache)[:, :, : chunk.num_context]
+        context = gather_context(layout, chunk, chunk.block_ids, cache)[:, :, : chunk.num_context]
         key, value = context[0].unsqueeze(0), context[1].unsqueeze(0)
     return F.scaled_dot_product_attention(
         query,
@@ -156,7 +156,7 @@ def _prefill(
     )
 
 
-def _prefill_mask(layout: BatchLayout, chunk: PrefillChunk, device: torch.device, window: int | None) -> Tensor | None:
+def prefill_mask(layout: BatchLayout, chunk: PrefillChunk, device: torch.device, window: int | None) -> Tensor | None:
     """[chunk, context], true where a row may look; None where plain causal attention is meant."""
     if window is not None and window >= chunk.num_context:
         window = None

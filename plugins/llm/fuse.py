@@ -1,4 +1,5 @@
-"""Makes a stock decoder cheaper without changing what it computes: merged projections, one-call norms, packed weights.
+"""Makes a stock decoder cheaper without changing what it computes: fused layers, merged projections, one-call norms,
+packed weights.
 
 The passes know attribute names, not model classes, and leave alone what they do not recognise.
 """
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sixfold.core.runtime.linear import pack_linears
+from sixfold.plugins.llm.fused_layer import fuse_layers
+from sixfold.plugins.llm.norms import replace_rms_norms
 
 _MERGED_NAMES: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
@@ -60,24 +63,6 @@ class MergedPart(nn.Module):
         return part
 
 
-class OneCallRMSNorm(nn.Module):
-    """RMS norm by torch's own function.
-
-    Args:
-        weight: [dim].
-        eps: Added to the mean square.
-    """
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., dim] to the same."""
-        return torch.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
 def merge_projections(model: nn.Module) -> int:
     """Replaces query, key and value (and gate and up) projections by parts of one layer; returns how many groups."""
     num_groups = 0
@@ -121,40 +106,15 @@ def _merge(module: nn.Module, names: tuple[str, ...], linears: list[nn.Linear]) 
         setattr(module, name, MergedPart(merged, place, linear=None, first=owner))
 
 
-def replace_rms_norms(model: nn.Module) -> int:
-    """Replaces modules that turn out to compute a plain RMS norm; returns how many.
+def optimize(model: nn.Module, *, fuse: bool) -> None:
+    """Applies all passes in place; the model can only infer afterwards.
 
-    Whether a module does is not guessed from its class: it is run beside the replacement on random numbers. So a norm
-    that adds one to its weight stays as it is.
+    Args:
+        model: Changed.
+        fuse: Whether whole layers may be replaced, too.
     """
-    num_replaced = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            fast = _as_one_call(child)
-            if fast is not None:
-                setattr(parent, name, fast)
-                num_replaced += 1
-    return num_replaced
-
-
-def _as_one_call(module: nn.Module) -> OneCallRMSNorm | None:
-    weight = getattr(module, "weight", None)
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if not type(module).__name__.endswith("RMSNorm") or not isinstance(eps, float):
-        return None
-    if not isinstance(weight, Tensor) or weight.dim() != 1 or next(module.children(), None) is not None:
-        return None
-    generator = torch.Generator(device=weight.device).manual_seed(0)
-    x = torch.randn(4, len(weight), generator=generator, device=weight.device).to(weight.dtype)
-    fast = OneCallRMSNorm(weight, eps)
-    tolerance = 1e-5 if weight.dtype is torch.float32 else 2e-2
-    with torch.inference_mode():
-        same = torch.allclose(module(x).float(), fast(x).float(), rtol=tolerance, atol=tolerance)
-    return fast if same else None
-
-
-def optimize(model: nn.Module) -> None:
-    """Applies all passes in place; the model can only infer afterwards."""
+    if fuse:
+        fuse_layers(model)
     merge_projections(model)
     replace_rms_norms(model)
     pack_linears(model)

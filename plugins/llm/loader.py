@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +27,11 @@ from sixfold.plugins.llm.memory import default_kv_cache_bytes
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.prepare import Preparer
-from sixfold.plugins.llm.probe import PROBE_ATTENTION, check_agreement, probe_layers, record_attention
+from sixfold.plugins.llm.probe import PROBE_ATTENTION, OtherLogits, check_agreement, probe_layers, record_attention
 from sixfold.plugins.llm.tensors import int_list
 from sixfold.plugins.llm.text_codec import TextCodec
+
+_LOG = logging.getLogger(__name__)
 
 # A first chunk, one that finds cached tokens, and a single step: every path of the attention function.
 _CHECK_CHUNKS = (14, 9, 1)
@@ -63,7 +66,14 @@ def load(context: LoadContext) -> TransformersModel:
     facts = read_facts(context.path, model, codec)
     num_parameters = sum(p.numel() for p in model.parameters())
     context.report(0.6, "packing weights")
-    decoder = _to_paged(model, facts, options, context.model_name)
+    try:
+        decoder = _to_paged(model, facts, options, context.model_name, fuse=options.compute_packed)
+    except OtherLogits as error:
+        if not options.compute_packed:
+            raise
+        _LOG.warning("%s Its layers are not fused.", error)
+        model = _from_files(lambda: _read_model(context.path, dtype, device), "weights")
+        decoder = _to_paged(model, facts, options, context.model_name, fuse=False)
     max_model_len = _max_model_len(facts, options, decoder.cache, context.model_name)
     info = ModelInfo(
         max_model_len=max_model_len,
@@ -86,7 +96,7 @@ def load(context: LoadContext) -> TransformersModel:
     return TransformersModel(decoder=decoder, preparer=preparer, codec=codec, info=info)
 
 
-def _to_paged(model: Any, facts: ModelFacts, options: TransformersOptions, model_name: str) -> Decoder:
+def _to_paged(model: Any, facts: ModelFacts, options: TransformersOptions, model_name: str, *, fuse: bool) -> Decoder:
     """Moves a stock model onto the paged cache and proves that it still computes the same."""
     device, dtype = model.device, model.dtype
     tokens = _check_tokens(facts.vocab_size)
@@ -95,7 +105,7 @@ def _to_paged(model: Any, facts: ModelFacts, options: TransformersOptions, model
     model.set_attn_implementation(PROBE_ATTENTION)
     layers = probe_layers(model, num_layers=facts.num_layers, model_name=model_name)
     if options.compute_packed:
-        optimize(model)
+        optimize(model, fuse=fuse)
     model.set_attn_implementation(ATTENTION)
     decoder = Decoder(model, _make_cache(layers, options, dtype=dtype, device=device))
     logits = decoder.run([tokens], _CHECK_CHUNKS)

@@ -18,6 +18,11 @@ from sixfold.plugins.llm.kv_cache import LayerShape
 PROBE_ATTENTION = "sixfold_probe"
 """Name of the recording function in transformers' table of attention functions."""
 
+
+class OtherLogits(ConfigError):
+    """The finished runtime does not compute what the stock model computes."""
+
+
 # Arguments of attention functions that say nothing beyond what the paged function knows already.
 _HARMLESS = frozenset(
     {
@@ -112,13 +117,13 @@ def check_agreement(reference: Tensor, logits: Tensor, *, dtype: torch.dtype, mo
         class_name: For messages.
 
     Raises:
-        ConfigError: They differ by more than rounding.
+        OtherLogits: They differ by more than rounding.
     """
     reference = reference.float()
     error = float((logits.float() - reference).square().sum().sqrt() / reference.square().sum().sqrt())
     limit = 1e-3 if dtype is torch.float32 else 0.1
     if not error <= limit:
-        raise ConfigError(
+        raise OtherLogits(
             f"models.{model_name}: {class_name} gives other logits on the paged cache than by itself (relative "
             f"difference {error:.2g}, allowed {limit}). Try options.compute_packed: false, or another family."
         )

@@ -165,3 +165,14 @@ def test_subclasses_of_the_stock_layer_are_left_alone() -> None:
         pass
 
     assert pack_linears(nn.Sequential(Adapted(2, 2))) == 0
+
+
+@DTYPES
+def test_the_factor_is_multiplied_and_not_changed(dtype: torch.dtype) -> None:
+    linear = stock(48, 64, dtype)
+    x, factor = torch.randn(7, 48, dtype=dtype), torch.randn(7, 64, dtype=dtype)
+    before = factor.clone()
+    close(PackedLinear.from_linear(linear)(x, factor=factor), linear(x) * factor)
+    assert torch.equal(factor, before)
+    with pytest.raises(ValueError, match="only one"):
+        PackedLinear.from_linear(linear)(x, factor, factor=factor)

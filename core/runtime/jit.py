@@ -1,0 +1,166 @@
+"""Compiles CPU kernels with numba, and holds the pieces that bfloat16 kernels are made of.
+
+A kernel is a plain function over numpy arrays; bfloat16 tensors are seen as their 16 bits. It is compiled twice: for one
+thread, and with its outermost ``prange`` over threads. Which one runs is the caller's choice by the size of the work,
+because waking a thread costs about 10 us. Compiled code is kept on disk beside the module, or in numba's own cache.
+
+The pieces follow one pattern: short loops over a row in float32, each of which LLVM turns into vector instructions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+_numba: Any = numba  # ships no types
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+F32 = np.float32
+U16 = np.uint16
+U32 = np.uint32
+I32 = np.int32
+
+LOG2_E = F32(1.4426950408889634)
+NUM_LANES = 16
+
+_FLAGS: dict[str, Any] = {"fastmath": True, "error_model": "numpy", "nogil": True}
+
+piece: Callable[[FunctionT], FunctionT] = _numba.njit(**_FLAGS)
+"""Decorates a piece of kernels. LLVM inlines it; numba itself must not, or a loop loses what is known of its arrays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A function compiled for one thread and for many.
+
+    Attributes:
+        serial: On the calling thread.
+        parallel: Over all threads that `set_num_threads` allows; the same as ``serial`` where there is no OpenMP.
+    """
+
+    serial: Callable[..., None]
+    parallel: Callable[..., None]
+
+
+def kernel(function: Callable[..., None]) -> Kernel:
+    """Compiles a function, when it is first called, for the types it is called with. Decorates."""
+    serial = _compile(function, parallel=False)
+    return Kernel(serial, _compile(function, parallel=True) if _HAS_OPENMP else serial)
+
+
+def _compile(function: Callable[..., None], *, parallel: bool) -> Callable[..., None]:
+    compiled: Callable[..., None]
+    try:
+        compiled = _numba.njit(cache=True, parallel=parallel, **_FLAGS)(function)
+    except RuntimeError:  # no folder that could be written to: compiled anew in every process
+        compiled = _numba.njit(parallel=parallel, **_FLAGS)(function)
+    return compiled
+
+
+def _find_openmp() -> bool:
+    """Whether numba's OpenMP layer can load; its other layers end the process when two threads use them at once."""
+    try:
+        ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        return False
+    _numba.config.THREADING_LAYER = "omp"
+    return True
+
+
+_HAS_OPENMP = _find_openmp()
+
+
+def set_num_threads(count: int) -> None:
+    """Bounds the threads of parallel kernels that the calling thread runs."""
+    _numba.set_num_threads(min(count, int(_numba.config.NUMBA_NUM_THREADS)))
+
+
+def bits(tensor: Tensor) -> Any:
+    """A bfloat16 tensor on the CPU as a numpy array of its bits; shares memory."""
+    return tensor.view(torch.uint16).numpy()
+
+
+@piece
+def widen(wide: Any, narrow: Any, count: int) -> None:
+    """bfloat16 bits to the bits of float32."""
+    for i in range(count):
+        wide[i] = U32(narrow[i]) << U32(16)
+
+
+@piece
+def multiply(values: Any, factor: Any, count: int) -> None:
+    """Multiplies the first values."""
+    for i in range(count):
+        values[i] *= factor
+
+
+@piece
+def round_to_bfloat16(narrow: Any, wide: Any, count: int) -> None:
+    """The bits of float32 to bfloat16 bits, to nearest, ties to even.
+
+    A NaN stays one if it came from a widened bfloat16 or from arithmetic: only a NaN with all bits set would overflow.
+    """
+    for i in range(count):
+        value = wide[i]
+        narrow[i] = U16((value + U32(0x7FFF) + ((value >> U32(16)) & U32(1))) >> U32(16))
+
+
+@piece
+def greatest(values: Any, lanes: Any, count: int) -> Any:
+    """The greatest of the first values; any of them if one is NaN.
+
+    Args:
+        values: float32.
+        lanes: float32 [NUM_LANES], overwritten: a maximum of its own for each lane, because LLVM keeps a plain one scalar.
+        count: How many.
+    """
+    for lane in range(NUM_LANES):
+        lanes[lane] = values[0]
+    whole = count // NUM_LANES * NUM_LANES
+    for start in range(0, whole, NUM_LANES):
+        for lane in range(NUM_LANES):
+            lanes[lane] = max(lanes[lane], values[start + lane])
+    top = lanes[0]
+    for lane in range(1, NUM_LANES):
+        top = max(top, lanes[lane])
+    for i in range(whole, count):
+        top = max(top, values[i])
+    return top
+
+
+@piece
+def exp2_sum(values: Any, powers: Any, powers_bits: Any, top: Any, count: int) -> Any:
+    """Replaces values by ``2 ** (value - top)`` and returns their sum; relative error below 1e-4, far under bfloat16's.
+
+    Two loops with memory of their own between them: one that writes and reads one memory under two types stays scalar.
+
+    Args:
+        values: float32, none above ``top``; what is 126 or more below counts as 126 below.
+        powers: float32, as long; overwritten.
+        powers_bits: The same memory as int32.
+        top: Subtracted first.
+        count: How many.
+    """
+    for i in range(count):
+        x = max(values[i] - top, F32(-126.0))
+        whole = np.floor(x)
+        part = x - whole
+        power = F32(0.0096181) + part * F32(0.0013334)
+        power = F32(0.0555041) + part * power
+        power = F32(0.2402265) + part * power
+        power = F32(0.6931472) + part * power
+        values[i] = F32(1) + part * power
+        powers_bits[i] = I32((I32(whole) + I32(127)) << I32(23))
+    total = F32(0)
+    for i in range(count):
+        value = values[i] * powers[i]
+        values[i] = value
+        total += value
+    return total

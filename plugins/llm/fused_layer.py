@@ -1,0 +1,182 @@
+"""A whole decoder layer from nine calls instead of about forty, for layers built like Llama's, in bfloat16 on a CPU.
+
+What counts at small batches is the number of calls: 30 layers of 40 operators cost 10 ms of dispatch alone. The layer is
+recognised by its parts, not by its class; that it computes the same is proved when the model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import activations
+
+from sixfold.core.runtime.kernels import can_run, rms_norm
+from sixfold.core.runtime.linear import PackedLinear
+from sixfold.plugins.llm.attention import PagedStep, gather_context, prefill_mask
+from sixfold.plugins.llm.batch_layout import PrefillChunk
+from sixfold.plugins.llm.kernels import NO_NORM, attend_decodes, rotate_and_store
+from sixfold.plugins.llm.norms import plain_rms_norm
+
+_PARTS: frozenset[str] = frozenset(
+    "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj "
+    "input_layernorm post_attention_layernorm".split()
+)
+_HEAD_NORMS: frozenset[str] = frozenset(("self_attn.q_norm", "self_attn.k_norm"))
+
+# Scores of more than this are left to torch's fused kernel, which needs no memory for them.
+_MAX_SCORES = 1 << 20
+
+
+class FusedLayer(nn.Module):
+    """One decoder layer on a flat batch; inference only.
+
+    Args:
+        layer: The stock layer, for which `can_fuse` said yes. It is not kept.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        stock: Any = layer
+        attention, mlp = stock.self_attn, stock.mlp
+        self._layer_idx: int = attention.layer_idx
+        self._head_dim: int = attention.head_dim
+        self._scaling: float = attention.scaling
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        biases = [p.bias for p in projections]
+        self.qkv = PackedLinear(
+            torch.cat([p.weight for p in projections]), None if biases[0] is None else torch.cat(biases)
+        )
+        self.joined = PackedLinear.from_linear(attention.o_proj)
+        self.gate = PackedLinear.from_linear(mlp.gate_proj, activation="silu")
+        self.up = PackedLinear.from_linear(mlp.up_proj)
+        self.down = PackedLinear.from_linear(mlp.down_proj)
+        self._attended_dim: int = attention.o_proj.in_features
+        self._first_norm, self._eps = _norm(stock.input_layernorm)
+        self._second_norm, self._second_eps = _norm(stock.post_attention_layernorm)
+        self._head_norms: tuple[Any, Any] = (NO_NORM, NO_NORM)
+        self._head_eps = 0.0
+        if hasattr(attention, "q_norm"):
+            (query, self._head_eps), (key, _) = _norm(attention.q_norm), _norm(attention.k_norm)
+            self._head_norms = (query.numpy(), key.numpy())
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *_unused: object,
+        position_embeddings: tuple[Tensor, Tensor],
+        paged_step: PagedStep,
+        **_also_unused: object,
+    ) -> Tensor:
+        """[1, tokens, dim] to the same; masks and caches that the stock layer would take are all None here."""
+        x = hidden_states[0]
+        qkv = self.qkv(rms_norm(x, self._first_norm, self._eps))
+        x = self.joined(self._attend(qkv, position_embeddings, paged_step), x)
+        inner = rms_norm(x, self._second_norm, self._second_eps)
+        result: Tensor = self.down(self.up(inner, factor=self.gate(inner)), x)
+        return result[None]
+
+    def _attend(self, qkv: Tensor, angles: tuple[Tensor, Tensor], step: PagedStep) -> Tensor:
+        layout, cache = step.layout, step.caches[self._layer_idx]
+        rotate_and_store(qkv, cache, layout, (angles[0][0], angles[1][0]), self._head_norms, self._head_eps)
+        result = qkv.new_empty(len(qkv), self._attended_dim)
+        for group in layout.decodes:
+            attend_decodes(qkv, cache, group, self._scaling, result)
+        for chunk in layout.prefills:
+            self._prefill(qkv, cache, step, chunk, result)
+        return result
+
+    def _prefill(self, qkv: Tensor, cache: Tensor, step: PagedStep, chunk: PrefillChunk, result: Tensor) -> None:
+        num_kv_heads, dim = cache.shape[2], self._head_dim
+        heads = qkv[chunk.start : chunk.end].view(chunk.end - chunk.start, -1, dim).transpose(0, 1)
+        num_heads = len(heads) - 2 * num_kv_heads
+        query, key, value = heads[:num_heads], heads[num_heads:-num_kv_heads], heads[-num_kv_heads:]
+        if chunk.block_ids is not None:
+            context = gather_context(step.layout, chunk, chunk.block_ids, cache)
+            key, value = context[:, :, : chunk.num_context]
+        mask = prefill_mask(step.layout, chunk, qkv.device, None)
+        attended = _attend_chunk(query, key, value, mask, self._scaling)
+        result[chunk.start : chunk.end].view(-1, len(query), dim).copy_(attended.transpose(0, 1))
+
+
+def _attend_chunk(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """Causal attention of one chunk: two products where their scores are few, as they are 2.5 times as fast.
+
+    Args:
+        query: [heads, tokens, dim].
+        key: [kv heads, context, dim].
+        value: Likewise.
+        mask: [tokens, context], True where a token may look; None for the plain causal one.
+        scaling: Of the scores.
+
+    Returns:
+        [heads, tokens, dim]
+    """
+    num_heads, num_tokens, dim = query.shape
+    num_kv_heads, num_context = key.shape[:2]
+    if num_tokens * num_context > _MAX_SCORES:
+        gqa = num_heads != num_kv_heads
+        attended: Tensor = F.scaled_dot_product_attention(
+            query[None],
+            key[None],
+            value[None],
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=gqa,
+        )
+        return attended[0]
+    visible = torch.ones(num_tokens, num_context, dtype=torch.bool).tril_() if mask is None else mask
+    hidden = torch.zeros(visible.shape, dtype=query.dtype).masked_fill_(~visible, -torch.inf)
+    # Query heads that share a kv head become further queries of it: nothing is repeated.
+    queries = query.reshape(num_kv_heads, -1, dim)
+    shared = hidden.repeat(num_heads // num_kv_heads, 1).expand(num_kv_heads, -1, -1)
+    scores = torch.baddbmm(shared, queries, key.transpose(1, 2), alpha=scaling)
+    return torch.bmm(torch.softmax(scores, dim=-1), value).view(num_heads, num_tokens, dim)
+
+
+def fuse_layers(model: nn.Module) -> int:
+    """Replaces all layers that can be fused; returns their number. Each stock layer is let go before the next."""
+    count = 0
+    for modules in [m for m in model.modules() if isinstance(m, nn.ModuleList)]:
+        for index, layer in enumerate(modules):
+            if can_fuse(layer):
+                modules[index] = FusedLayer(layer)
+                count += 1
+    return count
+
+
+def can_fuse(layer: nn.Module) -> bool:
+    """Whether the layer has exactly the parts of a Llama layer (with Qwen3's head norms or without) that run here."""
+    stock: Any = layer
+    modules = cast("Iterator[tuple[str, nn.Module]]", layer.named_modules())  # untyped in torch
+    parts = {name for name, module in modules if not any(True for _ in module.children())}
+    parts.discard("mlp.act_fn")
+    if parts != _PARTS and parts != _PARTS | _HEAD_NORMS:
+        return False
+    attention, mlp = stock.self_attn, stock.mlp
+    linears = [layer.get_submodule(name) for name in _PARTS if name.endswith("proj")]
+    plain = all(type(linear) is nn.Linear for linear in linears)
+    if not plain or not can_run(mlp.up_proj.weight.device, mlp.up_proj.weight.dtype):
+        return False
+    norms = [stock.input_layernorm, stock.post_attention_layernorm]
+    norms += [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
+    same_biases = (
+        len({attention.q_proj.bias is None, attention.k_proj.bias is None, attention.v_proj.bias is None}) == 1
+    )
+    return (
+        isinstance(mlp.act_fn, nn.SiLU | activations.SiLUActivation)
+        and getattr(attention, "sliding_window", None) is None
+        and attention.head_dim % 2 == 0
+        and same_biases
+        and all(plain_rms_norm(norm) is not None for norm in norms)
+    )
+
+
+def _norm(module: nn.Module) -> tuple[Tensor, float]:
+    found = plain_rms_norm(module)
+    assert found is not None, "can_fuse has asked"
+    return found
