@@ -15,6 +15,7 @@ from sixfold.core.errors import RequestError, StepFailed, request_error_types
 from sixfold.core.messages import Timing, Usage
 
 _MAX_FRAME_BYTES = 1 << 30
+_LARGE_FRAME_BYTES = 1 << 20
 
 
 class Load(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True):
@@ -45,6 +46,18 @@ class Submit(msgspec.Struct, frozen=True, tag=True, array_like=True):
     priority: int
     timeout_s: float | None
     input: msgspec.Raw
+
+
+class SubmitStruct(msgspec.Struct, frozen=True, tag="Submit", array_like=True):
+    """A `Submit` as its sender makes it: with the input itself, so that it is encoded once."""
+
+    number: int
+    request_id: str
+    tenant: str
+    weight: float
+    priority: int
+    timeout_s: float | None
+    input: msgspec.Struct
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -176,36 +189,47 @@ def frame(payload: bytes) -> bytes:
     return len(payload).to_bytes(4, "big") + payload
 
 
-def encode_frame(encoder: msgspec.msgpack.Encoder, message: object) -> bytearray:
-    """`frame` of an encoded message, without a copy of it: what matters for uploads of many megabytes."""
-    buffer = bytearray(4)
-    encoder.encode_into(message, buffer, 4)
-    buffer[:4] = (len(buffer) - 4).to_bytes(4, "big")
-    return buffer
-
-
 class FrameReader:
-    """Cuts a byte stream into payloads."""
+    """Cuts a byte stream into payloads. A large one is gathered in a buffer of its own size and handed out uncopied."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._large = bytearray()
+        self._num_filled = 0
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes) -> Iterator[bytes | bytearray]:
         """Adds bytes and yields the payloads that are complete.
 
         Raises:
             ValueError: The stream is not ours: a frame of more than 1 GiB.
         """
-        self._buffer += data
+        used = self._fill(data)
+        if self._large:
+            if self._num_filled < len(self._large):
+                return
+            payload, self._large = self._large, bytearray()
+            yield payload
+        self._buffer += memoryview(data)[used:]
         start = 0
         while len(self._buffer) - start >= 4:
             size = int.from_bytes(self._buffer[start : start + 4], "big")
             if size > _MAX_FRAME_BYTES:
                 raise ValueError(f"a frame of {size} bytes: the stream is broken")
             if len(self._buffer) - start - 4 < size:
+                if size >= _LARGE_FRAME_BYTES:
+                    self._large, self._num_filled = bytearray(size), 0
+                    self._fill(self._buffer[start + 4 :])
+                    start = len(self._buffer)
                 break
-            with memoryview(self._buffer) as view:
-                payload = bytes(view[start + 4 : start + 4 + size])
-            yield payload
+            yield bytes(self._buffer[start + 4 : start + 4 + size])
             start += 4 + size
         del self._buffer[:start]
+
+    def _fill(self, data: bytes | bytearray) -> int:
+        """Adds to the large payload what belongs to it; returns how many bytes did."""
+        num_bytes = min(len(data), len(self._large) - self._num_filled)
+        if num_bytes > 0:
+            with memoryview(self._large) as view:
+                view[self._num_filled : self._num_filled + num_bytes] = memoryview(data)[:num_bytes]
+            self._num_filled += num_bytes
+        return max(0, num_bytes)

@@ -19,6 +19,7 @@ from sixfold.core.errors import ConfigError, NotReady, RequestError, SixfoldErro
 from sixfold.core.family import Family
 from sixfold.core.messages import Event, Failed, Finished, Increment, Request
 from sixfold.core.runtime import wire
+from sixfold.core.runtime.large_bytes import encode_pieces
 from sixfold.core.runtime.replica import EventStream
 
 _log = logging.getLogger(__name__)
@@ -142,14 +143,14 @@ class WorkerReplica(asyncio.Protocol):
         stream = EventStream(lambda: self._cancel(number))
         self._streams[number] = (request.request_id, stream)
         self._send(
-            wire.Submit(
+            wire.SubmitStruct(
                 number=number,
                 request_id=request.request_id,
                 tenant=request.tenant,
                 weight=request.weight,
                 priority=int(request.priority),
                 timeout_s=None if request.deadline_s is None else request.deadline_s - time.monotonic(),
-                input=msgspec.Raw(self._encoder.encode(request.input)),
+                input=request.input,
             )
         )
         return stream
@@ -177,9 +178,13 @@ class WorkerReplica(asyncio.Protocol):
         if self.pid is not None and self._process is not None:
             self._process.kill()
 
-    def _send(self, message: wire.ToWorker) -> None:
+    def _send(self, message: wire.ToWorker | wire.SubmitStruct) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(wire.encode_frame(self._encoder, message))
+            pieces = encode_pieces(self._encoder, message)
+            head = sum(map(len, pieces)).to_bytes(4, "big")
+            self._transport.write(head + pieces[0])
+            for piece in pieces[1:]:
+                self._transport.write(piece)
 
     # asyncio.Protocol
 
