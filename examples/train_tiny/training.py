@@ -1,0 +1,116 @@
+"""The training loop that both models share: a step or time budget, warm-up and cosine, averaged weights, flow matching."""
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+WARMUP_STEPS = 200
+REPORT_EVERY_S = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """When a training stage ends: after so many steps or so many seconds, whichever comes first.
+
+    The learning rate follows the budget that ends it, so only a run bounded by steps repeats exactly.
+    """
+
+    steps: int
+    seconds: float
+
+    def spent(self, step: int, elapsed_s: float) -> float:
+        """Returns the part of the budget that is used up, 1 or more at its end."""
+        return max(step / self.steps, elapsed_s / self.seconds)
+
+
+def pick_device() -> torch.device:
+    """Returns the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seed_everything(seed: int) -> random.Random:
+    """Seeds torch and returns the generator from which scenes are drawn."""
+    torch.manual_seed(seed)
+    torch.set_float32_matmul_precision("high")
+    return random.Random(seed)
+
+
+def train(
+    model: nn.Module, loss: Callable[[], Tensor], *, budget: Budget, learning_rate: float, label: str, ema_decay: float = 0.999
+) -> int:
+    """Minimizes ``loss()`` over the parameters of ``model``, which ends with their moving average.
+
+    Returns:
+        The number of steps taken.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    average = [parameter.detach().clone() for parameter in parameters]
+    device = parameters[0].device
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    model.train()
+    started_s = reported_s = time.monotonic()
+    total, since_report, step = torch.zeros((), device=device), 0, 0
+    while (spent := budget.spent(step, time.monotonic() - started_s)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * math.cos(spent * math.pi / 2))
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            value = loss()
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        with torch.no_grad():
+            torch._foreach_lerp_(average, parameters, 1 - min(ema_decay, (1 + step) / (10 + step)))
+        total, since_report = total + value.detach(), since_report + 1
+        if (now_s := time.monotonic()) - reported_s > REPORT_EVERY_S:
+            print(f"{label}: step {step}, {now_s - started_s:.0f} s, loss {float(total) / since_report:.4f}", flush=True)
+            total, since_report, reported_s = torch.zeros((), device=device), 0, now_s
+    with torch.no_grad():
+        for parameter, mean in zip(parameters, average, strict=True):
+            parameter.copy_(mean)
+    model.eval()
+    print(f"{label}: {step} steps in {time.monotonic() - started_s:.0f} s", flush=True)
+    return step
+
+
+def reconstruction_loss(pictures: Tensor, decoded: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """Autoencoder loss: absolute and squared error, and a slight pull of the latents towards a standard normal."""
+    error = decoded.float() - pictures
+    divergence = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
+    return error.abs().mean() + error.square().mean() + 1e-4 * divergence
+
+
+def sample_sigma(batch_size: int, device: torch.device) -> Tensor:
+    """Draws noise levels in 0 to 1: one half uniform, one half crowded around the middle.
+
+    Source: Esser et al. 2024, section 3.1 (logit-normal sampling).
+    """
+    middle = torch.randn(batch_size, device=device).sigmoid()
+    return torch.where(torch.rand(batch_size, device=device) < 0.5, middle, torch.rand(batch_size, device=device))
+
+
+def drop_prompts(token_ids: Tensor, empty_ids: Tensor, share: float = 0.1) -> Tensor:
+    """Replaces a share of the prompts [batch, tokens] by the empty one, as classifier-free guidance needs."""
+    dropped = torch.rand(len(token_ids), 1, device=token_ids.device) < share
+    return torch.where(dropped, empty_ids, token_ids)
+
+
+def save_half(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Writes the pipeline with 16-bit weights that load as 32-bit ones by default."""
+    pipeline.to(torch.float16)
+    pipeline.save_pretrained(folder)
+    # transformers loads in the type that the configuration names, diffusers in float32: without this they would differ.
+    for config_path in folder.glob("text_encoder*/config.json"):
+        config = json.loads(config_path.read_text())
+        config["dtype"] = "float32"
+        config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    pipeline.to(torch.float32)
