@@ -7,16 +7,18 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from examples.train_tiny.tokenizers import CLIP_TOKENS, build_clip_tokenizer
+from examples.train_tiny.tokenizers import CLIP_TOKENS, build_clip_tokenizer, build_t5_tokenizer
 
 LATENT_CHANNELS = 8
 TEXT_WIDTH = 96
 WIDTH, HEADS, LAYERS = 128, 4, 7
-# The stock pipeline, lacking its T5 encoder, appends this many zero tokens to every prompt (its max_sequence_length).
-ZERO_TOKENS = 256
-ZERO_TOKENS_KEPT = 8
+# The stock pipeline pads the T5 text to its max_sequence_length of 256 and masks nothing. A T5 encoder of no layers gives
+# all padding the same embedding, so training keeps 24 tokens for words and 8 of padding that stand for the other 232.
+T5_WORD_TOKENS = 24
+T5_PAD_TOKENS = 8
+T5_PADS_EACH = (256 - T5_WORD_TOKENS) // T5_PAD_TOKENS
 SCHEDULER_SHIFT = 2.0
 
 
@@ -56,6 +58,23 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     return CLIPTextModelWithProjection(config)
 
 
+def build_word_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    """Returns an untrained T5 encoder of no layers: a table of words. The stock pipeline does not load without a T5."""
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=2 * TEXT_WIDTH,
+        d_kv=32,
+        d_ff=64,
+        num_layers=0,
+        num_heads=4,
+        dropout_rate=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    return T5EncoderModel(config)
+
+
 def build_transformer() -> SD3Transformer2DModel:
     """Returns an untrained denoiser: 64 image tokens and the text tokens attend to each other."""
     return SD3Transformer2DModel(
@@ -75,8 +94,8 @@ def build_transformer() -> SD3Transformer2DModel:
 
 
 def build_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
-    """Assembles the stock pipeline around a trained autoencoder; the third text encoder is left out."""
-    tokenizer = build_clip_tokenizer()
+    """Assembles the stock pipeline around a trained autoencoder."""
+    tokenizer, word_tokenizer = build_clip_tokenizer(), build_t5_tokenizer()
     return StableDiffusion3Pipeline(
         transformer=build_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SCHEDULER_SHIFT),
@@ -85,16 +104,25 @@ def build_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
         tokenizer=tokenizer,
         text_encoder_2=build_text_encoder(tokenizer),
         tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
+        text_encoder_3=build_word_encoder(word_tokenizer),
+        tokenizer_3=word_tokenizer,
     )
 
 
-class ImageDenoiser(nn.Module):
-    """The trained parts of the pipeline, called as the pipeline calls them, but with its 256 zero tokens as 8.
+def tokenize(pipeline: StableDiffusion3Pipeline, prompts: list[str]) -> Tensor:
+    """Returns the CLIP tokens and the T5 tokens of prompts side by side, [prompts, 32 + 32]."""
+    clip = pipeline.tokenizer(prompts, padding="max_length", max_length=CLIP_TOKENS, return_tensors="pt").input_ids
+    t5_tokens = T5_WORD_TOKENS + T5_PAD_TOKENS
+    words = pipeline.tokenizer_3(prompts, padding="max_length", max_length=t5_tokens, return_tensors="pt").input_ids
+    assert bool((words[:, T5_WORD_TOKENS:] == pipeline.tokenizer_3.pad_token_id).all()), "a prompt outgrew T5_WORD_TOKENS"
+    return torch.cat([clip, words], dim=1)
 
-    Equal tokens stay equal through every layer, since text tokens carry no position. So 8 of them, each counting for 32 in the
-    attention's sum, give what 256 give at a third of the cost. tests/examples/test_tiny_models.py compares the two.
+
+class ImageDenoiser(nn.Module):
+    """The trained parts of the pipeline, called as the pipeline calls them, but with its 232 paddings of T5 as 8.
+
+    Equal tokens stay equal through every layer, since text tokens carry no position. So 8 of them, each counting for 29 in the
+    attention's sum, give what 232 give at a third of the cost. tests/examples/test_tiny_training.py compares the two.
     """
 
     def __init__(self, pipeline: StableDiffusion3Pipeline) -> None:
@@ -102,24 +130,24 @@ class ImageDenoiser(nn.Module):
         self.transformer: SD3Transformer2DModel = pipeline.transformer
         self.text_encoder: CLIPTextModelWithProjection = pipeline.text_encoder
         self.text_encoder_2: CLIPTextModelWithProjection = pipeline.text_encoder_2
+        self.text_encoder_3: T5EncoderModel = pipeline.text_encoder_3
 
     def forward(self, noisy: Tensor, sigma: Tensor, token_ids: Tensor) -> Tensor:
         """Predicts noise minus picture for latents [batch, 8, 16, 16] at noise levels [batch] in 0 to 1."""
-        texts = [encoder(token_ids, output_hidden_states=True) for encoder in (self.text_encoder, self.text_encoder_2)]
+        clip_ids, word_ids = token_ids.split([CLIP_TOKENS, T5_WORD_TOKENS + T5_PAD_TOKENS], dim=1)
+        texts = [encoder(clip_ids, output_hidden_states=True) for encoder in (self.text_encoder, self.text_encoder_2)]
         context = torch.cat([text.hidden_states[-2] for text in texts], dim=-1)
-        context = F.pad(context, (0, 0, 0, ZERO_TOKENS_KEPT))
-        pooled = torch.cat([text.text_embeds for text in texts], dim=-1)
         return self.transformer(
             hidden_states=noisy,
-            encoder_hidden_states=context,
-            pooled_projections=pooled,
+            encoder_hidden_states=torch.cat([context, self.text_encoder_3(word_ids)[0]], dim=1),
+            pooled_projections=torch.cat([text.text_embeds for text in texts], dim=-1),
             timestep=sigma * 1000,
             return_dict=False,
         )[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CountedZeros:
+class CountedPadding:
     """Stock joint attention in which the last tokens of the text each count several times.
 
     Args:

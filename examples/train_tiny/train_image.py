@@ -11,12 +11,13 @@ from torch import Tensor
 
 from examples.train_tiny.evaluate_image import evaluate
 from examples.train_tiny.image_model import (
-    ZERO_TOKENS,
-    ZERO_TOKENS_KEPT,
-    CountedZeros,
+    T5_PAD_TOKENS,
+    T5_PADS_EACH,
+    CountedPadding,
     ImageDenoiser,
     build_pipeline,
     build_vae,
+    tokenize,
 )
 from examples.train_tiny.render import draw, pack_scenes
 from examples.train_tiny.scenes import sample_scene
@@ -82,20 +83,15 @@ def encode_bank(vae: AutoencoderKL, bank: Bank, chunk: int = 1024) -> Tensor:
 def train_denoiser(
     pipeline: StableDiffusion3Pipeline, bank: Bank, *, budget: Budget, batch_size: int, learning_rate: float
 ) -> int:
-    """Trains the transformer together with both text encoders by flow matching; returns the number of steps."""
+    """Trains the transformer together with the text encoders by flow matching; returns the number of steps."""
     latents = encode_bank(pipeline.vae, bank)
     device = latents.device
-
-    def tokenize(prompts: list[str]) -> Tensor:
-        length = pipeline.tokenizer_max_length
-        return pipeline.tokenizer(prompts, padding="max_length", max_length=length, return_tensors="pt").input_ids.to(device)
-
-    token_ids, empty_ids = tokenize(list(bank.prompts)), tokenize([""])
+    token_ids, empty_ids = (tokenize(pipeline, prompts).to(device) for prompts in (list(bank.prompts), [""]))
     print(f"image: {len(latents)} scenes, latents deviate by {float(latents.float().std()):.3f}", flush=True)
     model = ImageDenoiser(pipeline)
     stock = model.transformer.attn_processors
     model.transformer.set_attn_processor(
-        CountedZeros(num_counted=ZERO_TOKENS_KEPT, times=ZERO_TOKENS // ZERO_TOKENS_KEPT)  # pyright: ignore[reportArgumentType]
+        CountedPadding(num_counted=T5_PAD_TOKENS, times=T5_PADS_EACH)  # pyright: ignore[reportArgumentType]
     )
 
     def loss() -> Tensor:
