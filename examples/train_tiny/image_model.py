@@ -1,5 +1,6 @@
 """The image model: a Stable Diffusion 3 pipeline of stock classes, small enough to keep in a repository."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -173,7 +174,7 @@ class CountedPadding:
         key = torch.cat([attn.norm_k(heads(attn.to_k(hidden_states))), attn.norm_added_k(heads(attn.add_k_proj(text)))], 2)
         value = torch.cat([heads(attn.to_v(hidden_states)), heads(attn.add_v_proj(text))], 2)
         bias = query.new_zeros(query.shape[2], key.shape[2])
-        bias[:, -self.num_counted :] = torch.tensor(float(self.times)).log()
+        bias[:, -self.num_counted :] = math.log(self.times)
         mixed = F.scaled_dot_product_attention(query, key, value.to(query.dtype), attn_mask=bias)
         mixed = mixed.transpose(1, 2).flatten(2)
         image, text = mixed.split([hidden_states.shape[1], text.shape[1]], dim=1)

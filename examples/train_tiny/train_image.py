@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from examples.train_tiny.evaluate_image import evaluate
 from examples.train_tiny.image_model import (
@@ -23,6 +23,7 @@ from examples.train_tiny.render import draw, pack_scenes
 from examples.train_tiny.scenes import sample_scene
 from examples.train_tiny.training import (
     Budget,
+    compile_blocks,
     drop_prompts,
     pick_device,
     reconstruction_loss,
@@ -93,6 +94,8 @@ def train_denoiser(
     model.transformer.set_attn_processor(
         CountedPadding(num_counted=T5_PAD_TOKENS, times=T5_PADS_EACH)  # pyright: ignore[reportArgumentType]
     )
+    for blocks in (model.transformer.transformer_blocks, *_text_layers(model)):
+        compile_blocks(blocks)
 
     def loss() -> Tensor:
         index = torch.randint(len(latents), (batch_size,), device=device)
@@ -107,14 +110,18 @@ def train_denoiser(
     return steps
 
 
+def _text_layers(model: ImageDenoiser) -> tuple[nn.ModuleList, nn.ModuleList]:
+    return model.text_encoder.text_model.encoder.layers, model.text_encoder_2.text_model.encoder.layers
+
+
 def main() -> None:
     """Trains, writes the pipeline's folder and reports the accuracy on held-out prompts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished pipeline")
     parser.add_argument("--init", type=Path, help="folder of a pipeline to go on from; its autoencoder stays as it is")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-scenes", type=int, default=300_000)
-    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--num-scenes", type=int, default=200_000)
+    parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--vae-seconds", type=float, default=float("inf"))

@@ -14,6 +14,7 @@ from examples.train_tiny.evaluate_video import evaluate
 from examples.train_tiny.render import draw, pack_clips
 from examples.train_tiny.training import (
     Budget,
+    compile_blocks,
     drop_prompts,
     pick_device,
     reconstruction_loss,
@@ -80,8 +81,8 @@ def train_vae(bank: Bank, *, budget: Budget, batch_size: int) -> AutoencoderKLLT
 
 
 @torch.no_grad()
-def encode_bank(vae: AutoencoderKLLTXVideo, bank: Bank, chunk: int = 256) -> Tensor:
-    """Returns the normalized latent tokens [clips, 320, 16] of the whole bank."""
+def encode_bank(vae: AutoencoderKLLTXVideo, bank: Bank, chunk: int = 512) -> Tensor:
+    """Returns the normalized latent tokens [clips, 80, 48] of the whole bank."""
     latents: list[Tensor] = []
     for items, backgrounds in zip(bank.items.split(chunk), bank.backgrounds.split(chunk), strict=True):
         mean = vae.encode(draw_clips(items, backgrounds)).latent_dist.mode()
@@ -102,6 +103,7 @@ def train_denoiser(
     token_ids, empty_ids = tokenize(list(bank.prompts)), tokenize([""])
     print(f"video: {len(latents)} clips, latents deviate by {float(latents.float().std()):.3f}", flush=True)
     model = VideoDenoiser(pipeline)
+    compile_blocks(model.transformer.transformer_blocks)
     frame_tokens = LATENT_SHAPE[1] * LATENT_SHAPE[2]
 
     def loss() -> Tensor:
@@ -114,7 +116,7 @@ def train_denoiser(
             share = torch.cat([torch.zeros_like(share[:, :given]), share[:, given:]], dim=1)
         predicted = model(
             (1 - share) * clean + share * noise,
-            share.squeeze(-1) if given else sigma,
+            share.squeeze(-1),
             drop_prompts(token_ids[index], empty_ids),
             rng.choice(FRAME_RATES),
         )
@@ -130,7 +132,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="folder of a pipeline to go on from; its autoencoder stays as it is")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-clips", type=int, default=120_000)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--vae-seconds", type=float, default=float("inf"))

@@ -43,6 +43,13 @@ def seed_everything(seed: int) -> random.Random:
     return random.Random(seed)
 
 
+def compile_blocks(blocks: nn.ModuleList) -> None:
+    """Compiles repeated blocks in place: one compilation serves them all, and fuses what eager mode spends its time on."""
+    if torch.cuda.is_available():
+        for block in blocks:
+            block.compile(dynamic=False)
+
+
 def train(
     model: nn.Module, loss: Callable[[], Tensor], *, budget: Budget, learning_rate: float, label: str, ema_decay: float = 0.999
 ) -> int:
@@ -83,10 +90,20 @@ def train(
 
 
 def reconstruction_loss(pictures: Tensor, decoded: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """Autoencoder loss: absolute and squared error, and a slight pull of the latents towards a standard normal."""
+    """Autoencoder loss: absolute and squared error, and a slight pull of the latents towards a standard normal.
+
+    Args:
+        pictures: [batch, 3, ..., height, width] in -1 to 1, with background in the top left corner.
+        decoded: What the autoencoder made of them.
+        mean: Of the latents' distribution.
+        logvar: Of the latents' distribution.
+    """
+    # Shapes cover a few per cent of a picture. Without this weight the autoencoder first learns to paint backgrounds only.
+    is_shape = (pictures - pictures[..., :1, :1]).abs().amax(1, keepdim=True) > 0.05
+    weight = 1 + 9 * is_shape.float()
     error = decoded.float() - pictures
     divergence = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
-    return error.abs().mean() + error.square().mean() + 1e-4 * divergence
+    return (weight * (error.abs() + error.square())).mean() / weight.mean() + 2e-5 * divergence
 
 
 def sample_sigma(batch_size: int, device: torch.device) -> Tensor:

@@ -12,8 +12,9 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from examples.train_tiny.tokenizers import build_t5_tokenizer
 
-LATENT_CHANNELS = 16
-LATENT_SHAPE = (5, 8, 8)
+LATENT_CHANNELS = 48
+LATENT_SHAPE = (5, 4, 4)
+PIXELS_PER_LATENT = 16
 TEXT_WIDTH = 128
 WIDTH, HEADS, LAYERS = 192, 6, 6
 # The pipeline pads prompts to 128 tokens and masks the padding; the denoiser is trained on the first 24 only, which is equal.
@@ -24,8 +25,8 @@ SCHEDULER_SHIFT = 2.0
 
 
 def build_vae() -> AutoencoderKLLTXVideo:
-    """Returns an untrained autoencoder: 17 frames of 64x64 become 5 latent frames of 8x8 with 16 channels."""
-    widths = (24, 40, 48)
+    """Returns an untrained autoencoder: 17 frames of 64x64 become 5 latent frames of 4x4 with 48 channels."""
+    widths = (32, 40, 48)
     return AutoencoderKLLTXVideo(
         latent_channels=LATENT_CHANNELS,
         block_out_channels=widths,
@@ -39,7 +40,7 @@ def build_vae() -> AutoencoderKLLTXVideo:
         downsample_type=("conv",) * 3,
         upsample_residual=(False,) * 3,
         upsample_factor=(1, 1, 1),
-        patch_size=2,
+        patch_size=4,
         encoder_causal=True,
         decoder_causal=False,
     )
@@ -64,7 +65,7 @@ def build_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 
 def build_transformer() -> LTXVideoTransformer3DModel:
-    """Returns an untrained denoiser over 320 latent tokens, with cross attention to the text."""
+    """Returns an untrained denoiser over 80 latent tokens, with cross attention to the text."""
     return LTXVideoTransformer3DModel(
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -101,8 +102,8 @@ class VideoDenoiser(nn.Module):
         """Predicts noise minus clip.
 
         Args:
-            noisy: Latent tokens [batch, 320, 16].
-            sigma: Noise levels in 0 to 1: [batch], or [batch, 320] when the first frame is given clean.
+            noisy: Latent tokens [batch, 80, 48].
+            sigma: Noise levels in 0 to 1: [batch, 80], 0 for a first frame that is given.
             token_ids: [batch, 128].
             frame_rate: Frames per second that the clip is meant to be shown at.
         """
@@ -116,24 +117,24 @@ class VideoDenoiser(nn.Module):
             num_frames=num_frames,
             height=height,
             width=width,
-            rope_interpolation_scale=(4 / frame_rate, 8, 8),
+            rope_interpolation_scale=(4 / frame_rate, PIXELS_PER_LATENT, PIXELS_PER_LATENT),
             return_dict=False,
         )[0]
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Turns latents [batch, 16, 5, 8, 8] into the tokens of the denoiser [batch, 320, 16]."""
+    """Turns latents [batch, 48, 5, 4, 4] into the tokens of the denoiser [batch, 80, 48]."""
     return latents.flatten(2).transpose(1, 2)
 
 
 def normalize(latents: Tensor, vae: AutoencoderKLLTXVideo) -> Tensor:
-    """Brings latents [batch, 16, ...] to mean 0 and deviation 1 with the statistics that the autoencoder keeps."""
+    """Brings latents [batch, 48, ...] to mean 0 and deviation 1 with the statistics that the autoencoder keeps."""
     mean, std = (buffer.view(1, -1, 1, 1, 1) for buffer in (vae.latents_mean, vae.latents_std))
     return (latents - mean) / std
 
 
 def set_statistics(vae: AutoencoderKLLTXVideo, latents: Tensor) -> None:
-    """Stores the mean and deviation of each channel of latents [batch, 16, frames, height, width]."""
+    """Stores the mean and deviation of each channel of latents [batch, 48, frames, height, width]."""
     channels = latents.float().transpose(0, 1).flatten(1)
     with torch.no_grad():
         vae.latents_mean.copy_(channels.mean(1))
