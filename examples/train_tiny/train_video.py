@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="folder of a pipeline to go on from; its autoencoder stays as it is")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-clips", type=int, default=120_000)
-    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--vae-seconds", type=float, default=float("inf"))

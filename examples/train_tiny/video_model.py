@@ -26,7 +26,7 @@ SCHEDULER_SHIFT = 2.0
 
 def build_vae() -> AutoencoderKLLTXVideo:
     """Returns an untrained autoencoder: 17 frames of 64x64 become 5 latent frames of 4x4 with 48 channels."""
-    widths = (32, 40, 48)
+    widths = (32, 32, 48)
     return AutoencoderKLLTXVideo(
         latent_channels=LATENT_CHANNELS,
         block_out_channels=widths,
