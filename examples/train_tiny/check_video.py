@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from examples.train_tiny.check_image import LARGE, SMALL, Found, find_shapes, read_prompt
 
-MOTION = re.compile(r"\b(?:moving (?P<direction>left|right|up|down)(?: (?P<speed>slowly|quickly|fast))?|standing still)")
+MOTION = re.compile(
+    r"\b(?:moving (?P<direction>left|right|up|down)(?: (?P<speed>slowly|quickly|fast))?|standing still)"
+)
 HEADINGS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 STILL_PX = 4.0  # a shape that moves less than this from first to last frame stands still
 QUICK_PX = 23.0  # between the longest slow path and the shortest quick one over 17 frames

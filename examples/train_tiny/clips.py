@@ -20,7 +20,12 @@ SIZE_WORDS = {"small": ("small", "small", "tiny", "little"), "large": ("large", 
 SPEED_PX = {"slowly": (0.7, 1.0), "quickly": (1.9, 2.3)}
 SPEED_WORDS = {"slowly": ("slowly",), "quickly": ("quickly", "fast")}
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
-SHAPE_WORDS = {"circle": ("ball", "ball", "circle"), "square": ("square",), "triangle": ("triangle",), "cross": ("cross",)}
+SHAPE_WORDS = {
+    "circle": ("ball", "ball", "circle"),
+    "square": ("square",),
+    "triangle": ("triangle",),
+    "cross": ("cross",),
+}
 PREFIXES = ("", "", "", "", "a video of ", "a clip of ")
 
 

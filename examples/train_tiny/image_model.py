@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from examples.train_tiny.tokenizers import CLIP_TOKENS, build_clip_tokenizer, build_t5_tokenizer
 
@@ -115,7 +122,9 @@ def tokenize(pipeline: StableDiffusion3Pipeline, prompts: list[str]) -> Tensor:
     clip = pipeline.tokenizer(prompts, padding="max_length", max_length=CLIP_TOKENS, return_tensors="pt").input_ids
     t5_tokens = T5_WORD_TOKENS + T5_PAD_TOKENS
     words = pipeline.tokenizer_3(prompts, padding="max_length", max_length=t5_tokens, return_tensors="pt").input_ids
-    assert bool((words[:, T5_WORD_TOKENS:] == pipeline.tokenizer_3.pad_token_id).all()), "a prompt outgrew T5_WORD_TOKENS"
+    assert bool((words[:, T5_WORD_TOKENS:] == pipeline.tokenizer_3.pad_token_id).all()), (
+        "a prompt outgrew T5_WORD_TOKENS"
+    )
     return torch.cat([clip, words], dim=1)
 
 
@@ -160,7 +169,11 @@ class CountedPadding:
     times: int
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attends as diffusers' JointAttnProcessor2_0 does; returns the image tokens and the text tokens."""
 
@@ -171,10 +184,12 @@ class CountedPadding:
         query = torch.cat(
             [attn.norm_q(heads(attn.to_q(hidden_states))), attn.norm_added_q(heads(attn.add_q_proj(text)))], 2
         )
-        key = torch.cat([attn.norm_k(heads(attn.to_k(hidden_states))), attn.norm_added_k(heads(attn.add_k_proj(text)))], 2)
+        key = torch.cat(
+            [attn.norm_k(heads(attn.to_k(hidden_states))), attn.norm_added_k(heads(attn.add_k_proj(text)))], 2
+        )
         value = torch.cat([heads(attn.to_v(hidden_states)), heads(attn.add_v_proj(text))], 2)
         bias = query.new_zeros(query.shape[2], key.shape[2])
-        bias[:, -self.num_counted :] = math.log(self.times)
+        bias[:, -self.num_counted :].fill_(math.log(self.times))
         mixed = F.scaled_dot_product_attention(query, key, value.to(query.dtype), attn_mask=bias)
         mixed = mixed.transpose(1, 2).flatten(2)
         image, text = mixed.split([hidden_states.shape[1], text.shape[1]], dim=1)

@@ -1,5 +1,6 @@
 """Draws scenes and clips as tensors on the device that trains, a whole batch at once: no loader can starve the GPU."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -37,6 +38,11 @@ def _row(item: Item) -> tuple[float, ...]:
     return (shape, colour, item.radius_px, item.x_px, item.y_px)
 
 
+@functools.cache
+def _palette(device: torch.device) -> Tensor:
+    return torch.tensor(tuple(COLOURS.values()), device=device) / 127.5 - 1
+
+
 def draw(items: Tensor, backgrounds: Tensor) -> Tensor:
     """Paints a batch of pictures with smooth edges.
 
@@ -47,7 +53,7 @@ def draw(items: Tensor, backgrounds: Tensor) -> Tensor:
     Returns:
         [batch, 3, 64, 64] in -1 to 1.
     """
-    palette = torch.tensor(tuple(COLOURS.values()), device=items.device) / 127.5 - 1
+    palette = _palette(items.device)
     pixels = torch.arange(SIZE_PX, device=items.device) + 0.5
     canvas = palette[backgrounds][:, :, None, None].expand(-1, 3, SIZE_PX, SIZE_PX)
     for index in range(items.shape[1]):

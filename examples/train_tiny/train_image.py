@@ -126,7 +126,9 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--vae-seconds", type=float, default=float("inf"))
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="end earlier, with the best that time allows")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="end earlier, with the best that time allows"
+    )
     parser.add_argument("--num-prompts", type=int, default=400, help="held-out prompts of the evaluation")
     args = parser.parse_args()
     rng, device = seed_everything(args.seed), pick_device()

@@ -34,7 +34,7 @@ from examples.train_tiny.video_model import (
     set_statistics,
 )
 
-# The share of steps that learn to go on from a given first frame, for the stock image-to-video pipeline.
+# The share of clips that teach to go on from a given first frame, for the stock image-to-video pipeline.
 FIRST_FRAME_SHARE = 0.2
 
 
@@ -51,7 +51,9 @@ def build_bank(rng: random.Random, num_clips: int, device: torch.device) -> Bank
     """Draws clips and leaves out the held-out combinations."""
     clips = [clip for clip in (sample_clip(rng) for _ in range(num_clips)) if not clip.is_held_out]
     items, backgrounds = pack_clips(clips)
-    return Bank(items=items.to(device), backgrounds=backgrounds.to(device), prompts=tuple(clip.prompt for clip in clips))
+    return Bank(
+        items=items.to(device), backgrounds=backgrounds.to(device), prompts=tuple(clip.prompt for clip in clips)
+    )
 
 
 def draw_clips(items: Tensor, backgrounds: Tensor) -> Tensor:
@@ -90,37 +92,39 @@ def encode_bank(vae: AutoencoderKLLTXVideo, bank: Bank, chunk: int = 512) -> Ten
     return torch.cat(latents)
 
 
-def train_denoiser(
-    pipeline: LTXPipeline, bank: Bank, *, rng: random.Random, budget: Budget, batch_size: int, learning_rate: float
-) -> int:
+def train_denoiser(pipeline: LTXPipeline, bank: Bank, *, budget: Budget, batch_size: int, learning_rate: float) -> int:
     """Trains the transformer together with the text encoder by flow matching; returns the number of steps."""
     latents = encode_bank(pipeline.vae, bank)
     device = latents.device
 
     def tokenize(prompts: list[str]) -> Tensor:
-        return pipeline.tokenizer(prompts, padding="max_length", max_length=128, return_tensors="pt").input_ids.to(device)
+        return pipeline.tokenizer(prompts, padding="max_length", max_length=128, return_tensors="pt").input_ids.to(
+            device
+        )
 
     token_ids, empty_ids = tokenize(list(bank.prompts)), tokenize([""])
     print(f"video: {len(latents)} clips, latents deviate by {float(latents.float().std()):.3f}", flush=True)
     model = VideoDenoiser(pipeline)
     compile_blocks(model.transformer.transformer_blocks)
-    frame_tokens = LATENT_SHAPE[1] * LATENT_SHAPE[2]
+    is_first_frame = torch.arange(latents.shape[1], device=device)[None] < LATENT_SHAPE[1] * LATENT_SHAPE[2]
+    frame_rates = torch.tensor(FRAME_RATES, dtype=torch.float32, device=device)
 
     def loss() -> Tensor:
         index = torch.randint(len(latents), (batch_size,), device=device)
         clean = latents[index].float()
         noise, sigma = torch.randn_like(clean), sample_sigma(batch_size, device)
-        share = sigma[:, None, None].expand(-1, clean.shape[1], 1)
-        given = frame_tokens if rng.random() < FIRST_FRAME_SHARE else 0
-        if given:
-            share = torch.cat([torch.zeros_like(share[:, :given]), share[:, given:]], dim=1)
+        gives_first_frame = torch.rand(batch_size, 1, device=device) < FIRST_FRAME_SHARE
+        is_given = is_first_frame & gives_first_frame
+        counts = (~is_given).float()[..., None]
+        token_sigma = sigma[:, None] * counts.squeeze(-1)
+        share = token_sigma[..., None]
         predicted = model(
             (1 - share) * clean + share * noise,
-            share.squeeze(-1),
+            token_sigma,
             drop_prompts(token_ids[index], empty_ids),
-            rng.choice(FRAME_RATES),
+            frame_rates[torch.randint(len(frame_rates), (1,), device=device)],
         )
-        return (predicted.float() - (noise - clean))[:, given:].square().mean()
+        return (counts * (predicted.float() - (noise - clean)).square()).mean() / counts.mean()
 
     return train(model, loss, budget=budget, learning_rate=learning_rate, label="video denoiser")
 
@@ -137,7 +141,9 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--vae-seconds", type=float, default=float("inf"))
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="end earlier, with the best that time allows")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="end earlier, with the best that time allows"
+    )
     parser.add_argument("--num-prompts", type=int, default=200, help="held-out prompts of the evaluation")
     args = parser.parse_args()
     rng, device = seed_everything(args.seed), pick_device()
@@ -150,7 +156,6 @@ def main() -> None:
     train_denoiser(
         pipeline,
         bank,
-        rng=rng,
         budget=Budget(steps=args.steps, seconds=args.seconds),
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 WARMUP_STEPS = 200
 REPORT_EVERY_S = 20.0
+SYNCHRONIZE_EVERY = 20
+EMA_DECAY = 0.998
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,40 +52,94 @@ def compile_blocks(blocks: nn.ModuleList) -> None:
             block.compile(dynamic=False)
 
 
-def train(
-    model: nn.Module, loss: Callable[[], Tensor], *, budget: Budget, learning_rate: float, label: str, ema_decay: float = 0.999
-) -> int:
+class Step:
+    """One training step: loss, gradients, AdamW and the moving average of the weights; owns all that changes in it.
+
+    On a GPU the step becomes one CUDA graph after a few plain runs, since such small models spend most of a step on launching
+    kernels. ``loss`` must therefore draw its randomness from torch on the device, and move nothing between host and device.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], loss: Callable[[], Tensor], learning_rate: float) -> None:
+        device = parameters[0].device
+        self.parameters, self.loss, self.device = parameters, loss, device
+        self.average = [parameter.detach().clone() for parameter in parameters]
+        self.learning_rate = torch.tensor(learning_rate, device=device)
+        self.total = torch.zeros((), device=device)
+        on_gpu = device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=on_gpu
+        )
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def run(self) -> None:
+        """Takes one step and adds its loss to ``total``."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda", cache_enabled=False):
+            value = self.loss()
+        value.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, 1 - EMA_DECAY)
+            self.total += value.detach()
+
+    def warm_up(self) -> None:
+        """Takes a few plain steps, which compile what there is to compile, and records the graph on a GPU."""
+        if self.device.type != "cuda":
+            return
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(4):
+                self.optimizer.zero_grad(set_to_none=True)
+                self.run()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.run()
+        except RuntimeError as error:
+            print(f"No CUDA graph, so training is several times slower: {error}", flush=True)
+        else:
+            self.graph = graph
+
+    def __call__(self) -> None:
+        """Takes one step."""
+        if self.graph is not None:
+            self.graph.replay()
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        self.run()
+
+
+def train(model: nn.Module, loss: Callable[[], Tensor], *, budget: Budget, learning_rate: float, label: str) -> int:
     """Minimizes ``loss()`` over the parameters of ``model``, which ends with their moving average.
 
     Returns:
         The number of steps taken.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    average = [parameter.detach().clone() for parameter in parameters]
-    device = parameters[0].device
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     model.train()
+    take_step = Step([parameter for parameter in model.parameters() if parameter.requires_grad], loss, learning_rate)
     started_s = reported_s = time.monotonic()
-    total, since_report, step = torch.zeros((), device=device), 0, 0
+    take_step.learning_rate.fill_(learning_rate / WARMUP_STEPS)
+    take_step.warm_up()
+    print(f"{label}: first steps took {time.monotonic() - started_s:.0f} s", flush=True)
+    step = since_report = 0
     while (spent := budget.spent(step, time.monotonic() - started_s)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * math.cos(spent * math.pi / 2))
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            value = loss()
-        value.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1 - min(ema_decay, (1 + step) / (10 + step)))
-        total, since_report = total + value.detach(), since_report + 1
+        rate = min(1.0, (step + 1) / WARMUP_STEPS) * (0.01 + 0.99 * math.cos(spent * math.pi / 2))
+        take_step.learning_rate.fill_(learning_rate * rate)
+        take_step()
+        step, since_report = step + 1, since_report + 1
+        if step % SYNCHRONIZE_EVERY == 0 and take_step.graph is not None:
+            torch.cuda.synchronize()  # else the host runs ahead, and the clock measures launches only
         if (now_s := time.monotonic()) - reported_s > REPORT_EVERY_S:
-            print(f"{label}: step {step}, {now_s - started_s:.0f} s, loss {float(total) / since_report:.4f}", flush=True)
-            total, since_report, reported_s = torch.zeros((), device=device), 0, now_s
+            mean = float(take_step.total) / since_report
+            print(f"{label}: step {step}, {now_s - started_s:.0f} s, loss {mean:.4f}", flush=True)
+            take_step.total.zero_()
+            since_report, reported_s = 0, now_s
     with torch.no_grad():
-        for parameter, mean in zip(parameters, average, strict=True):
-            parameter.copy_(mean)
+        for parameter, mean_weight in zip(take_step.parameters, take_step.average, strict=True):
+            parameter.copy_(mean_weight)
     model.eval()
     print(f"{label}: {step} steps in {time.monotonic() - started_s:.0f} s", flush=True)
     return step

@@ -98,14 +98,14 @@ class VideoDenoiser(nn.Module):
         self.text_encoder: T5EncoderModel = pipeline.text_encoder
         self.pad_token_id: int = pipeline.tokenizer.pad_token_id
 
-    def forward(self, noisy: Tensor, sigma: Tensor, token_ids: Tensor, frame_rate: int = 25) -> Tensor:
+    def forward(self, noisy: Tensor, sigma: Tensor, token_ids: Tensor, frame_rate: Tensor) -> Tensor:
         """Predicts noise minus clip.
 
         Args:
             noisy: Latent tokens [batch, 80, 48].
             sigma: Noise levels in 0 to 1: [batch, 80], 0 for a first frame that is given.
             token_ids: [batch, 128].
-            frame_rate: Frames per second that the clip is meant to be shown at.
+            frame_rate: Frames per second that the clips are meant to be shown at, [1].
         """
         text = self.text_encoder(token_ids)[0][:, :TEXT_TOKENS_KEPT]
         num_frames, height, width = LATENT_SHAPE
