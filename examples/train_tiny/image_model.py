@@ -78,7 +78,6 @@ def build_word_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
         dropout_rate=0.0,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
     )
     return T5EncoderModel(config)
 

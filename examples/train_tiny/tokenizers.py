@@ -1,6 +1,7 @@
 """Builds the two tokenizers: stock classes over a closed vocabulary, where every known word is one token."""
 
 import json
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
@@ -41,7 +42,7 @@ def build_clip_tokenizer() -> CLIPTokenizer:
     learnt = json.loads(learner.to_str())["model"]
     pieces = sorted({*learnt["vocab"], *(letter + "</w>" for letter in letters)}, key=lambda p: (len(p), p))
     vocab = {piece: number for number, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
-    merges = [tuple(pair) for pair in learnt["merges"]]
+    merges: Any = [tuple(pair) for pair in learnt["merges"]]  # the class takes pairs, though it is annotated otherwise
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_TOKENS)
 
 

@@ -79,7 +79,7 @@ class Step:
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1 - EMA_DECAY)
+            torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - EMA_DECAY)
             self.total += value.detach()
 
     def warm_up(self) -> None:

@@ -59,7 +59,6 @@ def build_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
         feed_forward_proj="gated-gelu",
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
     )
     return T5EncoderModel(config)
 

@@ -19,14 +19,14 @@ from examples.train_tiny.training import Budget, train
 
 
 def test_counted_padding_gives_what_the_stock_pipeline_computes() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     pipeline = build_pipeline(build_vae())
     for parameter in pipeline.transformer.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.05)  # its outputs are zero when untrained
     prompts = ["a red circle", "two blue squares on a green background"]
     noisy, sigma = torch.randn(2, 8, 16, 16), torch.tensor([0.3, 0.8])
     with torch.no_grad():
-        text, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
+        text, _, pooled, _ = pipeline.encode_prompt(prompts, prompts, prompts, do_classifier_free_guidance=False)
         stock = pipeline.transformer(
             noisy, encoder_hidden_states=text, pooled_projections=pooled, timestep=sigma * 1000, return_dict=False
         )[0]
@@ -55,7 +55,7 @@ def test_training_never_sees_a_held_out_combination() -> None:
 
 
 def test_training_ends_with_the_budget_and_lowers_the_loss() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model = nn.Linear(4, 1)
     inputs = torch.randn(64, 4)
     targets = inputs.sum(1, keepdim=True)
