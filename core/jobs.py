@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """
-CREATE TABLE jobs (
+CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
     kind TEXT NOT NULL,
@@ -30,8 +30,8 @@ CREATE TABLE jobs (
     payload TEXT NOT NULL,
     created_s REAL NOT NULL,
     updated_s REAL NOT NULL
-) STRICT;
-CREATE INDEX jobs_of_owner ON jobs (kind, owner, number);
+);
+CREATE INDEX IF NOT EXISTS jobs_of_owner ON jobs (kind, owner, number);
 """
 _COLUMNS = "id, kind, owner, state, payload, created_s, updated_s"
 
@@ -261,7 +261,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")  # a job that was promised survives a power cut
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
-            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
+            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
     except (sqlite3.Error, OSError) as error:
         raise UsageError(f"The jobs in {path} cannot be used: {error}. Repair or remove the file.") from error
     if version > _SCHEMA_VERSION:

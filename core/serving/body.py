@@ -102,6 +102,7 @@ class BodyStream:
             async with asyncio.timeout_at(until_s):
                 message = await self._receive()
         except TimeoutError:
+            self._more = False  # nothing to linger for
             raise InvalidRequest(
                 f"The request body did not arrive within {self._timeout_s:g} s. Send it at once.", code="body_timeout"
             ) from None

@@ -53,6 +53,8 @@ class _Given:
         if self.members:
             if self.plain or self.indexed:
                 raise _bad(name, "it is given as an object and as a plain value; choose one")
+            if shape.many and all(map(str.isdecimal, self.members)):  # name[0][key]
+                return [self.members[index] for index in sorted(self.members, key=int)]
             return self.members
         values: list[Any] = [*self.plain, *(self.indexed[index] for index in sorted(self.indexed))]
         if shape.structured:

@@ -123,6 +123,8 @@ class _Reply:
         if message["type"] in _BEGINNINGS:
             self.status = message.get("status", 101)
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id)]
+        elif message["type"] == "websocket.close" and not self.status:
+            self.status = 403  # what the server makes of it before a handshake
         await self._send(message)
 
 

@@ -51,8 +51,7 @@ class SocketApp:
         except RequestError as error:
             if not call.accepted:
                 raise
-            if not isinstance(error, RequestCancelled):
-                await call.close(_code(error), sanitize(error.message))
+            await call.close(_code(error), sanitize(error.message))  # does nothing if the client left
         except Exception:  # the border of a socket: the log gets the reason, the client a code
             if not call.accepted:
                 raise
@@ -69,4 +68,5 @@ def _code(error: RequestError) -> int:
         return _SERVICE_RESTART
     if error.retryable:
         return _TRY_AGAIN_LATER
-    return _POLICY_VIOLATION if error.status < 500 else _INTERNAL_ERROR
+    is_theirs = error.status < 500 and not isinstance(error, RequestCancelled)
+    return _POLICY_VIOLATION if is_theirs else _INTERNAL_ERROR

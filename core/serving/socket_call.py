@@ -26,6 +26,7 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 
 _MAX_WAITING = 256
 """Messages that were received and not asked for; then the client has to wait, and its end is noticed later."""
+_CLOSE_S = 1.0
 _SERVICE_RESTART = 1012
 _MAX_REASON_BYTES = 123
 
@@ -150,6 +151,8 @@ class WebSocketCall:
     async def leave(self) -> None:
         """Gives everything back. Called once, when the endpoint has ended."""
         self._access.abort(RequestCancelled("The socket was closed."))
+        if self._closer is not None:  # it may still be sending the closing code
+            await asyncio.wait((self._closer,), timeout=_CLOSE_S)
         for task in (self._reader, self._closer):
             if task is not None:
                 task.cancel()

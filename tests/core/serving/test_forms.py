@@ -98,7 +98,11 @@ def test_objects_may_be_json_or_brackets(served: ServerThread) -> None:
     assert send(served, part("vad", "auto")).json == {"vad": "auto"}
     assert send(served, part("extra", '{"a": 1}')).json == {"extra": {"a": 1}}
     assert send(served, part("extra[a]", "1")).json == {"extra": {"a": 1}}
-    for parts in ([part("vads", '[{"kind": "x"}]')], [part("vads[]", '{"kind": "x"}')]):
+    for parts in (
+        [part("vads", '[{"kind": "x"}]')],
+        [part("vads[]", '{"kind": "x"}')],
+        [part("vads[0][kind]", "x")],
+    ):
         assert send(served, *parts).json == {"vads": [{"kind": "x", "threshold": 0.5}]}
 
 
@@ -167,6 +171,10 @@ def test_a_form_without_a_boundary_and_other_kinds_are_400(served: ServerThread)
 
 def test_256_parts_are_taken(served: ServerThread) -> None:
     assert len(send(served, *(part("tags", "a") for _ in range(256))).json["tags"]) == 256
+
+
+def test_the_bytes_of_a_file_do_not_get_into_logs() -> None:
+    assert "secret" not in repr(Upload("a.wav", "audio/wav", b"secret"))
 
 
 def test_uploads_have_a_limit_of_their_own(served: ServerThread) -> None:

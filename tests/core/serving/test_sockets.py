@@ -81,6 +81,7 @@ def test_an_error_before_the_handshake_has_its_status(
         dial(served, path)
     assert refused.value.response.status_code == status
     assert code in bytes(refused.value.response.body or b"")
+    assert served.metric("sixfold:http_requests_total", status=str(status)) == 1
 
 
 def test_a_key_may_come_in_a_header_or_a_subprotocol_and_counts_as_one_request(replica: FakeReplica) -> None:
