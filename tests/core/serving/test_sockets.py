@@ -124,6 +124,8 @@ def test_errors_after_the_handshake_are_closing_codes(served: ServerThread, repl
     with dial(served) as socket:
         socket.send("a")
         assert closing(socket) == (1013, "The queue is full.")
+    while served.metric("sixfold:http_requests_total", route="/v1/socket", status="101") < 2:
+        assert served.server.drain.num_running <= 2  # counted when the socket was given back
     assert served.server.drain.num_running == 0
 
 
