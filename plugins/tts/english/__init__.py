@@ -1,0 +1,1 @@
+"""English text on its way to Kokoro's phonemes, without anything under the GPL."""
