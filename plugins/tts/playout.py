@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-
 from dataclasses import dataclass
 
 
@@ -20,17 +19,23 @@ class Playout:
 
     Owner: the device thread. Only `skip` comes from a pool thread: for a sentence that has nothing to say, before any later
     sentence is prepared.
+
+    Args:
+        arrived_s: When the request came, on the model's clock.
+
+    Attributes:
+        num_samples: Given out so far.
     """
 
     __slots__ = ("_last", "_lock", "_next", "_ready", "_skipped", "arrived_s", "num_samples")
 
-    def __init__(self) -> None:
+    def __init__(self, arrived_s: float) -> None:
         self._next = Place(0, 0)
         self._ready: dict[Place, tuple[bytes, bool]] = {}
         self._skipped: set[int] = set()
         self._lock = threading.Lock()
-        self.arrived_s = 0.0
-        self.num_samples = 0  # given out
+        self.arrived_s = arrived_s
+        self.num_samples = 0
 
     def skip(self, sentence: int) -> None:
         """Nothing will come for this sentence. [pool]"""
