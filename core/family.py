@@ -27,6 +27,7 @@ class MetricKind(StrEnum):
 
     GAUGE = "gauge"
     COUNTER = "counter"
+    HISTOGRAM = "histogram"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +36,16 @@ class MetricSpec:
 
     Attributes:
         name: Prometheus name without prefix; counters end in ``_total``, times in ``_seconds``, sizes in ``_bytes``.
-        kind: A counter's reported value only ever grows while the replica lives.
+        kind: A counter's reported value only ever grows while the replica lives. A histogram is reported as the values of
+            a `sixfold.core.observations.Observations`.
         help: One sentence for people.
+        buckets: Upper bounds of a histogram's buckets, rising, without the last one that takes all.
     """
 
     name: str
     kind: MetricKind
     help: str
+    buckets: tuple[float, ...] = ()
 
 
 class ModelFiles:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sixfold.core.family import MetricKind, MetricSpec
+from sixfold.core.observations import read_observations
 from sixfold.core.serving.directory import Directory, HostedModel, ModelState
 from sixfold.core.serving.metrics import ServingMetrics
 
 _LABELS = ("model_name", "engine")
+
+_KINDS = {
+    MetricKind.COUNTER: CounterMetricFamily,
+    MetricKind.GAUGE: GaugeMetricFamily,
+    MetricKind.HISTOGRAM: HistogramMetricFamily,
+}
 
 MANAGER_METRICS = (
     MetricSpec(name="num_preemptions_total", kind=MetricKind.COUNTER, help="Sequences that lost their memory."),
@@ -75,17 +82,20 @@ class ReplicaCollector(Collector):
         yield from (ready, running, waiting, sequences, queued, rate)
 
     def _declared(self, models: tuple[HostedModel, ...], declared: dict[str, MetricSpec]) -> Iterator[Metric]:
-        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily] = {}
         for name, spec in declared.items():
-            kind = CounterMetricFamily if spec.kind is MetricKind.COUNTER else GaugeMetricFamily
-            families[name] = kind(f"sixfold:{name}", spec.help, labels=_LABELS)
+            families[name] = _KINDS[spec.kind](f"sixfold:{name}", spec.help, labels=_LABELS)
         for model in models:
-            own = {spec.name for spec in (*MANAGER_METRICS, *_own_metrics(model))}
-            for index, replica in enumerate(model.replicas):
-                values = replica.snapshot.metrics
-                for name in own:
-                    if name in values:
-                        families[name].add_metric((model.name, str(index)), values[name])
+            for spec in (*MANAGER_METRICS, *_own_metrics(model)):
+                family = families[spec.name]
+                for index, replica in enumerate(model.replicas):
+                    labels, values = (model.name, str(index)), replica.snapshot.metrics
+                    if isinstance(family, HistogramMetricFamily):
+                        found = read_observations(spec, values)
+                        if found is not None:
+                            family.add_metric(labels, buckets=list(found.buckets), sum_value=found.total)
+                    elif spec.name in values:
+                        family.add_metric(labels, values[spec.name])
         yield from families.values()
 
     def _usage(self, declared: frozenset[str]) -> Iterator[Metric]:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from sixfold.core.batching.model import Finish, Outcome, StepModel
 from sixfold.core.errors import ContextLengthExceeded, InvalidRequest, StepFailed
 from sixfold.core.messages import Cost, Request, Usage
+from sixfold.core.observations import Observations
+from sixfold.plugins.tts.metrics import DURATION, RTF, TTFP
 from sixfold.plugins.tts.playout import Place, Playout
 from sixfold.plugins.tts.schema import SpeechInput, SpeechOutput
 from sixfold.plugins.tts.sentences import split_sentences
@@ -67,9 +69,9 @@ class SpeechCounts:
     num_sentences: int = 0
     num_tokens: int = 0
     audio_s: float = 0.0
-    observations: Mapping[str, list[float]] = field(
-        default_factory=lambda: {"audio_ttfp_seconds": [], "audio_rtf": [], "audio_duration_seconds": []}
-    )
+    ttfp: Observations = field(default_factory=lambda: Observations(TTFP))
+    rtf: Observations = field(default_factory=lambda: Observations(RTF))
+    duration: Observations = field(default_factory=lambda: Observations(DURATION))
 
 
 class SpeechModel(StepModel[SpeechSequence, SpeechInput, SpeechOutput]):
@@ -109,8 +111,8 @@ class SpeechModel(StepModel[SpeechSequence, SpeechInput, SpeechOutput]):
 
     def split(self, request: Request[SpeechInput]) -> Sequence[Piece]:
         """One piece a sentence, so that the first is ready while the others are still turned into phonemes."""
-        playout = Playout(request.arrived_s)
         sentences = split_sentences(request.input.text[: self._max_input_characters + 1])
+        playout = Playout(request.arrived_s, len(sentences))
         return [Piece(index, sentence, playout) for index, sentence in enumerate(sentences)]
 
     def prepare(self, request: Request[SpeechInput], piece: object) -> Sequence[SpeechSequence]:
@@ -154,7 +156,11 @@ class SpeechModel(StepModel[SpeechSequence, SpeechInput, SpeechOutput]):
         if not sound:
             return Outcome(done=True)
         if is_first:
-            counts.observations["audio_ttfp_seconds"].append(self._clock() - playout.arrived_s)
+            counts.ttfp.observe(self._clock() - playout.arrived_s)
+        if playout.is_complete:
+            duration_s = playout.num_samples / self._rate_hz
+            counts.duration.observe(duration_s)
+            counts.rtf.observe((self._clock() - playout.arrived_s) / duration_s)
         return Outcome(output=SpeechOutput(pcm=sound, rate_hz=self._rate_hz), done=True)
 
     def finish(self, request: Request[SpeechInput], sequences: Sequence[SpeechSequence]) -> Finish[SpeechOutput]:
@@ -183,6 +189,9 @@ class SpeechModel(StepModel[SpeechSequence, SpeechInput, SpeechOutput]):
             "tts_sentences_total": counts.num_sentences,
             "tts_input_tokens_total": counts.num_tokens,
             "tts_audio_seconds_total": counts.audio_s,
+            **counts.ttfp.values(),
+            **counts.rtf.values(),
+            **counts.duration.values(),
         }
 
 

@@ -22,18 +22,20 @@ class Playout:
 
     Args:
         arrived_s: When the request came, on the model's clock.
+        num_sentences: Of the whole request, the skipped ones included.
 
     Attributes:
         num_samples: Given out so far.
     """
 
-    __slots__ = ("_last", "_lock", "_next", "_ready", "_skipped", "arrived_s", "num_samples")
+    __slots__ = ("_last", "_lock", "_next", "_num_sentences", "_ready", "_skipped", "arrived_s", "num_samples")
 
-    def __init__(self, arrived_s: float) -> None:
+    def __init__(self, arrived_s: float, num_sentences: int) -> None:
         self._next = Place(0, 0)
         self._ready: dict[Place, tuple[bytes, bool]] = {}
         self._skipped: set[int] = set()
         self._lock = threading.Lock()
+        self._num_sentences = num_sentences
         self.arrived_s = arrived_s
         self.num_samples = 0
 
@@ -47,11 +49,7 @@ class Playout:
         self._ready[place] = (pcm, ends_sentence)
         found: list[bytes] = []
         while True:
-            with self._lock:
-                skipped = self._next.sentence in self._skipped
-            if skipped:
-                self._next = Place(self._next.sentence + 1, 0)
-                continue
+            self._pass_skipped()
             part = self._ready.pop(self._next, None)
             if part is None:
                 break
@@ -61,3 +59,18 @@ class Playout:
         sound = b"".join(found)
         self.num_samples += len(sound) // 2
         return sound
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing can follow. [device]
+
+        Skips that a pool thread has not told yet count as something to come: a request whose last sentences say nothing is
+        complete without ever being called so.
+        """
+        self._pass_skipped()
+        return self._next.sentence >= self._num_sentences
+
+    def _pass_skipped(self) -> None:
+        with self._lock:
+            while self._next.part == 0 and self._next.sentence in self._skipped:
+                self._next = Place(self._next.sentence + 1, 0)
