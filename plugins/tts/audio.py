@@ -40,7 +40,11 @@ _CODECS: dict[str, _Codec] = {
         container="mp3", encoder="libmp3lame", media_type="audio/mpeg", bit_rate=64_000, options=(("write_xing", "0"),)
     ),
     "opus": _Codec(
-        container="ogg", encoder="libopus", media_type="audio/ogg", bit_rate=32_000, options=(("page_duration", "200000"),)
+        container="ogg",
+        encoder="libopus",
+        media_type="audio/ogg",
+        bit_rate=32_000,
+        options=(("page_duration", "200000"),),
     ),
     "aac": _Codec(container="adts", encoder="aac", media_type="audio/aac", bit_rate=64_000),
     "flac": _Codec(container="flac", encoder="flac", media_type="audio/flac"),
@@ -89,9 +93,7 @@ class PcmEncoder:
     def __init__(self, rate_hz: int, header: bytes = b"") -> None:
         self._header = header
         self._rate_hz = rate_hz
-        self._resampler = (
-            av.AudioResampler(format="s16", layout="mono", rate=RATE_HZ) if rate_hz != RATE_HZ else None
-        )
+        self._resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE_HZ) if rate_hz != RATE_HZ else None
 
     def feed(self, pcm: bytes) -> bytes:
         """See `Encoder`."""

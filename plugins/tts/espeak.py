@@ -36,7 +36,9 @@ class EspeakPhonemizer:
         try:
             self._call("a")
         except StepFailed as error:
-            raise ConfigError(f"options.espeak_voice: espeak-ng does not take {voice!r}. See: espeak-ng --voices") from error
+            raise ConfigError(
+                f"options.espeak_voice: espeak-ng does not take {voice!r}. See: espeak-ng --voices"
+            ) from error
 
     def phonemes(self, text: str) -> str:
         """Phonemes of a sentence, with its pauses; "" if nothing in it can be spoken."""

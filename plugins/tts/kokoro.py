@@ -191,7 +191,8 @@ class KokoroModel(SpeechModel):
 
     def _style(self, sequence: SpeechSequence) -> NDArray[np.float32]:
         rows = [self._styles[name][len(sequence.ids) - 1] for name in self._voices.resolve(sequence.wanted.voice)]
-        return rows[0] if len(rows) == 1 else np.mean(rows, axis=0, dtype=np.float32)
+        blend: NDArray[np.float32] = np.mean(rows, axis=0, dtype=np.float32)
+        return blend
 
     def _outcome(self, sequence: KokoroSequence) -> Outcome[SpeechOutput]:
         future = sequence.future

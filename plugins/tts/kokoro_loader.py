@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, SourceError
 from sixfold.core.family import LoadContext
-from sixfold.plugins.tts.espeak import EspeakPhonemizer
 from sixfold.plugins.tts.english.phonemizer import EnglishPhonemizer
+from sixfold.plugins.tts.espeak import EspeakPhonemizer
 from sixfold.plugins.tts.kokoro import MAX_PHONEMES, RATE_HZ, KokoroModel
 from sixfold.plugins.tts.lanes import Lanes
 from sixfold.plugins.tts.options import KokoroOptions
@@ -104,7 +104,9 @@ class OnnxNetwork:
         inputs = {item.name: item.type for item in self._session.get_inputs()}
         tokens = next((name for name in _TOKEN_INPUTS if name in inputs), None)
         if tokens is None or set(inputs) != {tokens, "style", "speed"}:
-            raise SourceError(f"{path.name} is not Kokoro: its inputs are {sorted(inputs)}, not tokens, style and speed.")
+            raise SourceError(
+                f"{path.name} is not Kokoro: its inputs are {sorted(inputs)}, not tokens, style and speed."
+            )
         if "float" not in inputs["speed"]:
             raise SourceError(f"{path.name} takes only whole speeds. Use a later export of Kokoro.")
         self._tokens = tokens

@@ -83,9 +83,7 @@ class SpeechModel(StepModel[SpeechSequence, SpeechInput, SpeechOutput]):
         clock: ``time.monotonic`` or a fake.
     """
 
-    def __init__(
-        self, *, rate_hz: int, max_input_characters: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, *, rate_hz: int, max_input_characters: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate_hz = rate_hz
         self._max_input_characters = max_input_characters
         self._clock = clock
@@ -197,4 +195,5 @@ class SpeechModel(StepModel[SpeechSequence, SpeechInput, SpeechOutput]):
 
 def to_pcm16(samples: Samples) -> bytes:
     """Little-endian 16-bit samples; what is beyond full scale is clipped."""
-    return np.rint(np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
+    rounded: NDArray[np.int16] = np.rint(np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2")
+    return rounded.tobytes()

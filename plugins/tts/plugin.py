@@ -13,7 +13,9 @@ from sixfold.plugins.tts.schema import SpeechInput, SpeechOutput
 _METRICS = (
     *HISTOGRAMS,
     MetricSpec(name="tts_sentences_total", kind=MetricKind.COUNTER, help="Sentences that were synthesised."),
-    MetricSpec(name="tts_input_tokens_total", kind=MetricKind.COUNTER, help="Phonemes or letters that were synthesised."),
+    MetricSpec(
+        name="tts_input_tokens_total", kind=MetricKind.COUNTER, help="Phonemes or letters that were synthesised."
+    ),
     MetricSpec(name="tts_audio_seconds_total", kind=MetricKind.COUNTER, help="Seconds of sound that were made."),
 )
 

@@ -151,7 +151,7 @@ class VitsModel(SpeechModel):
         encoded = network.text_encoder(input_ids=ids, padding_mask=mask, attention_mask=None, return_dict=True)
         hidden, mask = encoded.last_hidden_state.transpose(1, 2), mask.transpose(1, 2)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)  # type: ignore[no-untyped-call]  # ships no types
+            torch.manual_seed(seed)
             log_durations = self._log_durations(hidden, mask, embedding)
             rate = network.speaking_rate * speed
             durations = torch.ceil(torch.exp(log_durations) * mask / rate)[0, 0].long()

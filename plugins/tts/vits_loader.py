@@ -32,7 +32,9 @@ def load(context: LoadContext) -> VitsModel:
         network: Any = Network.from_pretrained(context.path, local_files_only=True)
         tokenizer: Any = VitsTokenizer.from_pretrained(context.path, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
-        raise SourceError(f"models.{context.model_name}: the folder is no VITS model of transformers: {error}") from error
+        raise SourceError(
+            f"models.{context.model_name}: the folder is no VITS model of transformers: {error}"
+        ) from error
     _check_text(tokenizer, context.model_name)
     network.eval().to(context.device)
     num_speakers = int(network.config.num_speakers)
@@ -66,8 +68,14 @@ def load(context: LoadContext) -> VitsModel:
 def _check_text(tokenizer: Any, model_name: str) -> None:
     """transformers only warns about a missing romanizer and then drops the text: better to refuse the model."""
     for needed, package, why in (
-        (tokenizer.phonemize, "phonemizer", "reads phonemes made by phonemizer, which needs espeak-ng (both are under the GPL)"),
+        (
+            tokenizer.phonemize,
+            "phonemizer",
+            "reads phonemes made by phonemizer, which needs espeak-ng (both are under the GPL)",
+        ),
         (tokenizer.is_uroman, "uroman", "reads romanised text"),
     ):
         if needed and importlib.util.find_spec(package) is None:
-            raise SourceError(f"models.{model_name}: the model {why}. Install {package}, or take an MMS model of letters.")
+            raise SourceError(
+                f"models.{model_name}: the model {why}. Install {package}, or take an MMS model of letters."
+            )

@@ -27,7 +27,10 @@ class VoiceNames:
         self.aliases: Mapping[str, str] = dict(options.voice_aliases)
         self.default = options.default_voice or self.names[0]
         known = ", ".join(self.names)
-        for option, name in (("default_voice", self.default), *((f"voice_aliases.{a}", n) for a, n in self.aliases.items())):
+        for option, name in (
+            ("default_voice", self.default),
+            *((f"voice_aliases.{a}", n) for a, n in self.aliases.items()),
+        ):
             if name not in self.names:
                 raise ConfigError(f"models.{model_name}.options.{option}: no voice {name!r}. The model has: {known}.")
 

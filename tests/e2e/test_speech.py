@@ -152,7 +152,11 @@ def test_events_carry_the_same_sound_and_the_usage(url: str, client: Any) -> Non
 
 def test_speed_changes_the_length_and_not_the_answer(client: Any) -> None:
     lengths = [
-        len(client.audio.speech.create(model="speak", voice="alloy", input=TEXTS[3], speed=speed, response_format="pcm").content)
+        len(
+            client.audio.speech.create(
+                model="speak", voice="alloy", input=TEXTS[3], speed=speed, response_format="pcm"
+            ).content
+        )
         for speed in (0.5, 1.0, 2.0)
     ]
     assert lengths[0] > 1.5 * lengths[1]

@@ -86,7 +86,17 @@ def _plain(text: str) -> str:
     return without.replace("\ue000", "…")
 
 
-_LIGATURES = (("ß", "ss"), ("æ", "ae"), ("Æ", "Ae"), ("ø", "o"), ("Ø", "O"), ("œ", "oe"), ("ł", "l"), ("đ", "d"), ("ð", "d"))
+_LIGATURES = (
+    ("ß", "ss"),
+    ("æ", "ae"),
+    ("Æ", "Ae"),
+    ("ø", "o"),
+    ("Ø", "O"),
+    ("œ", "oe"),
+    ("ł", "l"),
+    ("đ", "d"),
+    ("ð", "d"),
+)
 
 
 def _tag(before: str) -> str:

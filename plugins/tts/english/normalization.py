@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from num2words import num2words  # type: ignore[import-untyped]  # ships no types
+from sixfold.plugins.tts.english.figures import cardinal, digits, ordinal, year
 
 _MONTHS = (
     "January February March April May June July August September October November December"
@@ -31,7 +31,13 @@ _UNITS = {
     "g": "grams", "L": "liters", "m": "meters", "h": "hours", "s": "seconds", "W": "watts", "V": "volts",
     "°C": "degrees Celsius", "°F": "degrees Fahrenheit", "°": "degrees", "%": "percent",
 }  # fmt: skip
-_SINGULAR = {"feet": "foot", "hertz": "hertz", "gigahertz": "gigahertz", "megahertz": "megahertz", "kilohertz": "kilohertz"}
+_SINGULAR = {
+    "feet": "foot",
+    "hertz": "hertz",
+    "gigahertz": "gigahertz",
+    "megahertz": "megahertz",
+    "kilohertz": "kilohertz",
+}
 _UNIT = "|".join(re.escape(unit) for unit in sorted(_UNITS, key=len, reverse=True))
 
 _ABBREVIATIONS = {
@@ -60,118 +66,116 @@ def spell_out(text: str) -> str:
     return re.sub(r" +", " ", text).strip()
 
 
-def _cardinal(figure: str) -> str:
-    """``1,234.5`` in words without hyphens and commas, which would be heard as pauses."""
-    plain = figure.replace(",", "")
-    if len(plain) > 15 or (len(plain) > 1 and plain[0] == "0" and plain[1] != "."):
-        return _digits(plain)
-    whole, _, decimals = plain.partition(".")
-    words = str(num2words(int(whole))).replace("-", " ").replace(",", "")
-    return f"{words} point {_digits(decimals)}" if decimals else words
-
-
-def _digits(figure: str) -> str:
-    return " ".join("point" if digit == "." else str(num2words(int(digit))) for digit in figure if digit.isdecimal() or digit == ".")
-
-
-def _ordinal(figure: str) -> str:
-    return str(num2words(int(figure.replace(",", "")), to="ordinal")).replace("-", " ").replace(",", "")
-
-
-def _year(figure: str) -> str:
-    return str(num2words(int(figure), to="year")).replace("-", " ").replace(",", "")
-
-
 def _money(match: re.Match[str]) -> str:
     unit, small = _MONEY[match["sign"]]
     whole, _, rest = match["amount"].replace(",", "").partition(".")
     plural = unit if unit == "yen" else f"{unit}s"
     if match["scale"]:
-        return f"{_cardinal(match['amount'])} {match['scale']} {plural}"
-    words = f"{_cardinal(whole)} {unit if whole == '1' else plural}"
+        return f"{cardinal(match['amount'])} {match['scale']} {plural}"
+    words = f"{cardinal(whole)} {unit if whole == '1' else plural}"
     if len(rest) not in (1, 2) or not int(rest):
-        return words if not rest.strip("0") else f"{_cardinal(match['amount'])} {plural}"
+        return words if not rest.strip("0") else f"{cardinal(match['amount'])} {plural}"
     cents = int(rest.ljust(2, "0"))
     smalls = {"penny": "pence", "sen": "sen"}.get(small, f"{small}s")
-    return f"{words} and {_cardinal(str(cents))} {small if cents == 1 else smalls}"
+    return f"{words} and {cardinal(str(cents))} {small if cents == 1 else smalls}"
 
 
 def _time(match: re.Match[str]) -> str:
     hour, minute = int(match["hour"]), match["minute"]
     half = (match["half"] or "").replace(".", "").upper()
-    words = [_cardinal(str(hour))]
+    words = [cardinal(str(hour))]
     if minute == "00":
         words.append("" if half else "o'clock" if 0 < hour <= 12 else "hundred")
     else:
-        words.append(f"oh {_cardinal(minute[1])}" if minute[0] == "0" else _cardinal(minute))
+        words.append(f"oh {cardinal(minute[1])}" if minute[0] == "0" else cardinal(minute))
     return " ".join(filter(None, [*words, " ".join(half)]))
 
 
 def _hour(match: re.Match[str]) -> str:
-    return f"{_cardinal(match[1])} {match[2].upper()} M"
+    return f"{cardinal(match[1])} {match[2].upper()} M"
 
 
 def _month_day(match: re.Match[str]) -> str:
     month = _MONTH_OF[match["month"][:3].lower()]
-    year = f", {_year(match['year'])}" if match["year"] else ""
-    return f"{month} {_ordinal(match['day'])}{year}"
+    ending = f", {year(match['year'])}" if match["year"] else ""
+    return f"{month} {ordinal(match['day'])}{ending}"
 
 
 def _day_month(match: re.Match[str]) -> str:
-    year = f" {_year(match['year'])}" if match["year"] else ""
-    return f"the {_ordinal(match['day'])} of {_MONTH_OF[match['month'][:3].lower()]}{year}"
+    ending = f" {year(match['year'])}" if match["year"] else ""
+    return f"the {ordinal(match['day'])} of {_MONTH_OF[match['month'][:3].lower()]}{ending}"
 
 
 def _iso_date(match: re.Match[str]) -> str:
     month, day = int(match["month"]), int(match["day"])
     if not (1 <= month <= 12 and 1 <= day <= 31):
-        return _digits(match[0])
-    return f"{_MONTHS[month - 1]} {_ordinal(str(day))}, {_year(match['year'])}"
+        return digits(match[0])
+    return f"{_MONTHS[month - 1]} {ordinal(str(day))}, {year(match['year'])}"
 
 
 def _decade(match: re.Match[str]) -> str:
     century, tens = match[1] or "", match[2]
     if tens == "0":
-        return f"{_year(century + '00')}s" if century else match[0]
-    word = _cardinal(f"{tens}0").removesuffix("y") + "ies" if tens != "1" else "tens"
-    return f"{_cardinal(century)} {word}" if century else word
+        return f"{year(century + '00')}s" if century else match[0]
+    word = cardinal(f"{tens}0").removesuffix("y") + "ies" if tens != "1" else "tens"
+    return f"{cardinal(century)} {word}" if century else word
 
 
 def _unit(match: re.Match[str]) -> str:
     plural = _UNITS[match["unit"]]
     if match["number"] != "1" or plural == "percent":
-        return f"{_cardinal(match['number'])} {plural}"
+        return f"{cardinal(match['number'])} {plural}"
     first, _, rest = plural.partition(" ")
     return " ".join(filter(None, ["one", _SINGULAR.get(first, first.removesuffix("s")), rest]))
 
 
 def _phone(match: re.Match[str]) -> str:
-    return ", ".join(_digits(group) for group in re.findall(r"\d+", match[0]))
+    return ", ".join(digits(group) for group in re.findall(r"\d+", match[0]))
 
 
 def _fraction(match: re.Match[str]) -> str:
     upper, lower = int(match[1]), int(match[2])
     known = {2: "half", 3: "third", 4: "quarter", 8: "eighth"}
     if upper >= lower or lower not in known:
-        return f"{_cardinal(match[1])} over {_cardinal(match[2])}"
+        return f"{cardinal(match[1])} over {cardinal(match[2])}"
     plural = "" if upper == 1 else "s"
-    return f"{_cardinal(match[1])} {known[lower]}{plural}" if (upper, lower) != (1, 2) else "one half"
+    return f"{cardinal(match[1])} {known[lower]}{plural}" if (upper, lower) != (1, 2) else "one half"
 
 
 def _abbreviation(match: re.Match[str]) -> str:
     short = match[1]
-    if short == "St." and re.search(r"[A-Za-z]\s$", match.string[: match.start()]) and not re.match(r" [A-Z]", match.string[match.end() :]):
+    if (
+        short == "St."
+        and re.search(r"[A-Za-z]\s$", match.string[: match.start()])
+        and not re.match(r" [A-Z]", match.string[match.end() :])
+    ):
         return "street"
     # The full stop of an abbreviation that ends the text ends the sentence, too.
     return _ABBREVIATIONS[short] + ("." if match.end() == len(match.string) and short.endswith(".") else "")
+
+
+def _initials(match: re.Match[str]) -> str:
+    return match[0].replace(".", "") + ("." if match.end() == len(match.string) else "")
+
+
+def _rate(match: re.Match[str]) -> str:
+    return f"{_UNITS[match['unit']]} per {_UNITS[match['per']].removesuffix('s')}"
+
+
+def _version(match: re.Match[str]) -> str:
+    return " point ".join(map(cardinal, match[0].split(".")))
+
+
+_SHORT = "|".join(map(re.escape, sorted(_ABBREVIATIONS, key=len, reverse=True)))
+_YEAR = r"\b(?<=\b[Ii]n )[12]\d{3}\b|\b(?<=\b[Ss]ince )[12]\d{3}\b|\b(?:1[1-9]\d\d|20[1-9]\d)\b(?![,.]?\d)"
 
 
 _Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
 _RULES: tuple[_Rule, ...] = (
     (re.compile(r"https?://(?:www\.)?"), lambda _match: ""),
     (re.compile(r"(?<=[A-Za-z0-9])[.](?=(?:com|org|net|edu|gov|io|de|uk)\b)"), lambda _match: " dot "),
-    (re.compile(r"(?<!\w)(" + "|".join(map(re.escape, sorted(_ABBREVIATIONS, key=len, reverse=True))) + r")(?![A-Za-z])"), _abbreviation),
-    (re.compile(r"\b(?:[A-Z]\.){2,}(?P<end>$|(?=\s))?"), lambda match: match[0].replace(".", "") + ("." if match.end() == len(match.string) else "")),
+    (re.compile(rf"(?<!\w)({_SHORT})(?![A-Za-z])"), _abbreviation),
+    (re.compile(r"\b(?:[A-Z]\.){2,}(?:$|(?=\s))?"), _initials),
     (re.compile(rf"(?P<sign>[$€£¥]) ?(?P<amount>{_NUMBER})(?: ?(?P<scale>{_SCALES})\b)?"), _money),
     (re.compile(r"(?<![\d-])(?:\+?\d{1,3}[- ])?(?:\(\d{3}\) ?|\d{3}-)\d{3}-\d{4}(?!\d)|(?<![\d-])\d{3}-\d{4}(?![\d-])"), _phone),
     (re.compile(r"\b(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)\b"), _iso_date),
@@ -181,14 +185,14 @@ _RULES: tuple[_Rule, ...] = (
     (re.compile(r"\b(?P<hour>[01]?\d|2[0-3]):(?P<minute>[0-5]\d)\b(?: ?(?P<half>[ap]\.?m\b\.?))?(?!:)", re.IGNORECASE), _time),
     (re.compile(r"\b(\d{1,2}) ?([ap])\.?m\b\.?", re.IGNORECASE), _hour),
     (re.compile(r"(?<![\d'])'?\b(\d\d)?(\d)0'?s\b"), _decade),
-    (re.compile(r"\b\d+(?:\.\d+){2,}"), lambda match: " point ".join(map(_cardinal, match[0].split(".")))),
+    (re.compile(r"\b\d+(?:\.\d+){2,}"), _version),
     (re.compile(r"\b(\d{1,3})/(\d{1,3})\b(?!/)"), _fraction),
     (re.compile(rf"(?P<number>{_NUMBER}) ?(?P<unit>{_UNIT})(?![A-Za-z/])"), _unit),
-    (re.compile(rf"\b(?P<unit>{_UNIT})/(?P<per>L|dL|kg|h|s|min)\b"), lambda match: f"{_UNITS[match['unit']]} per {_UNITS[match['per']].removesuffix('s')}"),
-    (re.compile(r"\b(\d+(?:,\d{3})*)(?:st|nd|rd|th)\b"), lambda match: _ordinal(match[1])),
+    (re.compile(rf"\b(?P<unit>{_UNIT})/(?P<per>L|dL|kg|h|s|min)\b"), _rate),
+    (re.compile(r"\b(\d+(?:,\d{3})*)(?:st|nd|rd|th)\b"), lambda match: ordinal(match[1])),
     (re.compile(rf"(?<![\w.])[-−](?=(?:{_NUMBER}))"), lambda _match: "minus "),
     (re.compile(rf"(?<=\d)[-–](?=(?:{_NUMBER}))"), lambda _match: " to "),
-    (re.compile(r"\b(?<=\b[Ii]n )([12]\d{3})\b|\b(?<=\b[Ss]ince )([12]\d{3})\b|\b(1[1-9]\d\d|20[1-9]\d)\b(?![,.]?\d)"), lambda match: _year(match[0])),
-    (re.compile(_NUMBER), lambda match: f" {_cardinal(match[0])} "),
+    (re.compile(_YEAR), lambda match: year(match[0])),
+    (re.compile(_NUMBER), lambda match: f" {cardinal(match[0])} "),
 )  # fmt: skip
 """Applied in this order: what is more special comes first."""

@@ -205,4 +205,5 @@ def sound_of(text: str, gain: float = 1.0, speed: float = 1.0) -> bytes:
     """What the fake network makes of a text."""
     ids = np.array([VOCABULARY[letter] for letter in text.lower()])
     samples = np.repeat(ids, max(1, int(SAMPLES_A_LETTER / speed))) * gain / 1000
-    return np.rint(samples.astype(np.float32) * 32767.0).astype("<i2").tobytes()
+    rounded: NDArray[np.int16] = np.rint(samples.astype(np.float32) * 32767.0).astype("<i2")
+    return rounded.tobytes()

@@ -81,7 +81,9 @@ def test_sound_comes_out_before_the_end_is_known(format: AudioFormat) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_pieces_do_not_matter_much(format: AudioFormat) -> None:
-    assert len(encode(format, RATE_HZ, num_parts=1)) == pytest.approx(len(encode(format, RATE_HZ, num_parts=50)), rel=0.1)
+    assert len(encode(format, RATE_HZ, num_parts=1)) == pytest.approx(
+        len(encode(format, RATE_HZ, num_parts=50)), rel=0.1
+    )
 
 
 def test_every_format_has_its_media_type() -> None:

@@ -10,7 +10,9 @@ import pytest
 from sixfold.plugins.tts.english.phonemizer import EnglishPhonemizer
 from sixfold.plugins.tts.espeak import EspeakPhonemizer
 
-KOKORO_LETTERS = set("AIOQSTWYᵊabcdefhijklmnopqrstuvwxyzɑɐɒæβɔɕçɖðʤəɚɛɜɟɡɥɨɪʝɯɰŋɳɲɴøɸθœɹɾɻʁɽʂʃʈʧʊʋʌɣɤχʎʒʔˈˌːʰʲᵻ ;:,.!?—…\"()“”")
+KOKORO_LETTERS = set(
+    'AIOQSTWYᵊabcdefhijklmnopqrstuvwxyzɑɐɒæβɔɕçɖðʤəɚɛɜɟɡɥɨɪʝɯɰŋɳɲɴøɸθœɹɾɻʁɽʂʃʈʧʊʋʌɣɤχʎʒʔˈˌːʰʲᵻ ;:,.!?—…"()“”'
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,9 @@ def test_the_word_before_tells_a_verb_from_a_noun(english: EnglishPhonemizer) ->
     assert english.phonemes("to read").endswith("ɹˈid")
 
 
-@pytest.mark.parametrize(("word", "ending"), [("zorblats", "s"), ("zorblads", "z"), ("watched", "ʧt"), ("gathered", "ɹd")])
+@pytest.mark.parametrize(
+    ("word", "ending"), [("zorblats", "s"), ("zorblads", "z"), ("watched", "ʧt"), ("gathered", "ɹd")]
+)
 def test_endings_follow_the_last_sound(english: EnglishPhonemizer, word: str, ending: str) -> None:
     assert english.phonemes(word).endswith(ending)
 

@@ -148,4 +148,6 @@ def test_usage_and_metrics_count_what_was_spoken(make_model: MakeModel, drive: D
     stats = model.stats()
     assert stats["tts_sentences_total"] == 3
     assert stats["audio_duration_seconds/sum"] == pytest.approx(stats["tts_audio_seconds_total"])
-    assert sum(value for name, value in stats.items() if name.startswith("audio_ttfp_seconds/") and "sum" not in name) == 2
+    assert (
+        sum(value for name, value in stats.items() if name.startswith("audio_ttfp_seconds/") and "sum" not in name) == 2
+    )

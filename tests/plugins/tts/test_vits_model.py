@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import VitsConfig
+from transformers import VitsConfig, VitsTokenizer
 from transformers import VitsModel as Stock
-from transformers import VitsTokenizer
 
 from sixfold.core.batching.model import Granted
 from sixfold.core.errors import InvalidRequest, SourceError
@@ -88,11 +87,13 @@ def samples(outcome: Any) -> NDArray[np.float64]:
 
 
 def stock_sound(folder: Path, sequence: SpeechSequence, **settings: Any) -> NDArray[np.float64]:
-    network: Any = Stock.from_pretrained(folder).eval()
-    torch.manual_seed(sequence.seed)  # type: ignore[no-untyped-call]
+    network: Any = Stock.from_pretrained(folder)
+    network.eval()
+    torch.manual_seed(sequence.seed)
     with torch.no_grad():
         waveform = network(torch.from_numpy(sequence.ids)[None], **settings).waveform
-    return np.clip(waveform[0].numpy(), -1, 1)
+    clipped: NDArray[np.float64] = np.clip(waveform[0].double().numpy(), -1, 1)
+    return clipped
 
 
 @pytest.mark.parametrize(("stochastic", "num_speakers"), [(True, 1), (False, 1), (True, 3)])
@@ -126,7 +127,9 @@ def test_the_seed_decides_the_sound(tmp_path: Path) -> None:
 
 def test_speed_shortens_the_sound(tmp_path: Path) -> None:
     model = load_folder(save(tmp_path, stochastic=False))
-    lengths = [len(samples(model.step([Granted(sequences_of(model, TEXTS[1], speed=s)[0], 1)])[0])) for s in (0.5, 1, 2)]
+    lengths = [
+        len(samples(model.step([Granted(sequences_of(model, TEXTS[1], speed=s)[0], 1)])[0])) for s in (0.5, 1, 2)
+    ]
     assert lengths[0] > lengths[1] > lengths[2]
 
 
