@@ -9,11 +9,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import av
 import numpy as np
-from av.audio import AudioFrame, AudioStream
+from av.audio import AudioFrame
 
 from sixfold.plugins.tts.schema import AudioFormat
 
@@ -116,8 +116,9 @@ class CodecEncoder:
     def __init__(self, codec: _Codec, rate_hz: int) -> None:
         self._rate_hz = rate_hz
         self._sink = _Sink()
-        self._container = av.open(self._sink, "w", format=codec.container, options=dict(codec.options))
-        self._stream = cast("AudioStream", self._container.add_stream(codec.encoder, rate=RATE_HZ, layout="mono"))
+        # av types its containers by what they may hold in general.
+        self._container = cast("Any", av.open(self._sink, "w", format=codec.container, options=dict(codec.options)))
+        self._stream = self._container.add_stream(codec.encoder, rate=RATE_HZ, layout="mono")
         if codec.bit_rate is not None:
             self._stream.bit_rate = codec.bit_rate
         self._num_samples = 0

@@ -191,7 +191,7 @@ class KokoroModel(SpeechModel):
 
     def _style(self, sequence: SpeechSequence) -> NDArray[np.float32]:
         rows = [self._styles[name][len(sequence.ids) - 1] for name in self._voices.resolve(sequence.wanted.voice)]
-        blend: NDArray[np.float32] = np.mean(rows, axis=0, dtype=np.float32)
+        blend: NDArray[np.float32] = (np.stack(rows).sum(axis=0) / len(rows)).astype(np.float32)
         return blend
 
     def _outcome(self, sequence: KokoroSequence) -> Outcome[SpeechOutput]:

@@ -24,6 +24,7 @@ from sixfold.plugins.tts.voices import VoiceNames
 
 MAX_PART_CHARACTERS = 400
 """Of a sentence; longer ones are cut, because attention over letters grows with the square."""
+_RANDOM: Any = torch.random  # without types
 _MAX_WASTE = 1.25
 """Frames of the longest sentence of a padded batch over those of its shortest."""
 
@@ -120,7 +121,7 @@ class VitsModel(SpeechModel):
         sequences = [granted.sequence for granted in batch]
         rows = [
             (
-                torch.from_numpy(sequence.ids)[None],
+                torch.as_tensor(sequence.ids)[None],
                 self._voices.names.index(self._voices.resolve(sequence.wanted.voice)[0]),
                 sequence.seed,
                 sequence.wanted.speed,
@@ -150,8 +151,8 @@ class VitsModel(SpeechModel):
             embedding = network.embed_speaker(torch.tensor([speaker], device=device)).unsqueeze(-1)
         encoded = network.text_encoder(input_ids=ids, padding_mask=mask, attention_mask=None, return_dict=True)
         hidden, mask = encoded.last_hidden_state.transpose(1, 2), mask.transpose(1, 2)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with _RANDOM.fork_rng(devices=[device] if device.type == "cuda" else []):
+            _RANDOM.manual_seed(seed)
             log_durations = self._log_durations(hidden, mask, embedding)
             rate = network.speaking_rate * speed
             durations = torch.ceil(torch.exp(log_durations) * mask / rate)[0, 0].long()

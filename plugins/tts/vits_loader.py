@@ -16,6 +16,9 @@ from sixfold.plugins.tts.options import TransformersSpeechOptions
 from sixfold.plugins.tts.vits import MAX_PART_CHARACTERS, VitsModel
 from sixfold.plugins.tts.voices import VoiceNames
 
+_NETWORK: Any = Network  # both without types
+_TOKENIZER: Any = VitsTokenizer
+
 
 def load(context: LoadContext) -> VitsModel:
     """The family's loader; runs in the worker process.
@@ -29,8 +32,8 @@ def load(context: LoadContext) -> VitsModel:
     torch.set_num_threads(context.num_threads)
     context.report(0.1, "reading weights")
     try:
-        network: Any = Network.from_pretrained(context.path, local_files_only=True)
-        tokenizer: Any = VitsTokenizer.from_pretrained(context.path, local_files_only=True)
+        network: Any = _NETWORK.from_pretrained(context.path, local_files_only=True)
+        tokenizer: Any = _TOKENIZER.from_pretrained(context.path, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise SourceError(
             f"models.{context.model_name}: the folder is no VITS model of transformers: {error}"

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -130,8 +130,7 @@ class Driver:
         for event in events:
             answer = self._answers[event.request_id]
             if isinstance(event, Increment):
-                assert isinstance(event.output, SpeechOutput)
-                answer.sounds.append(event.output.pcm)
+                answer.sounds.append(cast("Increment[SpeechOutput]", event).output.pcm)
                 self._first[event.request_id].set()
             else:
                 answer.end = event

@@ -21,7 +21,7 @@ from sixfold.plugins.tts.api import SpeechAPI
 from sixfold.plugins.tts.plugin import KOKORO
 from sixfold.plugins.tts.schema import SpeechBody, SpeechInput, SpeechOutput
 
-DETAILS = {
+DETAILS: dict[str, str | int | float | bool] = {
     "voices": "anna,bert",
     "voice_aliases": "alloy=bert",
     "sample_rate_hz": 24_000,

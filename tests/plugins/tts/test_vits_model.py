@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import VitsConfig, VitsTokenizer
-from transformers import VitsModel as Stock
+from transformers import VitsConfig, VitsModel, VitsTokenizer
 
 from sixfold.core.batching.model import Granted
 from sixfold.core.errors import InvalidRequest, SourceError
@@ -22,9 +21,13 @@ from sixfold.plugins.tts.model import SpeechSequence
 from sixfold.plugins.tts.options import TransformersSpeechOptions
 from sixfold.plugins.tts.plugin import detect_transformers
 from sixfold.plugins.tts.schema import SpeechInput
-from sixfold.plugins.tts.vits import VitsModel
+from sixfold.plugins.tts.vits import VitsModel as OurModel
 from sixfold.plugins.tts.vits_loader import load
 from tests.plugins.tts.conftest import Driver
+
+Stock: Any = VitsModel  # these and torch.random have no types
+Tokenizer: Any = VitsTokenizer
+Random: Any = torch.random
 
 TOLERANCE = 2e-4  # of full scale; one step of 16-bit sound is 3e-5
 TEXTS = (
@@ -40,7 +43,7 @@ def save(folder: Path, *, stochastic: bool = True, num_speakers: int = 1, **toke
     letters = "-abcdefghijklmnopqrstuvwxyz' "
     (folder / "letters.json").write_text(json.dumps({letter: index for index, letter in enumerate(letters)}))
     settings = {"language": "eng", "phonemize": False, "pad_token": "-", "unk_token": " ", **tokenizer}
-    VitsTokenizer(str(folder / "letters.json"), **settings).save_pretrained(folder)
+    Tokenizer(str(folder / "letters.json"), **settings).save_pretrained(folder)
     torch.default_generator.manual_seed(3)
     config: Any = VitsConfig(
         vocab_size=len(letters),
@@ -68,7 +71,7 @@ def save(folder: Path, *, stochastic: bool = True, num_speakers: int = 1, **toke
     return folder
 
 
-def load_folder(folder: Path, **options: Any) -> VitsModel:
+def load_folder(folder: Path, **options: Any) -> OurModel:
     return load(
         LoadContext(
             model_name="v", path=folder, device="cpu", num_threads=1, options=TransformersSpeechOptions(**options)
@@ -76,7 +79,7 @@ def load_folder(folder: Path, **options: Any) -> VitsModel:
     )
 
 
-def sequences_of(model: VitsModel, text: str, **wanted: Any) -> list[SpeechSequence]:
+def sequences_of(model: OurModel, text: str, **wanted: Any) -> list[SpeechSequence]:
     request = Request(request_id="r", input=SpeechInput(text=text, **wanted), arrived_s=0.0)
     return [sequence for piece in model.split(request) for sequence in model.prepare(request, piece)]
 
@@ -89,9 +92,9 @@ def samples(outcome: Any) -> NDArray[np.float64]:
 def stock_sound(folder: Path, sequence: SpeechSequence, **settings: Any) -> NDArray[np.float64]:
     network: Any = Stock.from_pretrained(folder)
     network.eval()
-    torch.manual_seed(sequence.seed)
+    Random.manual_seed(sequence.seed)
     with torch.no_grad():
-        waveform = network(torch.from_numpy(sequence.ids)[None], **settings).waveform
+        waveform = network(torch.as_tensor(sequence.ids)[None], **settings).waveform
     clipped: NDArray[np.float64] = np.clip(waveform[0].double().numpy(), -1, 1)
     return clipped
 

@@ -1,0 +1,3 @@
+"""What Sixfold uses of num2words, which ships no types."""
+
+def num2words(number: float, ordinal: bool = ..., lang: str = ..., to: str = ...) -> str: ...
