@@ -65,7 +65,7 @@ def main() -> None:
         *table(samples),
     ]
     print("\n".join(lines))
-    print(f"\nwritten: {report.write(BENCH / 'results', facts, samples, lines)}")
+    print(f"\nwritten: {report.write(BENCH / 'results', facts, samples, lines, name='tts')}")
 
 
 def pull_demo_model() -> Path:
