@@ -120,9 +120,9 @@ def test_a_listener_hears_the_spoken_sentence_word_for_word(client: Any, hear: C
 def test_figures_are_heard_as_words(client: Any, hear: Callable[[bytes], list[str]]) -> None:
     text = "The patient in room 12 weighs 70 kg."
     data = client.audio.speech.create(model="speak", voice="jm_kumo", input=text, response_format="wav").content
-    heard = " ".join(hear(data))
-    assert "patient in room" in heard
-    assert re.search(r"weighs? .*kilogram|weighs", heard)
+    heard = hear(data)
+    assert heard[:4] == ["the", "patient", "in", "room"]
+    assert "weighs" in heard
 
 
 def test_every_format_has_the_same_length(client: Any) -> None:
