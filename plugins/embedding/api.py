@@ -1,4 +1,4 @@
-"""The HTTP face of embeddings: OpenAI's ``/v1/embeddings``."""
+"""The HTTP face of embeddings: OpenAI's ``/v1/embeddings``, and the rerank and score routes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from starlette.responses import Response
 
 from sixfold.core.serving.api import Call, ModalityAPI, Route
+from sixfold.plugins.embedding.rerank import api as rerank
 from sixfold.plugins.embedding.schema import EmbeddingOutput, EmbeddingsBody
 from sixfold.plugins.embedding.wire import response_body
 
@@ -17,13 +18,13 @@ _INLINE_BYTES = 262_144
 
 
 class EmbeddingAPI(ModalityAPI):
-    """Answers ``POST /v1/embeddings``."""
+    """Answers ``POST /v1/embeddings`` and what `sixfold.plugins.embedding.rerank.api` lists."""
 
     modality = "embedding"
 
     def routes(self) -> Sequence[Route]:
-        """The one route."""
-        return (Route(path="/v1/embeddings", endpoint=self.embed, body=EmbeddingsBody),)
+        """All routes of the modality."""
+        return (Route(path="/v1/embeddings", endpoint=self.embed, body=EmbeddingsBody), *rerank.routes())
 
     async def embed(self, call: Call) -> Response:
         """Embeds the inputs of one body; the answer has them in order.

@@ -62,6 +62,7 @@ def load(context: LoadContext) -> EmbeddingModel:
         "max_inputs": options.max_inputs,
         "normalized": encoder.normalizes,
         "prompts": ",".join(prompts.texts),
+        "reranks": options.rerank_by_similarity,
         "similarity": pipeline.similarity,
     }
     context.report(1.0, f"runs {encoder.mode}")
@@ -77,6 +78,7 @@ def load(context: LoadContext) -> EmbeddingModel:
         prompts=prompts,
         max_inputs=options.max_inputs,
         num_threads=context.num_threads,
+        similarity=pipeline.similarity,
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.plugins.embedding.options import EmbeddingOptions
+from sixfold.plugins.embedding.rerank.options import CrossEncoderOptions
+from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
 
 _BARE_ENCODERS = frozenset(
@@ -32,10 +34,10 @@ def detect(files: ModelFiles) -> int:
 FAMILY = Family(
     name="embedding/sentence-transformers",
     summary="Text embeddings of any sentence-transformers model, run without padding.",
-    operations=frozenset({"embed"}),
+    operations=frozenset({"embed", "rerank", "score"}),
     loader="sixfold.plugins.embedding.loader:load",
-    input_type=EmbeddingInput,
-    output_type=EmbeddingOutput,
+    input_type=EmbeddingInput | ScoreInput,
+    output_type=EmbeddingOutput | ScoreOutput,
     options=EmbeddingOptions,
     extra="embedding",
     requires=("torch", "transformers", "sentence_transformers"),
@@ -54,15 +56,53 @@ FAMILY = Family(
 )
 
 
+def detect_cross_encoder(files: ModelFiles) -> int:
+    """100 for a folder that sentence-transformers saved as CrossEncoder, 80 for a classifier with one label, else 0."""
+    own = files.json("config_sentence_transformers.json")
+    if own:
+        return 100 if own.get("model_type") == "CrossEncoder" else 0
+    config = files.json("config.json")
+    architectures = config.get("architectures") or [""]
+    labels = config.get("id2label")
+    num_labels = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)  # transformers' own default
+    is_head = str(architectures[0]).endswith("ForSequenceClassification")
+    return 80 if is_head and num_labels == 1 else 0
+
+
+CROSS_ENCODER = Family(
+    name="embedding/cross-encoder",
+    summary="Rerank and score by any sentence-transformers cross-encoder, run without padding.",
+    operations=frozenset({"rerank", "score"}),
+    loader="sixfold.plugins.embedding.rerank.loader:load",
+    input_type=ScoreInput,
+    output_type=ScoreOutput,
+    options=CrossEncoderOptions,
+    extra="embedding",
+    requires=("torch", "transformers", "sentence_transformers"),
+    detect=detect_cross_encoder,
+    metrics=(
+        MetricSpec(name="rerank_pairs_total", kind=MetricKind.COUNTER, help="Pairs that were scored."),
+        MetricSpec(name="rerank_tokens_total", kind=MetricKind.COUNTER, help="Tokens of scored pairs."),
+        MetricSpec(
+            name="rerank_padding_tokens_total",
+            kind=MetricKind.COUNTER,
+            help="Padding tokens inside attention (packed models) or in whole batches (others).",
+        ),
+    ),
+    default_max_queue_units=200_000,
+)
+
+
 @hookimpl
 def register_families(register: Callable[[Family], None]) -> None:
-    """Offers the sentence-transformers family."""
+    """Offers the families of sentence-transformers' models and cross-encoders."""
     register(FAMILY)
+    register(CROSS_ENCODER)
 
 
 @hookimpl
 def register_apis(register: Callable[[Api], None]) -> None:
-    """Offers ``/v1/embeddings``."""
+    """Offers ``/v1/embeddings`` and the rerank and score routes."""
     register(
         Api(
             modality="embedding",

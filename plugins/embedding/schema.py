@@ -11,7 +11,7 @@ TRUNCATE_TO_LIMIT = -1
 """``truncate_prompt_tokens`` that stands for the model's own limit."""
 
 
-class EmbeddingInput(msgspec.Struct, frozen=True, kw_only=True):
+class EmbeddingInput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The input of one embedding request: texts or token ids, never both.
 
     Attributes:
@@ -37,7 +37,7 @@ class EmbeddingInput(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.texts) + len(self.token_ids)
 
 
-class EmbeddingOutput(msgspec.Struct, frozen=True, kw_only=True):
+class EmbeddingOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The vectors of one request.
 
     Attributes:

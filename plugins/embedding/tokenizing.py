@@ -70,16 +70,19 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._vocabulary_size = vocabulary_size
         self._truncation_side = truncation_side
-        self._num_special: int = tokenizer.num_special_tokens_to_add(False)
+        self.num_special: int = tokenizer.num_special_tokens_to_add(False)
         self.max_tokens = max_tokens
 
-    def encode_texts(self, texts: Sequence[str], *, first_index: int, truncate_tokens: int | None) -> list[TokenIds]:
+    def encode_texts(
+        self, texts: Sequence[str], *, first_index: int, truncate_tokens: int | None, field: str = "input"
+    ) -> list[TokenIds]:
         """Token ids of each text, special tokens included.
 
         Args:
             texts: Prompts already put before them.
             first_index: Index of ``texts[0]`` in the request, for messages.
             truncate_tokens: See `EmbeddingInput.truncate_tokens`.
+            field: Where the texts came from, for messages.
 
         Raises:
             ContextLengthExceeded: A text is over the limit and must not be cut.
@@ -91,9 +94,9 @@ class TextTokenizer:
         for index, encoding in enumerate(encodings):
             if len(encoding) > limit:
                 if truncate_tokens is None:
-                    raise self._too_long(first_index + index, len(encoding))
+                    raise self._too_long(field, first_index + index, len(encoding))
                 encoding = self._truncated(texts[index], limit)
-            found.append(self._checked(np.array(encoding.ids, dtype=np.int64), first_index + index))
+            found.append(self._checked(np.array(encoding.ids, dtype=np.int64), field, first_index + index))
         return found
 
     def check_ids(
@@ -117,7 +120,7 @@ class TextTokenizer:
             ids = np.array(row, dtype=np.int64)
             if len(ids) > limit:
                 if truncate_tokens is None:
-                    raise self._too_long(index, len(ids))
+                    raise self._too_long("input", index, len(ids))
                 ids = ids[:limit] if self._truncation_side == "right" else ids[-limit:]
             found.append(ids)
         return found
@@ -130,9 +133,9 @@ class TextTokenizer:
     def _limit(self, truncate_tokens: int | None) -> int:
         if truncate_tokens is None or truncate_tokens == TRUNCATE_TO_LIMIT:
             return self.max_tokens
-        if truncate_tokens <= self._num_special:
+        if truncate_tokens <= self.num_special:
             raise InvalidRequest(
-                f"truncate_prompt_tokens must be -1 or above {self._num_special}, the model's special tokens.",
+                f"truncate_prompt_tokens must be -1 or above {self.num_special}, the model's special tokens.",
                 param="truncate_prompt_tokens",
             )
         return min(truncate_tokens, self.max_tokens)
@@ -140,20 +143,20 @@ class TextTokenizer:
     def _truncated(self, text: str, limit: int) -> Encoding:
         # Cut before the special tokens are added, as the library does: a cut text keeps its last special token.
         encoding: Encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        encoding.truncate(limit - self._num_special, direction=self._truncation_side)
+        encoding.truncate(limit - self.num_special, direction=self._truncation_side)
         return self._tokenizer.post_process(encoding)
 
-    def _too_long(self, index: int, num_tokens: int) -> ContextLengthExceeded:
+    def _too_long(self, field: str, index: int, num_tokens: int) -> ContextLengthExceeded:
         return ContextLengthExceeded(
-            f"input[{index}] has {num_tokens} tokens; the model takes {self.max_tokens}. Send it in parts, or set "
+            f"{field}[{index}] has {num_tokens} tokens; the model takes {self.max_tokens}. Send it in parts, or set "
             f"truncate_prompt_tokens to {TRUNCATE_TO_LIMIT} to embed its beginning.",
-            param="input",
+            param=field,
         )
 
     @staticmethod
-    def _checked(ids: TokenIds, index: int) -> TokenIds:
+    def _checked(ids: TokenIds, field: str, index: int) -> TokenIds:
         if len(ids) == 0:
-            raise InvalidRequest(f"input[{index}] has no tokens. Leave it out.", param="input")
+            raise InvalidRequest(f"{field}[{index}] has no tokens. Leave it out.", param=field)
         return ids
 
 
