@@ -6,15 +6,21 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 
+import msgspec
 from starlette.responses import Response
 
-from sixfold.core.serving.api import Call, ModalityAPI, Route
+from sixfold.core.errors import InvalidRequest
+from sixfold.core.serving.api import Call, ModalityAPI, Route, ServedModel
 from sixfold.plugins.embedding.rerank import api as rerank
-from sixfold.plugins.embedding.schema import EmbeddingOutput, EmbeddingsBody
+from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput, EmbeddingsBody, ImageItem, Item
 from sixfold.plugins.embedding.wire import response_body
 
 _INLINE_BYTES = 262_144
 """Vectors below this are written in the event loop (at most 10 ms); larger ones in a thread, so that others go on."""
+
+
+_MAX_IMAGE_BYTES = 20_000_000
+"""Of one fetched file; what comes in the body is bounded by ``server.max_body_bytes``."""
 
 
 class EmbeddingAPI(ModalityAPI):
@@ -34,7 +40,10 @@ class EmbeddingAPI(ModalityAPI):
         """
         body = await call.json(EmbeddingsBody)
         model = call.model(body.model, "embed")
-        finished = await call.run(model, body.request_input())
+        wanted = body.request_input()
+        if wanted.items:
+            wanted = await _with_images(call, model, wanted)
+        finished = await call.run(model, wanted)
         output: EmbeddingOutput = finished.result
         write = partial(
             response_body,
@@ -44,3 +53,16 @@ class EmbeddingAPI(ModalityAPI):
             num_tokens=finished.usage.counts["prompt_tokens"],
         )
         return call.respond(write() if len(output.vectors) <= _INLINE_BYTES else await asyncio.to_thread(write))
+
+
+async def _with_images(call: Call, model: ServedModel, wanted: EmbeddingInput) -> EmbeddingInput:
+    """Fetches what is given by URL, one after the other: a request must not open many connections at once."""
+    if not model.info.details.get("images"):
+        raise InvalidRequest(f"The model {model.name!r} embeds texts, no images.", param="input")
+    items: list[Item] = []
+    for item in wanted.items:
+        if isinstance(item, ImageItem) and item.is_remote:
+            fetched = await call.fetch(item.encoded, max_bytes=_MAX_IMAGE_BYTES)
+            item = ImageItem(data=fetched.data)
+        items.append(item)
+    return msgspec.structs.replace(wanted, items=tuple(items))

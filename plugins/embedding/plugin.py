@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
+from sixfold.plugins.embedding.clip.options import ClipOptions
 from sixfold.plugins.embedding.options import EmbeddingOptions
 from sixfold.plugins.embedding.rerank.options import CrossEncoderOptions
 from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput
@@ -18,8 +19,31 @@ _BARE_ENCODERS = frozenset(
 """``model_type`` of text encoders that sentence-transformers serves with mean pooling when nothing else is said."""
 
 
+_DUAL_ENCODERS = frozenset("clip siglip siglip2".split())
+"""``model_type`` of encoders of texts and images that transformers runs the same way."""
+
+
+def clip_folder(files: ModelFiles) -> str | None:
+    """Where in the folder a text-and-image model lies: "" for its root, None if there is none.
+
+    sentence-transformers keeps one in its first module's folder; other modules behind it (but Normalize) are not known.
+    """
+    if files.json("config.json").get("model_type") in _DUAL_ENCODERS:
+        return ""
+    if files.json("0_CLIPModel/config.json").get("model_type") in _DUAL_ENCODERS:
+        return "0_CLIPModel"
+    return None
+
+
+def detect_clip(files: ModelFiles) -> int:
+    """100 for a text-and-image model, else 0."""
+    return 100 if clip_folder(files) is not None else 0
+
+
 def detect(files: ModelFiles) -> int:
     """100 for a folder that sentence-transformers saved, 60 for a bare text encoder, else 0."""
+    if clip_folder(files) is not None:
+        return 0
     own = files.json("config_sentence_transformers.json")
     if own.get("model_type", "SentenceTransformer") != "SentenceTransformer":
         return 0  # a cross-encoder, sparse or multi-vector model
@@ -93,11 +117,32 @@ CROSS_ENCODER = Family(
 )
 
 
+CLIP = Family(
+    name="embedding/clip",
+    summary="Texts and images in one space: CLIP, SigLIP and their like.",
+    operations=frozenset({"embed"}),
+    loader="sixfold.plugins.embedding.clip.loader:load",
+    input_type=EmbeddingInput,
+    output_type=EmbeddingOutput,
+    options=ClipOptions,
+    extra="embedding",
+    requires=("torch", "transformers", "PIL"),
+    detect=detect_clip,
+    metrics=(
+        MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Texts and images that were embedded."),
+        MetricSpec(name="embedding_images_total", kind=MetricKind.COUNTER, help="Images that were embedded."),
+        MetricSpec(name="embedding_tokens_total", kind=MetricKind.COUNTER, help="Tokens of texts that were embedded."),
+    ),
+    default_max_queue_units=200_000,
+)
+
+
 @hookimpl
 def register_families(register: Callable[[Family], None]) -> None:
-    """Offers the families of sentence-transformers' models and cross-encoders."""
+    """Offers the families of sentence-transformers' models, cross-encoders and text-and-image models."""
     register(FAMILY)
     register(CROSS_ENCODER)
+    register(CLIP)
 
 
 @hookimpl

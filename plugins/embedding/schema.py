@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeGuard, cast
+from typing import Annotated, Any, Literal, Self, TypeGuard, cast
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 TRUNCATE_TO_LIMIT = -1
 """``truncate_prompt_tokens`` that stands for the model's own limit."""
 
 
+class TextItem(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
+    """A text among images."""
+
+    text: str
+
+
+class ImageItem(msgspec.Struct, frozen=True, kw_only=True, tag="image"):
+    """An image, as the client sent it or as it was fetched; decoded by the worker's pool.
+
+    Attributes:
+        encoded: Base64, a data URL or an http URL; "" once it was fetched.
+        data: The fetched file.
+    """
+
+    encoded: str = ""
+    data: bytes = b""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it must be fetched first."""
+        return self.encoded[:8].lower().startswith(("http://", "https://"))
+
+
+Item = TextItem | ImageItem
+
+
 class EmbeddingInput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The input of one embedding request: texts or token ids, never both.
+    """The input of one embedding request: texts, token ids or mixed items, always one of them alone.
 
     Attributes:
         texts: Texts in the client's order; empty if token ids were sent.
         token_ids: Ids of the model's own tokenizer, special tokens included; taken as they are.
+        items: Texts and images, at least one of them an image.
         prompt_name: Name of the model's prompt to put before every text; None for the default.
         input_type: Chooses the prompt by what the texts are, if no name was given.
         truncate_tokens: Longer inputs are cut to this many tokens; `TRUNCATE_TO_LIMIT` for the model's limit; None
@@ -26,6 +53,7 @@ class EmbeddingInput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     texts: tuple[str, ...] = ()
     token_ids: tuple[tuple[int, ...], ...] = ()
+    items: tuple[Item, ...] = ()
     prompt_name: str | None = None
     input_type: Literal["query", "document"] | None = None
     truncate_tokens: int | None = None
@@ -34,7 +62,7 @@ class EmbeddingInput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     @property
     def num_inputs(self) -> int:
         """How many vectors the client expects."""
-        return len(self.texts) + len(self.token_ids)
+        return len(self.texts) + len(self.token_ids) + len(self.items)
 
 
 class EmbeddingOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -51,11 +79,13 @@ class EmbeddingOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 def _texts_or_ids(value: object) -> EmbeddingInput:
     # By hand: a pydantic union would report the complaint of each form in turn.
-    items = [value] if type(value) is str else value
+    items = [value] if type(value) in (str, dict) else value
     if not _is_list(items):
         raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists")
     if not items:
         raise ValueError("must not be empty: send at least one text or one list of token ids")
+    if any(type(item) is dict for item in items):
+        return of_items([read_item(item, f"[{index}]") for index, item in enumerate(items)])
     first = type(cast("object", items[0]))
     for index, item in enumerate(items):
         if type(item) is not first or first not in (str, int, list):
@@ -66,6 +96,54 @@ def _texts_or_ids(value: object) -> EmbeddingInput:
         return EmbeddingInput(texts=tuple(_non_empty(items)))
     rows = [items] if first is int else items
     return EmbeddingInput(token_ids=tuple(_token_ids(row, index) for index, row in enumerate(_non_empty(rows))))
+
+
+def read_item(value: object, place: str) -> Item:
+    """One text or image in any of the forms that clients send.
+
+    Args:
+        value: A string, ``{"text": ...}``, ``{"image": ...}``, or OpenAI's ``{"type": "text" | "image_url", ...}``.
+        place: For messages.
+
+    Raises:
+        ValueError: It is none of these, or empty.
+    """
+    if type(value) is str:
+        found: object = TextItem(text=value)
+    elif type(value) is dict:
+        found = _from_object(cast("dict[str, Any]", value))
+    else:
+        found = None
+    if not isinstance(found, TextItem | ImageItem):
+        raise ValueError(
+            f'{place} must be a text, {{"text": ...}}, {{"image": base64 or URL}} or {{"type": "image_url", "image_url": '
+            '{"url": ...}}'
+        )
+    if not (found.text if isinstance(found, TextItem) else found.encoded):
+        raise ValueError(f"{place} must not be empty: leave the item out, or send its content")
+    return found
+
+
+def _from_object(value: dict[str, Any]) -> Item | None:
+    kind = value.get("type")
+    keys = set(value) - {"type"}
+    if keys == {"text"} and kind in (None, "text") and type(value["text"]) is str:
+        return TextItem(text=value["text"])
+    if keys == {"image"} and kind in (None, "image") and type(value["image"]) is str:
+        return ImageItem(encoded=value["image"])
+    if keys == {"image_url"} and kind in (None, "image_url"):
+        url = value["image_url"]
+        if type(url) is dict and set(url) <= {"url", "detail"}:
+            url = url.get("url")
+        return ImageItem(encoded=url) if type(url) is str else None
+    return None
+
+
+def of_items(items: list[Item]) -> EmbeddingInput:
+    """Plain texts if there is no image among them, so that every model can take them."""
+    if any(isinstance(item, ImageItem) for item in items):
+        return EmbeddingInput(items=tuple(items))
+    return EmbeddingInput(texts=tuple(item.text for item in items if isinstance(item, TextItem)))
 
 
 def _is_list(value: object) -> TypeGuard[list[Any]]:
@@ -85,7 +163,24 @@ def _token_ids(row: list[object], index: int) -> tuple[int, ...]:
     return cast("tuple[int, ...]", tuple(row))
 
 
-_InputForms = str | list[str] | list[int] | list[list[int]]
+_InputForms = str | list[str] | list[int] | list[list[int]] | list[dict[str, Any]]
+
+
+def _messages(value: object) -> EmbeddingInput:
+    if not _is_list(value) or not value:
+        raise ValueError("must be a list of one message")
+    parts: list[Item] = []
+    for index, message in enumerate(cast("list[Any]", value)):
+        content = message.get("content") if type(message) is dict else None
+        if not content or set(message) - {"role", "content"}:
+            raise ValueError(f"[{index}] must be an object with role and content")
+        found = content if _is_list(content) else [content]
+        parts += [read_item(part, f"[{index}].content[{place}]") for place, part in enumerate(found)]
+    if len(parts) != 1:
+        raise ValueError(
+            f"has {len(parts)} parts, but a model here makes one vector of one text or image: send them as items of input"
+        )
+    return of_items(parts)
 
 
 class EmbeddingsBody(BaseModel):
@@ -95,8 +190,13 @@ class EmbeddingsBody(BaseModel):
 
     model: str
     """Name or alias of the model."""
-    input: Annotated[EmbeddingInput, PlainValidator(_texts_or_ids, json_schema_input_type=_InputForms)]
-    """A text, a list of texts, a list of token ids, or a list of such lists."""
+    input: Annotated[EmbeddingInput, PlainValidator(_texts_or_ids, json_schema_input_type=_InputForms)] | None = None
+    """A text, a list of texts, a list of token ids, or a list of such lists; for models of texts and images also a list of
+    ``{"text": ...}``, ``{"image": ...}`` or OpenAI's content parts."""
+    messages: (
+        Annotated[EmbeddingInput, PlainValidator(_messages, json_schema_input_type=list[dict[str, Any]])] | None
+    ) = None
+    """In place of ``input``: one message with one text or image, as vLLM takes it."""
     encoding_format: Literal["float", "base64"] = "float"
     """``base64`` is the little-endian float32 bytes of the vector."""
     dimensions: Annotated[int, Field(ge=1)] | None = None
@@ -110,10 +210,18 @@ class EmbeddingsBody(BaseModel):
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     """Cuts longer inputs to this many tokens, -1 for the model's limit; without it they are an error."""
 
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.input is None) == (self.messages is None):
+            raise ValueError("send input, or messages in its place")
+        return self
+
     def request_input(self) -> EmbeddingInput:
         """The whole request as it goes to the model."""
+        given = self.input or self.messages
+        assert given is not None
         return msgspec.structs.replace(
-            self.input,
+            given,
             prompt_name=self.prompt_name,
             input_type=self.input_type,
             truncate_tokens=self.truncate_prompt_tokens,
