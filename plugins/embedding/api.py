@@ -52,7 +52,12 @@ class EmbeddingAPI(ModalityAPI):
             encoding=body.encoding_format,
             num_tokens=finished.usage.counts["prompt_tokens"],
         )
-        return call.respond(write() if len(output.vectors) <= _INLINE_BYTES else await asyncio.to_thread(write))
+        return call.respond(write() if _num_bytes(output) <= _INLINE_BYTES else await asyncio.to_thread(write))
+
+
+def _num_bytes(output: EmbeddingOutput) -> int:
+    sparse = sum(len(vector.indices) + len(vector.values) for vector in output.sparse)
+    return len(output.vectors) + sparse + sum(map(len, output.multi_vectors))
 
 
 async def _with_images(call: Call, model: ServedModel, wanted: EmbeddingInput) -> EmbeddingInput:

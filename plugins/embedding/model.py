@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel, StepRange
 from sixfold.core.errors import InvalidRequest, StepFailed
 from sixfold.core.messages import Cost, Request, Usage
-from sixfold.plugins.embedding.encoder import Encoder
+from sixfold.plugins.embedding.encoder import Encoder, EncoderInput, Outputs
+from sixfold.plugins.embedding.outputs.answer import as_output
+from sixfold.plugins.embedding.outputs.similarity import pair_scores
 from sixfold.plugins.embedding.packing import TokenIds
 from sixfold.plugins.embedding.pieces import Piece, cut
 from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput, check_num_documents
-from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
-from sixfold.plugins.embedding.similarity import SIMILARITY
+from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput, OutputType
 from sixfold.plugins.embedding.tokenizing import Prompts, TextTokenizer
 
 Vector = NDArray[np.float32]
@@ -24,6 +25,8 @@ AnyInput = EmbeddingInput | ScoreInput
 AnyOutput = EmbeddingOutput | ScoreOutput
 
 _CHARACTERS_A_TOKEN = 4
+_DENSE: tuple[OutputType, ...] = ("dense",)
+_NOTHING = Outputs()
 
 
 class EmbeddingSequence:
@@ -32,15 +35,27 @@ class EmbeddingSequence:
     Attributes:
         token_ids: Never empty.
         num_prompt_tokens: First tokens that pooling leaves out.
-        vector: [dimension] after its step.
+        wanted: What to make of it.
+        is_query: Whether it is a query to models that tell queries from documents.
+        vector: [dimension] after its step, if a dense vector alone is wanted.
+        outputs: What is wanted otherwise, after its step.
     """
 
-    __slots__ = ("num_prompt_tokens", "token_ids", "vector")
+    __slots__ = ("is_query", "num_prompt_tokens", "outputs", "token_ids", "vector", "wanted")
 
-    def __init__(self, token_ids: TokenIds, num_prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        token_ids: TokenIds,
+        num_prompt_tokens: int,
+        wanted: tuple[OutputType, ...] = _DENSE,
+        is_query: bool = False,
+    ) -> None:
         self.token_ids = token_ids
         self.num_prompt_tokens = num_prompt_tokens
+        self.wanted = wanted
+        self.is_query = is_query
         self.vector: Vector | None = None
+        self.outputs = _NOTHING
 
 
 class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
@@ -73,7 +88,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         self._prompts = prompts
         self._max_inputs = max_inputs
         self._num_threads = num_threads
-        self._similarity = SIMILARITY[similarity]
+        self._similarity = similarity
         self._num_inputs = 0
         self._num_tokens = 0
         self._num_padding = 0
@@ -102,7 +117,12 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         longest = self._tokenizer.max_tokens
         for num_sequences, num_tokens in ((1, 8), (8, 32), (32, 64), (4, 512)):
             ids = np.ones(min(num_tokens, longest), dtype=np.int64)
-            self._encoder.embed([ids[: max(1, len(ids) - i % 5)] for i in range(num_sequences)], [0] * num_sequences)
+            batch = [ids[: max(1, len(ids) - i % 5)] for i in range(num_sequences)]
+            if self._encoder.output_types[0] == "dense":
+                self._encoder.embed(batch, [0] * num_sequences)
+            else:
+                wanted = self._encoder.output_types
+                self._encoder.encode([EncoderInput(token_ids=each, wanted=wanted) for each in batch])
 
     def split(self, request: Request[AnyInput]) -> Sequence[Piece]:
         """See `pieces.cut`."""
@@ -125,8 +145,9 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         if wanted.token_ids:
             rows = wanted.token_ids[piece.start : piece.stop]
             found = self._tokenizer.check_ids(rows, first_index=piece.start, truncate_tokens=wanted.truncate_tokens)
-            return [EmbeddingSequence(ids, 0) for ids in found]
-        return self._encoded(wanted.texts, piece, prompt, wanted.truncate_tokens, "input")
+            is_query = wanted.input_type == "query"
+            return [EmbeddingSequence(ids, 0, wanted.output_types, is_query) for ids in found]
+        return self._encoded(wanted.texts, piece, wanted, prompt, "input")
 
     def cost(self, sequence: EmbeddingSequence) -> Cost:
         """All of its tokens at once: a forward can't be cut."""
@@ -137,12 +158,10 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         """Embeds all sequences of the batch; each is done after its one step."""
         sequences = [granted.sequence for granted in batch]
         padding_before = self._encoder.num_padding  # trials and the warm-up padded, too
-        vectors = self._encoder.embed(
-            [sequence.token_ids for sequence in sequences], [sequence.num_prompt_tokens for sequence in sequences]
-        )
-        finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()  # type: ignore[assignment]  # numpy types an axis as none
-        for sequence, vector in zip(sequences, vectors, strict=True):
-            sequence.vector = vector
+        if all(sequence.wanted == _DENSE for sequence in sequences):
+            finite = self._step_dense(sequences)
+        else:
+            finite = self._step_any(sequences)
         self._num_padding += self._encoder.num_padding - padding_before
         self._num_inputs += len(sequences)
         self._num_tokens += sum(len(sequence.token_ids) for sequence in sequences)
@@ -150,23 +169,17 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
 
     def finish(self, request: Request[AnyInput], sequences: Sequence[EmbeddingSequence]) -> Finish[AnyOutput]:
         """Joins the vectors, cut to the dimensions that were asked for, or the scores of the pairs."""
-        vectors = np.stack([sequence.vector for sequence in sequences if sequence.vector is not None])
         usage = Usage(counts={"prompt_tokens": sum(len(sequence.token_ids) for sequence in sequences)})
         wanted = request.input
+        outputs = [
+            sequence.outputs if sequence.vector is None else Outputs(dense=sequence.vector) for sequence in sequences
+        ]
         if isinstance(wanted, ScoreInput):
             num_queries = len(wanted.queries)
-            scores = self._similarity(vectors[:num_queries], vectors[num_queries:])
-            return Finish(result=ScoreOutput(scores=tuple(scores.tolist())), usage=usage)
-        if wanted.dimensions is not None and wanted.dimensions < vectors.shape[1]:
-            vectors = vectors[:, : wanted.dimensions]
-            if self._encoder.normalizes:
-                vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return Finish(
-            result=EmbeddingOutput(
-                vectors=np.ascontiguousarray(vectors, dtype="<f4").tobytes(), dimension=vectors.shape[1]
-            ),
-            usage=usage,
-        )
+            scores = pair_scores(self._similarity, outputs[:num_queries], outputs[num_queries:])
+            return Finish(result=ScoreOutput(scores=scores), usage=usage)
+        result = as_output(outputs, dimensions=wanted.dimensions, normalizes=self._encoder.normalizes)
+        return Finish(result=result, usage=usage)
 
     def stats(self) -> Mapping[str, float]:
         """See `Family.metrics` in plugin.py."""
@@ -180,22 +193,48 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         """See `StepModel`."""
         self._encoder.close()
 
+    def _step_dense(self, sequences: Sequence[EmbeddingSequence]) -> list[bool]:
+        vectors = self._encoder.embed(
+            [sequence.token_ids for sequence in sequences], [sequence.num_prompt_tokens for sequence in sequences]
+        )
+        for sequence, vector in zip(sequences, vectors, strict=True):
+            sequence.vector = vector
+        finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()  # type: ignore[assignment]  # numpy types an axis as none
+        return finite
+
+    def _step_any(self, sequences: Sequence[EmbeddingSequence]) -> list[bool]:
+        inputs = [
+            EncoderInput(
+                token_ids=sequence.token_ids,
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                wanted=sequence.wanted,
+                is_query=sequence.is_query,
+            )
+            for sequence in sequences
+        ]
+        found = self._encoder.encode(inputs)
+        for sequence, outputs in zip(sequences, found, strict=True):
+            sequence.outputs = outputs
+        return [outputs.is_finite for outputs in found]
+
     def _queries(self, wanted: ScoreInput, piece: Piece) -> list[EmbeddingSequence]:
-        prompt = self._prompts.choose(EmbeddingInput(input_type="query"))
-        return self._encoded(wanted.queries, piece, prompt, wanted.truncate_tokens, wanted.query_field)
+        how = EmbeddingInput(
+            input_type="query", truncate_tokens=wanted.truncate_tokens, output_types=self._encoder.output_types[:1]
+        )
+        return self._encoded(wanted.queries, piece, how, self._prompts.choose(how), wanted.query_field)
 
     def _documents(self, wanted: ScoreInput, piece: Piece) -> list[EmbeddingSequence]:
         """The documents come behind the queries in the order of the sequences."""
         num_queries = len(wanted.queries)
         mine = Piece(max(piece.start - num_queries, 0), max(piece.stop - num_queries, 0))
-        prompt = self._prompts.choose(EmbeddingInput(input_type="document"))
         limit = wanted.truncate_tokens
         if limit is None and wanted.max_document_tokens is not None:
             limit = wanted.max_document_tokens + self._tokenizer.num_special
-        return self._encoded(wanted.documents, mine, prompt, limit, wanted.documents_field)
+        how = EmbeddingInput(input_type="document", truncate_tokens=limit, output_types=self._encoder.output_types[:1])
+        return self._encoded(wanted.documents, mine, how, self._prompts.choose(how), wanted.documents_field)
 
     def _encoded(
-        self, texts: Sequence[str], piece: Piece, prompt: str, truncate_tokens: int | None, field: str
+        self, texts: Sequence[str], piece: Piece, how: EmbeddingInput, prompt: str, field: str
     ) -> list[EmbeddingSequence]:
         mine = texts[piece.start : piece.stop]
         if not mine:
@@ -203,18 +242,30 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         found = self._tokenizer.encode_texts(
             [prompt + text for text in mine] if prompt else mine,
             first_index=piece.start,
-            truncate_tokens=truncate_tokens,
+            truncate_tokens=how.truncate_tokens,
             field=field,
+            task=how.input_type,
         )
         skipped = self._tokenizer.count_prompt(prompt) if prompt and not self._encoder.pools_prompt else 0
-        return [EmbeddingSequence(ids, skipped) for ids in found]
+        return [EmbeddingSequence(ids, skipped, how.output_types, how.input_type == "query") for ids in found]
 
     def _check(self, wanted: EmbeddingInput) -> None:
+        if wanted.items:
+            raise InvalidRequest("The model embeds texts, no images.", param="input")
         if wanted.num_inputs > self._max_inputs:
             raise InvalidRequest(
                 f"input has {wanted.num_inputs} items; at most {self._max_inputs} are taken. Send several requests.",
                 param="input",
             )
+        lacking = [kind for kind in wanted.output_types if kind not in self._encoder.output_types]
+        if lacking:
+            raise InvalidRequest(
+                f"The model has no {lacking[0]} vectors. Send output_types with any of: "
+                f"{', '.join(self._encoder.output_types)}.",
+                param="output_types",
+            )
+        if wanted.dimensions is not None and wanted.output_types != _DENSE:
+            raise InvalidRequest("dimensions cuts dense vectors alone: leave it out.", param="dimensions")
         if wanted.dimensions is not None and wanted.dimensions > self._encoder.dimension:
             raise InvalidRequest(
                 f"dimensions is {wanted.dimensions}; the model's vectors have {self._encoder.dimension}.",

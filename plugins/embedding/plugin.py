@@ -19,6 +19,8 @@ _BARE_ENCODERS = frozenset(
 """``model_type`` of text encoders that sentence-transformers serves with mean pooling when nothing else is said."""
 
 
+_OWN_KINDS = frozenset(("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"))
+
 _DUAL_ENCODERS = frozenset("clip siglip siglip2".split())
 """``model_type`` of encoders of texts and images that transformers runs the same way."""
 
@@ -45,8 +47,8 @@ def detect(files: ModelFiles) -> int:
     if clip_folder(files) is not None:
         return 0
     own = files.json("config_sentence_transformers.json")
-    if own.get("model_type", "SentenceTransformer") != "SentenceTransformer":
-        return 0  # a cross-encoder, sparse or multi-vector model
+    if own.get("model_type", "SentenceTransformer") not in _OWN_KINDS:
+        return 0  # a cross-encoder
     if own or files.has("modules.json"):
         return 100
     config = files.json("config.json")

@@ -37,6 +37,10 @@ class ImageItem(msgspec.Struct, frozen=True, kw_only=True, tag="image"):
 Item = TextItem | ImageItem
 
 
+OutputType = Literal["dense", "sparse", "multi_vector"]
+"""What a model can make of a text: one vector, weights of its vocabulary's tokens, or a vector for each token."""
+
+
 class EmbeddingInput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The input of one embedding request: texts, token ids or mixed items, always one of them alone.
 
@@ -49,6 +53,7 @@ class EmbeddingInput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         truncate_tokens: Longer inputs are cut to this many tokens; `TRUNCATE_TO_LIMIT` for the model's limit; None
             refuses what is over the limit.
         dimensions: Leading dimensions to keep of each vector; None for all.
+        output_types: What to make of each input; none twice.
     """
 
     texts: tuple[str, ...] = ()
@@ -58,11 +63,24 @@ class EmbeddingInput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     input_type: Literal["query", "document"] | None = None
     truncate_tokens: int | None = None
     dimensions: int | None = None
+    output_types: tuple[OutputType, ...] = ("dense",)
 
     @property
     def num_inputs(self) -> int:
         """How many vectors the client expects."""
         return len(self.texts) + len(self.token_ids) + len(self.items)
+
+
+class SparseVector(msgspec.Struct, frozen=True, kw_only=True):
+    """The weights of some tokens of the model's vocabulary; all others are 0.
+
+    Attributes:
+        indices: Little-endian int32 token ids, ascending.
+        values: Little-endian float32, as many.
+    """
+
+    indices: bytes
+    values: bytes
 
 
 class EmbeddingOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -71,10 +89,16 @@ class EmbeddingOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Attributes:
         vectors: Little-endian float32, row by row in the order of the inputs.
         dimension: Values in each row.
+        sparse: One for each input, if they were asked for.
+        multi_vectors: For each input little-endian float32 rows, one for each of its tokens, if they were asked for.
+        multi_dimension: Values in each of these rows.
     """
 
-    vectors: bytes
-    dimension: int
+    vectors: bytes = b""
+    dimension: int = 0
+    sparse: tuple[SparseVector, ...] = ()
+    multi_vectors: tuple[bytes, ...] = ()
+    multi_dimension: int = 0
 
 
 def _texts_or_ids(value: object) -> EmbeddingInput:
@@ -190,17 +214,19 @@ class EmbeddingsBody(BaseModel):
 
     model: str
     """Name or alias of the model."""
-    input: Annotated[EmbeddingInput, PlainValidator(_texts_or_ids, json_schema_input_type=_InputForms)] | None = None
+    input: Annotated[EmbeddingInput | None, PlainValidator(_texts_or_ids, json_schema_input_type=_InputForms)] = None
     """A text, a list of texts, a list of token ids, or a list of such lists; for models of texts and images also a list of
     ``{"text": ...}``, ``{"image": ...}`` or OpenAI's content parts."""
-    messages: (
-        Annotated[EmbeddingInput, PlainValidator(_messages, json_schema_input_type=list[dict[str, Any]])] | None
-    ) = None
+    messages: Annotated[
+        EmbeddingInput | None, PlainValidator(_messages, json_schema_input_type=list[dict[str, Any]])
+    ] = None
     """In place of ``input``: one message with one text or image, as vLLM takes it."""
     encoding_format: Literal["float", "base64"] = "float"
     """``base64`` is the little-endian float32 bytes of the vector."""
     dimensions: Annotated[int, Field(ge=1)] | None = None
     """Keeps the leading dimensions and normalises again if the model does (Matryoshka)."""
+    output_types: Annotated[tuple[OutputType, ...], Field(min_length=1, strict=False)] = ("dense",)
+    """What to make of each input; a type that the model lacks is an error."""
     user: str | None = None
     """The client's own name for its end user; accepted for OpenAI's clients, without effect."""
     prompt_name: str | None = None
@@ -212,6 +238,8 @@ class EmbeddingsBody(BaseModel):
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
+        if len(set(self.output_types)) != len(self.output_types):
+            raise ValueError("output_types names one twice")
         if (self.input is None) == (self.messages is None):
             raise ValueError("send input, or messages in its place")
         return self
@@ -226,4 +254,5 @@ class EmbeddingsBody(BaseModel):
             input_type=self.input_type,
             truncate_tokens=self.truncate_prompt_tokens,
             dimensions=self.dimensions,
+            output_types=self.output_types,
         )

@@ -54,6 +54,21 @@ class Prompts:
         return self.texts[name] if name is not None else ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRule:
+    """How texts of one kind (query or document) are tokenized otherwise.
+
+    Attributes:
+        max_tokens: Longest text of the kind; None for the model's limit.
+        min_tokens: Shorter texts get ``filler`` at their end up to this length.
+        filler: Token id, seen by all other tokens.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    filler: int = 0
+
+
 class TextTokenizer:
     """Turns inputs into token ids within the model's limits. Thread-safe: the Rust tokenizer's settings never change.
 
@@ -62,19 +77,33 @@ class TextTokenizer:
         vocabulary_size: Ids from 0 below this are valid.
         max_tokens: Longest input, special tokens included.
         truncation_side: Which end of a text is cut.
+        rules: By ``input_type``, where the model tells queries from documents.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, vocabulary_size: int, max_tokens: int, truncation_side: str = "right"
+        self,
+        tokenizer: Tokenizer,
+        *,
+        vocabulary_size: int,
+        max_tokens: int,
+        truncation_side: str = "right",
+        rules: Mapping[str, TaskRule] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocabulary_size = vocabulary_size
         self._truncation_side = truncation_side
         self.num_special: int = tokenizer.num_special_tokens_to_add(False)
+        self._rules = rules or {}
         self.max_tokens = max_tokens
 
     def encode_texts(
-        self, texts: Sequence[str], *, first_index: int, truncate_tokens: int | None, field: str = "input"
+        self,
+        texts: Sequence[str],
+        *,
+        first_index: int,
+        truncate_tokens: int | None,
+        field: str = "input",
+        task: str | None = None,
     ) -> list[TokenIds]:
         """Token ids of each text, special tokens included.
 
@@ -83,20 +112,25 @@ class TextTokenizer:
             first_index: Index of ``texts[0]`` in the request, for messages.
             truncate_tokens: See `EmbeddingInput.truncate_tokens`.
             field: Where the texts came from, for messages.
+            task: "query" or "document" where the client said so.
 
         Raises:
             ContextLengthExceeded: A text is over the limit and must not be cut.
             InvalidRequest: A text has no tokens at all, or no room is left for any.
         """
-        limit = self._limit(truncate_tokens)
+        rule = self._rules.get(task or "", _NO_RULE)
+        longest = self.max_tokens if rule.max_tokens is None else min(rule.max_tokens, self.max_tokens)
+        limit = min(self._limit(truncate_tokens), longest)
         encodings: list[Encoding] = self._tokenizer.encode_batch_fast(list(texts))
         found: list[TokenIds] = []
         for index, encoding in enumerate(encodings):
             if len(encoding) > limit:
                 if truncate_tokens is None:
-                    raise self._too_long(field, first_index + index, len(encoding))
+                    raise self._too_long(field, first_index + index, len(encoding), longest)
                 encoding = self._truncated(texts[index], limit)
-            found.append(self._checked(np.array(encoding.ids, dtype=np.int64), field, first_index + index))
+            ids = self._checked(np.array(encoding.ids, dtype=np.int64), field, first_index + index)
+            num_missing = rule.min_tokens - len(ids)
+            found.append(ids if num_missing <= 0 else np.append(ids, np.full(num_missing, rule.filler)))
         return found
 
     def check_ids(
@@ -120,7 +154,7 @@ class TextTokenizer:
             ids = np.array(row, dtype=np.int64)
             if len(ids) > limit:
                 if truncate_tokens is None:
-                    raise self._too_long("input", index, len(ids))
+                    raise self._too_long("input", index, len(ids), self.max_tokens)
                 ids = ids[:limit] if self._truncation_side == "right" else ids[-limit:]
             found.append(ids)
         return found
@@ -146,9 +180,10 @@ class TextTokenizer:
         encoding.truncate(limit - self.num_special, direction=self._truncation_side)
         return self._tokenizer.post_process(encoding)
 
-    def _too_long(self, field: str, index: int, num_tokens: int) -> ContextLengthExceeded:
+    @staticmethod
+    def _too_long(field: str, index: int, num_tokens: int, longest: int) -> ContextLengthExceeded:
         return ContextLengthExceeded(
-            f"{field}[{index}] has {num_tokens} tokens; the model takes {self.max_tokens}. Send it in parts, or set "
+            f"{field}[{index}] has {num_tokens} tokens; the model takes {longest}. Send it in parts, or set "
             f"truncate_prompt_tokens to {TRUNCATE_TO_LIMIT} to embed its beginning.",
             param=field,
         )
@@ -158,6 +193,9 @@ class TextTokenizer:
         if len(ids) == 0:
             raise InvalidRequest(f"{field}[{index}] has no tokens. Leave it out.", param=field)
         return ids
+
+
+_NO_RULE = TaskRule()
 
 
 def plain_copy(tokenizer: Any) -> Tokenizer:

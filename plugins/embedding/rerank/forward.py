@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from torch import Tensor
 
 from sixfold.plugins.embedding.attention import PackedAttention
 from sixfold.plugins.embedding.forward import position_offset
 from sixfold.plugins.embedding.packing import PackedBatch, pack, to_tensor
 from sixfold.plugins.embedding.rerank.pairs import PairTokens
+from sixfold.plugins.embedding.stand_in import take_body
 
 
 class PairForward(Protocol):
@@ -28,20 +28,6 @@ class PairForward(Protocol):
     def __call__(self, pairs: Sequence[PairTokens]) -> tuple[Tensor, PackedBatch]:
         """Logits [pairs, labels] in the batch's order, and the batch."""
         ...
-
-
-class _Body(nn.Module):
-    """Stands in the classifier for its body while the head runs: gives hidden states that were computed before."""
-
-    def __init__(self, pooler: nn.Module | None) -> None:
-        super().__init__()
-        self.pooler = pooler
-        self.hidden: Tensor | None = None
-
-    def forward(self, *_inputs: object, **_named: object) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        assert self.hidden is not None
-        pooled = self.pooler(self.hidden) if self.pooler is not None else None
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=self.hidden, pooler_output=pooled)  # type: ignore[arg-type]  # transformers names its own tensor type
 
 
 class PackedPairs:
@@ -67,11 +53,8 @@ class PackedPairs:
         self._attention = attention
         self._pad_token_id = pad_token_id
         self._takes_types = takes_types
-        prefix: str = classifier.base_model_prefix
-        self._body: Any = getattr(classifier, prefix)
+        self._body, self._stand_in = take_body(classifier)
         self._position_offset = position_offset(self._body)
-        self._stand_in = _Body(getattr(self._body, "pooler", None))
-        setattr(classifier, prefix, self._stand_in)
 
     def __call__(self, pairs: Sequence[PairTokens]) -> tuple[Tensor, PackedBatch]:
         """See `PairForward`."""

@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,7 +18,7 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ModelNotFound
 from sixfold.core.family import Family
 from sixfold.core.messages import Finished, Usage
-from sixfold.core.serving.api import Call, Route, Running, ServedModel
+from sixfold.core.serving.api import Running, ServedModel
 from sixfold.plugins.embedding.api import EmbeddingAPI
 from sixfold.plugins.embedding.plugin import FAMILY
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
@@ -74,10 +74,9 @@ class FakeCall:
 
 
 async def post(**body: Any) -> Any:
-    (route,) = EmbeddingAPI().routes()
-    assert isinstance(route, Route)
-    assert (route.method, route.path) == ("POST", "/v1/embeddings")
-    return json.loads(bytes((await route.endpoint(cast(Call, FakeCall(**body)))).body))
+    (route,) = (route for route in EmbeddingAPI().routes() if route.path == "/v1/embeddings")
+    assert route.method == "POST"
+    return json.loads(bytes((await route.endpoint(FakeCall(**body))).body))
 
 
 async def test_the_answer_has_the_alias_the_order_and_the_usage() -> None:

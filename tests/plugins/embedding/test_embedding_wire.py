@@ -84,8 +84,8 @@ def test_inputs_and_outputs_cross_a_process_border() -> None:
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=EmbeddingInput) == sent
 
 
-def test_the_openapi_document_shows_the_four_forms() -> None:
-    assert len(EmbeddingsBody.model_json_schema()["properties"]["input"]["anyOf"]) == 4
+def test_the_openapi_document_shows_the_five_forms() -> None:
+    assert len(EmbeddingsBody.model_json_schema()["properties"]["input"]["anyOf"]) == 5
 
 
 VECTORS = np_st.arrays(np.float32, (3, 4), elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
