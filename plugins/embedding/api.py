@@ -65,9 +65,18 @@ async def _with_images(call: Call, model: ServedModel, wanted: EmbeddingInput) -
     if not model.info.details.get("images"):
         raise InvalidRequest(f"The model {model.name!r} embeds texts, no images.", param="input")
     items: list[Item] = []
-    for item in wanted.items:
+    for index, item in enumerate(wanted.items):
         if isinstance(item, ImageItem) and item.is_remote:
-            fetched = await call.fetch(item.encoded, max_bytes=_MAX_IMAGE_BYTES)
-            item = ImageItem(data=fetched.data)
+            item = ImageItem(data=await _fetched(call, item.encoded, f"input[{index}].image"))
         items.append(item)
     return msgspec.structs.replace(wanted, items=tuple(items))
+
+
+async def _fetched(call: Call, url: str, param: str) -> bytes:
+    try:
+        data = (await call.fetch(url, max_bytes=_MAX_IMAGE_BYTES)).data
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, param=param, code=error.code) from error
+    if not data:
+        raise InvalidRequest(f"{param}: the URL gave an empty file.", param=param)
+    return data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import warnings
+import struct
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -15,7 +15,10 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that Pillow reads without other programs; others (EPS, PDF, video) are refused."""
 
 # What Pillow's decoders raise on broken files, as its own tests list them.
-_BROKEN = (OSError, ValueError, SyntaxError, TypeError, EOFError, IndexError, ZeroDivisionError, OverflowError)
+_BROKEN = (
+    *(OSError, ValueError, SyntaxError, TypeError, EOFError, IndexError, KeyError, ZeroDivisionError, OverflowError),
+    struct.error,
+)
 
 
 def decode_base64(text: str, param: str) -> bytes:
@@ -52,17 +55,14 @@ def decode_image(data: bytes, *, max_pixels: int, param: str) -> Image.Image:
         InvalidRequest: It is no such file, broken, or too large.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is the one that counts
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise _too_large(f"{width}x{height}", max_pixels, param)
-            upright = ImageOps.exif_transpose(image)
-            return upright.convert("RGB")
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise _too_large(f"{width}x{height}", max_pixels, param)
+        return ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError:
         raise InvalidRequest(f"{param} is no image; {', '.join(_FORMATS)} are taken.", param=param) from None
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large("this", max_pixels, param) from None
     except InvalidRequest:
         raise

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel, StepRange
@@ -86,6 +87,7 @@ class ClipModel(StepModel[ItemSequence, EmbeddingInput, EmbeddingOutput]):
         """Runs both towers once."""
         torch.set_num_threads(self._num_threads)  # each thread has its own setting until it is told
         self._network.embed_texts([self._network.tokenize("a picture", truncate_tokens=-1, param="input")] * 2)
+        self._network.embed_images([self._network.preprocess(Image.new("RGB", (64, 64)))])
 
     def split(self, request: Request[EmbeddingInput]) -> Sequence[ItemPiece]:
         """Each image is a piece, since decoding is slow; texts go by the dozen."""
