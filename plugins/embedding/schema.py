@@ -194,7 +194,7 @@ def _messages(value: object) -> EmbeddingInput:
     if not _is_list(value) or not value:
         raise ValueError("must be a list of one message")
     parts: list[Item] = []
-    for index, message in enumerate(cast("list[Any]", value)):
+    for index, message in enumerate(value):
         content = message.get("content") if type(message) is dict else None
         if not content or set(message) - {"role", "content"}:
             raise ValueError(f"[{index}] must be an object with role and content")
