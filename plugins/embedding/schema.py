@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self, TypeGuard, cast
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
+from sixfold.core.errors import InvalidRequest
+
 TRUNCATE_TO_LIMIT = -1
 """``truncate_prompt_tokens`` that stands for the model's own limit."""
 
@@ -239,9 +241,11 @@ class EmbeddingsBody(BaseModel):
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         if len(set(self.output_types)) != len(self.output_types):
-            raise ValueError("output_types names one twice")
-        if (self.input is None) == (self.messages is None):
-            raise ValueError("send input, or messages in its place")
+            raise InvalidRequest("output_types names one twice.", param="output_types")
+        if self.input is None and self.messages is None:
+            raise InvalidRequest("Missing required parameter 'input'.", param="input", code="missing_required_parameter")
+        if self.input is not None and self.messages is not None:
+            raise InvalidRequest("Send input or messages, not both.", param="messages")
         return self
 
     def request_input(self) -> EmbeddingInput:

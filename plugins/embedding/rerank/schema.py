@@ -127,10 +127,16 @@ class RerankBody(_Asked):
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        if (self.documents is None) == (self.texts is None):
-            raise ValueError("send documents, a list of texts or of objects with a text (or texts, in TEI's form)")
+        if self.documents is None and self.texts is None:
+            raise InvalidRequest(
+                "Missing required parameter 'documents', a list of texts or of objects with a text.",
+                param="documents",
+                code="missing_required_parameter",
+            )
+        if self.documents is not None and self.texts is not None:
+            raise InvalidRequest("Send documents or texts, not both.", param="texts")
         if self.truncate is not None and self.truncate_prompt_tokens is not None:
-            raise ValueError("send truncate or truncate_prompt_tokens, not both")
+            raise InvalidRequest("Send truncate or truncate_prompt_tokens, not both.", param="truncate")
         return self
 
     @property
@@ -174,8 +180,9 @@ class ScoreBody(_Asked):
     def _pairs(self) -> Self:
         first, second = len(_texts(self.text_1)), len(_texts(self.text_2))
         if first not in (1, second):
-            raise ValueError(
-                f"text_1 has {first} texts and text_2 has {second}: send one text_1 for all, or one for each text_2"
+            raise InvalidRequest(
+                f"text_1 has {first} texts and text_2 has {second}: send one text_1 for all, or one for each text_2.",
+                param="text_1",
             )
         return self
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 from pydantic import ValidationError
 
+from sixfold.core.errors import InvalidRequest
 from sixfold.plugins.embedding.schema import (
     EmbeddingInput,
     EmbeddingOutput,
@@ -125,16 +126,27 @@ def test_one_message_is_one_input(content: Any) -> None:
         ({"messages": [{"role": "user", "content": ["a", "b"]}]}, "has 2 parts"),
         ({"messages": [{"role": "user"}]}, "role and content"),
         ({"messages": []}, "list of one message"),
-        ({"messages": [{"role": "user", "content": "a"}], "input": "b"}, "in its place"),
-        ({}, "send input"),
         ({"input": "a", "output_types": []}, "at least 1 item"),
-        ({"input": "a", "output_types": ["dense", "dense"]}, "names one twice"),
         ({"input": "a", "output_types": ["poem"]}, "'dense', 'sparse' or 'multi_vector'"),
     ],
 )
 def test_wrong_forms_are_refused(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         EmbeddingsBody(model="m", **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "input"),
+        ({"messages": [{"role": "user", "content": "a"}], "input": "b"}, "messages"),
+        ({"input": "a", "output_types": ["dense", "dense"]}, "output_types"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        EmbeddingsBody(model="m", **fields)
+    assert caught.value.param == param
 
 
 def test_other_vectors_are_written_beside_the_dense_one() -> None:

@@ -156,16 +156,17 @@ async def test_score_pairs_texts_as_vllm_does(
         ("/v1/rerank", {"query": "q", "documents": ["a"], "rank_fields": ["title"]}, "rank_fields.0"),
         ("/v1/rerank", {"query": "q", "documents": ["a"], "max_chunks_per_doc": 4}, "max_chunks_per_doc"),
         ("/v1/rerank", {"query": "q", "documents": ["a"], "unknown": 1}, "unknown"),
-        ("/v1/rerank", {"query": "q"}, None),
-        ("/rerank", {"query": "q", "documents": ["a"], "texts": ["a"]}, None),
+        ("/v1/rerank", {"query": "q"}, "documents"),
+        ("/rerank", {"query": "q", "documents": ["a"], "texts": ["a"]}, "texts"),
         ("/rerank", {"query": "q", "texts": [], "model": "alias"}, "texts"),
-        ("/v1/score", {"text_1": ["q", "r"], "text_2": ["a"]}, None),
+        ("/v1/score", {"text_1": ["q", "r"], "text_2": ["a"]}, "text_1"),
+        ("/rerank", {"query": "q", "texts": ["a"], "truncate": True, "truncate_prompt_tokens": 9}, "truncate"),
         ("/v1/score", {"text_1": "q", "text_2": []}, "text_2"),
         ("/v1/score", {"text_1": "", "text_2": "a"}, "text_1"),
         ("/v1/score", {"text_1": "q"}, "text_2"),
     ],
 )
-async def test_bad_bodies_are_refused_by_name(path: str, body: dict[str, Any], param: str | None) -> None:
+async def test_bad_bodies_are_refused_by_name(path: str, body: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         await post(path, FakeCall({"model": "alias", **body}))
     assert caught.value.status == 400
