@@ -243,7 +243,9 @@ class EmbeddingsBody(BaseModel):
         if len(set(self.output_types)) != len(self.output_types):
             raise InvalidRequest("output_types names one twice.", param="output_types")
         if self.input is None and self.messages is None:
-            raise InvalidRequest("Missing required parameter 'input'.", param="input", code="missing_required_parameter")
+            raise InvalidRequest(
+                "Missing required parameter 'input'.", param="input", code="missing_required_parameter"
+            )
         if self.input is not None and self.messages is not None:
             raise InvalidRequest("Send input or messages, not both.", param="messages")
         return self

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
 from sixfold.core.errors import ContextLengthExceeded, InvalidRequest, SourceError
-from sixfold.plugins.embedding.packing import TokenIds, group_bounds, to_tensor
+from sixfold.plugins.embedding.packing import TokenIds, near_equal_groups, to_tensor
 from sixfold.plugins.embedding.schema import TRUNCATE_TO_LIMIT
 
 Vectors = NDArray[np.float32]
@@ -93,7 +93,7 @@ class DualEncoder:
         """One vector a text: [texts, dimension], in the caller's order; texts of near-equal length run together."""
         lengths = np.array([len(ids) for ids in sequences])
         order = np.argsort(lengths, kind="stable")
-        bounds = [(0, len(order))] if self._pads_to_limit else list(group_bounds(lengths[order]))
+        bounds = [(0, len(order))] if self._pads_to_limit else near_equal_groups(lengths[order])
         found: list[Tensor] = []
         for first, behind in bounds:
             rows = [sequences[index] for index in order[first:behind]]

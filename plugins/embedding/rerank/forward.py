@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sixfold.plugins.embedding.attention import PackedAttention
 from sixfold.plugins.embedding.forward import position_offset
-from sixfold.plugins.embedding.packing import PackedBatch, pack, to_tensor
+from sixfold.plugins.embedding.packing import PackedBatch, near_equal_groups, pack, to_tensor
 from sixfold.plugins.embedding.rerank.pairs import PairTokens
 from sixfold.plugins.embedding.stand_in import take_body
 
@@ -103,7 +103,7 @@ class GroupedPairs:
     def __call__(self, pairs: Sequence[PairTokens]) -> tuple[Tensor, PackedBatch]:
         """See `PairForward`."""
         device = next(self._classifier.parameters()).device
-        batch = pack([pair.token_ids for pair in pairs], position_offset=0, device=device)
+        batch = pack([pair.token_ids for pair in pairs], position_offset=0, device=device, group=near_equal_groups)
         types = np.concatenate([pairs[index].type_ids for index in batch.order])
         logits: list[Tensor] = []
         for group, is_real in zip(batch.groups, _masks(batch), strict=True):
