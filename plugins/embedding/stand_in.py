@@ -24,7 +24,7 @@ class StandIn(nn.Module):
         """Ignores all inputs."""
         assert self.hidden is not None
         pooled = self.pooler(self.hidden) if self.pooler is not None else None
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=self.hidden, pooler_output=pooled)  # type: ignore[arg-type]  # transformers names its own tensor type
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=self.hidden, pooler_output=pooled)
 
 
 def take_body(model: Any) -> tuple[Any, StandIn]:

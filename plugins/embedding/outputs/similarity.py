@@ -18,8 +18,8 @@ def _cosine(queries: Vectors, documents: Vectors) -> Vectors:
 
 
 def _normalized(vectors: Vectors) -> Vectors:
-    lengths: Vectors = np.linalg.norm(vectors, axis=1, keepdims=True)
-    found: Vectors = vectors / np.maximum(lengths, 1e-12)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    found: Vectors = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
     return found
 
 

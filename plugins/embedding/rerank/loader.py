@@ -118,11 +118,11 @@ def build(pipeline: CrossPipeline, mode: str) -> CrossEncoder:
             raise
     if mode != "stock":
         pack_linears(classifier)
-    facts = {"pad_token_id": pipeline.pad_token_id, "takes_types": pipeline.takes_types}
+    pad_token_id, takes_types = pipeline.pad_token_id, pipeline.takes_types
     forward = (
-        GroupedPairs(classifier, **facts, mode=mode)
+        GroupedPairs(classifier, pad_token_id=pad_token_id, takes_types=takes_types, mode=mode)
         if attention is None
-        else PackedPairs(classifier, attention, **facts, mode=mode)
+        else PackedPairs(classifier, attention, pad_token_id=pad_token_id, takes_types=takes_types, mode=mode)
     )
     return CrossEncoder(forward, activation=pipeline.activation, attention=attention)
 

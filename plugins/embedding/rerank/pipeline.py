@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,8 +55,7 @@ class CrossPipeline:
     @property
     def activation(self) -> nn.Module:
         """What makes a score of a logit."""
-        found: nn.Module = self._library.activation_fn
-        return found
+        return cast("nn.Module", self._library.activation_fn)
 
     @property
     def pad_token_id(self) -> int:
@@ -132,7 +131,7 @@ class CrossPipeline:
 
     def _load(self) -> CrossEncoder:
         try:
-            library = CrossEncoder(
+            library: CrossEncoder = CrossEncoder(
                 str(self._path),
                 device=self._device,
                 trust_remote_code=False,
@@ -144,4 +143,5 @@ class CrossPipeline:
                 f"sentence-transformers can't load the cross-encoder: {error} "
                 "A model that needs Python code of its own can't be served; else pull it again."
             ) from error
-        return library.eval()
+        library.eval()
+        return library

@@ -66,14 +66,15 @@ def save_dual_encoder(folder: Path, kind: str = "clip") -> Path:
     """A transformers folder of a model and its processor."""
     torch.default_generator.manual_seed(7)
     network: Any
-    processor: Any
+    clip_processor: Any = CLIPProcessor
+    siglip_processor: Any = SiglipProcessor
     if kind == "clip":
         network = CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=20))
         images = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=SIZE)
-        processor = CLIPProcessor(image_processor=images, tokenizer=_tokenizer())
+        processor = clip_processor(image_processor=images, tokenizer=_tokenizer())
     else:
         network = SiglipModel(SiglipConfig(text_config=TEXT, vision_config=VISION))
-        processor = SiglipProcessor(image_processor=SiglipImageProcessor(size=SIZE), tokenizer=_tokenizer())
+        processor = siglip_processor(image_processor=SiglipImageProcessor(size=SIZE), tokenizer=_tokenizer())
     for parameter in network.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(std=0.3)

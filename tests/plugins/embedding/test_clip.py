@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoProcessor
 
 from sixfold.core.errors import InvalidRequest
 from sixfold.plugins.embedding.clip.model import ClipModel
-from sixfold.plugins.embedding.schema import EmbeddingInput, ImageItem, TextItem
+from sixfold.plugins.embedding.schema import EmbeddingInput, ImageItem, Item, TextItem
 from tests.plugins.embedding import clip_models as tiny
 
 TEXTS = ("w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15 w16 w17 w18", "w1 w2", "w4 w3 w2")
@@ -67,8 +67,8 @@ class Stock:
 def test_texts_and_images_equal_transformers_alone(path: Path, model: ClipModel) -> None:
     stock = Stock(path)
     pictures = [tiny.picture(1), tiny.picture(2, 24, 24), tiny.picture(3, 90, 31), tiny.picture(4, mode="L")]
-    items = (*(image_item(p) for p in pictures), *(TextItem(text=text) for text in TEXTS))
-    expected = [*(stock.image(p.convert("RGB")) for p in pictures), *(stock.text(text) for text in TEXTS)]
+    items: tuple[Item, ...] = (*(image_item(p) for p in pictures), *(TextItem(text=text) for text in TEXTS))
+    expected: list[Any] = [*(stock.image(p.convert("RGB")) for p in pictures), *(stock.text(text) for text in TEXTS)]
     assert np.ptp(np.stack(expected), axis=0).max() > 0.1, "the oracle must tell the inputs apart"
     np.testing.assert_allclose(tiny.vectors_of(model, EmbeddingInput(items=items)), expected, atol=1e-5)
 

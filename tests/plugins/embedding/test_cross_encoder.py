@@ -100,7 +100,7 @@ def test_the_activation_is_the_models_own(activation: Any, tmp_path: Path, docum
     model = tiny.load_classifier(path)
     assert model.info.details["activation"] == type(activation).__name__
     pairs = [("w3 w5", document) for document in documents]
-    wanted = {"queries": ("w3 w5",), "documents": documents, "truncate_tokens": -1}
+    wanted: dict[str, Any] = {"queries": ("w3 w5",), "documents": documents, "truncate_tokens": -1}
     np.testing.assert_allclose(tiny.scores_of(model, ScoreInput(**wanted)), library(path, pairs), atol=1e-5)
     logits = library(path, pairs, activation_fn=torch.nn.Identity())
     np.testing.assert_allclose(tiny.scores_of(model, ScoreInput(**wanted, raw_scores=True)), logits, atol=1e-5)

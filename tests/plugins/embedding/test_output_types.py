@@ -49,7 +49,7 @@ def save_multi_vector(folder: Path, architecture: str = "bert", **knobs: Any) ->
 
 
 def run(model: EmbeddingModel, wanted: EmbeddingInput) -> EmbeddingOutput:
-    request = Request(request_id="r", input=wanted, arrived_s=0.0)
+    request: Request[Any] = Request(request_id="r", input=wanted, arrived_s=0.0)
     sequences = [s for piece in model.split(request) for s in model.prepare(request, piece)]
     assert all(outcome.done and outcome.error is None for outcome in model.step([Granted(s, 1) for s in sequences]))
     result = model.finish(request, sequences).result
@@ -114,7 +114,7 @@ def test_queries_are_expanded_and_cut_as_in_the_library(tmp_path: Path, load_fol
     for task, encode in (("query", library.encode_query), ("document", library.encode_document)):
         wanted: Any = {"output_types": ("multi_vector",), "input_type": task, "truncate_tokens": -1}
         found = token_vectors(run(model, EmbeddingInput(texts=tuple(texts), **wanted)))
-        for mine, expected in zip(found, encode(texts, show_progress_bar=False), strict=True):  # type: ignore[operator]  # its overloads hide it
+        for mine, expected in zip(found, encode(texts, show_progress_bar=False), strict=True):
             np.testing.assert_allclose(mine, expected, atol=1e-5)
     with pytest.raises(InvalidRequest, match="takes 12"):
         run(model, EmbeddingInput(texts=("w1 " * 20,), output_types=("multi_vector",), input_type="query"))
@@ -198,6 +198,7 @@ def test_a_model_with_all_three_gives_them_from_one_pass(m3_path: Path, load_fol
 
 
 def test_what_a_model_lacks_is_refused_by_name(bert: EmbeddingModel, tmp_path: Path, load_folder: Any) -> None:
+    lacking: Any
     for model, lacking in ((bert, "sparse"), (bert, "multi_vector"), (load_folder(save_sparse(tmp_path)), "dense")):
         wanted: Any = EmbeddingInput(texts=("w1",), output_types=(lacking,))
         with pytest.raises(InvalidRequest, match=f"has no {lacking} vectors") as caught:
