@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -125,7 +125,8 @@ class Encoder:
             dense = self._pooled(hidden, batch, [each.num_prompt_tokens for each in inputs])
         found: list[Outputs] = [Outputs()] * len(inputs)
         start = 0
-        for index, length in zip(batch.order.tolist(), batch.lengths.tolist(), strict=True):
+        order, lengths = cast("list[int]", batch.order.tolist()), cast("list[int]", batch.lengths.tolist())
+        for index, length in zip(order, lengths, strict=True):
             mine, each = hidden[start : start + length], inputs[index]
             start += length
             sparse = multi_vector = None

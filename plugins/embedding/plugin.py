@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
@@ -90,7 +91,9 @@ def detect_cross_encoder(files: ModelFiles) -> int:
     config = files.json("config.json")
     architectures = config.get("architectures") or [""]
     labels = config.get("id2label")
-    num_labels = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)  # transformers' own default
+    num_labels = (
+        len(cast("dict[str, str]", labels)) if isinstance(labels, dict) else config.get("num_labels", 2)
+    )  # transformers' own default
     is_head = str(architectures[0]).endswith("ForSequenceClassification")
     return 80 if is_head and num_labels == 1 else 0
 

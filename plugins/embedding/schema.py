@@ -159,8 +159,8 @@ def _from_object(value: dict[str, Any]) -> Item | None:
         return ImageItem(encoded=value["image"])
     if keys == {"image_url"} and kind in (None, "image_url"):
         url = value["image_url"]
-        if type(url) is dict and set(url) <= {"url", "detail"}:
-            url = url.get("url")
+        if type(url) is dict and set(cast("dict[str, Any]", url)) <= {"url", "detail"}:
+            url = cast("dict[str, Any]", url).get("url")
         return ImageItem(encoded=url) if type(url) is str else None
     return None
 
@@ -197,10 +197,11 @@ def _messages(value: object) -> EmbeddingInput:
         raise ValueError("must be a list of one message")
     parts: list[Item] = []
     for index, message in enumerate(value):
-        content = message.get("content") if type(message) is dict else None
-        if not content or set(message) - {"role", "content"}:
+        fields = cast("dict[str, Any]", message) if type(message) is dict else {}
+        content: object = fields.get("content")
+        if not content or set(fields) - {"role", "content"}:
             raise ValueError(f"[{index}] must be an object with role and content")
-        found = content if _is_list(content) else [content]
+        found: list[Any] = content if _is_list(content) else [content]
         parts += [read_item(part, f"[{index}].content[{place}]") for place, part in enumerate(found)]
     if len(parts) != 1:
         raise ValueError(

@@ -141,7 +141,8 @@ def test_a_cross_encoder_equals_the_library_over_http(server: DemoServer) -> Non
     random = np.random.default_rng(5)
     texts = [rerank_models.random_text(random, count) for count in (3, 20, 40, 1, 9, 31)]
     answer = post(server, "/v1/score", model="cross", text_1="w1 w2", text_2=texts).json()
-    expected = CrossEncoder(path, device="cpu").predict([("w1 w2", text) for text in texts])
+    library: Any = CrossEncoder(path, device="cpu")
+    expected = library.predict([("w1 w2", text) for text in texts])
     np.testing.assert_allclose(numbers(answer), expected, atol=1e-5)
 
 

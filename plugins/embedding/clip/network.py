@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ class DualEncoder:
         bounds = [(0, len(order))] if self._pads_to_limit else near_equal_groups(lengths[order])
         found: list[Tensor] = []
         for first, behind in bounds:
-            rows = [sequences[index] for index in order[first:behind]]
+            rows = [sequences[index] for index in cast("list[int]", order[first:behind].tolist())]
             found.append(self._run_texts(rows))
         vectors = torch.cat(found).float().cpu().numpy()
         in_order = np.empty_like(vectors)

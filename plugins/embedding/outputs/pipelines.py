@@ -114,7 +114,7 @@ class MultiVectorPipeline(Pipeline):
     def split(self) -> Split:
         """The transformer, and the modules behind it as a head."""
         mask = self._mask
-        skipped = mask._skiplist_ids.tolist() if mask._skiplist_ids is not None else []
+        skipped: list[int] = mask._skiplist_ids.tolist() if mask._skiplist_ids is not None else []
         head = ModuleHead(
             [module for module in self._modules[1:] if module is not mask],
             skipped=skipped if "document" in mask.skiplist_tasks else [],

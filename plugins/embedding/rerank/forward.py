@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class PackedPairs:
         batch = pack([pair.token_ids for pair in pairs], position_offset=self._position_offset, device=device)
         types: dict[str, Tensor] = {}
         if self._takes_types:
-            flat = np.concatenate([pairs[index].type_ids for index in batch.order])
+            flat = np.concatenate([pairs[index].type_ids for index in cast("list[int]", batch.order.tolist())])
             types["token_type_ids"] = to_tensor(flat, device)[None]
         with self._attention.running(batch):
             hidden = self._body(input_ids=batch.token_ids, position_ids=batch.position_ids, **types).last_hidden_state
@@ -104,7 +104,7 @@ class GroupedPairs:
         """See `PairForward`."""
         device = next(self._classifier.parameters()).device
         batch = pack([pair.token_ids for pair in pairs], position_offset=0, device=device, group=near_equal_groups)
-        types = np.concatenate([pairs[index].type_ids for index in batch.order])
+        types = np.concatenate([pairs[index].type_ids for index in cast("list[int]", batch.order.tolist())])
         logits: list[Tensor] = []
         for group, is_real in zip(batch.groups, _masks(batch), strict=True):
             mask = to_tensor(is_real, device)

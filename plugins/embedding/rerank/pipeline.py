@@ -129,9 +129,9 @@ class CrossPipeline:
             limits.append(positions - position_offset(self.classifier))
         return min(limits, default=512)
 
-    def _load(self) -> CrossEncoder:
+    def _load(self) -> Any:
         try:
-            library: CrossEncoder = CrossEncoder(
+            library = CrossEncoder(
                 str(self._path),
                 device=self._device,
                 trust_remote_code=False,

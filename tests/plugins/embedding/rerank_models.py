@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +36,23 @@ MAX_TOKENS = 60
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 IDS: dict[str, Any] = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "vocab_size": 94}
 
-CLASSIFIERS: dict[str, Any] = {
-    "bert": lambda **more: BertConfig(**SMALL, **IDS, max_position_embeddings=64, **more),
-    "xlm-roberta": lambda **more: XLMRobertaConfig(
-        **SMALL, **IDS, max_position_embeddings=66, type_vocab_size=1, **more
+_Config = Callable[..., Any]
+_BERT: _Config = BertConfig
+_XLM: _Config = XLMRobertaConfig
+_DISTIL: _Config = DistilBertConfig
+_MODERN: _Config = ModernBertConfig
+_MPNET: _Config = MPNetConfig
+_QWEN3: _Config = Qwen3Config
+
+CLASSIFIERS: dict[str, _Config] = {
+    "bert": partial(_BERT, **SMALL, **IDS, max_position_embeddings=64),
+    "xlm-roberta": partial(_XLM, **SMALL, **IDS, max_position_embeddings=66, type_vocab_size=1),
+    "distilbert": partial(_DISTIL, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64, **IDS),
+    "modernbert": partial(
+        _MODERN, **SMALL, **IDS, cls_token_id=0, sep_token_id=2, local_attention=16, classifier_pooling="mean"
     ),
-    "distilbert": lambda **more: DistilBertConfig(
-        dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64, **IDS, **more
-    ),
-    "modernbert": lambda **more: ModernBertConfig(
-        **SMALL, **IDS, cls_token_id=0, sep_token_id=2, local_attention=16, classifier_pooling="mean", **more
-    ),
-    "mpnet": lambda **more: MPNetConfig(**SMALL, **IDS, max_position_embeddings=66, **more),
-    "qwen3": lambda **more: Qwen3Config(
-        **SMALL, **IDS, num_key_value_heads=2, head_dim=8, max_position_embeddings=64, **more
-    ),
+    "mpnet": partial(_MPNET, **SMALL, **IDS, max_position_embeddings=66),
+    "qwen3": partial(_QWEN3, **SMALL, **IDS, num_key_value_heads=2, head_dim=8, max_position_embeddings=64),
 }
 
 

@@ -50,7 +50,8 @@ def bert(bert_path: Path) -> CrossEncoderModel:
 
 
 def library(path: Path, pairs: list[tuple[str, str]], **options: Any) -> Any:
-    return CrossEncoder(str(path), device="cpu").predict(pairs, show_progress_bar=False, **options)
+    stock: Any = CrossEncoder(str(path), device="cpu")
+    return stock.predict(pairs, show_progress_bar=False, **options)
 
 
 @pytest.mark.parametrize("architecture", MODE_OF)
@@ -122,7 +123,7 @@ def test_bfloat16_keeps_close_to_float32(bert: CrossEncoderModel, bert_path: Pat
 
 @given(first=st.integers(0, 40), second=st.integers(0, 40), limit=st.integers(1, 50))
 def test_pairs_are_cut_as_the_tokenizers_library_cuts_them(first: int, second: int, limit: int) -> None:
-    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    words: Any = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.enable_truncation(limit, strategy="longest_first")
     ids = words.encode("a " * first, "b " * second).ids

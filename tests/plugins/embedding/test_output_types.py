@@ -110,7 +110,8 @@ def test_token_vectors_equal_the_librarys(
 def test_queries_are_expanded_and_cut_as_in_the_library(tmp_path: Path, load_folder: Any, texts: list[str]) -> None:
     knobs = {"strategy": "fixed", "attend": True, "length": 12, "token": "w9"}
     path = save_multi_vector(tmp_path, query_expansion=knobs, document_length=10)
-    model, library = load_folder(path), MultiVectorEncoder(str(path), device="cpu")
+    model = load_folder(path)
+    library: Any = MultiVectorEncoder(str(path), device="cpu")
     for task, encode in (("query", library.encode_query), ("document", library.encode_document)):
         wanted: Any = {"output_types": ("multi_vector",), "input_type": task, "truncate_tokens": -1}
         found = token_vectors(run(model, EmbeddingInput(texts=tuple(texts), **wanted)))
@@ -128,7 +129,8 @@ def test_expansion_that_others_do_not_see_is_refused(tmp_path: Path, load_folder
 
 def test_late_interaction_scores_equal_the_librarys(tmp_path: Path, load_folder: Any, texts: list[str]) -> None:
     path = save_multi_vector(tmp_path)
-    model, library = load_folder(path), MultiVectorEncoder(str(path), device="cpu")
+    model = load_folder(path)
+    library: Any = MultiVectorEncoder(str(path), device="cpu")
     assert model.info.details["reranks"] is True
     found = tiny.scores_of(model, ScoreInput(queries=("w3 w5",), documents=tuple(texts)))
     queries = library.encode_query(["w3 w5"])
