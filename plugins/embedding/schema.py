@@ -158,7 +158,7 @@ def _from_object(value: dict[str, Any]) -> Item | None:
     if keys == {"image"} and kind in (None, "image") and type(value["image"]) is str:
         return ImageItem(encoded=value["image"])
     if keys == {"image_url"} and kind in (None, "image_url"):
-        url = value["image_url"]
+        url: object = value["image_url"]
         if type(url) is dict and set(cast("dict[str, Any]", url)) <= {"url", "detail"}:
             url = cast("dict[str, Any]", url).get("url")
         return ImageItem(encoded=url) if type(url) is str else None
