@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import InvalidRequest, ModelNotFound
 from sixfold.core.family import Family
 from sixfold.core.messages import Finished, Usage
-from sixfold.core.serving.api import Running, ServedModel
+from sixfold.core.serving.api import Call, Route, Running, ServedModel
 from sixfold.plugins.embedding.api import EmbeddingAPI
 from sixfold.plugins.embedding.plugin import FAMILY
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput, ImageItem, TextItem
@@ -80,10 +80,15 @@ class FakeCall:
         raise NotImplementedError
 
 
-async def post(served: FakeModel | None = None, **body: Any) -> Any:
+async def send(call: FakeCall) -> Any:
     (route,) = (route for route in EmbeddingAPI().routes() if route.path == "/v1/embeddings")
+    assert isinstance(route, Route)
     assert route.method == "POST"
-    return json.loads(bytes((await route.endpoint(FakeCall(served, **body))).body))
+    return json.loads(bytes((await route.endpoint(cast("Call", call))).body))
+
+
+async def post(served: FakeModel | None = None, **body: Any) -> Any:
+    return await send(FakeCall(served, **body))
 
 
 async def test_the_answer_has_the_alias_the_order_and_the_usage() -> None:
@@ -115,8 +120,7 @@ IMAGES = [{"image": "http://x/a"}, "text", {"image": "QQ=="}]
 
 async def test_images_by_url_are_fetched_before_the_model_sees_them() -> None:
     call = FakeCall(SEES, model="alias", input=IMAGES)
-    (route,) = (route for route in EmbeddingAPI().routes() if route.path == "/v1/embeddings")
-    await route.endpoint(call)
+    await send(call)
     assert call.inputs[0].items == (ImageItem(data=b"http://x/a"), TextItem(text="text"), ImageItem(encoded="QQ=="))
 
 

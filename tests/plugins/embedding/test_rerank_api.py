@@ -14,7 +14,7 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import InvalidRequest, ModelNotFound
 from sixfold.core.family import Family
 from sixfold.core.messages import Finished, Usage
-from sixfold.core.serving.api import Call
+from sixfold.core.serving.api import Call, Route
 from sixfold.core.serving.body import parse_json
 from sixfold.plugins.embedding.api import EmbeddingAPI
 from sixfold.plugins.embedding.plugin import CROSS_ENCODER, FAMILY
@@ -65,6 +65,7 @@ class FakeCall:
 
 async def post(path: str, call: FakeCall) -> Any:
     (route,) = (route for route in EmbeddingAPI().routes() if route.path == path)
+    assert isinstance(route, Route)
     assert route.method == "POST"
     return json.loads(bytes((await route.endpoint(cast("Call", call))).body))
 
