@@ -158,11 +158,15 @@ def _from_object(value: dict[str, Any]) -> Item | None:
     if keys == {"image"} and kind in (None, "image") and type(value["image"]) is str:
         return ImageItem(encoded=value["image"])
     if keys == {"image_url"} and kind in (None, "image_url"):
-        url: object = value["image_url"]
-        if type(url) is dict and set(cast("dict[str, Any]", url)) <= {"url", "detail"}:
-            url = cast("dict[str, Any]", url).get("url")
-        return ImageItem(encoded=url) if type(url) is str else None
+        return _from_url(value["image_url"])
     return None
+
+
+def _from_url(url: object) -> ImageItem | None:
+    if type(url) is dict:
+        fields = cast("dict[str, Any]", url)
+        return _from_url(fields.get("url")) if set(fields) <= {"url", "detail"} else None
+    return ImageItem(encoded=url) if isinstance(url, str) else None
 
 
 def of_items(items: list[Item]) -> EmbeddingInput:
