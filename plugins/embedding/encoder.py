@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,8 +13,44 @@ from torch import Tensor, nn
 
 from sixfold.plugins.embedding.attention import PackedAttention
 from sixfold.plugins.embedding.forward import Forward
-from sixfold.plugins.embedding.packing import TokenIds, to_tensor
+from sixfold.plugins.embedding.outputs.heads import MultiVectorHead, Sparse, SparseHead
+from sixfold.plugins.embedding.packing import PackedBatch, TokenIds, to_tensor
 from sixfold.plugins.embedding.pooling import FlatHidden, pool
+from sixfold.plugins.embedding.schema import OutputType
+
+_OUTPUT_TYPES: tuple[OutputType, ...] = ("dense", "sparse", "multi_vector")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderInput:
+    """One text.
+
+    Attributes:
+        token_ids: Never empty.
+        num_prompt_tokens: First tokens that pooling leaves out.
+        wanted: What to make of it.
+        is_query: Whether it is a query to models that tell queries from documents.
+    """
+
+    token_ids: TokenIds
+    num_prompt_tokens: int = 0
+    wanted: tuple[OutputType, ...]
+    is_query: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """What was made of one text; None for what was not wanted."""
+
+    dense: NDArray[np.float32] | None = None
+    sparse: Sparse | None = None
+    multi_vector: NDArray[np.float32] | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all values are numbers."""
+        parts = (self.dense, self.sparse.values if self.sparse else None, self.multi_vector)
+        return all(bool(np.isfinite(part).all()) for part in parts if part is not None)
 
 
 class Encoder:
@@ -21,12 +58,14 @@ class Encoder:
 
     Args:
         forward: How the transformer runs.
-        pooling: Modes, see `sixfold.plugins.embedding.pooling.POOLING`.
+        pooling: Modes, see `sixfold.plugins.embedding.pooling.POOLING`; none for a model without dense vectors.
         pools_prompt: Whether a prompt's own tokens are pooled too.
         tail: sentence-transformers modules behind pooling (Dense, Normalize, LayerNorm), in order.
         normalizes: Whether the vectors have length 1.
         dimension: Values in a vector.
         attention: What `close` takes out of transformers' registry.
+        sparse_head: Makes sparse vectors, if the model has them.
+        multi_vector_head: Makes token vectors, if the model has them.
     """
 
     def __init__(
@@ -39,11 +78,15 @@ class Encoder:
         normalizes: bool,
         dimension: int,
         attention: PackedAttention | None = None,
+        sparse_head: SparseHead | None = None,
+        multi_vector_head: MultiVectorHead | None = None,
     ) -> None:
         self._forward = forward
         self._pooling = pooling
         self._tail = tuple(tail)
         self._attention = attention
+        self._sparse_head = sparse_head
+        self._multi_vector_head = multi_vector_head
         self.pools_prompt = pools_prompt
         self.normalizes = normalizes
         self.dimension = dimension
@@ -54,6 +97,12 @@ class Encoder:
         """How the transformer runs."""
         return self._forward.mode
 
+    @property
+    def output_types(self) -> tuple[OutputType, ...]:
+        """What the model can make of a text."""
+        has = {"dense": self._pooling, "sparse": self._sparse_head, "multi_vector": self._multi_vector_head}
+        return tuple(kind for kind in _OUTPUT_TYPES if has[kind])
+
     @torch.inference_mode()
     def embed(self, sequences: Sequence[TokenIds], num_prompt_tokens: Sequence[int]) -> NDArray[np.float32]:
         """One vector a sequence: [sequences, dimension], in the caller's order.
@@ -63,13 +112,40 @@ class Encoder:
             num_prompt_tokens: First tokens of each sequence that pooling leaves out; only heeded if any is not 0.
         """
         hidden, batch = self._forward(sequences)
+        self.num_padding += batch.num_padding
+        return self._pooled(hidden, batch, num_prompt_tokens)
+
+    @torch.inference_mode()
+    def encode(self, inputs: Sequence[EncoderInput]) -> list[Outputs]:
+        """Whatever each text wants, in the caller's order; `embed` is the faster way to dense vectors alone."""
+        hidden, batch = self._forward([each.token_ids for each in inputs])
+        self.num_padding += batch.num_padding
+        dense: NDArray[np.float32] | None = None
+        if any("dense" in each.wanted for each in inputs):
+            dense = self._pooled(hidden, batch, [each.num_prompt_tokens for each in inputs])
+        found: list[Outputs] = [Outputs()] * len(inputs)
+        start = 0
+        order, lengths = cast("list[int]", batch.order.tolist()), cast("list[int]", batch.lengths.tolist())
+        for index, length in zip(order, lengths, strict=True):
+            mine, each = hidden[start : start + length], inputs[index]
+            start += length
+            sparse = multi_vector = None
+            if "sparse" in each.wanted and self._sparse_head is not None:
+                sparse = self._sparse_head(mine, each.token_ids)
+            if "multi_vector" in each.wanted and self._multi_vector_head is not None:
+                multi_vector = self._multi_vector_head(mine, each.token_ids, is_query=each.is_query)
+            found[index] = Outputs(
+                dense=dense[index] if dense is not None else None, sparse=sparse, multi_vector=multi_vector
+            )
+        return found
+
+    def _pooled(self, hidden: Tensor, batch: PackedBatch, num_prompt_tokens: Sequence[int]) -> NDArray[np.float32]:
         lengths = to_tensor(batch.lengths, hidden.device)
         flat = FlatHidden(hidden=hidden, starts=lengths.cumsum(0) - lengths, lengths=lengths)
         if any(num_prompt_tokens):
             skipped = torch.tensor([num_prompt_tokens[index] for index in batch.order], device=hidden.device)
             flat = flat.without_prompts(skipped)
         vectors = self._run_tail(pool(flat, self._pooling)).float().cpu().numpy()
-        self.num_padding += batch.num_padding
         in_order = np.empty_like(vectors)
         in_order[batch.order] = vectors
         return in_order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,14 +11,15 @@ from numpy.typing import NDArray
 
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import SourceError
-from sixfold.core.family import LoadContext
+from sixfold.core.family import LoadContext, ModelFiles
 from sixfold.core.runtime.linear import pack_linears
 from sixfold.plugins.embedding.attention import PackedAttention
-from sixfold.plugins.embedding.encoder import Encoder
+from sixfold.plugins.embedding.encoder import Encoder, EncoderInput
 from sixfold.plugins.embedding.forward import GroupedForward, PackedForward
 from sixfold.plugins.embedding.fused import fuse_layers
 from sixfold.plugins.embedding.model import EmbeddingModel
 from sixfold.plugins.embedding.options import EmbeddingOptions
+from sixfold.plugins.embedding.outputs.pipelines import MultiVectorPipeline, SparsePipeline
 from sixfold.plugins.embedding.pipeline import Pipeline
 from sixfold.plugins.embedding.tokenizing import TextTokenizer
 
@@ -50,7 +52,7 @@ def load(context: LoadContext) -> EmbeddingModel:
     torch.set_num_threads(context.num_threads)
     dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
     context.report(0.1, "reading weights")
-    pipeline = Pipeline(context.path, context.device, dtype)
+    pipeline = _pipeline_class(context.path)(context.path, context.device, dtype)
     tokenizer = pipeline.tokenizer(options.max_seq_length)
     prompts = pipeline.prompts(options.default_prompt_name)
     context.report(0.5, "checking the vectors against the library's")
@@ -61,7 +63,10 @@ def load(context: LoadContext) -> EmbeddingModel:
         "execution": encoder.mode,
         "max_inputs": options.max_inputs,
         "normalized": encoder.normalizes,
+        "output_types": ",".join(encoder.output_types),
         "prompts": ",".join(prompts.texts),
+        # Late interaction is made for it.
+        "reranks": options.rerank_by_similarity or encoder.output_types == ("multi_vector",),
         "similarity": pipeline.similarity,
     }
     context.report(1.0, f"runs {encoder.mode}")
@@ -77,7 +82,13 @@ def load(context: LoadContext) -> EmbeddingModel:
         prompts=prompts,
         max_inputs=options.max_inputs,
         num_threads=context.num_threads,
+        similarity=pipeline.similarity,
     )
+
+
+def _pipeline_class(path: Path) -> type[Pipeline]:
+    kind = ModelFiles(path).json("config_sentence_transformers.json").get("model_type")
+    return {"SparseEncoder": SparsePipeline, "MultiVectorEncoder": MultiVectorPipeline}.get(str(kind), Pipeline)
 
 
 def build_checked(pipeline: Pipeline, tokenizer: TextTokenizer, model_name: str) -> Encoder:
@@ -89,15 +100,17 @@ def build_checked(pipeline: Pipeline, tokenizer: TextTokenizer, model_name: str)
     texts = [" ".join(_CHECK_WORDS[count : 2 * count]) for count in _CHECK_NUM_WORDS]
     sequences = tokenizer.encode_texts(texts, first_index=0, truncate_tokens=-1)
     with torch.inference_mode():
-        expected = torch.stack([pipeline.reference(sequence) for sequence in sequences]).numpy()
+        expected = [pipeline.reference(sequence).numpy() for sequence in sequences]
     for trial, mode in enumerate(MODES):
         if trial:
             pipeline.reload()
         try:
             encoder = build(pipeline, mode)
-            loss = max_loss(
-                expected, encoder.embed(sequences, [0] * len(sequences)), rounding=_ROUNDING[pipeline.dtype]
+            found = encoder.encode(
+                [EncoderInput(token_ids=sequence, wanted=pipeline.output_types) for sequence in sequences]
             )
+            rows = zip(expected, map(pipeline.flatten, found), strict=True)
+            loss = max(max_loss(a[None], b[None], rounding=_ROUNDING[pipeline.dtype]) for a, b in rows)
         except _TRIAL_ERRORS as error:
             _LOG.info("%s does not run %s: %s: %s", model_name, mode, type(error).__name__, error)
             continue
@@ -125,10 +138,11 @@ def build(pipeline: Pipeline, mode: str) -> Encoder:
         transformer.set_attn_implementation(attention.name)
     if mode != "stock":
         pack_linears(transformer)
+    split = pipeline.split()
     forward = (
-        GroupedForward(transformer, pipeline.pad_token_id, mode=mode)
+        GroupedForward(split.body, pipeline.pad_token_id, mode=mode)
         if attention is None
-        else PackedForward(transformer, attention, mode=mode)
+        else PackedForward(split.body, attention, mode=mode)
     )
     return Encoder(
         forward,
@@ -138,6 +152,8 @@ def build(pipeline: Pipeline, mode: str) -> Encoder:
         normalizes=pipeline.normalizes,
         dimension=pipeline.dimension,
         attention=attention,
+        sparse_head=split.sparse_head,
+        multi_vector_head=split.multi_vector_head,
     )
 
 

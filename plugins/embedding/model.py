@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,24 +11,22 @@ from numpy.typing import NDArray
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel, StepRange
 from sixfold.core.errors import InvalidRequest, StepFailed
 from sixfold.core.messages import Cost, Request, Usage
-from sixfold.plugins.embedding.encoder import Encoder
+from sixfold.plugins.embedding.encoder import Encoder, EncoderInput, Outputs
+from sixfold.plugins.embedding.outputs.answer import as_output
+from sixfold.plugins.embedding.outputs.similarity import pair_scores
 from sixfold.plugins.embedding.packing import TokenIds
-from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
+from sixfold.plugins.embedding.pieces import Piece, cut
+from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput, check_num_documents
+from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput, OutputType
 from sixfold.plugins.embedding.tokenizing import Prompts, TextTokenizer
 
 Vector = NDArray[np.float32]
+AnyInput = EmbeddingInput | ScoreInput
+AnyOutput = EmbeddingOutput | ScoreOutput
 
-_PIECE_INPUTS = 64
-_PIECE_CHARACTERS = 100_000  # about 20 ms of tokenizing: long enough to pay for the hand-over, short enough to share
 _CHARACTERS_A_TOKEN = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Inputs ``start`` to ``stop`` of a request."""
-
-    start: int
-    stop: int
+_DENSE: tuple[OutputType, ...] = ("dense",)
+_NOTHING = Outputs()
 
 
 class EmbeddingSequence:
@@ -38,18 +35,30 @@ class EmbeddingSequence:
     Attributes:
         token_ids: Never empty.
         num_prompt_tokens: First tokens that pooling leaves out.
-        vector: [dimension] after its step.
+        wanted: What to make of it.
+        is_query: Whether it is a query to models that tell queries from documents.
+        vector: [dimension] after its step, if a dense vector alone is wanted.
+        outputs: What is wanted otherwise, after its step.
     """
 
-    __slots__ = ("num_prompt_tokens", "token_ids", "vector")
+    __slots__ = ("is_query", "num_prompt_tokens", "outputs", "token_ids", "vector", "wanted")
 
-    def __init__(self, token_ids: TokenIds, num_prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        token_ids: TokenIds,
+        num_prompt_tokens: int,
+        wanted: tuple[OutputType, ...] = _DENSE,
+        is_query: bool = False,
+    ) -> None:
         self.token_ids = token_ids
         self.num_prompt_tokens = num_prompt_tokens
+        self.wanted = wanted
+        self.is_query = is_query
         self.vector: Vector | None = None
+        self.outputs = _NOTHING
 
 
-class EmbeddingModel(StepModel[EmbeddingSequence, EmbeddingInput, EmbeddingOutput]):
+class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
     """A loaded sentence-transformers model.
 
     Args:
@@ -59,6 +68,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, EmbeddingInput, EmbeddingOutpu
         prompts: The model's own.
         max_inputs: Most inputs in one request.
         num_threads: CPU threads for steps.
+        similarity: Name of the function that scores two vectors.
     """
 
     def __init__(
@@ -70,6 +80,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, EmbeddingInput, EmbeddingOutpu
         prompts: Prompts,
         max_inputs: int,
         num_threads: int,
+        similarity: str = "cosine",
     ) -> None:
         self._info = info
         self._encoder = encoder
@@ -77,6 +88,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, EmbeddingInput, EmbeddingOutpu
         self._prompts = prompts
         self._max_inputs = max_inputs
         self._num_threads = num_threads
+        self._similarity = similarity
         self._num_inputs = 0
         self._num_tokens = 0
         self._num_padding = 0
@@ -91,12 +103,13 @@ class EmbeddingModel(StepModel[EmbeddingSequence, EmbeddingInput, EmbeddingOutpu
         """Below 512 tokens the products are too thin; above 16k nothing is gained and memory is lost."""
         return StepRange(min_units=512, initial_units=2048, max_units=16_384)
 
-    def estimate_units(self, request: Request[EmbeddingInput]) -> int:
+    def estimate_units(self, request: Request[AnyInput]) -> int:
         """See `StepModel`; a token is about four characters, and nothing over the model's limit is computed."""
-        wanted = request.input
         longest = self._tokenizer.max_tokens
-        in_texts = sum(min(len(text) // _CHARACTERS_A_TOKEN + 2, longest) for text in wanted.texts)
-        return in_texts + sum(min(len(ids), longest) for ids in wanted.token_ids)
+        return sum(
+            min(len(item) // _CHARACTERS_A_TOKEN + 2 if isinstance(item, str) else len(item), longest)
+            for item in _inputs(request.input)
+        )
 
     def warm_up(self) -> None:
         """Runs short and long batches, so that kernels for these shapes exist."""
@@ -104,22 +117,18 @@ class EmbeddingModel(StepModel[EmbeddingSequence, EmbeddingInput, EmbeddingOutpu
         longest = self._tokenizer.max_tokens
         for num_sequences, num_tokens in ((1, 8), (8, 32), (32, 64), (4, 512)):
             ids = np.ones(min(num_tokens, longest), dtype=np.int64)
-            self._encoder.embed([ids[: max(1, len(ids) - i % 5)] for i in range(num_sequences)], [0] * num_sequences)
+            batch = [ids[: max(1, len(ids) - i % 5)] for i in range(num_sequences)]
+            if self._encoder.output_types[0] == "dense":
+                self._encoder.embed(batch, [0] * num_sequences)
+            else:
+                wanted = self._encoder.output_types
+                self._encoder.encode([EncoderInput(token_ids=each, wanted=wanted) for each in batch])
 
-    def split(self, request: Request[EmbeddingInput]) -> Sequence[Piece]:
-        """Pieces of at most 64 inputs and 100,000 characters (one input is never cut)."""
-        lengths = [len(item) for item in (request.input.texts or request.input.token_ids)]
-        pieces: list[Piece] = []
-        start = characters = 0
-        for index, length in enumerate(lengths):
-            if index > start and (index - start == _PIECE_INPUTS or characters + length > _PIECE_CHARACTERS):
-                pieces.append(Piece(start, index))
-                start, characters = index, 0
-            characters += length
-        pieces.append(Piece(start, len(lengths)))
-        return pieces
+    def split(self, request: Request[AnyInput]) -> Sequence[Piece]:
+        """See `pieces.cut`."""
+        return cut([len(item) for item in _inputs(request.input)])
 
-    def prepare(self, request: Request[EmbeddingInput], piece: object) -> Sequence[EmbeddingSequence]:
+    def prepare(self, request: Request[AnyInput], piece: object) -> Sequence[EmbeddingSequence]:
         """Tokenizes one piece.
 
         Raises:
@@ -128,58 +137,49 @@ class EmbeddingModel(StepModel[EmbeddingSequence, EmbeddingInput, EmbeddingOutpu
         """
         assert isinstance(piece, Piece)
         wanted = request.input
+        if isinstance(wanted, ScoreInput):
+            check_num_documents(wanted, self._max_inputs)
+            return [*self._queries(wanted, piece), *self._documents(wanted, piece)]
         self._check(wanted)
         prompt = self._prompts.choose(wanted)
         if wanted.token_ids:
             rows = wanted.token_ids[piece.start : piece.stop]
             found = self._tokenizer.check_ids(rows, first_index=piece.start, truncate_tokens=wanted.truncate_tokens)
-            return [EmbeddingSequence(ids, 0) for ids in found]
-        texts = wanted.texts[piece.start : piece.stop]
-        found = self._tokenizer.encode_texts(
-            [prompt + text for text in texts] if prompt else texts,
-            first_index=piece.start,
-            truncate_tokens=wanted.truncate_tokens,
-        )
-        skipped = self._tokenizer.count_prompt(prompt) if prompt and not self._encoder.pools_prompt else 0
-        return [EmbeddingSequence(ids, skipped) for ids in found]
+            is_query = wanted.input_type == "query"
+            return [EmbeddingSequence(ids, 0, wanted.output_types, is_query) for ids in found]
+        return self._encoded(wanted.texts, piece, wanted, prompt, "input")
 
     def cost(self, sequence: EmbeddingSequence) -> Cost:
         """All of its tokens at once: a forward can't be cut."""
         units = len(sequence.token_ids)
         return Cost(units=units, min_units=units)
 
-    def step(self, batch: Sequence[Granted[EmbeddingSequence]]) -> Sequence[Outcome[EmbeddingOutput]]:
+    def step(self, batch: Sequence[Granted[EmbeddingSequence]]) -> Sequence[Outcome[AnyOutput]]:
         """Embeds all sequences of the batch; each is done after its one step."""
         sequences = [granted.sequence for granted in batch]
         padding_before = self._encoder.num_padding  # trials and the warm-up padded, too
-        vectors = self._encoder.embed(
-            [sequence.token_ids for sequence in sequences], [sequence.num_prompt_tokens for sequence in sequences]
-        )
-        finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()  # type: ignore[assignment]  # numpy types an axis as none
-        for sequence, vector in zip(sequences, vectors, strict=True):
-            sequence.vector = vector
+        if all(sequence.wanted == _DENSE for sequence in sequences):
+            finite = self._step_dense(sequences)
+        else:
+            finite = self._step_any(sequences)
         self._num_padding += self._encoder.num_padding - padding_before
         self._num_inputs += len(sequences)
         self._num_tokens += sum(len(sequence.token_ids) for sequence in sequences)
         return [_DONE if ok else _NOT_FINITE for ok in finite]
 
-    def finish(
-        self, request: Request[EmbeddingInput], sequences: Sequence[EmbeddingSequence]
-    ) -> Finish[EmbeddingOutput]:
-        """Joins the vectors, cut to the dimensions that were asked for."""
-        vectors = np.stack([sequence.vector for sequence in sequences if sequence.vector is not None])
-        dimensions = request.input.dimensions
-        if dimensions is not None and dimensions < vectors.shape[1]:
-            vectors = vectors[:, :dimensions]
-            if self._encoder.normalizes:
-                vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
-        return Finish(
-            result=EmbeddingOutput(
-                vectors=np.ascontiguousarray(vectors, dtype="<f4").tobytes(), dimension=vectors.shape[1]
-            ),
-            usage=Usage(counts={"prompt_tokens": num_tokens}),
-        )
+    def finish(self, request: Request[AnyInput], sequences: Sequence[EmbeddingSequence]) -> Finish[AnyOutput]:
+        """Joins the vectors, cut to the dimensions that were asked for, or the scores of the pairs."""
+        usage = Usage(counts={"prompt_tokens": sum(len(sequence.token_ids) for sequence in sequences)})
+        wanted = request.input
+        outputs = [
+            sequence.outputs if sequence.vector is None else Outputs(dense=sequence.vector) for sequence in sequences
+        ]
+        if isinstance(wanted, ScoreInput):
+            num_queries = len(wanted.queries)
+            scores = pair_scores(self._similarity, outputs[:num_queries], outputs[num_queries:])
+            return Finish(result=ScoreOutput(scores=scores), usage=usage)
+        result = as_output(outputs, dimensions=wanted.dimensions, normalizes=self._encoder.normalizes)
+        return Finish(result=result, usage=usage)
 
     def stats(self) -> Mapping[str, float]:
         """See `Family.metrics` in plugin.py."""
@@ -193,12 +193,79 @@ class EmbeddingModel(StepModel[EmbeddingSequence, EmbeddingInput, EmbeddingOutpu
         """See `StepModel`."""
         self._encoder.close()
 
+    def _step_dense(self, sequences: Sequence[EmbeddingSequence]) -> list[bool]:
+        vectors = self._encoder.embed(
+            [sequence.token_ids for sequence in sequences], [sequence.num_prompt_tokens for sequence in sequences]
+        )
+        for sequence, vector in zip(sequences, vectors, strict=True):
+            sequence.vector = vector
+        finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()  # type: ignore[assignment]  # numpy types an axis as none
+        return finite
+
+    def _step_any(self, sequences: Sequence[EmbeddingSequence]) -> list[bool]:
+        inputs = [
+            EncoderInput(
+                token_ids=sequence.token_ids,
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                wanted=sequence.wanted,
+                is_query=sequence.is_query,
+            )
+            for sequence in sequences
+        ]
+        found = self._encoder.encode(inputs)
+        for sequence, outputs in zip(sequences, found, strict=True):
+            sequence.outputs = outputs
+        return [outputs.is_finite for outputs in found]
+
+    def _queries(self, wanted: ScoreInput, piece: Piece) -> list[EmbeddingSequence]:
+        how = EmbeddingInput(
+            input_type="query", truncate_tokens=wanted.truncate_tokens, output_types=self._encoder.output_types[:1]
+        )
+        return self._encoded(wanted.queries, piece, how, self._prompts.choose(how), wanted.query_field)
+
+    def _documents(self, wanted: ScoreInput, piece: Piece) -> list[EmbeddingSequence]:
+        """The documents come behind the queries in the order of the sequences."""
+        num_queries = len(wanted.queries)
+        mine = Piece(max(piece.start - num_queries, 0), max(piece.stop - num_queries, 0))
+        limit = wanted.truncate_tokens
+        if limit is None and wanted.max_document_tokens is not None:
+            limit = wanted.max_document_tokens + self._tokenizer.num_special
+        how = EmbeddingInput(input_type="document", truncate_tokens=limit, output_types=self._encoder.output_types[:1])
+        return self._encoded(wanted.documents, mine, how, self._prompts.choose(how), wanted.documents_field)
+
+    def _encoded(
+        self, texts: Sequence[str], piece: Piece, how: EmbeddingInput, prompt: str, field: str
+    ) -> list[EmbeddingSequence]:
+        mine = texts[piece.start : piece.stop]
+        if not mine:
+            return []
+        found = self._tokenizer.encode_texts(
+            [prompt + text for text in mine] if prompt else mine,
+            first_index=piece.start,
+            truncate_tokens=how.truncate_tokens,
+            field=field,
+            task=how.input_type,
+        )
+        skipped = self._tokenizer.count_prompt(prompt) if prompt and not self._encoder.pools_prompt else 0
+        return [EmbeddingSequence(ids, skipped, how.output_types, how.input_type == "query") for ids in found]
+
     def _check(self, wanted: EmbeddingInput) -> None:
+        if wanted.items:
+            raise InvalidRequest("The model embeds texts, no images.", param="input")
         if wanted.num_inputs > self._max_inputs:
             raise InvalidRequest(
                 f"input has {wanted.num_inputs} items; at most {self._max_inputs} are taken. Send several requests.",
                 param="input",
             )
+        lacking = [kind for kind in wanted.output_types if kind not in self._encoder.output_types]
+        if lacking:
+            raise InvalidRequest(
+                f"The model has no {lacking[0]} vectors. Send output_types with any of: "
+                f"{', '.join(self._encoder.output_types)}.",
+                param="output_types",
+            )
+        if wanted.dimensions is not None and wanted.output_types != _DENSE:
+            raise InvalidRequest("dimensions cuts dense vectors alone: leave it out.", param="dimensions")
         if wanted.dimensions is not None and wanted.dimensions > self._encoder.dimension:
             raise InvalidRequest(
                 f"dimensions is {wanted.dimensions}; the model's vectors have {self._encoder.dimension}.",
@@ -206,7 +273,12 @@ class EmbeddingModel(StepModel[EmbeddingSequence, EmbeddingInput, EmbeddingOutpu
             )
 
 
-_DONE: Outcome[EmbeddingOutput] = Outcome(done=True)
-_NOT_FINITE: Outcome[EmbeddingOutput] = Outcome(
+def _inputs(wanted: AnyInput) -> Sequence[str | tuple[int, ...]]:
+    """All inputs in the order of their sequences."""
+    return (*wanted.queries, *wanted.documents) if isinstance(wanted, ScoreInput) else wanted.texts or wanted.token_ids
+
+
+_DONE: Outcome[AnyOutput] = Outcome(done=True)
+_NOT_FINITE: Outcome[AnyOutput] = Outcome(
     done=True, error=StepFailed("The model gave no finite vector for an input of this request.")
 )

@@ -21,3 +21,5 @@ class EmbeddingOptions(BaseModel):
     """Prompt for texts whose request names none. None takes the model's own default, usually no prompt."""
     max_inputs: int = Field(default=2048, ge=1)
     """Most inputs in one request."""
+    rerank_by_similarity: bool = False
+    """Whether rerank and score requests are answered by the similarity of the model's vectors when they do not say."""

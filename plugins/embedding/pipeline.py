@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from sixfold.core.errors import ConfigError, SourceError
+from sixfold.plugins.embedding.encoder import Outputs
 from sixfold.plugins.embedding.forward import position_offset
+from sixfold.plugins.embedding.outputs.m3 import Split, m3_heads
 from sixfold.plugins.embedding.packing import TokenIds, to_tensor
 from sixfold.plugins.embedding.pooling import POOLING
-from sixfold.plugins.embedding.tokenizing import Prompts, TextTokenizer, plain_copy
+from sixfold.plugins.embedding.schema import OutputType
+from sixfold.plugins.embedding.tokenizing import Prompts, TaskRule, TextTokenizer, plain_copy
 
 _TAIL_MODULES = ("Dense", "Normalize", "LayerNorm", "Dropout")
 
@@ -29,6 +35,8 @@ class Pipeline:
     Raises:
         SourceError: The folder is no such model, or needs Python code of its own.
     """
+
+    _CLASS: Any = SentenceTransformer
 
     def __init__(self, path: Path, device: str, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -57,7 +65,7 @@ class Pipeline:
     @property
     def pools_prompt(self) -> bool:
         """Whether a prompt's own tokens are pooled too."""
-        return bool(cast("Any", self._modules[1]).include_prompt)
+        return bool(getattr(self._modules[1], "include_prompt", True))
 
     @property
     def normalizes(self) -> bool:
@@ -83,12 +91,28 @@ class Pipeline:
         """Reads the weights again, after a trial changed the modules."""
         self._library = self._load()
 
+    @property
+    def output_types(self) -> tuple[OutputType, ...]:
+        """What the library makes of a text: what `reference` can check."""
+        return ("dense",)
+
     def reference(self, sequence: TokenIds) -> Tensor:
         """The library's own vector of one sequence: [dimension], on the CPU in float32."""
-        token_ids = to_tensor(sequence, self._library.device)[None]
-        features = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
-        vector: Tensor = self._library(features)["sentence_embedding"][0]
+        vector: Tensor = self._features(sequence)["sentence_embedding"][0]
         return vector.float().cpu()
+
+    def flatten(self, outputs: Outputs) -> NDArray[np.float32]:
+        """What `reference` gives, from our own outputs."""
+        assert outputs.dense is not None
+        return outputs.dense
+
+    def split(self) -> Split:
+        """The body that is run packed, and the heads for other vectors than the dense one. Called once a load."""
+        return Split(body=self.transformer, **m3_heads(self._path, self._library))
+
+    def _features(self, sequence: TokenIds) -> Any:
+        token_ids = to_tensor(sequence, self._library.device)[None]
+        return self._library({"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)})
 
     def tokenizer(self, max_seq_length: int | None) -> TextTokenizer:
         """An own tokenizer with the model's limits.
@@ -110,6 +134,7 @@ class Pipeline:
             raise ConfigError(f"options.max_seq_length is {max_seq_length}; the model takes at most {longest} tokens.")
         return TextTokenizer(
             plain_copy(tokenizer),
+            rules=self._task_rules(),
             vocabulary_size=self.transformer.get_input_embeddings().num_embeddings,
             max_tokens=max_seq_length or longest,
             truncation_side=tokenizer.truncation_side,
@@ -145,6 +170,10 @@ class Pipeline:
             limits.append(positions - position_offset(self.transformer))
         return min(limits, default=512)
 
+    def _task_rules(self) -> Mapping[str, TaskRule]:
+        """Limits and additions for queries and documents; none for most models."""
+        return {}
+
     def _check_modules(self) -> None:
         kinds = [type(module).__name__ for module in self._modules]
         if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= set(_TAIL_MODULES):
@@ -155,9 +184,9 @@ class Pipeline:
         if any(mode not in POOLING for mode in self.pooling):
             raise SourceError(f"The model pools by {', '.join(self.pooling)}; known are {', '.join(POOLING)}.")
 
-    def _load(self) -> SentenceTransformer:
+    def _load(self) -> Any:
         try:
-            library = SentenceTransformer(
+            library = self._CLASS(
                 str(self._path),
                 device=self._device,
                 trust_remote_code=False,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
+from sixfold.plugins.embedding.clip.options import ClipOptions
 from sixfold.plugins.embedding.options import EmbeddingOptions
+from sixfold.plugins.embedding.rerank.options import CrossEncoderOptions
+from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
 
 _BARE_ENCODERS = frozenset(
@@ -16,11 +20,36 @@ _BARE_ENCODERS = frozenset(
 """``model_type`` of text encoders that sentence-transformers serves with mean pooling when nothing else is said."""
 
 
+_OWN_KINDS = frozenset(("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"))
+
+_DUAL_ENCODERS = frozenset("clip siglip siglip2".split())
+"""``model_type`` of encoders of texts and images that transformers runs the same way."""
+
+
+def clip_folder(files: ModelFiles) -> str | None:
+    """Where in the folder a text-and-image model lies: "" for its root, None if there is none.
+
+    sentence-transformers keeps one in its first module's folder; other modules behind it (but Normalize) are not known.
+    """
+    if files.json("config.json").get("model_type") in _DUAL_ENCODERS:
+        return ""
+    if files.json("0_CLIPModel/config.json").get("model_type") in _DUAL_ENCODERS:
+        return "0_CLIPModel"
+    return None
+
+
+def detect_clip(files: ModelFiles) -> int:
+    """100 for a text-and-image model, else 0."""
+    return 100 if clip_folder(files) is not None else 0
+
+
 def detect(files: ModelFiles) -> int:
     """100 for a folder that sentence-transformers saved, 60 for a bare text encoder, else 0."""
+    if clip_folder(files) is not None:
+        return 0
     own = files.json("config_sentence_transformers.json")
-    if own.get("model_type", "SentenceTransformer") != "SentenceTransformer":
-        return 0  # a cross-encoder, sparse or multi-vector model
+    if own.get("model_type", "SentenceTransformer") not in _OWN_KINDS:
+        return 0  # a cross-encoder
     if own or files.has("modules.json"):
         return 100
     config = files.json("config.json")
@@ -32,10 +61,10 @@ def detect(files: ModelFiles) -> int:
 FAMILY = Family(
     name="embedding/sentence-transformers",
     summary="Text embeddings of any sentence-transformers model, run without padding.",
-    operations=frozenset({"embed"}),
+    operations=frozenset({"embed", "rerank", "score"}),
     loader="sixfold.plugins.embedding.loader:load",
-    input_type=EmbeddingInput,
-    output_type=EmbeddingOutput,
+    input_type=EmbeddingInput | ScoreInput,
+    output_type=EmbeddingOutput | ScoreOutput,
     options=EmbeddingOptions,
     extra="embedding",
     requires=("torch", "transformers", "sentence_transformers"),
@@ -54,15 +83,76 @@ FAMILY = Family(
 )
 
 
+def detect_cross_encoder(files: ModelFiles) -> int:
+    """100 for a folder that sentence-transformers saved as CrossEncoder, 80 for a classifier with one label, else 0."""
+    own = files.json("config_sentence_transformers.json")
+    if own:
+        return 100 if own.get("model_type") == "CrossEncoder" else 0
+    config = files.json("config.json")
+    architectures = config.get("architectures") or [""]
+    labels = config.get("id2label")
+    num_labels = (
+        len(cast("dict[str, str]", labels)) if isinstance(labels, dict) else config.get("num_labels", 2)
+    )  # transformers' own default
+    is_head = str(architectures[0]).endswith("ForSequenceClassification")
+    return 80 if is_head and num_labels == 1 else 0
+
+
+CROSS_ENCODER = Family(
+    name="embedding/cross-encoder",
+    summary="Rerank and score by any sentence-transformers cross-encoder, run without padding.",
+    operations=frozenset({"rerank", "score"}),
+    loader="sixfold.plugins.embedding.rerank.loader:load",
+    input_type=ScoreInput,
+    output_type=ScoreOutput,
+    options=CrossEncoderOptions,
+    extra="embedding",
+    requires=("torch", "transformers", "sentence_transformers"),
+    detect=detect_cross_encoder,
+    metrics=(
+        MetricSpec(name="rerank_pairs_total", kind=MetricKind.COUNTER, help="Pairs that were scored."),
+        MetricSpec(name="rerank_tokens_total", kind=MetricKind.COUNTER, help="Tokens of scored pairs."),
+        MetricSpec(
+            name="rerank_padding_tokens_total",
+            kind=MetricKind.COUNTER,
+            help="Padding tokens inside attention (packed models) or in whole batches (others).",
+        ),
+    ),
+    default_max_queue_units=200_000,
+)
+
+
+CLIP = Family(
+    name="embedding/clip",
+    summary="Texts and images in one space: CLIP, SigLIP and their like.",
+    operations=frozenset({"embed"}),
+    loader="sixfold.plugins.embedding.clip.loader:load",
+    input_type=EmbeddingInput,
+    output_type=EmbeddingOutput,
+    options=ClipOptions,
+    extra="embedding",
+    requires=("torch", "transformers", "PIL"),
+    detect=detect_clip,
+    metrics=(
+        MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Texts and images that were embedded."),
+        MetricSpec(name="embedding_images_total", kind=MetricKind.COUNTER, help="Images that were embedded."),
+        MetricSpec(name="embedding_tokens_total", kind=MetricKind.COUNTER, help="Tokens of texts that were embedded."),
+    ),
+    default_max_queue_units=200_000,
+)
+
+
 @hookimpl
 def register_families(register: Callable[[Family], None]) -> None:
-    """Offers the sentence-transformers family."""
+    """Offers the families of sentence-transformers' models, cross-encoders and text-and-image models."""
     register(FAMILY)
+    register(CROSS_ENCODER)
+    register(CLIP)
 
 
 @hookimpl
 def register_apis(register: Callable[[Api], None]) -> None:
-    """Offers ``/v1/embeddings``."""
+    """Offers ``/v1/embeddings`` and the rerank and score routes."""
     register(
         Api(
             modality="embedding",

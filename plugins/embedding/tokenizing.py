@@ -54,6 +54,21 @@ class Prompts:
         return self.texts[name] if name is not None else ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRule:
+    """How texts of one kind (query or document) are tokenized otherwise.
+
+    Attributes:
+        max_tokens: Longest text of the kind; None for the model's limit.
+        min_tokens: Shorter texts get ``filler`` at their end up to this length.
+        filler: Token id, seen by all other tokens.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    filler: int = 0
+
+
 class TextTokenizer:
     """Turns inputs into token ids within the model's limits. Thread-safe: the Rust tokenizer's settings never change.
 
@@ -62,38 +77,60 @@ class TextTokenizer:
         vocabulary_size: Ids from 0 below this are valid.
         max_tokens: Longest input, special tokens included.
         truncation_side: Which end of a text is cut.
+        rules: By ``input_type``, where the model tells queries from documents.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, vocabulary_size: int, max_tokens: int, truncation_side: str = "right"
+        self,
+        tokenizer: Tokenizer,
+        *,
+        vocabulary_size: int,
+        max_tokens: int,
+        truncation_side: str = "right",
+        rules: Mapping[str, TaskRule] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocabulary_size = vocabulary_size
         self._truncation_side = truncation_side
-        self._num_special: int = tokenizer.num_special_tokens_to_add(False)
+        self.num_special: int = tokenizer.num_special_tokens_to_add(False)
+        self._rules = rules or {}
         self.max_tokens = max_tokens
 
-    def encode_texts(self, texts: Sequence[str], *, first_index: int, truncate_tokens: int | None) -> list[TokenIds]:
+    def encode_texts(
+        self,
+        texts: Sequence[str],
+        *,
+        first_index: int,
+        truncate_tokens: int | None,
+        field: str = "input",
+        task: str | None = None,
+    ) -> list[TokenIds]:
         """Token ids of each text, special tokens included.
 
         Args:
             texts: Prompts already put before them.
             first_index: Index of ``texts[0]`` in the request, for messages.
             truncate_tokens: See `EmbeddingInput.truncate_tokens`.
+            field: Where the texts came from, for messages.
+            task: "query" or "document" where the client said so.
 
         Raises:
             ContextLengthExceeded: A text is over the limit and must not be cut.
             InvalidRequest: A text has no tokens at all, or no room is left for any.
         """
-        limit = self._limit(truncate_tokens)
+        rule = self._rules.get(task or "", _NO_RULE)
+        longest = self.max_tokens if rule.max_tokens is None else min(rule.max_tokens, self.max_tokens)
+        limit = min(self._limit(truncate_tokens), longest)
         encodings: list[Encoding] = self._tokenizer.encode_batch_fast(list(texts))
         found: list[TokenIds] = []
         for index, encoding in enumerate(encodings):
             if len(encoding) > limit:
                 if truncate_tokens is None:
-                    raise self._too_long(first_index + index, len(encoding))
+                    raise self._too_long(field, first_index + index, len(encoding), longest)
                 encoding = self._truncated(texts[index], limit)
-            found.append(self._checked(np.array(encoding.ids, dtype=np.int64), first_index + index))
+            ids = self._checked(np.array(encoding.ids, dtype=np.int64), field, first_index + index)
+            num_missing = rule.min_tokens - len(ids)
+            found.append(ids if num_missing <= 0 else np.append(ids, np.full(num_missing, rule.filler)))
         return found
 
     def check_ids(
@@ -117,7 +154,7 @@ class TextTokenizer:
             ids = np.array(row, dtype=np.int64)
             if len(ids) > limit:
                 if truncate_tokens is None:
-                    raise self._too_long(index, len(ids))
+                    raise self._too_long("input", index, len(ids), self.max_tokens)
                 ids = ids[:limit] if self._truncation_side == "right" else ids[-limit:]
             found.append(ids)
         return found
@@ -130,9 +167,9 @@ class TextTokenizer:
     def _limit(self, truncate_tokens: int | None) -> int:
         if truncate_tokens is None or truncate_tokens == TRUNCATE_TO_LIMIT:
             return self.max_tokens
-        if truncate_tokens <= self._num_special:
+        if truncate_tokens <= self.num_special:
             raise InvalidRequest(
-                f"truncate_prompt_tokens must be -1 or above {self._num_special}, the model's special tokens.",
+                f"truncate_prompt_tokens must be -1 or above {self.num_special}, the model's special tokens.",
                 param="truncate_prompt_tokens",
             )
         return min(truncate_tokens, self.max_tokens)
@@ -140,21 +177,25 @@ class TextTokenizer:
     def _truncated(self, text: str, limit: int) -> Encoding:
         # Cut before the special tokens are added, as the library does: a cut text keeps its last special token.
         encoding: Encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        encoding.truncate(limit - self._num_special, direction=self._truncation_side)
+        encoding.truncate(limit - self.num_special, direction=self._truncation_side)
         return self._tokenizer.post_process(encoding)
 
-    def _too_long(self, index: int, num_tokens: int) -> ContextLengthExceeded:
+    @staticmethod
+    def _too_long(field: str, index: int, num_tokens: int, longest: int) -> ContextLengthExceeded:
         return ContextLengthExceeded(
-            f"input[{index}] has {num_tokens} tokens; the model takes {self.max_tokens}. Send it in parts, or set "
+            f"{field}[{index}] has {num_tokens} tokens; the model takes {longest}. Send it in parts, or set "
             f"truncate_prompt_tokens to {TRUNCATE_TO_LIMIT} to embed its beginning.",
-            param="input",
+            param=field,
         )
 
     @staticmethod
-    def _checked(ids: TokenIds, index: int) -> TokenIds:
+    def _checked(ids: TokenIds, field: str, index: int) -> TokenIds:
         if len(ids) == 0:
-            raise InvalidRequest(f"input[{index}] has no tokens. Leave it out.", param="input")
+            raise InvalidRequest(f"{field}[{index}] has no tokens. Leave it out.", param=field)
         return ids
+
+
+_NO_RULE = TaskRule()
 
 
 def plain_copy(tokenizer: Any) -> Tokenizer:

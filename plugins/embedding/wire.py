@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
-from sixfold.plugins.embedding.schema import EmbeddingOutput
+from sixfold.plugins.embedding.schema import EmbeddingOutput, SparseVector
 
 
 def response_body(
@@ -23,22 +24,47 @@ def response_body(
         encoding: ``base64`` is the little-endian float32 bytes.
         num_tokens: For ``usage``.
     """
-    texts = _base64_texts(output) if encoding == "base64" else _float_texts(output)
+    columns = [list(column) for column in _columns(output, encoding)]
     rows = b",".join(
-        b'{"object":"embedding","index":%d,"embedding":%b}' % (index, text) for index, text in enumerate(texts)
+        b'{"object":"embedding","index":%d,%b}' % (index, b",".join(parts))
+        for index, parts in enumerate(zip(*columns, strict=True))
     )
     usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (num_tokens, num_tokens)
     return b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (rows, orjson.dumps(model), usage)
 
 
-def _base64_texts(output: EmbeddingOutput) -> Iterator[bytes]:
-    view = memoryview(output.vectors)
-    size = output.dimension * 4
+def _columns(output: EmbeddingOutput, encoding: Literal["float", "base64"]) -> Iterator[Iterator[bytes]]:
+    """For each kind of vector its member of every row's object."""
+    texts = _base64_texts if encoding == "base64" else _float_texts
+    if output.vectors:
+        yield (b'"embedding":%b' % text for text in texts(output.vectors, output.dimension))
+    if output.sparse:
+        yield (b'"sparse_embedding":%b' % _sparse_text(vector) for vector in output.sparse)
+    if output.multi_vectors:
+        yield (
+            b'"multi_vector_embedding":[%b]' % b",".join(texts(rows, output.multi_dimension))
+            for rows in output.multi_vectors
+        )
+
+
+def _sparse_text(vector: SparseVector) -> bytes:
+    indices = np.frombuffer(vector.indices, dtype="<i4")
+    values = np.frombuffer(vector.values, dtype="<f4")
+    return b'{"indices":%b,"values":%b}' % (_numbers(indices), _numbers(values))
+
+
+def _base64_texts(vectors: bytes, dimension: int) -> Iterator[bytes]:
+    view = memoryview(vectors)
+    size = dimension * 4
     for start in range(0, len(view), size):
         yield b'"%b"' % base64.b64encode(view[start : start + size])
 
 
-def _float_texts(output: EmbeddingOutput) -> Iterator[bytes]:
+def _float_texts(vectors: bytes, dimension: int) -> Iterator[bytes]:
+    for row in np.frombuffer(vectors, dtype="<f4").reshape(-1, dimension):
+        yield _numbers(row)
+
+
+def _numbers(row: NDArray[np.float32] | NDArray[np.int32]) -> bytes:
     # orjson prints each float32 with the fewest digits that read back as the same float32.
-    for row in np.frombuffer(output.vectors, dtype="<f4").reshape(-1, output.dimension):
-        yield orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -156,13 +156,15 @@ def load_model(path: Path, **options: Any) -> EmbeddingModel:
 
 def run_request(model: EmbeddingModel, wanted: EmbeddingInput) -> Finish[EmbeddingOutput]:
     """What the batch manager does with a request, in one thread and one step."""
-    request = Request(request_id="r", input=wanted, arrived_s=0.0)
+    request: Request[Any] = Request(request_id="r", input=wanted, arrived_s=0.0)
     sequences = [s for piece in model.split(request) for s in model.prepare(request, piece)]
     outcomes = model.step([Granted(s, model.cost(s).units) for s in sequences])
     assert all(outcome.done and outcome.error is None for outcome in outcomes)
     for sequence in sequences:
         model.release(sequence)
-    return model.finish(request, sequences)
+    finished: Any = model.finish(request, sequences)
+    found: Finish[EmbeddingOutput] = finished
+    return found
 
 
 def read_json(path: Path) -> Any:

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -15,13 +16,13 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from sixfold.core.batching.model import ModelInfo
-from sixfold.core.errors import ModelNotFound
+from sixfold.core.errors import InvalidRequest, ModelNotFound
 from sixfold.core.family import Family
 from sixfold.core.messages import Finished, Usage
 from sixfold.core.serving.api import Call, Route, Running, ServedModel
 from sixfold.plugins.embedding.api import EmbeddingAPI
 from sixfold.plugins.embedding.plugin import FAMILY
-from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
+from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput, ImageItem, TextItem
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class FakeCall:
 
     request_id = "r"
 
-    def __init__(self, **body: Any) -> None:
+    def __init__(self, served: FakeModel | None = None, **body: Any) -> None:
         self._body = body
+        self._model = served or FakeModel()
         self.headers: Mapping[str, str] = {}
         self.inputs: list[EmbeddingInput] = []
 
@@ -48,7 +50,7 @@ class FakeCall:
     def model(self, name: str, operation: str) -> ServedModel:
         if (name, operation) != ("alias", "embed"):
             raise ModelNotFound("no such model")
-        return FakeModel()
+        return self._model
 
     async def run(self, model: ServedModel, input: msgspec.Struct) -> Finished[Any]:
         assert isinstance(input, EmbeddingInput)
@@ -59,6 +61,11 @@ class FakeCall:
             result=EmbeddingOutput(vectors=rows.tobytes(), dimension=2),
             usage=Usage(counts={"prompt_tokens": 9}),
         )
+
+    async def fetch(self, url: str, *, max_bytes: int) -> Any:
+        if "private" in url:
+            raise InvalidRequest("This address is not fetched.", code="url_not_allowed")
+        return SimpleNamespace(data=url.encode() if "empty" not in url else b"", content_type="image/png")
 
     async def start(self, model: ServedModel, input: msgspec.Struct) -> Running:
         raise NotImplementedError
@@ -73,11 +80,15 @@ class FakeCall:
         raise NotImplementedError
 
 
-async def post(**body: Any) -> Any:
-    (route,) = EmbeddingAPI().routes()
+async def send(call: FakeCall) -> Any:
+    (route,) = (route for route in EmbeddingAPI().routes() if route.path == "/v1/embeddings")
     assert isinstance(route, Route)
-    assert (route.method, route.path) == ("POST", "/v1/embeddings")
-    return json.loads(bytes((await route.endpoint(cast(Call, FakeCall(**body)))).body))
+    assert route.method == "POST"
+    return json.loads(bytes((await route.endpoint(cast("Call", call))).body))
+
+
+async def post(served: FakeModel | None = None, **body: Any) -> Any:
+    return await send(FakeCall(served, **body))
 
 
 async def test_the_answer_has_the_alias_the_order_and_the_usage() -> None:
@@ -101,6 +112,29 @@ async def test_base64_is_little_endian_float32() -> None:
 async def test_a_large_answer_is_complete() -> None:
     answer = await post(model="alias", input=["a"] * 40_000)
     assert [item["embedding"][0] for item in answer["data"]] == list(range(40_000))
+
+
+SEES = FakeModel(info=ModelInfo(details={"images": True}))
+IMAGES = [{"image": "http://x/a"}, "text", {"image": "QQ=="}]
+
+
+async def test_images_by_url_are_fetched_before_the_model_sees_them() -> None:
+    call = FakeCall(SEES, model="alias", input=IMAGES)
+    await send(call)
+    assert call.inputs[0].items == (ImageItem(data=b"http://x/a"), TextItem(text="text"), ImageItem(encoded="QQ=="))
+
+
+@pytest.mark.parametrize(("url", "says"), [("http://private/", "not fetched"), ("https://x/empty", "empty file")])
+async def test_a_url_that_gives_no_image_is_refused_by_its_index(url: str, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says) as caught:
+        await post(SEES, model="alias", input=["a", {"image": url}])
+    assert caught.value.param == "input[1].image"
+
+
+async def test_a_model_of_texts_takes_no_images() -> None:
+    with pytest.raises(InvalidRequest, match="texts, no images") as caught:
+        await post(model="alias", input=IMAGES)
+    assert caught.value.param == "input"
 
 
 async def test_a_model_of_another_kind_is_not_found() -> None:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from sixfold.core.batching.model import Granted
 from sixfold.core.errors import ConfigError, ContextLengthExceeded, InvalidRequest, RequestError, StepFailed
 from sixfold.core.messages import Request
-from sixfold.plugins.embedding.model import EmbeddingModel, EmbeddingSequence, Piece
+from sixfold.plugins.embedding.model import EmbeddingModel, EmbeddingSequence
+from sixfold.plugins.embedding.pieces import Piece
 from sixfold.plugins.embedding.schema import EmbeddingInput
 
 
-def request(**fields: Any) -> Request[EmbeddingInput]:
+def request(**fields: Any) -> Request[Any]:
     return Request(request_id="r", input=EmbeddingInput(**fields), arrived_s=0.0)
 
 

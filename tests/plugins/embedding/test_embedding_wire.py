@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 from pydantic import ValidationError
 
-from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput, EmbeddingsBody
+from sixfold.core.errors import InvalidRequest
+from sixfold.plugins.embedding.schema import (
+    EmbeddingInput,
+    EmbeddingOutput,
+    EmbeddingsBody,
+    ImageItem,
+    SparseVector,
+    TextItem,
+)
 from sixfold.plugins.embedding.wire import response_body
 
 
@@ -46,7 +54,14 @@ def test_all_four_forms_of_input_are_accepted(sent: Any, expected: EmbeddingInpu
         ([True], r"\[0\] must be"),
         ([[1], [1.5]], r"\[1\] must hold integer"),
         (None, "must be a string"),
-        ({"text": "a"}, "must be a string"),
+        ({"text": ""}, r"\[0\] must not be empty"),
+        ({"texts": "a"}, r"\[0\] must be a text"),
+        ([{"text": "a"}, 7], r"\[1\] must be a text"),
+        ([{"text": "a", "image": "b"}], r"\[0\] must be a text"),
+        ([{"image": 5}], r"\[0\] must be a text"),
+        ([{"image": ""}], r"\[0\] must not be empty"),
+        ([{"type": "image_url", "image_url": {"href": "x"}}], r"\[0\] must be a text"),
+        ([{"type": "audio_url", "audio_url": {"url": "x"}}], r"\[0\] must be a text"),
     ],
 )
 def test_any_other_input_is_refused_with_its_index(sent: Any, says: str) -> None:
@@ -84,8 +99,78 @@ def test_inputs_and_outputs_cross_a_process_border() -> None:
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=EmbeddingInput) == sent
 
 
-def test_the_openapi_document_shows_the_four_forms() -> None:
-    assert len(EmbeddingsBody.model_json_schema()["properties"]["input"]["anyOf"]) == 4
+def test_texts_as_objects_are_plain_texts() -> None:
+    sent = body(input=[{"text": "a"}, "b", {"type": "text", "text": "c"}]).request_input()
+    assert sent == EmbeddingInput(texts=("a", "b", "c"))
+
+
+def test_images_come_in_the_forms_of_jina_and_openai() -> None:
+    images = [{"image": "QQ=="}, {"type": "image_url", "image_url": {"url": "http://x/a", "detail": "low"}}, "text"]
+    sent = body(input=images).request_input()
+    assert sent.items == (ImageItem(encoded="QQ=="), ImageItem(encoded="http://x/a"), TextItem(text="text"))
+    assert [item.is_remote for item in sent.items if isinstance(item, ImageItem)] == [False, True]
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=EmbeddingInput) == sent
+
+
+@pytest.mark.parametrize(
+    "content", ["a", [{"type": "text", "text": "a"}], [{"type": "image_url", "image_url": {"url": "data:"}}]]
+)
+def test_one_message_is_one_input(content: Any) -> None:
+    sent = EmbeddingsBody(model="m", messages=[{"role": "user", "content": content}]).request_input()  # type: ignore[arg-type]  # as clients send it
+    assert sent.num_inputs == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"messages": [{"role": "user", "content": ["a", "b"]}]}, "has 2 parts"),
+        ({"messages": [{"role": "user"}]}, "role and content"),
+        ({"messages": []}, "list of one message"),
+        ({"input": "a", "output_types": []}, "at least 1 item"),
+        ({"input": "a", "output_types": ["poem"]}, "'dense', 'sparse' or 'multi_vector'"),
+    ],
+)
+def test_wrong_forms_are_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        EmbeddingsBody(model="m", **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "input"),
+        ({"messages": [{"role": "user", "content": "a"}], "input": "b"}, "messages"),
+        ({"input": "a", "output_types": ["dense", "dense"]}, "output_types"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        EmbeddingsBody(model="m", **fields)
+    assert caught.value.param == param
+
+
+def test_other_vectors_are_written_beside_the_dense_one() -> None:
+    output = EmbeddingOutput(
+        vectors=np.array([[0.5]], "<f4").tobytes(),
+        dimension=1,
+        sparse=(SparseVector(indices=np.array([3, 9], "<i4").tobytes(), values=np.array([0.1, 2], "<f4").tobytes()),),
+        multi_vectors=(np.array([[1, 0], [0.25, 0.5]], "<f4").tobytes(),),
+        multi_dimension=2,
+    )
+    (row,) = json.loads(response_body(output, model="m", encoding="float", num_tokens=1))["data"]
+    assert row == {
+        "object": "embedding",
+        "index": 0,
+        "embedding": [0.5],
+        "sparse_embedding": {"indices": [3, 9], "values": [0.1, 2.0]},
+        "multi_vector_embedding": [[1.0, 0.0], [0.25, 0.5]],
+    }
+    (row,) = json.loads(response_body(output, model="m", encoding="base64", num_tokens=1))["data"]
+    assert row["multi_vector_embedding"] == ["AACAPwAAAAA=", "AACAPgAAAD8="]
+
+
+def test_the_openapi_document_shows_the_five_forms() -> None:
+    assert len(EmbeddingsBody.model_json_schema()["properties"]["input"]["anyOf"]) == 5
 
 
 VECTORS = np_st.arrays(np.float32, (3, 4), elements=st.floats(width=32, allow_nan=False, allow_infinity=False))

@@ -1,0 +1,1 @@
+"""Dual encoders of texts and images in one space: CLIP, SigLIP and their like."""

@@ -1,0 +1,1 @@
+"""Vectors other than one dense one a text: sparse over the vocabulary, and one for each token."""

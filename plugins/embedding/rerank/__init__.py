@@ -1,0 +1,1 @@
+"""Relevance of documents to a query: cross-encoders, and the similarity of embedding models."""
