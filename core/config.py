@@ -6,7 +6,6 @@ docs/config.md describes every field, and a test holds the two together.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping

@@ -27,7 +27,9 @@ def load(context: LoadContext) -> WhisperModel:
     options = context.options
     assert isinstance(options, FasterWhisperOptions)
     if not (context.path / "tokenizer.json").exists():
-        raise SourceError("The model's folder has no tokenizer.json. Convert the model with --copy_files tokenizer.json.")
+        raise SourceError(
+            "The model's folder has no tokenizer.json. Convert the model with --copy_files tokenizer.json."
+        )
     context.report(0.1, "reading weights")
     compute_type = options.compute_type
     if compute_type == "auto":

@@ -43,9 +43,9 @@ class WhisperOptions(AsrOptions):
 class FasterWhisperOptions(WhisperOptions):
     """What an operator may set for a model of ``asr/faster-whisper``."""
 
-    compute_type: Literal["auto", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "float16", "bfloat16", "float32"] = (
-        "auto"
-    )
+    compute_type: Literal[
+        "auto", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "float16", "bfloat16", "float32"
+    ] = "auto"
     """Arithmetic of CTranslate2. ``auto`` is int8 on a processor and float16 on a GPU."""
 
 

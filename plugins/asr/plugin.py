@@ -13,13 +13,17 @@ _CTC_ARCHITECTURES = ("ForCTC",)
 _COUNTER, _GAUGE = MetricKind.COUNTER, MetricKind.GAUGE
 
 METRICS = (
-    MetricSpec(name="audio_duration_seconds_total", kind=_COUNTER, help="Seconds of speech windows that were recognized."),
+    MetricSpec(
+        name="audio_duration_seconds_total", kind=_COUNTER, help="Seconds of speech windows that were recognized."
+    ),
     MetricSpec(name="audio_windows_total", kind=_COUNTER, help="Windows that were recognized."),
     MetricSpec(name="audio_rtf", kind=_GAUGE, help="Seconds of computing for a second of audio, lately."),
 )
 WHISPER_METRICS = (
     *METRICS,
-    MetricSpec(name="audio_fallbacks_total", kind=_COUNTER, help="Attempts that failed Whisper's checks and were repeated."),
+    MetricSpec(
+        name="audio_fallbacks_total", kind=_COUNTER, help="Attempts that failed Whisper's checks and were repeated."
+    ),
     MetricSpec(name="generation_tokens_total", kind=_COUNTER, help="Tokens that were generated, timestamps included."),
 )
 

@@ -71,21 +71,25 @@ class VadState(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         hidden: Float32 bytes of the recurrent state, [2, 128].
         context: Float32 bytes of the last 64 samples.
+        tail: 16-bit bytes of the last samples before they were resampled.
     """
 
     hidden: bytes = b""
     context: bytes = b""
+    tail: bytes = b""
 
 
 class VadInput(msgspec.Struct, frozen=True, kw_only=True, tag="vad"):
     """A chunk of a live stream.
 
     Attributes:
-        pcm: 16-bit little-endian mono samples at 16 kHz, a multiple of 512 samples.
+        pcm: 16-bit little-endian mono samples, whole frames of 32 ms.
+        pcm_hz: Their rate, 16,000 or 24,000.
         state: Of the chunk before.
     """
 
     pcm: bytes
+    pcm_hz: int = SAMPLE_RATE_HZ
     state: VadState = VadState()
 
 

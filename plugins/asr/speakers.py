@@ -101,7 +101,9 @@ class SpeakerModel:
         voices = [
             np.concatenate(list(decode_file(one.audio, max_duration_s=_MAX_REFERENCE_S, param=param))) for one in known
         ]
-        return [(one.name, embedding) for one, embedding in zip(known, self.embed(voices), strict=True)] if known else []
+        return (
+            [(one.name, embedding) for one, embedding in zip(known, self.embed(voices), strict=True)] if known else []
+        )
 
 
 def cluster(embeddings: Sequence[Embedding], max_distance: float) -> list[int]:
@@ -121,7 +123,10 @@ def cluster(embeddings: Sequence[Embedding], max_distance: float) -> list[int]:
 
 
 def label_segments(
-    segments: Sequence[Segment], voices: Sequence[VoiceRegion], known: Sequence[tuple[str, Embedding]], model: SpeakerModel
+    segments: Sequence[Segment],
+    voices: Sequence[VoiceRegion],
+    known: Sequence[tuple[str, Embedding]],
+    model: SpeakerModel,
 ) -> tuple[Segment, ...]:
     """Cuts the segments where the speaker changes and says whose they are.
 
@@ -166,7 +171,11 @@ def _merged(segments: Sequence[Segment]) -> list[Segment]:
     found: list[Segment] = []
     for segment in segments:
         last = found[-1] if found else None
-        if last is not None and last.speaker == segment.speaker and not last.text.rstrip().endswith((".", "!", "?", "。")):
+        if (
+            last is not None
+            and last.speaker == segment.speaker
+            and not last.text.rstrip().endswith((".", "!", "?", "。"))
+        ):
             found[-1] = _turn(last, str(last.speaker), (*last.words, *segment.words))
         else:
             found.append(segment)

@@ -108,7 +108,5 @@ class TokensOf:
 
     def _build(self, language: str, task: Task) -> Tokens:
         backend = self._backend
-        tokenizer: Any = WhisperTokenizer(
-            backend.tokenizer, backend.is_multilingual, task=task, language=language
-        )
+        tokenizer: Any = WhisperTokenizer(backend.tokenizer, backend.is_multilingual, task=task, language=language)
         return Tokens(tokenizer, backend.max_length_tokens // 2 - 1)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from importlib.resources import files
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from scipy.signal import resample_poly
 
-from sixfold.plugins.asr.schema import SpeechProbabilities, VadInput, VadState
+from sixfold.plugins.asr.schema import SAMPLE_RATE_HZ, SpeechProbabilities, VadInput, VadState
 
 FRAME_SAMPLES = 512
 """Samples of one probability, 32 ms at 16 kHz."""
@@ -19,6 +22,7 @@ _CONTEXT_SAMPLES = 64
 _HIDDEN = 128
 _ASSET = "silero_vad_v6.onnx"
 _BATCH_FRAMES = 10_000
+_TAIL_SAMPLES = 96  # a multiple of 3, longer than the filter of 24 to 16 kHz
 
 
 class VoiceDetector:
@@ -35,9 +39,7 @@ class VoiceDetector:
             path.read_bytes(), sess_options=options, providers=["CPUExecutionProvider"]
         )
 
-    def probabilities(
-        self, samples: NDArray[np.int16], state: VadState
-    ) -> tuple[NDArray[np.float32], VadState]:
+    def probabilities(self, samples: NDArray[np.int16], state: VadState) -> tuple[NDArray[np.float32], VadState]:
         """The probabilities of a chunk of a stream, and the stream's state after it.
 
         Args:
@@ -65,9 +67,23 @@ class VoiceDetector:
 
     def answer(self, wanted: VadInput) -> SpeechProbabilities:
         """The result of a live stream's chunk."""
-        samples = np.frombuffer(wanted.pcm, dtype="<i2")
-        values, state = self.probabilities(samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES], wanted.state)
+        samples = np.frombuffer(wanted.pcm[: len(wanted.pcm) // 2 * 2], dtype="<i2")
+        at_16k, tail = _resampled(samples, wanted.pcm_hz, wanted.state.tail)
+        values, state = self.probabilities(at_16k[: len(at_16k) // FRAME_SAMPLES * FRAME_SAMPLES], wanted.state)
+        state = msgspec.structs.replace(state, tail=tail)
         return SpeechProbabilities(values=tuple(map(float, values)), state=state)
+
+
+def _resampled(samples: NDArray[np.int16], rate_hz: int, tail: bytes) -> tuple[NDArray[np.int16], bytes]:
+    """A chunk at 16 kHz, filtered together with the end of the chunk before; and its own end."""
+    if rate_hz == SAMPLE_RATE_HZ:
+        return samples, b""
+    before = np.frombuffer(tail, dtype="<i2") if tail else np.zeros(_TAIL_SAMPLES, dtype="<i2")
+    divisor = math.gcd(rate_hz, SAMPLE_RATE_HZ)
+    up, down = SAMPLE_RATE_HZ // divisor, rate_hz // divisor
+    whole = np.concatenate([before, samples])
+    filtered = resample_poly(whole.astype(np.float32), up, down)[len(before) * up // down :]
+    return np.clip(filtered, -32768, 32767).astype(np.int16), whole[-_TAIL_SAMPLES:].astype("<i2").tobytes()
 
 
 class LazyDetector:

@@ -29,7 +29,7 @@ def voice_mel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     louder = samples * min(10 ** ((_LEVEL_DB - 20 * np.log10(rms)) / 20), _MAX_GAIN)
     padded = np.pad(louder, _FFT // 2)
     num_frames = 1 + (len(padded) - _FFT) // _HOP
-    frames = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[:: _HOP][:num_frames]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[::_HOP][:num_frames]
     window = np.hanning(_FFT + 1)[:-1].astype(np.float32)
     power = np.abs(np.fft.rfft(frames * window, axis=1)) ** 2
     return (power @ _filters().T).astype(np.float32)

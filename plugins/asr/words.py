@@ -80,9 +80,7 @@ def _join(words: Sequence[TimedWord]) -> list[TimedWord]:
 
 def _merged(first: TimedWord, second: TimedWord, *, closing: bool = False) -> TimedWord:
     kept, left, right = (first if closing else second).word, first.word, second.word
-    word = Word(
-        text=left.text + right.text, start_s=kept.start_s, end_s=kept.end_s, probability=kept.probability
-    )
+    word = Word(text=left.text + right.text, start_s=kept.start_s, end_s=kept.end_s, probability=kept.probability)
     return TimedWord(word, first.num_tokens + second.num_tokens)
 
 
