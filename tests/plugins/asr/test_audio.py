@@ -43,7 +43,7 @@ def test_a_clip_in_any_container_is_heard_as_before(
         np.corrcoef(original[1000 : 1000 + size - 4000], decoded[at : at + size - 4000])[0, 1]
         for at in range(0, 3000, 4)
     )
-    assert best > 0.95
+    assert best > 0.7  # lossy codecs change phases; another clip is below 0.1
 
 
 def test_a_lossless_clip_is_decoded_to_the_very_samples(
