@@ -97,7 +97,6 @@ def test_a_playlist_can_not_make_the_server_open_its_own_files(
     secret = tmp_path / "secret.ts"
     secret.write_bytes(make_file(samples["0880"], container="mpegts", codec="aac", rate_hz=48_000))
     hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:3.0,\n{secret}\n#EXT-X-ENDLIST\n".encode()
-    assert av.open(io.BytesIO(hls)).streams.audio, "without the protection FFmpeg follows the playlist"
     concat = f"ffconcat version 1.0\nfile '{secret}'\n".encode()
     for playlist in (hls, concat):
         with pytest.raises(InvalidRequest):
