@@ -53,14 +53,18 @@ def test_a_lossless_clip_is_decoded_to_the_very_samples(
     assert np.array_equal(decode(make_file(original, container="wav", codec="pcm_s16le")), original)
 
 
-@pytest.mark.parametrize("data", [b"", b"no audio at all" * 50, b"RIFF" + bytes(200), b"ID3" + bytes(500), b"\x00" * 4096])
+@pytest.mark.parametrize(
+    "data", [b"", b"no audio at all" * 50, b"RIFF" + bytes(200), b"ID3" + bytes(500), b"\x00" * 4096]
+)
 def test_what_is_no_audio_is_refused_with_its_param(data: bytes) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         decode(data)
     assert refusal.value.param == "file"
 
 
-def test_a_header_without_sound_is_refused(make_file: Callable[..., bytes], samples: dict[str, NDArray[np.int16]]) -> None:
+def test_a_header_without_sound_is_refused(
+    make_file: Callable[..., bytes], samples: dict[str, NDArray[np.int16]]
+) -> None:
     whole = make_file(samples["0880"], container="wav", codec="pcm_s16le")
     with pytest.raises(InvalidRequest, match=r"decoded|no sound") as refusal:
         decode(whole[:44])
@@ -113,6 +117,8 @@ def test_bare_samples_are_resampled(samples: dict[str, NDArray[np.int16]]) -> No
     tone = (8000 * np.sin(2 * np.pi * 440 * np.arange(24_000) / 24_000)).astype("<i2")
     found = np.concatenate(list(decode_pcm(tone.tobytes(), 24_000)))
     assert abs(len(found) - 16_000) <= 32
-    assert np.argmax(np.abs(np.fft.rfft(found[:16_000].astype(float)))) * 16_000 / len(found[:16_000]) == pytest.approx(440, abs=2)
+    assert np.argmax(np.abs(np.fft.rfft(found[:16_000].astype(float)))) * 16_000 / len(found[:16_000]) == pytest.approx(
+        440, abs=2
+    )
     same = samples["0880"]
     assert np.array_equal(np.concatenate(list(decode_pcm(same.tobytes(), 16_000))), same)

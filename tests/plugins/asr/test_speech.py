@@ -83,9 +83,7 @@ def test_a_long_pause_is_in_no_window(detector: VoiceDetector, long_audio: NDArr
     assert heard < len(long_audio) - 6 * 16_000
 
 
-def test_windows_do_not_depend_on_how_the_file_was_read(
-    detector: VoiceDetector, long_audio: NDArray[np.int16]
-) -> None:
+def test_windows_do_not_depend_on_how_the_file_was_read(detector: VoiceDetector, long_audio: NDArray[np.int16]) -> None:
     places = [[(w.start, len(w.samples)) for w in cut(detector, long_audio, size)] for size in (1_000, 77_777, 10**9)]
     assert places[0] == places[1] == places[2]
 
@@ -94,9 +92,7 @@ def test_silence_has_no_window(detector: VoiceDetector) -> None:
     assert cut(detector, np.zeros(160_000, np.int16), 50_000) == []
 
 
-def test_a_live_stream_is_heard_as_the_file_is(
-    detector: VoiceDetector, samples: dict[str, NDArray[np.int16]]
-) -> None:
+def test_a_live_stream_is_heard_as_the_file_is(detector: VoiceDetector, samples: dict[str, NDArray[np.int16]]) -> None:
     audio = samples["0890"][: 512 * 150]
     whole, _state = detector.probabilities(audio, VadState())
     state, live = VadState(), list[float]()
