@@ -63,9 +63,9 @@ class SourceRef(BaseModel):
 
 def source_refs(options: BaseModel) -> tuple[SourceRef, ...]:
     """All further sources of a family's options, also of nested ones."""
-    found: list[SourceRef] = []
-    resolve_refs(options, lambda ref: found.append(ref) or Path())
-    return tuple(found)
+    values: list[object] = [getattr(options, name) for name in type(options).model_fields]
+    nested = [ref for value in values if isinstance(value, BaseModel) for ref in source_refs(value)]
+    return (*nested, options) if isinstance(options, SourceRef) else tuple(nested)
 
 
 def resolve_refs(options: BaseModel, resolve: Callable[[SourceRef], Path]) -> BaseModel:

@@ -38,7 +38,8 @@ def first_positions(cost: NDArray[np.float64]) -> list[int]:
     total = np.full((num_rows + 1, num_columns + 1), np.inf)
     total[0, 0] = 0.0
     came = np.zeros((num_rows + 1, num_columns + 1), dtype=np.int8)  # 0 diagonal, 1 from above, 2 from the left
-    came[0, :], came[:, 0] = 2, 1
+    came[0, :] = 2
+    came[:, 0] = 1
     rows = cost.tolist()
     for i in range(1, num_rows + 1):
         above, here, steps, its = total[i - 1].tolist(), [np.inf], [1], rows[i - 1]

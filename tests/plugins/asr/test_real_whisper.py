@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sixfold.core.family import LoadContext
 from sixfold.core.registry import ResolvedModel
 from sixfold.plugins.asr.loader import load
-from sixfold.plugins.asr.schema import KnownSpeaker, Transcript, TranscribeInput
+from sixfold.plugins.asr.schema import KnownSpeaker, TranscribeInput, Transcript
 from sixfold.plugins.asr.whisper import WhisperModel
 
 pytestmark = pytest.mark.models

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -62,7 +64,7 @@ def test_windows_are_within_thirty_seconds_and_hold_the_files_own_samples(
     for window in windows:
         assert 0 < len(window.samples) <= 480_000
         assert np.array_equal(window.samples, long_audio[window.start : window.start + len(window.samples)])
-    for before, after in zip(windows, windows[1:], strict=False):
+    for before, after in itertools.pairwise(windows):
         assert before.speech[-1][1] <= after.speech[0][0]
         assert before.start + len(before.samples) <= after.speech[0][0]
 
