@@ -53,11 +53,12 @@ def first_positions(cost: NDArray[np.float64]) -> list[int]:
                 step, least = 2, left
             here.append(its[j - 1] + least)
             steps.append(step)
-        total[i], came[i] = here, steps
+        total[i] = here
+        came[i] = steps
     firsts = [0] * num_rows
     i, j = num_rows, num_columns
     while i > 0 and j > 0:
         firsts[i - 1] = j - 1
-        step = came[i, j]
-        i, j = i - (step != 2), j - (step != 1)
+        step = int(came[i, j])
+        i, j = i - int(step != 2), j - int(step != 1)
     return firsts

@@ -54,7 +54,7 @@ async def serve_realtime(socket: SocketCall) -> None:
         async with asyncio.TaskGroup() as tasks:
             await session.run(tasks)
     except* RequestCancelled:
-        return  # the client left
+        pass  # the client left
 
 
 class RealtimeSession:

@@ -12,7 +12,8 @@ from sixfold.plugins.asr.schema import TokenLogprob, Word
 from sixfold.plugins.asr.tokens import Tokens
 
 _OPENING = "\"'“¿([{-"
-_CLOSING = "\"'.。,，!！?？:：”)]}、"
+_CLOSING = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001 - Chinese and Japanese punctuation is meant
+_SENTENCE_ENDS = (".", "。", "!", "！", "?", "？")  # noqa: RUF001 - likewise
 _MAX_MEDIAN_S = 0.7
 
 
@@ -92,7 +93,7 @@ def _median_s(words: Sequence[TimedWord]) -> float:
 def _trimmed(word: Word, index: int, words: Sequence[TimedWord], longest_s: float, offset_s: float) -> Word:
     start_s, end_s = word.start_s, word.end_s
     if end_s - start_s > longest_s:
-        if index == 0 or words[index - 1].word.text.rstrip().endswith((".", "。", "!", "！", "?", "？")):
+        if index == 0 or words[index - 1].word.text.rstrip().endswith(_SENTENCE_ENDS):
             start_s = end_s - longest_s
         else:
             end_s = start_s + longest_s
