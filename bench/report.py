@@ -43,6 +43,16 @@ CHAT_COLUMNS = {
     "other_load": "other load",
 }
 
+SPEECH_COLUMNS = {
+    "requests_per_s": "requests/s",
+    "audio_s_per_s": "audio s/s",
+    "p50_ms": "p50 ms",
+    "p95_ms": "p95 ms",
+    "clip_p50_ms": "clips p50 ms",
+    "clip_p95_ms": "clips p95 ms",
+    "other_load": "other load",
+}
+
 
 def table(
     samples: Sequence[Sample], columns: Mapping[str, str], ratios: Mapping[str, tuple[str, Callable[[Sample], bool]]]
@@ -88,11 +98,13 @@ def machine() -> dict[str, str]:
     }
 
 
-def write(folder: Path, facts: Mapping[str, object], samples: Sequence[Sample], lines: Sequence[str]) -> Path:
-    """Writes ``<date>T<time>-quick.json`` and ``.md``, one pair a run; returns the latter."""
+def write(
+    folder: Path, facts: Mapping[str, object], samples: Sequence[Sample], lines: Sequence[str], *, name: str = "quick"
+) -> Path:
+    """Writes ``<date>T<time>-<name>.json`` and ``.md``, one pair a run; returns the latter."""
     folder.mkdir(parents=True, exist_ok=True)
     started = datetime.datetime.fromisoformat(str(facts["date"]))
-    stem = folder / f"{started:%Y-%m-%dT%H%M%S}-quick"
+    stem = folder / f"{started:%Y-%m-%dT%H%M%S}-{name}"
     document = {"facts": dict(facts), "samples": [asdict(sample) for sample in samples]}
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     path = stem.with_suffix(".md")
