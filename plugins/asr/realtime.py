@@ -233,7 +233,8 @@ class RealtimeSession:
         try:
             running = await self._socket.start(self._require_model(), self._turn_input(audio))
             async for delta in ordered_deltas(running):
-                logprobs = [one for s in getattr(delta, "segments", (delta,)) for one in s.logprobs]
+                segments = delta.segments if isinstance(delta, Transcript) else (delta,)
+                logprobs = [one for segment in segments for one in segment.logprobs]
                 extra = {"logprobs": logprob_objects(logprobs)} if self._include else {}
                 if isinstance(delta, Transcript):
                     usage = {"type": "duration", "seconds": delta.duration_s}

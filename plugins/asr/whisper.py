@@ -75,7 +75,8 @@ class WhisperSequence(WindowSequence):
     @property
     def rest_frames(self) -> int:
         """Frames from ``seek`` to the window's end."""
-        return self.num_frames - self.seek
+        rest: int = self.num_frames - self.seek
+        return rest
 
     @property
     def temperature(self) -> float:

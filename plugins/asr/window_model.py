@@ -69,7 +69,7 @@ class WindowSequence:
 WindowT = TypeVar("WindowT", bound=WindowSequence)
 
 
-class WindowModel(StepModel[WindowT, AsrInput, AsrOutput], Generic[WindowT]):  # type: ignore[type-var]  # a union of Structs
+class WindowModel(StepModel[WindowT, AsrInput, AsrOutput], Generic[WindowT]):
     """The common half of a recognizer; a subclass says what a window costs and how one is heard.
 
     Args:

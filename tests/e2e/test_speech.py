@@ -163,7 +163,7 @@ def at_24_khz(*names: str) -> bytes:
     """The clips with a second of silence behind each."""
     parts: list[Any] = []
     for name in names:
-        with av.open(io.BytesIO(clip(name)[1])) as file:
+        with av.open(io.BytesIO(clip(name)[1]), mode="r") as file:
             resampler = av.AudioResampler(format="s16", layout="mono", rate=24_000)
             for frame in itertools.chain(file.decode(audio=0), [None]):
                 parts += [piece.to_ndarray().reshape(-1) for piece in resampler.resample(frame)]

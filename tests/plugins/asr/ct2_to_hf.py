@@ -65,7 +65,8 @@ def state_of(weights: Weights) -> dict[str, torch.Tensor]:
         state[f"{target}.weight"], state[f"{target}.bias"] = weights(f"{source}/gamma"), weights(f"{source}/beta")
 
     def attention(target: str, source: str, *, cross: bool) -> None:
-        matrix, bias = weights(f"{source}/linear_0/weight"), weights(f"{source}/linear_0/bias")
+        matrix: Any = weights(f"{source}/linear_0/weight")
+        bias: Any = weights(f"{source}/linear_0/bias")
         if cross:
             matrix = torch.cat([matrix, weights(f"{source}/linear_1/weight")])
             bias = torch.cat([bias, weights(f"{source}/linear_1/bias")])
@@ -114,10 +115,12 @@ def convert(folder: Path, target: Path) -> None:
     network = network_class(config)
     network.load_state_dict(state_of(Weights(folder / "model.bin")))
     end = "<|endoftext|>"
-    tokenizer: Any = FastTokenizer(tokenizer_file=str(folder / "tokenizer.json"), eos_token=end, pad_token=end)
+    tokenizer_class: Any = FastTokenizer
+    tokenizer: Any = tokenizer_class(tokenizer_file=str(folder / "tokenizer.json"), eos_token=end, pad_token=end)
     ids: Any = tokenizer.convert_tokens_to_ids
     languages = {tokenizer.convert_ids_to_tokens(token): token for token in facts["lang_ids"]}
-    network.generation_config = GenerationConfig(
+    generation_class: Any = GenerationConfig
+    network.generation_config = generation_class(
         eos_token_id=ids(end),
         pad_token_id=ids(end),
         decoder_start_token_id=ids("<|startoftranscript|>"),

@@ -72,7 +72,7 @@ class Events:
 
 
 async def test_deltas_come_in_order_of_time_though_windows_are_done_in_any_order() -> None:
-    finished = Finished(request_id="r", result=TRANSCRIPT)
+    finished: Event = Finished(request_id="r", result=TRANSCRIPT)
     done: list[Event] = [
         Increment(request_id="r", output=WindowDone(index=1, segments=(SECOND,))),
         Increment(request_id="r", output=WindowDone(index=0, segments=(FIRST,))),
