@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+_DUMPED = {"source", "path"}
 _SOURCE = re.compile(r"[a-z][a-z0-9+.-]+:.+", re.DOTALL)
 
 
@@ -46,9 +47,13 @@ class SourceRef(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: object) -> object:
-        if isinstance(value, dict) and "source" in value and value.keys() <= {"source", "path"}:
-            return cast("dict[str, object]", value)  # as the registry sends it to the worker
-        text = source_text(value)
+        if (
+            isinstance(value, dict)
+            and "source" in (given := cast("dict[str, object]", value))
+            and given.keys() <= _DUMPED
+        ):
+            return given  # as the registry sends it to the worker
+        text = source_text(cast("object", value))
         scheme, _, reference = text.partition(":")
         if scheme == "file" and not Path(reference).expanduser().is_absolute():
             raise ValueError("must be an absolute path: options do not know the folder of the configuration file")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
+
+from sixfold.plugins.asr.untyped import scipy_ndimage
 
 _S_PER_POSITION = 0.02
 _FILTER_WIDTH = 7
@@ -24,8 +25,9 @@ def align_tokens(weights: NDArray[np.float32]) -> tuple[float, ...]:
     """
     spread = weights.std(axis=1, keepdims=True)
     normal = (weights - weights.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-9)
-    smooth = median_filter(normal, size=(1, 1, _FILTER_WIDTH), mode="reflect").mean(axis=0)
-    return tuple(position * _S_PER_POSITION for position in first_positions(-smooth.astype(np.float64)))
+    filtered: NDArray[np.float32] = scipy_ndimage.median_filter(normal, size=(1, 1, _FILTER_WIDTH), mode="reflect")
+    cost = -filtered.mean(axis=0).astype(np.float64)
+    return tuple(position * _S_PER_POSITION for position in first_positions(cost))
 
 
 def first_positions(cost: NDArray[np.float64]) -> list[int]:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ctranslate2
 import numpy as np
-from faster_whisper.feature_extractor import FeatureExtractor
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sixfold.plugins.asr.backend import Alignment, Hypothesis, Mel, padded
+from sixfold.plugins.asr.untyped import ctranslate2, faster_whisper_features
 
 _MAX_LENGTH_TOKENS = 448
 _MAX_INITIAL_TIMESTAMP = 50  # one second: the first phrase of a window begins early, as in OpenAI's own decoder
@@ -51,7 +50,7 @@ class CTranslate2Backend:
         self._model = model
         self._beam_size = beam_size
         self._best_of = best_of
-        self._extractor: Any = FeatureExtractor(**_feature_settings(path, model.n_mels))
+        self._extractor: Any = faster_whisper_features.FeatureExtractor(**_feature_settings(path, model.n_mels))
         self.tokenizer: Any = Tokenizer.from_file(str(path / "tokenizer.json"))
         self.is_multilingual = bool(model.is_multilingual)
         self.compute_type: str = model.compute_type

@@ -104,7 +104,7 @@ class CtcModel(WindowModel[WindowSequence]):
 
     @torch.inference_mode()
     def _hear(self, windows: Sequence[WindowSequence]) -> list[list[Segment]]:
-        rows = [torch.from_numpy(np.ascontiguousarray(window.mel.T).reshape(-1)) for window in windows]
+        rows = [torch.tensor(window.mel.T.reshape(-1)) for window in windows]
         device = self._network.device
         values = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device, self._network.dtype)
         mask = None

@@ -11,7 +11,7 @@ import binascii
 import itertools
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -295,7 +295,7 @@ def _event_id(message: str | bytes | None) -> str | None:
         event: object = msgspec.json.decode(message or b"null")
     except msgspec.DecodeError:
         return None
-    event_id: object = event.get("event_id") if isinstance(event, dict) else None
+    event_id = cast("dict[str, object]", event).get("event_id") if isinstance(event, dict) else None
     return event_id if isinstance(event_id, str) else None
 
 

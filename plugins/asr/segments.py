@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sixfold.plugins.asr.backend import FRAMES_PER_S, Alignment
 from sixfold.plugins.asr.fallback import compression_ratio
 from sixfold.plugins.asr.schema import Segment, TokenLogprob, Word
 from sixfold.plugins.asr.tokens import Tokens
+from sixfold.plugins.asr.whisper_sequence import WhisperSequence
 from sixfold.plugins.asr.words import TimedWord, timed_words, token_logprobs
-
-if TYPE_CHECKING:
-    from sixfold.plugins.asr.whisper import WhisperSequence
 
 
 def make_segments(window: WhisperSequence, tokens: Tokens, alignment: Alignment | None) -> list[Segment]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
 
 from sixfold.core.errors import SourceError
 from sixfold.plugins.asr.audio import decode_file
 from sixfold.plugins.asr.schema import SAMPLE_RATE_HZ, KnownSpeaker, Segment, Word
+from sixfold.plugins.asr.untyped import scipy_hierarchy
 from sixfold.plugins.asr.voice_features import PARTIAL_FRAMES, voice_mel
 
 Embedding = NDArray[np.float32]
@@ -113,8 +113,8 @@ def cluster(embeddings: Sequence[Embedding], max_distance: float) -> list[int]:
     """
     if len(embeddings) < 2:
         return [0] * len(embeddings)
-    labels: list[int] = fcluster(
-        linkage(np.stack(embeddings).astype(np.float64), method="average", metric="cosine"),
+    labels: list[int] = scipy_hierarchy.fcluster(
+        scipy_hierarchy.linkage(np.stack(embeddings).astype(np.float64), method="average", metric="cosine"),
         t=max_distance,
         criterion="distance",
     ).tolist()
@@ -249,8 +249,8 @@ def _load(path: Path) -> Any:
 
     def run(partials: NDArray[np.float32]) -> Embedding:
         with torch.inference_mode():
-            hidden = lstm(torch.from_numpy(partials))[1][0][-1]
-            rows = torch.relu(linear(hidden))
+            hidden: Any = lstm(torch.tensor(partials))[1][0][-1]
+            rows: Any = torch.relu(linear(hidden))
             result: Embedding = (rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-9)).numpy()
             return result
 

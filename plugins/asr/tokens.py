@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from faster_whisper.tokenizer import Tokenizer as WhisperTokenizer
-from faster_whisper.transcribe import get_suppressed_tokens
-
 from sixfold.plugins.asr.backend import FRAMES_PER_S, WhisperBackend
 from sixfold.plugins.asr.schema import Task
+from sixfold.plugins.asr.untyped import faster_whisper_tokenizer, faster_whisper_transcribe
 
 _S_PER_TIMESTAMP = 0.02
 
@@ -39,7 +37,7 @@ class Tokens:
         self.start: tuple[int, ...] = tuple(tokenizer.sot_sequence)
         self.end_of_text: int = tokenizer.eot
         self.first_timestamp: int = tokenizer.timestamp_begin
-        self.suppressed: tuple[int, ...] = tuple(get_suppressed_tokens(tokenizer, [-1]))
+        self.suppressed: tuple[int, ...] = tuple(faster_whisper_transcribe.get_suppressed_tokens(tokenizer, [-1]))
 
     def prefix(self, prompt: str) -> tuple[int, ...]:
         """What stands before the start tokens for this prompt."""
@@ -108,5 +106,7 @@ class TokensOf:
 
     def _build(self, language: str, task: Task) -> Tokens:
         backend = self._backend
-        tokenizer: Any = WhisperTokenizer(backend.tokenizer, backend.is_multilingual, task=task, language=language)
+        tokenizer: Any = faster_whisper_tokenizer.Tokenizer(
+            backend.tokenizer, backend.is_multilingual, task=task, language=language
+        )
         return Tokens(tokenizer, backend.max_length_tokens // 2 - 1)

@@ -26,7 +26,7 @@ from sixfold.plugins.asr.alignment import align_tokens
 from sixfold.plugins.asr.backend import Alignment, Hypothesis, Mel, padded
 
 _LIBRARY: Any = WhisperForConditionalGeneration  # the library is typed in part only
-_GENERATE: Any = GenerationMixin.generate
+_GENERATE: Any = cast("Any", GenerationMixin).generate
 
 
 class TransformersBackend:
@@ -60,7 +60,8 @@ class TransformersBackend:
         self._end: int = self._token("<|endoftext|>")
         self._no_timestamps: int = self._token("<|notimestamps|>")
         self._languages: dict[int, str] = {
-            token: name[2:-2] for name, token in (getattr(self._config, "lang_to_id", None) or {}).items()
+            token: name[2:-2]
+            for name, token in cast("dict[str, int]", getattr(self._config, "lang_to_id", None) or {}).items()
         }
 
     def features(self, samples: NDArray[np.float32]) -> Mel:
@@ -72,7 +73,7 @@ class TransformersBackend:
     @torch.inference_mode()
     def encode(self, mels: Sequence[Mel]) -> list[Any]:
         """See `WhisperBackend`."""
-        batch = torch.from_numpy(padded(mels)).to(self._device, self._dtype)
+        batch = torch.tensor(padded(mels)).to(self._device, self._dtype)
         hidden: Tensor = self._model.model.encoder(batch).last_hidden_state
         return [row.clone() for row in hidden]
 
@@ -83,7 +84,7 @@ class TransformersBackend:
         logits: Tensor = self._logits(torch.stack(list(rows)), start)[:, -1].float()
         ids = list(self._languages)
         probs = logits[:, ids].softmax(dim=-1)
-        best = probs.argmax(dim=-1).tolist()
+        best = cast("list[int]", probs.argmax(dim=-1).tolist())  # pyright: ignore[reportUnknownMemberType] - torch's own hole
         return [(self._languages[ids[i]], float(row[i])) for i, row in zip(best, probs, strict=True)]
 
     @torch.inference_mode()
@@ -177,7 +178,8 @@ class TransformersBackend:
         silence = self.tokenizer.token_to_id("<|nospeech|>") or self.tokenizer.token_to_id("<|nocaptions|>")
         at_start = int((ids[0] == self._start).nonzero()[0, 0])
         found: list[Hypothesis] = []
-        for row, its_logprobs in zip(ids.tolist(), logprobs, strict=True):
+        rows = cast("list[list[int]]", ids.tolist())  # pyright: ignore[reportUnknownMemberType] - torch's own hole
+        for row, its_logprobs in zip(rows, logprobs, strict=True):
             text = row[num_prompt:]
             length = text.index(self._end) if self._end in text else len(text)
             ended = [*text[:length], self._end][: len(text)]

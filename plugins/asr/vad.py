@@ -9,11 +9,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 from sixfold.plugins.asr.schema import SAMPLE_RATE_HZ, SpeechProbabilities, VadInput, VadState
+from sixfold.plugins.asr.untyped import onnxruntime, scipy_signal
 
 FRAME_SAMPLES = 512
 """Samples of one probability, 32 ms at 16 kHz."""
@@ -82,7 +81,7 @@ def _resampled(samples: NDArray[np.int16], rate_hz: int, tail: bytes) -> tuple[N
     divisor = math.gcd(rate_hz, SAMPLE_RATE_HZ)
     up, down = SAMPLE_RATE_HZ // divisor, rate_hz // divisor
     whole = np.concatenate([before, samples])
-    filtered = resample_poly(whole.astype(np.float32), up, down)[len(before) * up // down :]
+    filtered = scipy_signal.resample_poly(whole.astype(np.float32), up, down)[len(before) * up // down :]
     return np.clip(filtered, -32768, 32767).astype(np.int16), whole[-_TAIL_SAMPLES:].astype("<i2").tobytes()
 
 

@@ -7,7 +7,6 @@ words are aligned and its voices embedded, if that is wanted.
 
 from __future__ import annotations
 
-import enum
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,8 +23,9 @@ from sixfold.plugins.asr.job import Job
 from sixfold.plugins.asr.schema import AsrOutput, TranscribeInput
 from sixfold.plugins.asr.segments import make_segments
 from sixfold.plugins.asr.speakers import SpeakerModel
-from sixfold.plugins.asr.tokens import Phrase, Tokens, TokensOf
-from sixfold.plugins.asr.window_model import WindowModel, WindowSequence, window_done
+from sixfold.plugins.asr.tokens import Tokens, TokensOf
+from sixfold.plugins.asr.whisper_sequence import Stage, WhisperSequence
+from sixfold.plugins.asr.window_model import WindowModel, window_done
 from sixfold.plugins.asr.windows import AudioWindow
 
 _FRAMES_PER_GENERATE_UNIT = 4
@@ -35,53 +35,6 @@ _MIN_REST_FRAMES = 20
 """Less than this behind the last timestamp is not heard again: 0.2 s holds no word."""
 _MAX_ENCODED_WINDOWS = 64
 """Encoded windows that may be held at once: 3 MB each for base, 8 MB for large."""
-
-
-class Stage(enum.Enum):
-    """What a window's next step does."""
-
-    ENCODE = "encode"
-    GENERATE = "generate"
-    ALIGN = "align"
-    EMBED = "embed"
-
-
-class WhisperSequence(WindowSequence):
-    """A window of Whisper.
-
-    Attributes:
-        stage: The next step.
-        seek: First frame of the window that was not heard yet.
-        row: The backend's encoding from ``seek`` on.
-        attempts: At what was encoded last.
-        phrases: Heard last, waiting for their alignment.
-        heard: Frames behind ``seek`` that these phrases cover.
-        holds_slot: Whether it counts among the encoded windows.
-    """
-
-    __slots__ = ("attempts", "heard", "holds_slot", "phrases", "prefix", "row", "seek", "stage")
-
-    def __init__(self, job: Job, index: int, window: AudioWindow, mel: Mel) -> None:
-        super().__init__(job, index, window, mel)
-        self.stage = Stage.ENCODE
-        self.seek = 0
-        self.row: Any = None
-        self.prefix: tuple[int, ...] = ()
-        self.attempts: list[Attempt] = []
-        self.phrases: list[Phrase] = []
-        self.heard = 0
-        self.holds_slot = False
-
-    @property
-    def rest_frames(self) -> int:
-        """Frames from ``seek`` to the window's end."""
-        rest: int = self.num_frames - self.seek
-        return rest
-
-    @property
-    def temperature(self) -> float:
-        """Of the next attempt."""
-        return temperatures(self.job.wanted.temperature)[len(self.attempts)]
 
 
 class WhisperModel(WindowModel[WhisperSequence]):
@@ -198,6 +151,7 @@ class WhisperModel(WindowModel[WhisperSequence]):
         return {
             **super().stats(),
             "audio_fallbacks_total": self._num_fallbacks,
+            "audio_encoded_windows": self._num_encoded,
             "generation_tokens_total": self._num_tokens,
         }
 

@@ -54,7 +54,8 @@ def encode_file(
 ) -> bytes:
     """A file in any container that PyAV writes."""
     out = io.BytesIO()
-    with av.open(out, mode="w", format=container) as file:
+    with av.open(out, mode="w", format=container) as opened:
+        file: Any = opened
         stream: Any = file.add_stream(codec, rate=rate_hz, layout=layout)
         frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="mono")
         frame.sample_rate = 16_000
@@ -72,13 +73,15 @@ def make_file() -> Callable[..., bytes]:
 # A scripted Whisper: its tokens are words, its answers are given by the test.
 
 WORDS = [f"Ġw{n}" for n in range(50)]
-SPECIAL = ["endoftext", "startoftranscript", "en", "de", "translate", "transcribe", "startoflm", "startofprev"]
-SPECIAL += ["nospeech", "notimestamps"]
+SPECIAL = [
+    *("endoftext", "startoftranscript", "en", "de", "translate", "transcribe", "startoflm", "startofprev"),
+    *("nospeech", "notimestamps"),
+]
 
 
-def fake_tokenizer() -> Tokenizer:
+def fake_tokenizer() -> Any:
     names = [*WORDS, "<unk>", *(f"<|{name}|>" for name in SPECIAL), *(f"<|{n * 0.02:.2f}|>" for n in range(1501))]
-    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    tokenizer: Any = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names[len(WORDS) + 1 :]])
     return tokenizer

@@ -24,7 +24,9 @@ class Weights:
         self._data = path.read_bytes()
         self._at = 0
         self._values: dict[str, NDArray[Any]] = {}
-        self._number("I"), self._text(), self._number("I")
+        self._number("I")  # the format's version
+        self._text()
+        self._number("I")
         for _variable in range(self._number("I")):
             name = self._text()
             shape = [self._number("I") for _dimension in range(self._number("B"))]
@@ -40,7 +42,7 @@ class Weights:
         if value.dtype == np.int8:
             scale = self._values[self._aliases.get(f"{name}_scale", f"{name}_scale")].astype(np.float32)
             result = result / (scale[:, None] if scale.ndim and value.ndim == 2 else scale)
-        return torch.from_numpy(np.ascontiguousarray(result))
+        return torch.tensor(result)
 
     def _number(self, kind: str) -> int:
         (value,) = struct.unpack_from(f"<{kind}", self._data, self._at)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -73,7 +74,8 @@ def test_a_header_without_sound_is_refused(
 
 def test_a_video_without_a_sound_track_is_refused() -> None:
     out = io.BytesIO()
-    with av.open(out, mode="w", format="mp4") as file:
+    with av.open(out, mode="w", format="mp4") as opened:
+        file: Any = opened
         stream = file.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         for _number in range(5):

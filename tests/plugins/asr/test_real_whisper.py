@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -68,9 +69,9 @@ async def test_texts_times_and_words_equal_faster_whispers(
     whisper: WhisperModel, drive: Drive, speech_entry: ResolvedModel, clips: dict[str, bytes],
     samples: dict[str, NDArray[np.int16]],
 ) -> None:  # fmt: skip
-    from faster_whisper import WhisperModel as Library
-
-    library: Any = Library(str(speech_entry.path), device="cpu", compute_type="int8", cpu_threads=2)
+    library: Any = importlib.import_module("faster_whisper").WhisperModel(
+        str(speech_entry.path), device="cpu", compute_type="int8", cpu_threads=2
+    )
     driver = drive(whisper)
     for name, data in clips.items():
         mine: Transcript = await driver.result(TranscribeInput(audio=data, wants_words=True))

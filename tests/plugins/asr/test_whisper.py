@@ -15,7 +15,8 @@ from sixfold.core.batching.model import Granted
 from sixfold.core.messages import Request
 from sixfold.plugins.asr.fallback import LADDER
 from sixfold.plugins.asr.schema import TranscribeInput, Transcript, VadInput
-from sixfold.plugins.asr.whisper import Stage, WhisperModel, WhisperSequence
+from sixfold.plugins.asr.whisper import WhisperModel
+from sixfold.plugins.asr.whisper_sequence import Stage, WhisperSequence
 from tests.plugins.asr.conftest import FakeWhisper, refused
 
 Drive = Callable[[Any], Any]
@@ -187,7 +188,7 @@ async def test_a_cancelled_request_leaves_within_one_step_and_gives_its_slot_bac
     result = await driver.result(TranscribeInput(audio=bytes(64_000), pcm_hz=16_000))
     assert result.text == ""
     assert len(fake_whisper.steps) <= num_steps + 1  # the step that was under way
-    assert fake_model._num_encoded == 0
+    assert fake_model.stats()["audio_encoded_windows"] == 0
 
 
 async def test_windows_are_sent_as_they_are_done(
