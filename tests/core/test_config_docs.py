@@ -95,10 +95,11 @@ def test_the_examples_are_valid(tmp_path: Path) -> None:
                 WheelReference.parse(reference)
 
 
-def test_the_demo_serves_two_models_on_port_8000() -> None:
+def test_the_demo_serves_its_models_on_port_8000() -> None:
     settings = load_config(ROOT / "examples" / "demo.yaml", environ={})
     assert settings.server.port == 8000
     assert [entry.names for entry in settings.models.values()] == [
         ("chat", "SmolLM2-135M-Instruct"),
         ("embed", "all-MiniLM-L6-v2"),
+        ("speech", "whisper-1"),
     ]

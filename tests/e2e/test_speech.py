@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import av
 import jiwer
@@ -81,7 +81,8 @@ def test_verbose_json_has_words_and_segments(client: openai.OpenAI) -> None:
     ("response_format", "begin"), [("srt", "1\n00:00:00,000 --> 00:00:0"), ("vtt", "WEBVTT\n\n00:")]
 )
 def test_subtitles_are_plain_text(client: openai.OpenAI, response_format: Any, begin: str) -> None:
-    answer: Any = client.audio.transcriptions.with_raw_response.create(
+    transcriptions: Any = client.audio.transcriptions
+    answer = transcriptions.with_raw_response.create(
         model="speech", file=clip("0880"), response_format=response_format, language="en"
     )
     assert answer.headers["content-type"].startswith("text/plain")
@@ -123,8 +124,9 @@ def test_diarized_json_names_speakers(client: openai.OpenAI) -> None:
 
 def silent_film() -> bytes:
     out = io.BytesIO()
-    with av.open(out, mode="w", format="mp4") as file:
-        stream: Any = cast("Any", file).add_stream("mpeg4", rate=10)
+    with av.open(out, mode="w", format="mp4") as opened:
+        file: Any = opened
+        stream = file.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         file.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), dtype=np.uint8), format="rgb24")))
         file.mux(stream.encode(None))
