@@ -46,14 +46,11 @@ class SourceRef(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_text(cls, value: object) -> object:
-        if (
-            isinstance(value, dict)
-            and "source" in (given := cast("dict[str, object]", value))
-            and given.keys() <= _DUMPED
-        ):
-            return given  # as the registry sends it to the worker
-        text = source_text(cast("object", value))
+    def _from_text(cls, given: Any) -> object:
+        fields = cast("dict[str, object]", given) if isinstance(given, dict) else {}
+        if "source" in fields and fields.keys() <= _DUMPED:
+            return fields  # as the registry sends it to the worker
+        text = source_text(fields or given)
         scheme, _, reference = text.partition(":")
         if scheme == "file" and not Path(reference).expanduser().is_absolute():
             raise ValueError("must be an absolute path: options do not know the folder of the configuration file")
