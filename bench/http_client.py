@@ -38,7 +38,9 @@ class Connection(asyncio.Protocol):
         _transport, connection = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
         return connection
 
-    async def request(self, method: str, path: str, body: bytes = b"") -> Answer:
+    async def request(
+        self, method: str, path: str, body: bytes = b"", content_type: str = "application/json"
+    ) -> Answer:
         """Sends one request and waits for the whole answer.
 
         Raises:
@@ -46,7 +48,7 @@ class Connection(asyncio.Protocol):
         """
         assert self._transport is not None
         head = (
-            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         self._parser = httptools.HttpResponseParser(self)

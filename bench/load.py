@@ -17,14 +17,16 @@ class Call:
     """One request to send.
 
     Attributes:
-        body: JSON.
+        body: JSON, unless ``content_type`` says otherwise.
         num_texts: Texts in it, or 1.
-        num_tokens: Work in it: input tokens of an embedding, output tokens of a completion.
+        num_tokens: Work in it: input tokens of an embedding, output tokens of a completion, milliseconds of audio.
+        content_type: Of the body.
     """
 
     body: bytes
     num_texts: int = 1
     num_tokens: int
+    content_type: str = "application/json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,7 @@ async def run_closed_loop(
         while num_sent < min_calls or time.perf_counter() - started_s < min_s:
             num_sent += 1
             call = next(calls)
-            answer = await connection.request("POST", path, call.body)
+            answer = await connection.request("POST", path, call.body, call.content_type)
             if answer.status != 200:
                 raise RuntimeError(f"{path} on port {port} answered {answer.status}: {answer.body[:500]!r}")
             answers.append((call, answer))

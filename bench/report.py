@@ -43,6 +43,16 @@ CHAT_COLUMNS = {
     "other_load": "other load",
 }
 
+SPEECH_COLUMNS = {
+    "requests_per_s": "requests/s",
+    "audio_s_per_s": "audio s/s",
+    "p50_ms": "p50 ms",
+    "p95_ms": "p95 ms",
+    "clip_p50_ms": "clips p50 ms",
+    "clip_p95_ms": "clips p95 ms",
+    "other_load": "other load",
+}
+
 
 def table(
     samples: Sequence[Sample], columns: Mapping[str, str], ratios: Mapping[str, tuple[str, Callable[[Sample], bool]]]

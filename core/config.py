@@ -6,7 +6,6 @@ docs/config.md describes every field, and a test holds the two together.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, f
 
 from sixfold.core.errors import ConfigError
 from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.source_ref import source_text
 from sixfold.core.validation import validate
 from sixfold.core.yaml_document import Document, Location, read_document
 
@@ -30,7 +30,6 @@ One underscore would collide with what Kubernetes injects for a service named ``
 
 CACHE_VARIABLE = "SIXFOLD_CACHE_DIR"
 
-_SOURCE = re.compile(r"[a-z][a-z0-9+.-]+:.+", re.DOTALL)
 _NAME = re.compile(r"[^\s\x00-\x1f]+")
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -86,19 +85,6 @@ class Limits(BaseModel):
     """A request older than this fails with 504; null: requests may take for ever."""
 
 
-def _source(value: JsonValue) -> str:
-    # One text form for all: it travels to sources, compares in a diff and stands in messages.
-    if isinstance(value, dict) and len(value) == 1:
-        ((scheme, reference),) = value.items()
-        value = f"{scheme}:{reference if isinstance(reference, str) else json.dumps(reference, sort_keys=True)}"
-    if isinstance(value, str) and _SOURCE.fullmatch(value):
-        return value
-    raise ValueError(
-        "must be 'scheme:reference', such as 'hf:org/repo' or 'file:models/mine', or a mapping with the scheme as its "
-        "one key"
-    )
-
-
 def _quantization(value: JsonValue) -> None:
     if value is not None:
         raise ValueError("no installed family declares a quantization scheme yet. Remove the key or set it to null")
@@ -112,7 +98,7 @@ class ModelEntry(BaseModel):
     name: str
     """The key of the entry; clients send it as ``model``."""
 
-    source: Annotated[str, BeforeValidator(_source)]
+    source: Annotated[str, BeforeValidator(source_text)]
     """Where the files come from: ``scheme:reference``, or a mapping with the scheme as its one key."""
 
     family: str | None = None

@@ -14,6 +14,7 @@ from sixfold.core.errors import ConfigError
 from sixfold.core.family import Family, ModelFiles
 from sixfold.core.hookspecs import Progress, Source
 from sixfold.core.plugins import Plugins
+from sixfold.core.source_ref import resolve_refs, source_refs
 from sixfold.core.validation import did_you_mean, validate
 
 
@@ -87,11 +88,12 @@ def check_entry(entry: ModelEntry, plugins: Plugins) -> None:
     Raises:
         ConfigError: Unknown scheme or family, a missing extra, or options that the given family refuses.
     """
-    _source(entry, plugins)
+    _source(entry.source, plugins, f"models.{entry.name}.source")
     if entry.family is not None:
         family = _named_family(entry, entry.family, plugins)
         _require_installed(entry, family, plugins)
-        _options(entry, family)
+        for ref in source_refs(_options(entry, family)):
+            _source(ref.source, plugins, f"models.{entry.name}.options")
 
 
 def resolve_entry(entry: ModelEntry, plugins: Plugins, cache_dir: Path, progress: Progress) -> ResolvedModel:
@@ -104,8 +106,12 @@ def resolve_entry(entry: ModelEntry, plugins: Plugins, cache_dir: Path, progress
         SourceError: The files cannot be had.
     """
     check_entry(entry, plugins)
-    source, reference = _source(entry, plugins)
-    path = source.resolve(reference, cache_dir=cache_dir, progress=progress)
+
+    def fetch(text: str, what: str) -> Path:
+        source, reference = _source(text, plugins, f"models.{entry.name}.{what}")
+        return source.resolve(reference, cache_dir=cache_dir, progress=progress)
+
+    path = fetch(entry.source, "source")
     candidates = (plugins.families[entry.family],) if entry.family else tuple(plugins.families.values())
     if not any(family.detect(ModelFiles(path)) > 0 for family in candidates):
         converted: Path | None = plugins.hook.convert_model(
@@ -113,16 +119,14 @@ def resolve_entry(entry: ModelEntry, plugins: Plugins, cache_dir: Path, progress
         )
         path = converted or path
     family = plugins.families[entry.family] if entry.family else _detected_family(entry, path, plugins)
-    return ResolvedModel(entry=entry, family=family, path=path, options=_options(entry, family))
+    options = resolve_refs(_options(entry, family), lambda ref: fetch(ref.source, "options"))
+    return ResolvedModel(entry=entry, family=family, path=path, options=options)
 
 
-def _source(entry: ModelEntry, plugins: Plugins) -> tuple[Source, str]:
-    scheme, _, reference = entry.source.partition(":")
+def _source(text: str, plugins: Plugins, place: str) -> tuple[Source, str]:
+    scheme, _, reference = text.partition(":")
     if scheme not in plugins.sources:
-        raise ConfigError(
-            f"models.{entry.name}.source: no plugin offers the scheme {scheme!r}. "
-            f"{did_you_mean(scheme, plugins.sources)}"
-        )
+        raise ConfigError(f"{place}: no plugin offers the scheme {scheme!r}. {did_you_mean(scheme, plugins.sources)}")
     return plugins.sources[scheme], reference
 
 

@@ -102,3 +102,4 @@ def test_the_demo_serves_its_models_on_port_8000() -> None:
     assert ("chat", "SmolLM2-135M-Instruct") in names
     assert ("embed", "all-MiniLM-L6-v2") in names
     assert ("speak", "tts-1", "Kokoro-82M") in names
+    assert ("hear", "whisper-1") in names

@@ -1,6 +1,7 @@
 """How an entry finds its family and files, and what a new configuration changes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,7 @@ from sixfold.core.family import Family, ModelFiles
 from sixfold.core.hookspecs import Progress, Source, hookimpl
 from sixfold.core.plugins import Plugins, load_plugins, new_manager
 from sixfold.core.registry import RegistryDiff, check_entry, diff, resolve_entry
+from sixfold.core.source_ref import SourceRef
 
 
 class Payload(msgspec.Struct):
@@ -210,3 +212,24 @@ def test_equal_entries_differ_in_nothing(entries: dict[str, ModelEntry]) -> None
 def test_a_changed_entry_names_the_fields_that_differ() -> None:
     (changed,) = diff({"m": entry()}, {"m": entry(aliases=["n"], replicas=2)}).changed
     assert changed.fields == {"aliases", "replicas"}
+
+
+class SourcedOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    voice: SourceRef | None = None
+
+
+def test_sources_inside_the_options_are_fetched_with_the_model(tmp_path: Path) -> None:
+    source = FolderSource()
+    plugins = plugins_of(replace(family("shapes/a", 1), options=SourcedOptions), source=source)
+    entry = ModelEntry(name="m", source="here:model", options={"voice": "here:voice"})
+    resolved = resolve_entry(entry, plugins, tmp_path, lambda _w, _d, _t: None)
+    assert resolved.options == SourcedOptions(voice=SourceRef(source="here:voice", path=tmp_path / "voice"))
+    assert source.num_calls == 2
+
+
+def test_an_unknown_scheme_inside_the_options_is_refused_before_anything_is_fetched() -> None:
+    plugins = plugins_of(replace(family("shapes/a", 1), options=SourcedOptions))
+    entry = ModelEntry(name="m", source="here:model", family="shapes/a", options={"voice": "ther:voice"})
+    with pytest.raises(ConfigError, match=r"models\.m\.options.*'ther'.*here"):
+        check_entry(entry, plugins)

@@ -1,0 +1,82 @@
+"""How a source is written, and further sources inside a model's options: a voice, a speaker network, an adapter."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+_DUMPED = {"source", "path"}
+_SOURCE = re.compile(r"[a-z][a-z0-9+.-]+:.+", re.DOTALL)
+
+
+def source_text(value: object) -> str:
+    """The one text form of a source: it travels to sources, compares in a diff and stands in messages.
+
+    Raises:
+        ValueError: Neither ``scheme:reference`` nor a mapping with the scheme as its one key.
+    """
+    if isinstance(value, dict) and len(mapping := cast("dict[str, Any]", value)) == 1:
+        ((scheme, reference),) = mapping.items()
+        value = f"{scheme}:{reference if isinstance(reference, str) else json.dumps(reference, sort_keys=True)}"
+    if isinstance(value, str) and _SOURCE.fullmatch(value):
+        return value
+    raise ValueError(
+        "must be 'scheme:reference', such as 'hf:org/repo' or 'file:models/mine', or a mapping with the scheme as its "
+        "one key"
+    )
+
+
+class SourceRef(BaseModel):
+    """A field type for a family's options: further files that the model needs, written as a model's ``source`` is.
+
+    The registry fetches them with the model's own files, in the serving process, so a loader finds them in ``path``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    """``scheme:reference``."""
+    path: Path | None = None
+    """The local folder or file; set by the registry, always there when a loader runs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> object:
+        fields = cast("dict[str, object]", given) if isinstance(given, dict) else {}
+        if "source" in fields and fields.keys() <= _DUMPED:
+            return fields  # as the registry sends it to the worker
+        text = source_text(fields or given)
+        scheme, _, reference = text.partition(":")
+        if scheme == "file" and not Path(reference).expanduser().is_absolute():
+            raise ValueError("must be an absolute path: options do not know the folder of the configuration file")
+        return {"source": text}
+
+    @property
+    def local_path(self) -> Path:
+        """The files, for loaders."""
+        assert self.path is not None, "the registry resolves every SourceRef before a model loads"
+        return self.path
+
+
+def source_refs(options: BaseModel) -> tuple[SourceRef, ...]:
+    """All further sources of a family's options, also of nested ones."""
+    values: list[object] = [getattr(options, name) for name in type(options).model_fields]
+    nested = [ref for value in values if isinstance(value, BaseModel) for ref in source_refs(value)]
+    return (*nested, options) if isinstance(options, SourceRef) else tuple(nested)
+
+
+def resolve_refs(options: BaseModel, resolve: Callable[[SourceRef], Path]) -> BaseModel:
+    """A copy of the options in which every further source has its path."""
+    changed: dict[str, object] = {}
+    for name in type(options).model_fields:
+        value: object = getattr(options, name)
+        if isinstance(value, SourceRef):
+            changed[name] = value.model_copy(update={"path": resolve(value)})
+        elif isinstance(value, BaseModel):
+            changed[name] = resolve_refs(value, resolve)
+    return options.model_copy(update=changed) if changed else options

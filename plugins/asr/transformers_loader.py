@@ -1,0 +1,69 @@
+"""Loads models of ``asr/transformers`` in the worker process."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from transformers import AutoModelForCTC, AutoProcessor
+
+from sixfold.core.batching.model import ModelInfo
+from sixfold.core.errors import SourceError
+from sixfold.core.family import LoadContext
+from sixfold.plugins.asr.ctc import CtcModel
+from sixfold.plugins.asr.loader import load_speakers
+from sixfold.plugins.asr.options import TransformersOptions
+from sixfold.plugins.asr.transformers_backend import TransformersBackend
+from sixfold.plugins.asr.whisper import WhisperModel
+
+_CTC: Any = AutoModelForCTC
+_PROCESSOR: Any = AutoProcessor
+
+
+def load(context: LoadContext) -> WhisperModel | CtcModel:
+    """The family's loader.
+
+    Raises:
+        SourceError: The folder holds neither Whisper nor a CTC model.
+    """
+    options = context.options
+    assert isinstance(options, TransformersOptions)
+    torch.set_num_threads(context.num_threads)
+    dtype = _dtype(options.dtype, context.device)
+    context.report(0.1, "reading weights")
+    config = json.loads((context.path / "config.json").read_text())
+    speakers = load_speakers(options)
+    details: dict[str, str | int | float | bool] = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "diarization": speakers is not None,
+        "max_audio_s": options.max_audio_s,
+    }
+    try:
+        if config.get("model_type") == "whisper":
+            backend = TransformersBackend(
+                context.path,
+                device=context.device,
+                dtype=dtype,
+                beam_size=options.beam_size,
+                best_of=options.best_of,
+            )
+            details["multilingual"] = backend.is_multilingual
+            return WhisperModel(
+                backend, info=ModelInfo(details=details), max_audio_s=options.max_audio_s, speakers=speakers
+            )
+        network: Any = _CTC.from_pretrained(context.path, dtype=dtype, local_files_only=True)
+        processor = _PROCESSOR.from_pretrained(context.path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"transformers can't load the model: {error}") from error
+    info = ModelInfo(parameters=sum(p.numel() for p in network.parameters()), details=details)
+    return CtcModel(
+        network.to(context.device).eval(), processor, info=info, max_audio_s=options.max_audio_s, speakers=speakers
+    )
+
+
+def _dtype(name: str, device: str) -> torch.dtype:
+    if name == "auto":
+        name = "float32" if device == "cpu" else "float16"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
