@@ -33,9 +33,9 @@ class StandIn:
         object.__setattr__(self, "_part", part)
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # isinstance must see the part
-        """That of the part."""
-        return type(self._part)
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the part: isinstance must see it."""
+        return self._part.__class__
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part, name)

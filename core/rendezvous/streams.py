@@ -29,8 +29,7 @@ def new_stream(device: torch.device) -> Any:
 
 def rebuilt(like: Any, items: Iterable[Any]) -> Any:
     """A list or tuple of the same kind."""
-    kind: Any = type(like)
-    return kind(items)
+    return like.__class__(items)
 
 
 def hand_over(value: Any, *, source: Any, target: Any, wait: bool = True) -> None:

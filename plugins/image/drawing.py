@@ -234,8 +234,7 @@ def backend_copy(tokenizer: Any) -> Any:
     copy = tokenizer.__dict__.get("_sixfold_plain")
     if copy is None:
         backend: Any = tokenizer.backend_tokenizer
-        kind: Any = type(backend)
-        copy = kind.from_str(backend.to_str())
+        copy = backend.__class__.from_str(backend.to_str())
         copy.no_padding()
         copy.no_truncation()
         tokenizer.__dict__["_sixfold_plain"] = copy

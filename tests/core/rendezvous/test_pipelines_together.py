@@ -103,15 +103,15 @@ class LeakyDenoiser(D.SD3Transformer2DModel):  # type: ignore[misc]  # diffusers
         joint_attention_kwargs: Any = None,
         return_dict: bool = True,
     ) -> Any:
-        plain: Any = super().forward
-        (out,) = plain(
+        plain: Any = getattr(super(), "forward")  # noqa: B009 - typed as Any
+        answer: Any = plain(
             hidden_states,
             encoder_hidden_states=encoder_hidden_states,
             pooled_projections=pooled_projections,
             timestep=timestep,
             return_dict=False,
         )
-        return (out + 0.1 * out.mean(dim=0, keepdim=True),)
+        return (answer[0] + 0.1 * answer[0].mean(dim=0, keepdim=True),)
 
 
 async def test_a_module_whose_rows_see_each_other_is_found_out_and_runs_alone(caplog: pytest.LogCaptureFixture) -> None:
