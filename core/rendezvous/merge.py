@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sixfold.core.rendezvous.calls import CallRules, ModuleCall, has_rows, is_row_list
-from sixfold.core.rendezvous.streams import rebuilt
+from sixfold.core.rendezvous.streams import rebuilt, recreated
 
 
 def merge(calls: Sequence[ModuleCall]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _cut(answer: Any, start: int, stop: int, total: int, listed: bool) -> Any:
         return answer[start:stop]
     if isinstance(answer, Mapping):  # the output classes of model libraries are dicts
         items = cast("Mapping[str, Any]", answer)
-        return answer.__class__(**{key: _cut(items[key], start, stop, total, listed) for key in items})
+        return recreated(answer, {key: _cut(items[key], start, stop, total, listed) for key in items})
     if isinstance(answer, list | tuple):
         parts = cast("Sequence[Any]", answer)
         if listed and isinstance(answer, list) and len(parts) == total:

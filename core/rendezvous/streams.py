@@ -32,6 +32,11 @@ def rebuilt(like: Any, items: Iterable[Any]) -> Any:
     return like.__class__(items)
 
 
+def recreated(like: Any, items: dict[str, Any]) -> Any:
+    """A mapping of the same kind, such as a library's class of outputs."""
+    return like.__class__(**items)
+
+
 def hand_over(value: Any, *, source: Any, target: Any, wait: bool = True) -> None:
     """Makes the tensors of one stream safe to use in another.
 
