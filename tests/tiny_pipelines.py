@@ -305,7 +305,7 @@ def pixart() -> TinyPipeline:
         norm_eps=1e-6,
     )
     pipeline = D.PixArtSigmaPipeline(
-        transformer=randomized(transformer),
+        transformer=randomized(transformer, scale=0.5),
         scheduler=D.DDIMScheduler(),
         vae=kl_vae(),
         text_encoder=None,
@@ -397,7 +397,7 @@ def lumina2() -> TinyPipeline:
         cap_feat_dim=8,
     )
     pipeline = D.Lumina2Pipeline(
-        transformer=randomized(transformer),
+        transformer=randomized(transformer, scale=0.5),
         scheduler=D.FlowMatchEulerDiscreteScheduler(),
         vae=kl_vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5035),
         text_encoder=None,
