@@ -33,7 +33,7 @@ class StandIn:
         object.__setattr__(self, "_part", part)
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
         """That of the part: isinstance must see it."""
         return self._part.__class__
 
