@@ -66,6 +66,10 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         if options.compile
         else {id(module): RowCache(blocks) for module in denoisers if (blocks := transformer_blocks(module))}
     )
+    vae = getattr(pipeline, "vae", None)
+    if options.dtype == "float16" and vae is not None and getattr(vae.config, "force_upcast", False):
+        # The pipeline would change the type of the shared autoencoder during each request.
+        raise ConfigError("dtype float16: this model's autoencoder overflows in it. Use bfloat16 or float32.")
     if options.compile:
         for module in denoisers:
             cast(Any, module).compile_repeated_blocks(dynamic=True)

@@ -12,6 +12,7 @@ import torch
 
 from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import Parked, PipelineSide
+from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Request, Usage
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
 from sixfold.core.rendezvous.lane import Lane
@@ -107,6 +108,12 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         elif drawing.role.takes("callback"):  # older pipelines
             arguments |= {"callback": partial(watcher.after_old_step, scoped), "callback_steps": 1}
         output = scoped(**arguments, generator=generator_for(drawing.seed), output_type="pil")
+        if any(getattr(output, "nsfw_content_detected", None) or ()):
+            raise InvalidRequest(
+                "The safety checker that the model brings refused the picture. Change the prompt.",
+                param="prompt",
+                code="moderation_blocked",
+            )
         image = output.images[0]
         data = write_image(image, wanted.output_format, wanted.output_compression)
         watcher.wait()
