@@ -1,0 +1,352 @@
+"""Pictures on one GPU at real sizes with random weights and random prompt embeddings (no text encoder): SDXL and Flux-dev.
+
+    python bench/gpu/image.py --arch sdxl --part rows       # seconds of a step at 1 to 16 rows, eager and compiled
+    python bench/gpu/image.py --arch sdxl --part serve      # lock, static batches and Sixfold under Poisson arrivals
+    python bench/gpu/image.py --arch flux --part equal      # engine against the stock pipeline, bfloat16 and float32
+    python bench/gpu/image.py --tiny                        # everything on a CPU in seconds, to try it
+
+Each part takes under ten minutes on an H100. A machine without Sixfold needs these wheels beside torch and transformers:
+diffusers==0.42.1, msgspec, pluggy, pydantic, pydantic_core, annotated-types, typing-inspection (``--site FOLDER`` puts the
+folder where they were installed in front of the path).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import inspect
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def import_sixfold(site: Path | None) -> None:
+    """Makes ``sixfold`` importable from the source tree where it is not installed."""
+    if site is not None:
+        sys.path.insert(0, str(site))
+    sys.path.insert(0, str(ROOT / "bench"))
+    if importlib.util.find_spec("sixfold") is None:
+        package = Path(tempfile.mkdtemp()) / "sixfold"
+        package.mkdir()
+        for name in ("core", "plugins"):
+            (package / name).symlink_to(ROOT / name)
+        sys.path.insert(0, str(package.parent))
+
+
+def sdxl(tiny: bool) -> Any:
+    """Stable Diffusion XL's UNet and autoencoder."""
+    import diffusers
+
+    wide = {
+        "block_out_channels": (320, 640, 1280),
+        "layers_per_block": 2,
+        "attention_head_dim": (5, 10, 20),
+        "transformer_layers_per_block": (1, 2, 10),
+        "cross_attention_dim": 2048,
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    }
+    small = {
+        "block_out_channels": (16, 32, 32),
+        "layers_per_block": 1,
+        "attention_head_dim": (2, 4, 4),
+        "transformer_layers_per_block": 1,
+        "cross_attention_dim": 2048,
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 1280 + 48,
+        "norm_num_groups": 8,
+    }
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=128,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        **(small if tiny else wide),
+    )
+    scheduler = diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+    )
+    return diffusers.StableDiffusionXLPipeline(
+        vae=kl_vae(tiny, 4, scaling_factor=0.13025),
+        text_encoder=None,
+        text_encoder_2=None,
+        tokenizer=None,
+        tokenizer_2=None,
+        unet=unet,
+        scheduler=scheduler,
+    )
+
+
+def flux(tiny: bool) -> Any:
+    """Flux.1-dev's transformer and autoencoder."""
+    import diffusers
+
+    sizes = {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2} if tiny else {}
+    transformer = diffusers.FluxTransformer2DModel(guidance_embeds=True, **sizes)
+    return diffusers.FluxPipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=kl_vae(
+            tiny, 16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
+        ),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+    )
+
+
+def kl_vae(tiny: bool, latent_channels: int, **more: Any) -> Any:
+    """The autoencoder of both, 8 times smaller a side."""
+    import diffusers
+
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8) if tiny else (128, 256, 512, 512),
+        layers_per_block=1 if tiny else 2,
+        latent_channels=latent_channels,
+        norm_num_groups=4 if tiny else 32,
+        sample_size=1024,
+        force_upcast=False,
+        **more,
+    )
+
+
+def prompt_for(arch: str, device: Any, dtype: Any) -> Callable[[Sequence[int]], dict[str, Any]]:
+    """Random embeddings of a prompt, the same for a seed."""
+    import torch
+
+    def noise(seeds: Sequence[int], *shape: int) -> Any:
+        rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(rows).to(device, dtype)
+
+    def for_sdxl(seeds: Sequence[int]) -> dict[str, Any]:
+        return {
+            "prompt_embeds": noise(seeds, 77, 2048),
+            "negative_prompt_embeds": noise([0] * len(seeds), 77, 2048),
+            "pooled_prompt_embeds": noise(seeds, 1280),
+            "negative_pooled_prompt_embeds": noise([0] * len(seeds), 1280),
+        }
+
+    def for_flux(seeds: Sequence[int]) -> dict[str, Any]:
+        return {"prompt_embeds": noise(seeds, 512, 4096), "pooled_prompt_embeds": noise(seeds, 768)}
+
+    return for_sdxl if arch == "sdxl" else for_flux
+
+
+def build(arch: str, *, tiny: bool, device: Any, dtype: Any) -> Any:
+    """The subject: random normal weights (zeros would multiply faster on such cards), norms near one."""
+    import torch
+    from image_serving import Subject
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            pipeline = {"sdxl": sdxl, "flux": flux}[arch](tiny)
+    finally:
+        torch.set_default_dtype(before)
+    generator = torch.Generator(device).manual_seed(1)
+    for module in (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)):
+        module.to(device, dtype).eval().requires_grad_(False)
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
+    pipeline.set_progress_bar_config(disable=True)
+    return Subject(pipeline=pipeline, prompt=prompt_for(arch, device, dtype), device=torch.device(device))
+
+
+def capture_call(subject: Any, size: int) -> tuple[Any, dict[str, Any]]:
+    """The denoiser and the arguments of its first call for one picture, one row of it."""
+    from image_serving import Job
+
+    denoiser = getattr(subject.pipeline, "unet", None) or subject.pipeline.transformer
+    seen: dict[str, Any] = {}
+
+    class Stop(Exception):
+        pass
+
+    def stop(_module: Any, args: Any, kwargs: Any) -> None:
+        names = list(inspect.signature(denoiser.forward).parameters)
+        seen.update(dict(zip(names, args, strict=False)), **kwargs)
+        raise Stop
+
+    handle = denoiser.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        subject.draw([Job(arrival_s=0.0, num_steps=4, guidance=3.0, size=size, seed=1)])
+    except Stop:
+        pass
+    handle.remove()
+    return denoiser, seen
+
+
+def repeat_rows(value: Any, rows: int, from_rows: int, name: str = "") -> Any:
+    """The first row of every argument with rows, ``rows`` times."""
+    import torch
+
+    if isinstance(value, dict):
+        return {key: repeat_rows(item, rows, from_rows, key) for key, item in value.items()}
+    if (
+        torch.is_tensor(value) and value.ndim >= 1 and value.shape[0] == from_rows and not name.endswith("_ids")
+    ) or name == "time_ids":
+        return value[:1].expand(rows, *value.shape[1:]).contiguous()
+    return value
+
+
+def measure_rows(
+    subject: Any, sizes: Sequence[int], rows: Sequence[int], compiled: bool, repeats: int
+) -> list[dict[str, Any]]:
+    """Seconds of one forward by size and rows."""
+    import torch
+
+    found: list[dict[str, Any]] = []
+    for size in sizes:
+        denoiser, arguments = capture_call(subject, size)
+        from_rows = next(iter(arguments.values())).shape[0]
+        for mode in ("eager", "compiled") if compiled else ("eager",):
+            if mode == "compiled":
+                denoiser.compile_repeated_blocks(dynamic=True)
+            base_s = 0.0
+            for count in rows:
+                given = {name: repeat_rows(value, count, from_rows, name) for name, value in arguments.items()}
+                seconds = _time_forward(denoiser, given, repeats)
+                base_s = base_s or seconds * 1.0 / rows[0]
+                row = {
+                    "size": size,
+                    "mode": mode,
+                    "rows": count,
+                    "s": seconds,
+                    "throughput_x": base_s * count / seconds,
+                }
+                found.append(row)
+                print(
+                    f"{size}px {mode:8} {count:3} rows  {seconds * 1e3:9.2f} ms  throughput x{row['throughput_x']:.2f}",
+                    flush=True,
+                )
+        del arguments
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return found
+
+
+def _time_forward(denoiser: Any, arguments: dict[str, Any], repeats: int) -> float:
+    import torch
+
+    def wait() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    with torch.no_grad():
+        for _ in range(3):
+            denoiser(**arguments)
+        wait()
+        began_s = time.perf_counter()
+        for _ in range(repeats):
+            denoiser(**arguments)
+        wait()
+    return (time.perf_counter() - began_s) / repeats
+
+
+def serve(
+    subject: Any, *, size: int, steps: Sequence[int], count: int, loads: Sequence[float], max_step_units: int
+) -> dict[str, Any]:
+    """Lock, static batches and the engine at shares of what the lock serves."""
+    from image_serving import Job, poisson_jobs, serve_engine, serve_locked, serve_static, table
+
+    probe = [Job(arrival_s=0.0, num_steps=each, guidance=5.0, size=size, seed=each) for each in steps]
+    subject.draw(probe[:1])
+    began_s = time.perf_counter()
+    for job in probe:
+        subject.draw([job])
+    capacity = len(probe) / (time.perf_counter() - began_s)
+    print(f"{size}px: the lock serves {capacity:.3f} images/s", flush=True)
+    found: dict[str, Any] = {"size": size, "capacity_images_per_s": capacity}
+    for share in loads:
+        jobs = poisson_jobs(count, capacity * share, steps=steps, guidances=(3.0, 5.0, 7.5), sizes=(size,))
+        rows = {
+            "stock, locked": serve_locked(subject, jobs),
+            "stock, static batches of 8": serve_static(subject, jobs, max_batch=8, wait_s=0.2),
+            "sixfold": serve_engine(subject, jobs, max_step_units=max_step_units),
+        }
+        print(f"\nload {share}, {count} requests\n{table(rows)}\n", flush=True)
+        found[str(share)] = rows
+    return found
+
+
+def equal(arch: str, *, tiny: bool, device: str, size: int, steps: int) -> dict[str, Any]:
+    """The largest pixel difference of the engine to the stock pipeline alone."""
+    import torch
+    from image_serving import Job, max_difference
+
+    found: dict[str, Any] = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        if dtype is torch.float32 and arch == "flux" and not tiny:
+            continue  # 48 GB of weights leave no room
+        subject = build(arch, tiny=tiny, device=device, dtype=dtype)
+        jobs = [Job(arrival_s=0.0, num_steps=steps + i % 3, guidance=3.0 + i, size=size, seed=i) for i in range(4)]
+        name = str(dtype).removeprefix("torch.")
+        found[name] = max_difference(subject, jobs, max_step_units=1 << 20)
+        print(f"{name}: largest difference of a pixel {found[name]:.2e} (of 1)", flush=True)
+        del subject
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", choices=("sdxl", "flux"), default="sdxl")
+    parser.add_argument("--part", choices=("rows", "serve", "equal"), action="append")
+    parser.add_argument("--size", type=int, action="append", help="default 512 and 1024; serve: 512")
+    parser.add_argument("--compile", action="store_true", help="rows: also compiled by blocks")
+    parser.add_argument("--count", type=int, help="serve: requests of a run")
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.8, 1.1, 2.0])
+    parser.add_argument("--max-step-units", type=int, default=16_384, help="serve: latent positions of a step")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--site", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")) / "image.json")
+    args = parser.parse_args()
+    import_sixfold(args.site)
+    import diffusers
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    device = "cpu" if args.tiny else "cuda"
+    dtype = torch.float32 if args.tiny else torch.bfloat16
+    card = "cpu" if args.tiny else torch.cuda.get_device_name()
+    versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
+    print(f"{args.arch}, random weights, no text encoder, {dtype}, {card}, {versions}")
+    sizes = args.size or ([64] if args.tiny else [512, 1024])
+    parts = args.part or ["rows", "serve", "equal"]
+    result: dict[str, Any] = {"arch": args.arch, "card": card, "dtype": str(dtype), "torch": torch.__version__}
+    if "equal" in parts:
+        result["equal"] = equal(args.arch, tiny=args.tiny, device=device, size=sizes[0], steps=3)
+    if {"rows", "serve"} & set(parts):
+        subject = build(args.arch, tiny=args.tiny, device=device, dtype=dtype)
+        if "serve" in parts:
+            count = args.count or (6 if args.tiny else 40)
+            steps = (2, 3) if args.tiny else ((4, 12, 20, 50) if args.arch == "sdxl" else (4, 10, 20, 28))
+            loads = args.loads[:1] if args.tiny else args.loads
+            for size in args.size or [sizes[0]]:
+                result[f"serve_{size}"] = serve(
+                    subject, size=size, steps=steps, count=count, loads=loads, max_step_units=args.max_step_units
+                )
+        if "rows" in parts:
+            rows = (1, 2, 4) if args.tiny else (1, 2, 3, 4, 8, 16)
+            result["rows"] = measure_rows(subject, sizes, rows, args.compile, 2 if args.tiny else 10)
+    if not args.tiny:
+        args.out.write_text(json.dumps(result, indent=1))
+        print(f"written: {args.out}")
+
+
+if __name__ == "__main__":
+    main()
