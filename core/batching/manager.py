@@ -102,6 +102,7 @@ class BatchManager:
         self._lost = False
         self._thread: threading.Thread | None = None
         self._snapshot = Snapshot()
+        model.attach(self._turn)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -204,6 +205,12 @@ class BatchManager:
             self._loop.inbox.append(command)
             self._wake.notify()
         self._model.interrupt()
+
+    def _turn(self) -> None:
+        """Makes the loop turn: a sequence came back from elsewhere."""
+        with self._wake:
+            self._loop.inbox.append(lambda _loop: None)
+            self._wake.notify()
 
     def _fail_rest(self) -> None:
         """Answers what is left once the loop has ended: it, or a thread that submitted while it ended.

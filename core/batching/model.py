@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -158,9 +158,30 @@ class StepModel(ReplicaModel[InputT, OutputT], Generic[SequenceT, InputT, Output
             RequestError: The input is bad; the whole request fails with this error.
         """
 
+    def attach(self, wake: Callable[[], None]) -> None:
+        """Gives the model a call that makes the loop turn, for when a sequence comes back. Called once, before any step.
+
+        Args:
+            wake: Cheap, from any thread; see `cost` and `collect`.
+        """
+        return
+
     @abstractmethod
-    def cost(self, sequence: SequenceT) -> Cost:
-        """What the sequence asks of the next step. Called before each step. [device]"""
+    def cost(self, sequence: SequenceT) -> Cost | None:
+        """What the sequence asks of the next step. Called before each step. [device]
+
+        None while it works elsewhere, on something that needs no step: it keeps its place in the running batch, asks
+        nothing and holds up nobody. The model calls `wake` when that changes. A sequence that was never stepped is not
+        elsewhere.
+        """
+
+    def collect(self) -> Sequence[tuple[SequenceT, Outcome[OutputT]]]:
+        """Takes what sequences did outside of steps since the last call, in order: increments, and the end of one that
+        was elsewhere. Called before each selection and after each step. [device]
+
+        Outcomes of sequences that have left meanwhile are dropped.
+        """
+        return ()
 
     @abstractmethod
     def step(self, batch: Sequence[Granted[SequenceT]]) -> Sequence[Outcome[OutputT]]:

@@ -9,6 +9,7 @@ The invariants of `select`:
 - The sequence, waiting or running, that was left out longest decides every fourth step once it is out of patience, and
   then goes before the fair order: its wait is bounded whatever arrives after it, and an overloaded replica still shares
   by weight. If it cannot start, nothing else starts before it has; all fit in the end, because what runs ends.
+- A running sequence whose cost is None works elsewhere: it keeps its place, and the step is chosen as if it were not there.
 - Memory is taken from the sequence that started last, so the one that started first always progresses: no livelock. Who
   loses its memory starts again before anything else starts.
 """
@@ -16,7 +17,7 @@ The invariants of `select`:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sixfold.core.batching.budget import StepBudget
@@ -108,8 +109,8 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether a selection could choose something."""
-        return bool(self.running) or self.queue.num_waiting > 0
+        """Whether a selection could choose something; what the last one found elsewhere must come back by itself."""
+        return self.queue.num_waiting > 0 or any(entry.cost is not None for entry in self.running)
 
     def add(self, entry: Entry) -> None:
         """A prepared sequence waits."""
@@ -136,23 +137,31 @@ class Scheduler:
 
         With something rejected the batch is empty: end those requests, then select again.
         """
-        for entry in self.running:
-            entry.cost = self._model.cost(entry.sequence)
-        decider = self._decider(now_s)
+        ready = self._ready(now_s)
+        decider = self._decider(now_s, ready)
         head = self.queue.head() if decider is None else decider
         if head is not None:
             head.cost = self._model.cost(head.sequence)
-        selection = Selection(self._budget.units, self._choose_key(head, decider))
-        deferred = self._continue_running(selection, head, decider)
+        selection = Selection(self._budget.units, self._choose_key(ready, head, decider))
+        deferred = self._continue_running(ready, selection, head, decider)
         if not selection.preempted and not selection.rejected:
             self._start_waiting(selection, decider)
         self._grant_running(selection, deferred)
-        if not selection.entries and not selection.rejected and self.running:
+        ready = [entry for entry in ready if entry.phase is Phase.RUNNING]  # others lost their memory
+        if not selection.entries and not selection.rejected and ready:
             # The key was that of a waiting sequence which can't start yet: what runs must go on, or it never will.
-            selection = Selection(self._budget.units, _key(min(self.running, key=self._order)))
-            self._continue_running(selection, None, None)
+            selection = Selection(self._budget.units, _key(min(ready, key=self._order)))
+            self._continue_running(ready, selection, None, None)
         self._advance(selection, now_s)
         return selection
+
+    def _ready(self, now_s: float) -> list[Entry]:
+        """What runs and asks for a step; the others work elsewhere, and so do not wait."""
+        for entry in self.running:
+            entry.cost = self._model.cost(entry.sequence)
+            if entry.cost is None:
+                entry.waiting_since_s = now_s
+        return [entry for entry in self.running if entry.cost is not None]
 
     def _advance(self, selection: Selection, now_s: float) -> None:
         granted = selection.entries
@@ -165,15 +174,15 @@ class Scheduler:
         }
         self.queue.advance({entry.state: None for entry in granted}, unmet)
 
-    def _decider(self, now_s: float) -> Entry | None:
+    def _decider(self, now_s: float, ready: Sequence[Entry]) -> Entry | None:
         """The sequence that decides this step against the fair order, if it is the turn of those out of patience."""
         self._num_since_decider += 1
-        if self._blocked and not self.running:
+        if self._blocked and not ready:
             return self._blocked[0]
         if self._num_since_decider < _DECIDER_EVERY:
             return None
         waiting = self._blocked[0] if self._blocked else self.queue.overdue(now_s)
-        late = [entry for entry in self.running if now_s - entry.waiting_since_s > self._patience_s]
+        late = [entry for entry in ready if now_s - entry.waiting_since_s > self._patience_s]
         if waiting is None and not late:
             return None
         self._num_since_decider = 0
@@ -181,12 +190,12 @@ class Scheduler:
         self._running_decides = bool(late) and (waiting is None or not self._running_decides)
         return min(late, key=lambda entry: entry.waiting_since_s) if self._running_decides else waiting
 
-    def _choose_key(self, head: Entry | None, decider: Entry | None) -> object:
+    def _choose_key(self, ready: Sequence[Entry], head: Entry | None, decider: Entry | None) -> object:
         if decider is not None:
             return _key(decider)
-        if head is not None and not self.running:
+        if head is not None and not ready:
             return _key(head)
-        candidates = list(self.running)
+        candidates = list(ready)
         if head is not None and not self._blocked:
             candidates.append(head)
         keys = {_key(entry) for entry in candidates}
@@ -196,9 +205,11 @@ class Scheduler:
         """The fair order; between sequences of one request the one goes first that was left out longest."""
         return (*self.queue.tag(entry.state), entry.waiting_since_s)
 
-    def _continue_running(self, selection: Selection, head: Entry | None, decider: Entry | None) -> list[Entry]:
+    def _continue_running(
+        self, ready: Sequence[Entry], selection: Selection, head: Entry | None, decider: Entry | None
+    ) -> list[Entry]:
         """Grants to what runs; returns the divisible ones whose turn is after that of the head, which waits."""
-        entries = [entry for entry in self.running if _key(entry) == selection.key]
+        entries = [entry for entry in ready if _key(entry) == selection.key]
         num_first = len(entries)
         if sum(entry.cost.units for entry in entries if entry.cost is not None) > selection.units_left:
             entries.sort(key=lambda entry: (entry is not decider, _divisible(entry), self._order(entry)))
@@ -232,7 +243,9 @@ class Scheduler:
             if len(self.running) == 1:
                 self._reject(entry, selection)  # preempting itself would only bring it here again
                 return 0
-            victim = next(reversed(self.running))
+            victim = next(other for other in reversed(self.running) if other.cost is not None)
+            if victim is entry and any(other.cost is None for other in self.running):
+                return 0  # it waits for the memory of what is elsewhere and will leave
             self._preempt(victim, selection)
             if victim is entry:
                 return 0
@@ -266,7 +279,7 @@ class Scheduler:
             self._blocked.popleft()
         while (entry := self.queue.head()) is not None:
             entry.cost = self._model.cost(entry.sequence)
-            if entry.cost.batch_key != selection.key:
+            if _key(entry) != selection.key:
                 self._start_others_of_key(selection)
                 return
             if not self._start(entry, selection):
@@ -275,7 +288,7 @@ class Scheduler:
     def _start_others_of_key(self, selection: Selection) -> None:
         for entry in self.queue.in_order():
             entry.cost = self._model.cost(entry.sequence)
-            if entry.cost.batch_key == selection.key and not self._start(entry, selection):
+            if _key(entry) == selection.key and not self._start(entry, selection):
                 return
 
     def _start(self, entry: Entry, selection: Selection) -> bool:

@@ -72,6 +72,7 @@ class StepLoop:
         self._outbox = outbox
         self._clock = clock
         self._states: dict[str, RequestState] = {}
+        self._entries: dict[int, Entry] = {}  # of live sequences, by their identity
         self._deadlines: list[tuple[float, int, RequestState]] = []
         self._num_stale_deadlines = 0  # of ended requests
         self._num_unserved = 0
@@ -137,6 +138,7 @@ class StepLoop:
         for sequence in sequences:
             entry = Entry(sequence, state, now_s)
             state.entries.append(entry)
+            self._entries[id(sequence)] = entry
             state.num_open += 1
             self._scheduler.add(entry)
         self._finish_if_complete(state)
@@ -181,6 +183,7 @@ class StepLoop:
         while self.inbox:
             self.inbox.popleft()(self)
         self._expire()
+        self._collect()
         selection = self._scheduler.select(self._clock())
         while selection.rejected:
             for entry, error in selection.rejected:
@@ -222,6 +225,7 @@ class StepLoop:
         self.max_batch_sequences = max(self.max_batch_sequences, self.last_batch_sequences)
         outcomes = run_step(self._model, selection.granted)
         ended_s = self._clock()
+        self._collect()
         self._budget.observe_step(selection.units, ended_s - began_s, limited=selection.limited)
         self._outbox.stepped(selection.units, ended_s - began_s)
         self.counters["steps"] += 1
@@ -232,9 +236,18 @@ class StepLoop:
             self._outbox.granted(entry.state, units)
             self._apply(entry, outcome, ended_s)
 
+    def _collect(self) -> None:
+        """Takes in what sequences did outside of steps."""
+        now_s = self._clock()
+        for sequence, outcome in self._model.collect():
+            entry = self._entries.get(id(sequence))
+            if entry is not None:
+                entry.state.last_step_s = now_s
+                self._apply(entry, outcome, now_s)
+
     def _apply(self, entry: Entry, outcome: Outcome[Any], now_s: float) -> None:
         state = entry.state
-        if state.ended:  # another sequence of the same request failed in this step
+        if state.ended or entry.released:  # another sequence of the same request failed in this step
             return
         if outcome.error is not None:
             self.counters["failed_steps"] += 1
@@ -271,6 +284,7 @@ class StepLoop:
     def _release(self, entry: Entry) -> None:
         if not entry.released:
             entry.released = True
+            del self._entries[id(entry.sequence)]
             self._scheduler.remove(entry)  # harmless if the whole request was closed
             self._model.release(entry.sequence)
 

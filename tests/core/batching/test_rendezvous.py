@@ -13,7 +13,7 @@ from sixfold.core.batching.admission import Admission
 from sixfold.core.batching.budget import Objective, StepBudget
 from sixfold.core.batching.entry import RequestState
 from sixfold.core.batching.model import Finish, ModelInfo, StepRange
-from sixfold.core.batching.rendezvous import Parked, RendezvousModel
+from sixfold.core.batching.rendezvous import Parked, PipelineSide, RendezvousModel
 from sixfold.core.batching.scheduler import Scheduler
 from sixfold.core.batching.step_loop import StepLoop
 from sixfold.core.errors import InvalidRequest, RequestCancelled, StepFailed
@@ -51,6 +51,7 @@ class FakePipelineModel(RendezvousModel[Call, int, Picture, Total]):
     """Runs `Picture`; its module doubles a number. Records which requests shared each forward."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.forwards: list[list[str]] = []
         self.threads: list[threading.Thread] = []
         self.num_answers_missing = 0
@@ -66,7 +67,7 @@ class FakePipelineModel(RendezvousModel[Call, int, Picture, Total]):
     def estimate_units(self, request: Request[Picture]) -> int:
         return request.input.num_steps
 
-    def run_pipeline(self, request: Request[Picture], call: Callable[[Call], int]) -> Finish[Total]:
+    def run_pipeline(self, request: Request[Picture], piece: object, side: PipelineSide[Call, int]) -> Finish[Total]:
         self.threads.append(threading.current_thread())
         work = request.input
         if work.raises == "at once":
@@ -76,11 +77,11 @@ class FakePipelineModel(RendezvousModel[Call, int, Picture, Total]):
             made = Call(request.request_id, total + index, work.size, index == work.poisoned_at)
             if work.stubborn:
                 try:
-                    total += call(made)
+                    total += side.call(made)
                 except Exception:  # what a careless pipeline does
                     total += 1
             else:
-                total += call(made)
+                total += side.call(made)
             if work.raises == "later":
                 raise ValueError("bug in the pipeline")
         return Finish(result=Total(total), usage=Usage())

@@ -1,0 +1,1 @@
+"""Step batching over unmodified pipelines of torch modules: calls are captured, merged by rows, run once and split."""

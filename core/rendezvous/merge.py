@@ -1,0 +1,79 @@
+"""Puts the rows of several calls into one call, and takes its answer apart again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from sixfold.core.rendezvous.calls import CallRules, ModuleCall, has_rows, is_row_list
+
+
+def merge(calls: Sequence[ModuleCall]) -> dict[str, Any]:
+    """The arguments of one call for all rows, in order. The calls' keys are equal; a single call's stay as they are."""
+    if len(calls) == 1:
+        return dict(calls[0].arguments)
+    first = next(iter(calls[0].arguments))
+    merger = _Merger(calls[0].rules, [call.rows for call in calls], first)
+    return {name: merger.merge(name, [call.arguments[name] for call in calls]) for name in calls[0].arguments}
+
+
+class _Merger:
+    def __init__(self, rules: CallRules, rows: list[int], first: str) -> None:
+        self._rules = rules
+        self._rows = rows
+        self._first = first
+
+    def merge(self, name: str, values: Sequence[Any]) -> Any:
+        value = values[0]
+        if name in self._rules.ignored:
+            return value
+        if isinstance(value, Tensor):
+            return torch.cat(list(values)) if has_rows(name, value, self._rules, self._rows[0]) else value
+        if isinstance(value, Mapping):
+            keys = cast("Mapping[str, Any]", value)
+            return {key: self.merge(key, [each[key] for each in values]) for key in keys}
+        if isinstance(value, list | tuple):
+            items = cast("Sequence[Any]", value)
+            if is_row_list(name, items, self._rules, self._first):
+                return list(itertools.chain.from_iterable(values))
+            return type(value)(self.merge(name, [each[index] for each in values]) for index in range(len(items)))
+        return value
+
+
+def split(answer: Any, calls: Sequence[ModuleCall]) -> list[Any]:
+    """The answer's part for each call.
+
+    Args:
+        answer: A tensor with rows, a list with one tensor a row (for calls whose first argument is one), or a tuple, list
+            or dict of such.
+        calls: In the order in which they were merged.
+
+    Raises:
+        ValueError: Something in it has not one row for each that went in.
+    """
+    if len(calls) == 1:
+        return [answer]
+    total = sum(call.rows for call in calls)
+    listed = isinstance(calls[0].main, list | tuple)
+    ends = list(itertools.accumulate(call.rows for call in calls))
+    return [_cut(answer, end - call.rows, end, total, listed) for call, end in zip(calls, ends, strict=True)]
+
+
+def _cut(answer: Any, start: int, stop: int, total: int, listed: bool) -> Any:
+    if isinstance(answer, Tensor):
+        if answer.ndim == 0 or answer.shape[0] != total:
+            raise ValueError(f"an answer of shape {tuple(answer.shape)} for {total} rows can't be split")
+        return answer[start:stop]
+    if isinstance(answer, Mapping):  # the output classes of model libraries are dicts
+        items = cast("Mapping[str, Any]", answer)
+        return cast(Any, type(answer))(**{key: _cut(items[key], start, stop, total, listed) for key in items})
+    if isinstance(answer, list | tuple):
+        parts = cast("Sequence[Any]", answer)
+        if listed and isinstance(answer, list) and len(parts) == total:
+            return parts[start:stop]
+        return type(answer)(_cut(part, start, stop, total, listed) for part in parts)
+    return answer

@@ -1,0 +1,152 @@
+"""The step model of unmodified torch pipelines: merges the parked calls of a step into one forward."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Generic
+
+import torch
+from torch import Tensor
+
+from sixfold.core.batching.model import InputT, OutputT
+from sixfold.core.batching.rendezvous import Parked, RendezvousModel
+from sixfold.core.messages import Cost
+from sixfold.core.rendezvous.calls import ModuleCall
+from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
+from sixfold.core.rendezvous.merge import merge, split
+from sixfold.core.rendezvous.row_cache import RowCache, RowGroup
+from sixfold.core.rendezvous.streams import tensors_in
+
+_log = logging.getLogger(__name__)
+
+# How far a merged forward may be from the calls alone, as a share of the largest value. Other kernels for other shapes
+# round differently; a module that mixes its rows, or reads one row's time for all, is off by far more.
+_MAX_DIFFERENCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_MAX_DIFFERENCE_HALF = 5e-2
+
+
+class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Generic[InputT, OutputT]):
+    """Its sequences are running pipelines of torch modules; a subclass runs them.
+
+    The first merged forward of each kind of call is checked against the calls alone. A module whose rows depend on each
+    other never merges again, and its results are right all the same.
+
+    Args:
+        device: Where the modules are.
+        caches: Row caches, by the identity of their module.
+    """
+
+    def __init__(self, device: torch.device, caches: Mapping[int, RowCache] | None = None) -> None:
+        super().__init__()
+        self._device = device
+        self._caches = dict(caches or {})
+        self._merges: dict[Hashable, bool] = {}  # by kind of call: whether merging is right
+        self.num_forwards = 0
+        self.num_calls = 0
+        self.num_rows = 0
+
+    def cache_threshold(self, owner: Hashable) -> float | None:
+        """The row cache's threshold for the calls of a request; None if it computes everything. [device]"""
+        return None
+
+    def select_variant(self, call: ModuleCall) -> None:
+        """Readies the module for calls of this variant, such as its adapters. [device]"""
+        return
+
+    def call_cost(self, call: ModuleCall) -> Cost:
+        """Calls are indivisible."""
+        kind = (call.key, id(call)) if self._merges.get(_kind(call)) is False else call.key
+        return Cost(units=call.units, min_units=call.units, batch_key=kind)
+
+    @torch.no_grad()
+    def forward(self, calls: Sequence[ModuleCall]) -> Sequence[Any]:
+        """One forward for all rows.
+
+        Raises:
+            OutOfMemory: Freed already; the core tries the halves.
+        """
+        self.select_variant(calls[0])
+        try:
+            answers = self._checked(calls) if len(calls) > 1 else self._together(calls)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = free_memory(error, self._device)
+        else:
+            self.num_calls += len(calls)
+            self.num_rows += sum(call.rows for call in calls)
+            return answers
+        raise failure
+
+    def _checked(self, calls: Sequence[ModuleCall]) -> Sequence[Any]:
+        kind = _kind(calls[0])
+        right = self._merges.get(kind)
+        if right is None and not any(self._caching(call) for call in calls):
+            alone = [self._together([call])[0] for call in calls]
+            try:
+                difference = max_difference(alone, self._together(calls))
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                _log.warning("%s can't run calls together: %s", _name(calls[0]), error)
+                difference = float("inf")
+            self._merges[kind] = difference <= 1.0
+            if difference > 1.0:
+                _log.warning(
+                    "%s gives other results for calls together (%.1e of what rounding may do): it runs them alone from "
+                    "now on, which is right but slower. Please report this model.",
+                    _name(calls[0]),
+                    difference,
+                )
+            return alone
+        if right is False:
+            return [self._together([call])[0] for call in calls]
+        return self._together(calls)
+
+    def _together(self, calls: Sequence[ModuleCall]) -> list[Any]:
+        self.num_forwards += 1
+        function: Callable[..., Any] = calls[0].function
+        cache = self._caches.get(id(function))
+        if cache is None:
+            return split(function(**merge(calls)), calls)
+        groups = [RowGroup(owner=call.owner, rows=call.rows, threshold=self._threshold(call)) for call in calls]
+        with cache.running(groups):
+            return split(function(**merge(calls)), calls)
+
+    def _caching(self, call: ModuleCall) -> bool:
+        return id(call.function) in self._caches and self._threshold(call) is not None
+
+    def _threshold(self, call: ModuleCall) -> float | None:
+        owner = call.owner
+        return self.cache_threshold(owner[0]) if isinstance(owner, tuple) else None
+
+    def release(self, sequence: Parked[ModuleCall, Any]) -> None:
+        """Ends the pipeline's thread."""
+        super().release(sequence)
+
+
+def _kind(call: ModuleCall) -> Hashable:
+    """The module and which arguments the call has."""
+    return (id(call.function), tuple(sorted(name for name, value in call.arguments.items() if value is not None)))
+
+
+def _name(call: ModuleCall) -> str:
+    return type(call.function).__name__
+
+
+def max_difference(expected: Sequence[Any], actual: Sequence[Any]) -> float:
+    """The largest difference of two lists of answers, as a multiple of what rounding may do."""
+    worst = 0.0
+    for one, other in zip(tensors_in(expected), tensors_in(actual), strict=True):
+        worst = max(worst, _difference(one, other))
+    return worst
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    if one.shape != other.shape:
+        return float("inf")
+    allowed = _MAX_DIFFERENCE.get(one.dtype, _MAX_DIFFERENCE_HALF)
+    largest = float(one.abs().max()) or 1.0
+    found = float((one.float() - other.float()).abs().max()) / largest / allowed
+    return found if found == found else float("inf")

@@ -1,0 +1,196 @@
+"""Stand-ins for the parts of a pipeline, one set per request: they park, leave or lock where the part would compute.
+
+A stand-in looks like the part to the pipeline's own code: attributes, ``isinstance`` and ``len`` see the part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Generator, Hashable, Mapping
+from typing import Any
+
+import torch
+
+from sixfold.core.batching.rendezvous import PipelineSide
+from sixfold.core.rendezvous.calls import CallRules, ModuleCall, TensorDigests, capture
+from sixfold.core.rendezvous.lane import Lane, run_aside
+
+
+class StandIn:
+    """A transparent proxy. Its own state is in the slots, everything else is the part's.
+
+    Args:
+        part: What it stands for.
+    """
+
+    __slots__ = ("_part",)
+
+    def __init__(self, part: Any) -> None:
+        object.__setattr__(self, "_part", part)
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]  # isinstance must see the part
+        return type(self._part)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a request must not change the shared {type(self._part).__name__} ({name})")
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+
+class BatchedModule(StandIn):
+    """Stands for a module whose calls share forwards: a call parks the pipeline.
+
+    Args:
+        part: The module.
+        side: Of the request's pipeline.
+        rules: Of its calls.
+        variant: See `capture`.
+        owner: Of the request; the present cache context is added to it.
+    """
+
+    __slots__ = ("_context", "_digests", "_owner", "_rules", "_side", "_variant")
+
+    def __init__(
+        self,
+        part: torch.nn.Module,
+        side: PipelineSide[ModuleCall, Any],
+        rules: CallRules,
+        digests: TensorDigests,
+        *,
+        variant: Hashable = None,
+        owner: Hashable = None,
+    ) -> None:
+        super().__init__(part)
+        values = {
+            "_side": side,
+            "_rules": rules,
+            "_digests": digests,
+            "_variant": variant,
+            "_owner": owner,
+            "_context": None,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Parks the pipeline until the call was computed, alone or together with others."""
+        owner = (self._owner, self._context)
+        call = capture(
+            self._part, args, kwargs, rules=self._rules, digests=self._digests, variant=self._variant, owner=owner
+        )
+        return self._side.call(call)
+
+    @contextlib.contextmanager
+    def cache_context(self, name: str, *_: Any, **__: Any) -> Generator[None]:
+        """The pipeline's name for the calls inside, such as one of the two of guidance; caches are kept apart by it."""
+        object.__setattr__(self, "_context", name)
+        try:
+            yield
+        finally:
+            object.__setattr__(self, "_context", None)
+
+
+class LaneModule(StandIn):
+    """Stands for a module some of whose methods run in a lane: the pipeline leaves, so that the steps go on.
+
+    Args:
+        part: The module.
+        side: Of the request's pipeline.
+        lane: Computes the calls.
+        methods: With the rules of their calls.
+        aside: Other methods, computed on the calling thread, on a stream of their own.
+    """
+
+    __slots__ = ("_aside", "_digests", "_lane", "_methods", "_side", "_variant")
+
+    def __init__(
+        self,
+        part: torch.nn.Module,
+        side: PipelineSide[ModuleCall, Any],
+        lane: Lane,
+        digests: TensorDigests,
+        methods: Mapping[str, CallRules],
+        aside: frozenset[str] = frozenset(),
+        *,
+        variant: Hashable = None,
+    ) -> None:
+        super().__init__(part)
+        values = {
+            "_side": side,
+            "_lane": lane,
+            "_digests": digests,
+            "_methods": methods,
+            "_aside": aside,
+            "_variant": variant,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._part, name)
+        if name in self._methods:
+            return lambda *args, **kwargs: self._run_in_lane(name, value, args, kwargs)
+        if name in self._aside:
+            return lambda *args, **kwargs: run_aside(value, args, kwargs, device_of(self._part))
+        return value
+
+    def _run_in_lane(self, name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._side.leave()
+        rules = self._methods[name]
+        call = capture(method, args, kwargs, rules=rules, digests=self._digests, variant=self._variant)
+        answer = self._lane.submit(call).result()
+        self._side.check()
+        return answer
+
+
+class AsideModule(StandIn):
+    """Stands for a module that each pipeline calls by itself, on a stream of its own: encoders, before the first step."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes the call here and now."""
+        return run_aside(self._part, args, kwargs, device_of(self._part))
+
+
+class LockedPart(StandIn):
+    """Stands for a part that is not safe to use in several threads at once: fast tokenizers keep padding as state.
+
+    Args:
+        part: The part.
+        lock: Of the part, shared by all its stand-ins.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, part: Any, lock: threading.RLock) -> None:
+        super().__init__(part)
+        object.__setattr__(self, "_lock", lock)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._part, name)
+        if not callable(value) or isinstance(value, type):
+            return value
+
+        def locked(*args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                return value(*args, **kwargs)
+
+        return locked
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the part when no other thread does."""
+        with self._lock:
+            return self._part(*args, **kwargs)
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Where the module's weights are."""
+    parameter = next(module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -1,0 +1,129 @@
+"""Gives each request a pipeline of its own: a shallow copy whose schedulers are copies and whose modules are stand-ins."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sixfold.core.batching.rendezvous import PipelineSide
+from sixfold.core.rendezvous.calls import CallRules, ModuleCall, TensorDigests
+from sixfold.core.rendezvous.lane import Lane
+from sixfold.core.rendezvous.proxies import AsideModule, BatchedModule, LaneModule, LockedPart
+
+Side = PipelineSide[ModuleCall, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanePart:
+    """A component of which some methods run in a lane.
+
+    Attributes:
+        methods: Run in the lane; with the rules of their calls.
+        aside: Run on the pipeline's own thread, on a GPU on a stream of their own.
+    """
+
+    methods: Mapping[str, CallRules]
+    aside: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelinePlan:
+    """What a plugin knows of a pipeline's components.
+
+    Attributes:
+        batched: Components whose calls share forwards.
+        lanes: Components with methods that run beside the steps.
+        aside: Modules that are called before the first step.
+        locked: Components that are not safe in several threads.
+        rules: Of calls, by the class name of the module; the default rules for others.
+    """
+
+    batched: frozenset[str]
+    lanes: Mapping[str, LanePart] = field(default_factory=dict[str, LanePart])
+    aside: frozenset[str] = frozenset()
+    locked: frozenset[str] = frozenset()
+    rules: Mapping[str, CallRules] = field(default_factory=dict[str, CallRules])
+
+    def rules_of(self, module: torch.nn.Module) -> CallRules:
+        """The rules for a module's calls."""
+        return self.rules.get(type(module).__name__, CallRules())
+
+
+class PipelineScope:
+    """Makes the pipelines of requests from a loaded one. Thread-safe.
+
+    Args:
+        plan: See there.
+        lane: For the plan's lanes.
+    """
+
+    def __init__(self, plan: PipelinePlan, lane: Lane) -> None:
+        self._plan = plan
+        self._lane = lane
+        self._locks: dict[int, threading.RLock] = {}
+        self._locks_lock = threading.Lock()
+
+    def copy_for(
+        self,
+        pipeline: Any,
+        side: Side,
+        *,
+        variant: Hashable = None,
+        owner: Hashable = None,
+        scheduler: Callable[[Any], Any] = copy.deepcopy,
+    ) -> Any:
+        """A pipeline for one request; the loaded one is not changed.
+
+        Args:
+            pipeline: Loaded, with its ``components`` as attributes.
+            side: Of the request's thread.
+            variant: Must be equal for calls to merge.
+            owner: Tells the request's calls apart from others'.
+            scheduler: Makes the request's own from the loaded scheduler: each keeps the state of one loop.
+        """
+        scoped = copy.copy(pipeline)
+        digests = TensorDigests()
+        for name, part in pipeline.components.items():
+            stand_in = self._stand_in(name, part, side, digests, variant, owner, scheduler)
+            if stand_in is not part:
+                scoped.__dict__[name] = stand_in
+        # At its end a pipeline resets the state of every shared module, and with it the others' caches.
+        scoped.__dict__["maybe_free_model_hooks"] = lambda: None
+        if hasattr(scoped, "set_progress_bar_config"):
+            scoped.__dict__["_progress_bar_config"] = {"disable": True}
+        return scoped
+
+    def _stand_in(
+        self,
+        name: str,
+        part: Any,
+        side: Side,
+        digests: TensorDigests,
+        variant: Hashable,
+        owner: Hashable,
+        scheduler: Callable[[Any], Any],
+    ) -> Any:
+        plan = self._plan
+        if part is None:
+            return None
+        if hasattr(part, "set_timesteps"):
+            return scheduler(part)
+        if name in plan.locked:
+            return LockedPart(part, self._lock_of(part))
+        if not isinstance(part, torch.nn.Module):
+            return part
+        if name in plan.batched:
+            return BatchedModule(part, side, plan.rules_of(part), digests, variant=variant, owner=owner)
+        if name in plan.lanes:
+            lane_part = plan.lanes[name]
+            return LaneModule(part, side, self._lane, digests, lane_part.methods, lane_part.aside, variant=variant)
+        return AsideModule(part) if name in plan.aside else part
+
+    def _lock_of(self, part: Any) -> threading.RLock:
+        with self._locks_lock:
+            return self._locks.setdefault(id(part), threading.RLock())
