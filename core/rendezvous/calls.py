@@ -56,6 +56,21 @@ class CallRules:
     units_per_row: Callable[[Tensor], int] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallOwner:
+    """Whose calls they are: one running pipeline.
+
+    Attributes:
+        request_id: Of its request.
+        index: Of its piece.
+        cache_threshold: Of the row cache; None computes everything.
+    """
+
+    request_id: str
+    index: int = 0
+    cache_threshold: float | None = None
+
+
 class TensorDigests:
     """Digests of tensors without rows, computed once per tensor and request: on a GPU each costs a synchronisation."""
 
@@ -88,7 +103,8 @@ class ModuleCall:
         units: Its work.
         key: Equal for calls that may share a forward.
         rules: How the arguments are read.
-        owner: Whose it is: keys the state kept between the calls of one request (caches).
+        owner: Whose it is.
+        context: The pipeline's name for a kind of its calls, such as one branch of guidance; caches are kept apart by it.
     """
 
     function: Callable[..., Any]
@@ -97,7 +113,8 @@ class ModuleCall:
     units: int
     key: Hashable
     rules: CallRules
-    owner: Hashable = None
+    owner: CallOwner | None = None
+    context: str | None = None
 
     @property
     def main(self) -> Any:
@@ -126,7 +143,8 @@ def capture(
     rules: CallRules,
     digests: TensorDigests,
     variant: Hashable = None,
-    owner: Hashable = None,
+    owner: CallOwner | None = None,
+    context: str | None = None,
 ) -> ModuleCall:
     """Reads a call. On the thread of the pipeline: digests may wait for the device.
 
@@ -138,6 +156,7 @@ def capture(
         digests: Of the request.
         variant: Must be equal for calls to merge: adapters, or a request that wants to run alone.
         owner: See `ModuleCall`.
+        context: Likewise.
     """
     names = _parameter_names(function)
     given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -162,6 +181,7 @@ def capture(
         key=(identity, variant, spec),
         rules=rules,
         owner=owner,
+        context=context,
     )
 
 

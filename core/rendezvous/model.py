@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Generic
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from sixfold.core.batching.model import InputT, OutputT
 from sixfold.core.batching.rendezvous import Parked, RendezvousModel
-from sixfold.core.messages import Cost
-from sixfold.core.rendezvous.calls import ModuleCall
+from sixfold.core.messages import Cost, Request
+from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
 from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
 from sixfold.core.rendezvous.merge import merge, split
 from sixfold.core.rendezvous.row_cache import RowCache, RowGroup
@@ -35,10 +36,20 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
     Args:
         device: Where the modules are.
         caches: Row caches, by the identity of their module.
+        max_cache_bytes: What caches of all sequences may hold; sequences that want one wait beyond it.
     """
 
-    def __init__(self, device: torch.device, caches: Mapping[int, RowCache] | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        caches: Mapping[int, RowCache] | None = None,
+        max_cache_bytes: int = 1 << 62,
+    ) -> None:
         super().__init__()
+        self._max_cache_bytes = max_cache_bytes
+        self._owners: WeakKeyDictionary[Parked[ModuleCall, Any], CallOwner] = WeakKeyDictionary()
+        self._cache_users: set[CallOwner] = set()
+        self._bytes_per_user = 0
         self._device = device
         self._caches = dict(caches or {})
         self._merges: dict[Hashable, bool] = {}  # by kind of call: whether merging is right
@@ -46,13 +57,33 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         self.num_calls = 0
         self.num_rows = 0
 
-    def cache_threshold(self, owner: Hashable) -> float | None:
-        """The row cache's threshold for the calls of a request; None if it computes everything. [device]"""
-        return None
-
     def select_variant(self, call: ModuleCall) -> None:
         """Readies the module for calls of this variant, such as its adapters. [device]"""
         return
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the row caches hold."""
+        return sum(cache.num_bytes for cache in self._caches.values())
+
+    def prepare(self, request: Request[InputT], piece: object) -> Sequence[Parked[ModuleCall, Any]]:
+        """Starts the pipeline and runs it up to its first call."""
+        prepared = super().prepare(request, piece)
+        for sequence in prepared:
+            if sequence.call is not None and sequence.call.owner is not None:
+                self._owners[sequence] = sequence.call.owner
+        return prepared
+
+    def reserve(self, sequence: Parked[ModuleCall, Any], units: int) -> int:
+        """Room for its cache; a sequence has it to its end, so nothing is ever preempted."""
+        owner = self._owners.get(sequence)
+        if owner is None or owner.cache_threshold is None or owner in self._cache_users:
+            return units
+        num_others = len(self._cache_users)
+        if num_others and (num_others + 1) * self._bytes_per_user > self._max_cache_bytes:
+            return 0
+        self._cache_users.add(owner)
+        return units
 
     def call_cost(self, call: ModuleCall) -> Cost:
         """Calls are indivisible."""
@@ -110,20 +141,31 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         cache = self._caches.get(id(function))
         if cache is None:
             return split(function(**merge(calls)), calls)
-        groups = [RowGroup(owner=call.owner, rows=call.rows, threshold=self._threshold(call)) for call in calls]
+        groups = [
+            RowGroup(owner=call.owner, context=call.context, rows=call.rows, threshold=_threshold(call))
+            for call in calls
+        ]
         with cache.running(groups):
-            return split(function(**merge(calls)), calls)
+            answers = split(function(**merge(calls)), calls)
+        if self._cache_users:
+            self._bytes_per_user = max(self._bytes_per_user, self.cache_bytes // len(self._cache_users))
+        return answers
 
     def _caching(self, call: ModuleCall) -> bool:
-        return id(call.function) in self._caches and self._threshold(call) is not None
-
-    def _threshold(self, call: ModuleCall) -> float | None:
-        owner = call.owner
-        return self.cache_threshold(owner[0]) if isinstance(owner, tuple) else None
+        return id(call.function) in self._caches and _threshold(call) is not None
 
     def release(self, sequence: Parked[ModuleCall, Any]) -> None:
-        """Ends the pipeline's thread."""
+        """Ends the pipeline's thread and drops what was cached for it."""
         super().release(sequence)
+        owner = self._owners.pop(sequence, None)
+        if owner in self._cache_users:
+            self._cache_users.discard(owner)
+            for cache in self._caches.values():
+                cache.forget(owner)
+
+
+def _threshold(call: ModuleCall) -> float | None:
+    return None if call.owner is None else call.owner.cache_threshold
 
 
 def _kind(call: ModuleCall) -> Hashable:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Generator, Hashable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 
 from sixfold.core.batching.rendezvous import PipelineSide
-from sixfold.core.rendezvous.calls import CallRules, ModuleCall, TensorDigests, capture
+from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall, TensorDigests, capture
 from sixfold.core.rendezvous.lane import Lane, run_aside
 
 
@@ -51,7 +52,7 @@ class BatchedModule(StandIn):
         side: Of the request's pipeline.
         rules: Of its calls.
         variant: See `capture`.
-        owner: Of the request; the present cache context is added to it.
+        owner: Whose calls they are.
     """
 
     __slots__ = ("_context", "_digests", "_owner", "_rules", "_side", "_variant")
@@ -64,7 +65,7 @@ class BatchedModule(StandIn):
         digests: TensorDigests,
         *,
         variant: Hashable = None,
-        owner: Hashable = None,
+        owner: CallOwner | None = None,
     ) -> None:
         super().__init__(part)
         values = {
@@ -80,9 +81,15 @@ class BatchedModule(StandIn):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Parks the pipeline until the call was computed, alone or together with others."""
-        owner = (self._owner, self._context)
         call = capture(
-            self._part, args, kwargs, rules=self._rules, digests=self._digests, variant=self._variant, owner=owner
+            self._part,
+            args,
+            kwargs,
+            rules=self._rules,
+            digests=self._digests,
+            variant=self._variant,
+            owner=self._owner,
+            context=self._context,
         )
         return self._side.call(call)
 
@@ -140,11 +147,18 @@ class LaneModule(StandIn):
             return lambda *args, **kwargs: run_aside(value, args, kwargs, device_of(self._part))
         return value
 
-    def _run_in_lane(self, name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        self._side.leave()
+    def start(self, method: str, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Lets the lane compute a method while the pipeline goes on; for previews."""
+        return self._submit(method, getattr(self._part, method), args, kwargs)
+
+    def _submit(self, name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Future[Any]:
         rules = self._methods[name]
         call = capture(method, args, kwargs, rules=rules, digests=self._digests, variant=self._variant)
-        answer = self._lane.submit(call).result()
+        return self._lane.submit(call)
+
+    def _run_in_lane(self, name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._side.leave()
+        answer = self._submit(name, method, args, kwargs).result()
         self._side.check()
         return answer
 

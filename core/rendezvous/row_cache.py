@@ -57,14 +57,21 @@ class RowGroup:
     """The rows of one call in a forward.
 
     Attributes:
-        owner: Whose state it is: the request and its branch of guidance.
+        owner: Whose state it is.
+        context: Calls of one owner in different contexts have states of their own.
         rows: How many.
         threshold: Relative change of the first block's part below which the rest is skipped; None never skips.
     """
 
     owner: Hashable
+    context: str | None
     rows: int
     threshold: float | None
+
+    @property
+    def key(self) -> tuple[Hashable, str | None]:
+        """Of its state."""
+        return (self.owner, self.context)
 
 
 @dataclass(slots=True)
@@ -103,7 +110,7 @@ class RowCache:
     """
 
     def __init__(self, blocks: Sequence[CachedBlock]) -> None:
-        self._states: dict[Hashable, _State] = {}
+        self._states: dict[tuple[Hashable, str | None], _State] = {}
         self._forward: _Forward | None = None
         self._originals = [(block.module, block.module.forward) for block in blocks]
         self.num_hits = 0
@@ -117,10 +124,10 @@ class RowCache:
         """Held for all requests."""
         return sum(state.num_bytes for state in self._states.values())
 
-    def forget(self, request: Hashable) -> None:
-        """Drops what is held for a request."""
-        for owner in [owner for owner in self._states if isinstance(owner, tuple) and owner[0] == request]:
-            del self._states[owner]
+    def forget(self, owner: Hashable) -> None:
+        """Drops what is held for an owner, in all contexts."""
+        for key in [key for key in self._states if key[0] == owner]:
+            del self._states[key]
 
     def close(self) -> None:
         """Takes the wrappers off."""
@@ -168,14 +175,14 @@ class RowCache:
             if not hit:
                 missing.extend(range(rows.start, rows.stop))
                 if group.threshold is not None:
-                    self._states[group.owner] = _State(head=change[rows].clone())
+                    self._states[group.key] = _State(head=change[rows].clone())
         if len(missing) < now.num_rows:
             now.misses = torch.tensor(missing, dtype=torch.long, device=hidden.device)
         now.head_hidden, now.head_encoder = hidden, encoder
         return output
 
     def _is_hit(self, group: RowGroup, change: Tensor) -> bool:
-        state = self._states.get(group.owner)
+        state = self._states.get(group.key)
         if group.threshold is None or state is None or state.tail is None or state.head.shape != change.shape:
             return False
         moved = (change - state.head).abs().mean() / state.head.abs().mean()
@@ -206,7 +213,7 @@ class RowCache:
         head_hidden, head_encoder = now.head_hidden, now.head_encoder
         assert head_hidden is not None
         for group, rows in now.miss_rows:
-            state = self._states.get(group.owner) if group.threshold is not None else None
+            state = self._states.get(group.key) if group.threshold is not None else None
             if state is not None:
                 state.tail = hidden[rows] - head_hidden[rows]
                 if encoder is not None and head_encoder is not None:
@@ -216,7 +223,7 @@ class RowCache:
         hidden = hidden.clone()
         encoder = None if encoder is None else encoder.clone()
         for group, rows in now.hit_rows:
-            state = self._states[group.owner]
+            state = self._states[group.key]
             hidden[rows] = head_hidden[rows] + state.tail
             if encoder is not None and head_encoder is not None and state.tail_encoder is not None:
                 encoder[rows] = head_encoder[rows] + state.tail_encoder

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sixfold.core.batching.rendezvous import PipelineSide
-from sixfold.core.rendezvous.calls import CallRules, ModuleCall, TensorDigests
+from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall, TensorDigests
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.proxies import AsideModule, BatchedModule, LaneModule, LockedPart
 
@@ -74,7 +74,7 @@ class PipelineScope:
         side: Side,
         *,
         variant: Hashable = None,
-        owner: Hashable = None,
+        owner: CallOwner | None = None,
         scheduler: Callable[[Any], Any] = copy.deepcopy,
     ) -> Any:
         """A pipeline for one request; the loaded one is not changed.
@@ -83,7 +83,7 @@ class PipelineScope:
             pipeline: Loaded, with its ``components`` as attributes.
             side: Of the request's thread.
             variant: Must be equal for calls to merge.
-            owner: Tells the request's calls apart from others'.
+            owner: Whose calls they are.
             scheduler: Makes the request's own from the loaded scheduler: each keeps the state of one loop.
         """
         scoped = copy.copy(pipeline)
@@ -105,7 +105,7 @@ class PipelineScope:
         side: Side,
         digests: TensorDigests,
         variant: Hashable,
-        owner: Hashable,
+        owner: CallOwner | None,
         scheduler: Callable[[Any], Any],
     ) -> Any:
         plan = self._plan

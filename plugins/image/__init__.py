@@ -1,1 +1,1 @@
-"""The image plugin."""
+"""Pictures."""

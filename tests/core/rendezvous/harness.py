@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import PipelineSide
 from sixfold.core.messages import Request, Usage
-from sixfold.core.rendezvous.calls import CallRules, ModuleCall
+from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
 from sixfold.core.rendezvous.row_cache import RowCache
@@ -63,6 +63,7 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
         self.works = works
         self.results: dict[str, Any] = {}
         self.exact: set[str] = set()
+        self.thresholds: dict[str, float] = {}
         self.schedulers: dict[str, Any] = {}
         self.batches: list[list[str]] = []
         self.max_units = max_units
@@ -86,7 +87,7 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
         scoped = self.scope.copy_for(
             self.pipeline,
             side,
-            owner=name,
+            owner=CallOwner(request_id=name, cache_threshold=self.thresholds.get(name)),
             variant=name if name in self.exact else None,
             scheduler=copy.deepcopy if scheduler is None else lambda own: scheduler.from_config(own.config),
         )
@@ -94,7 +95,7 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
         return Finish(result=Nothing(), usage=Usage())
 
     def forward(self, calls: Sequence[ModuleCall]) -> Sequence[Any]:
-        self.batches.append([str(call.owner[0]) for call in calls if isinstance(call.owner, tuple)])
+        self.batches.append([call.owner.request_id for call in calls if call.owner is not None])
         return super().forward(calls)
 
     def close(self) -> None:

@@ -1,0 +1,125 @@
+"""Loads a diffusers folder and finds out what it can draw."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+import diffusers
+import torch
+
+from sixfold.core.batching.model import ModelInfo
+from sixfold.core.errors import ConfigError, SourceError
+from sixfold.core.family import LoadContext
+from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
+from sixfold.plugins.image.drawing import Planner
+from sixfold.plugins.image.model import ImageModel
+from sixfold.plugins.image.options import ImageOptions
+from sixfold.plugins.image.roles import find_roles
+from sixfold.plugins.image.rules import DENOISERS
+from sixfold.plugins.image.sizes import SizeRules
+
+_LOG = logging.getLogger(__name__)
+_D: Any = diffusers
+
+
+def load(context: LoadContext) -> ImageModel:
+    """The family's loader; runs in the worker process.
+
+    Raises:
+        SourceError: The folder is no pipeline that diffusers can load.
+        ConfigError: An option does not fit the model.
+    """
+    options = context.options
+    assert isinstance(options, ImageOptions)
+    torch.set_num_threads(context.num_threads)
+    device = torch.device(context.device)
+    context.report(0.1, "reading weights")
+    try:
+        pipeline = _D.DiffusionPipeline.from_pretrained(context.path, torch_dtype=dtype_of(options, device))
+    except (OSError, ValueError, AttributeError, ImportError) as error:
+        raise SourceError(f"diffusers can't load the model: {error}") from error
+    return build(pipeline, context)
+
+
+def build(pipeline: Any, context: LoadContext) -> ImageModel:
+    """A model of a loaded pipeline.
+
+    Raises:
+        ConfigError: An option does not fit the model.
+    """
+    options = cast(ImageOptions, context.options)
+    device = torch.device(context.device)
+    pipeline.to(device)
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    for module in modules.values():
+        module.eval().requires_grad_(False)
+    denoisers = [module for name, module in modules.items() if name in DENOISERS]
+    if not denoisers:
+        raise SourceError(
+            f"{type(pipeline).__name__} has no denoiser that Sixfold knows ({', '.join(sorted(DENOISERS))})."
+        )
+    if "vae" in modules and device.type == "cuda":
+        modules["vae"].to(memory_format=torch.channels_last)
+    caches = (
+        {}
+        if options.compile
+        else {id(module): RowCache(blocks) for module in denoisers if (blocks := transformer_blocks(module))}
+    )
+    if options.compile:
+        for module in denoisers:
+            cast(Any, module).compile_repeated_blocks(dynamic=True)
+    if options.row_cache_threshold is not None and not caches:
+        raise ConfigError("row_cache_threshold: this model's blocks can't be cached (or compile is on). Remove it.")
+    planner = Planner(roles=find_roles(pipeline), sizes=size_rules(pipeline, denoisers[0], options), options=options)
+    parameters = sum(p.numel() for module in modules.values() for p in module.parameters())
+    held = sum(p.nbytes for module in modules.values() for p in module.parameters())
+    roles, sizes = planner.roles, planner.sizes
+    details: dict[str, str | int | float | bool] = {
+        "pipeline": type(pipeline).__name__,
+        "default_size": f"{sizes.default[0]}x{sizes.default[1]}",
+        "size_multiple": sizes.multiple,
+        "max_pixels": sizes.max_pixels,
+        "max_n": options.max_n,
+        "generates": roles.generate is not None,
+        "edits": roles.edit is not None,
+        "fills_masks": roles.inpaint is not None,
+    }
+    context.report(1.0, "loaded")
+    return ImageModel(
+        planner=planner,
+        info=ModelInfo(parameters=parameters, memory_bytes=held, details=details),
+        device=device,
+        caches=caches,
+        num_threads=context.num_threads,
+    )
+
+
+def dtype_of(options: ImageOptions, device: torch.device) -> torch.dtype:
+    """The type of the weights."""
+    if options.dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[options.dtype]
+
+
+def size_rules(pipeline: Any, denoiser: Any, options: ImageOptions) -> SizeRules:
+    """What sizes the model draws, from its configs.
+
+    Raises:
+        ConfigError: The default size of the options is not one of them.
+    """
+    scale = int(getattr(pipeline, "vae_scale_factor", 8))
+    config = denoiser.config
+    patch = getattr(config, "patch_size", None) or (getattr(config, "all_patch_size", None) or (1,))[0]
+    packed = hasattr(pipeline, "_unpack_latents")
+    multiple = scale * max(patch if isinstance(patch, int) else int(patch[-1]), 2 if packed else 1)
+    sample = getattr(pipeline, "default_sample_size", None) or getattr(config, "sample_size", None) or 128
+    side = max(multiple, int(sample if isinstance(sample, int) else sample[-1]) * scale // multiple * multiple)
+    rules = SizeRules(default=(side, side), multiple=multiple, max_pixels=max(options.max_pixels, side * side))
+    if options.size is None:
+        return rules
+    try:
+        default = rules.parse(options.size)
+    except Exception as error:
+        raise ConfigError(f"options.size: {error}") from error
+    return SizeRules(default=default, multiple=multiple, max_pixels=rules.max_pixels)

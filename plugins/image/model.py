@@ -1,0 +1,258 @@
+"""The image model as the core sees it: each picture of a request is one running pipeline."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from sixfold.core.batching.model import Finish, ModelInfo, StepRange
+from sixfold.core.batching.rendezvous import Parked, PipelineSide
+from sixfold.core.errors import InvalidRequest
+from sixfold.core.messages import Request, Usage
+from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
+from sixfold.core.rendezvous.lane import Lane
+from sixfold.core.rendezvous.model import TorchPipelineModel
+from sixfold.core.rendezvous.row_cache import RowCache
+from sixfold.core.rendezvous.scoped import PipelineScope
+from sixfold.plugins.image.drawing import Drawing, Planner, generator_for
+from sixfold.plugins.image.media import write_image
+from sixfold.plugins.image.options import ImageOptions
+from sixfold.plugins.image.previews import decodable, decoded_image, preview_steps
+from sixfold.plugins.image.rules import plan
+from sixfold.plugins.image.schema import (
+    ImageInput,
+    ImageOutput,
+    ImageResult,
+    PartialImage,
+    Picture,
+    StepProgress,
+)
+
+Side = PipelineSide[ModuleCall, Any]
+
+
+class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
+    """Draws with stock diffusers pipelines.
+
+    Args:
+        planner: Knows the pipelines.
+        info: What the loader found out.
+        device: Where the modules are.
+        caches: Row caches, by the identity of their module.
+        num_threads: CPU threads of steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        planner: Planner,
+        info: ModelInfo,
+        device: torch.device,
+        caches: Mapping[int, RowCache],
+        num_threads: int,
+    ) -> None:
+        options = planner.options
+        super().__init__(device, caches, options.max_cache_bytes)
+        self._planner = planner
+        self._options = options
+        self._info = info
+        self._num_threads = num_threads
+        self._lane = Lane("decode", device, num_threads=options.decode_threads)
+        self._scope = PipelineScope(plan(options.text_multiple), self._lane)
+        self._exact_scope = PipelineScope(plan(0), self._lane)
+        self._writers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="previews")
+        self._units_per_pixel = 1 / 256  # of one step; measured when warm
+        self._num_pictures = 0
+        self._num_pixels = 0
+
+    @property
+    def info(self) -> ModelInfo:
+        """See `StepModel`."""
+        return self._info
+
+    @property
+    def step_range(self) -> StepRange:
+        """Latent positions; beyond some thousands a GPU is full."""
+        most = self._options.max_step_units
+        return StepRange(min_units=min(1024, most), initial_units=min(8192, most), max_units=most)
+
+    def estimate_units(self, request: Request[ImageInput]) -> int:
+        """See `StepModel`; two rows a step, for guidance."""
+        wanted, sizes = request.input, self._planner.sizes
+        width, height = sizes.default
+        if wanted.size is not None:
+            try:
+                width, height = sizes.parse(wanted.size)
+            except InvalidRequest:
+                return 1  # prepare refuses it
+        role = self._planner.roles.generate or self._planner.roles.edit or self._planner.roles.inpaint
+        steps = 30 if role is None else min(self._planner.num_steps(wanted, role), self._options.max_inference_steps)
+        return max(1, int(width * height * self._units_per_pixel * steps * 2)) * wanted.n
+
+    def split(self, request: Request[ImageInput]) -> Sequence[object]:
+        """A piece is the index of a picture."""
+        return range(request.input.n)
+
+    def run_pipeline(self, request: Request[ImageInput], piece: object, side: Side) -> Finish[ImageOutput]:
+        """Draws one picture and encodes it."""
+        assert isinstance(piece, int)
+        torch.set_num_threads(1)  # what is heavy runs on the device thread and in the lane
+        wanted = request.input
+        drawing = self._planner.plan(wanted, piece)
+        scoped = self._scoped(request, piece, drawing, side)
+        watcher = _Watcher(self, wanted, piece, drawing, side)
+        arguments = dict(drawing.arguments)
+        if drawing.role.takes("callback_on_step_end"):
+            arguments["callback_on_step_end"] = watcher.after_step
+        output = scoped(**arguments, generator=generator_for(drawing.seed), output_type="pil")
+        image = output.images[0]
+        data = write_image(image, wanted.output_format, wanted.output_compression)
+        watcher.wait()
+        result = ImageResult(
+            pictures=(Picture(data=data, seed=drawing.seed),),
+            width=image.width,
+            height=image.height,
+            num_inference_steps=drawing.num_steps,
+        )
+        positions = max(1, int(image.width * image.height * self._units_per_pixel))
+        counts = {
+            "text_tokens": drawing.text_tokens,
+            "image_tokens": positions * len(wanted.images),
+            "output_tokens": positions,
+        }
+        return Finish(result=result, usage=Usage(counts=counts))
+
+    def _scoped(self, request: Request[ImageInput], index: int, drawing: Drawing, side: Side) -> Any:
+        wanted = request.input
+        threshold = wanted.row_cache_threshold
+        if threshold is None:
+            threshold = self._options.row_cache_threshold
+        usable = threshold is not None and threshold >= 0.0 and self._caches and not wanted.exact
+        owner = CallOwner(request_id=request.request_id, index=index, cache_threshold=threshold if usable else None)
+        new_scheduler = drawing.scheduler
+        return (self._exact_scope if wanted.exact else self._scope).copy_for(
+            drawing.role.pipeline,
+            side,
+            variant=owner if wanted.exact else None,
+            owner=owner,
+            scheduler=copy.deepcopy if new_scheduler is None else lambda own: new_scheduler.from_config(own.config),
+        )
+
+    def start_preview(self, scoped: Any, latents: Any, drawing: Drawing) -> Future[Any]:
+        """Decodes a picture as it is now, beside the steps. [pipeline's thread]"""
+        latents = decodable(scoped, latents.detach().clone(), drawing.width, drawing.height)
+        return scoped.vae.start("decode", latents, return_dict=False)
+
+    def write_later(self, work: Any) -> Future[Any]:
+        """Runs work on the thread that encodes previews."""
+        return self._writers.submit(work)
+
+    def finish(self, request: Request[ImageInput], sequences: Sequence[Parked[ModuleCall, Any]]) -> Finish[ImageOutput]:
+        """All pictures of the request, in order."""
+        ends = [sequence.finish for sequence in sequences]
+        results = [end.result for end in ends if end is not None]
+        counts = [end.usage.counts for end in ends if end is not None]
+        usage = {
+            "text_tokens": counts[0]["text_tokens"],
+            "image_tokens": counts[0]["image_tokens"],
+            "output_tokens": sum(each["output_tokens"] for each in counts),
+        }
+        first: ImageResult = results[0]
+        pictures = tuple(picture for result in results for picture in result.pictures)
+        self._num_pictures += len(pictures)
+        self._num_pixels += len(pictures) * first.width * first.height
+        result = ImageResult(
+            pictures=pictures,
+            width=first.width,
+            height=first.height,
+            num_inference_steps=first.num_inference_steps,
+        )
+        return Finish(result=result, usage=Usage(counts=usage))
+
+    def warm_up(self) -> None:
+        """Draws one picture in two steps, so that kernels exist, and measures what a step of a pixel costs."""
+        torch.set_num_threads(self._num_threads)
+        role = self._planner.roles.generate
+        if role is None:
+            return
+        request = Request(request_id="warm-up", input=ImageInput(num_inference_steps=2, seed=0), arrived_s=0.0)
+        drawing = self._planner.plan(request.input, 0)
+        side = _WarmUpSide(self)
+        scoped = self._scoped(request, 0, drawing, side)
+        scoped(**drawing.arguments, generator=generator_for(0), output_type="pil")
+        torch.set_num_threads(self._num_threads)
+        self._units_per_pixel = side.units / side.num_calls / (drawing.width * drawing.height)
+
+    def stats(self) -> Mapping[str, float]:
+        """See `Family.metrics`."""
+        return {
+            "image_pictures_total": self._num_pictures,
+            "image_pixels_total": self._num_pixels,
+            "image_denoise_calls_total": self.num_calls,
+            "image_denoise_forwards_total": self.num_forwards,
+            "image_decode_calls_total": self._lane.num_calls,
+            "image_decode_forwards_total": self._lane.num_forwards,
+            "image_row_cache_bytes": self.cache_bytes,
+            "image_row_cache_hits_total": sum(cache.num_hits for cache in self._caches.values()),
+        }
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._lane.close()
+        self._writers.shutdown(wait=True)
+        for cache in self._caches.values():
+            cache.close()
+
+
+class _Watcher:
+    """Sends progress and previews of one picture. Used by its pipeline's thread."""
+
+    def __init__(self, model: ImageModel, wanted: ImageInput, index: int, drawing: Drawing, side: Side) -> None:
+        self._model = model
+        self._wanted = wanted
+        self._index = index
+        self._drawing = drawing
+        self._side = side
+        self._previews = preview_steps(drawing.num_steps, wanted.partial_images)
+        self._num_done = 0
+        self._pending: list[Future[Any]] = []
+
+    def after_step(self, pipeline: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        """The pipeline's ``callback_on_step_end``."""
+        self._num_done += 1
+        self._side.emit(StepProgress(image_index=self._index, step=self._num_done, num_steps=self._drawing.num_steps))
+        if self._num_done in self._previews:
+            decoded = self._model.start_preview(pipeline, values["latents"], self._drawing)
+            partial_index = self._previews.index(self._num_done)
+            self._pending.append(self._model.write_later(lambda: self._send(pipeline, decoded, partial_index)))
+        return {}
+
+    def wait(self) -> None:
+        """Returns when all previews are sent."""
+        for pending in self._pending:
+            pending.result()
+
+    def _send(self, pipeline: Any, decoded: Future[Any], partial_index: int) -> None:
+        image = decoded_image(pipeline, decoded.result())
+        data = write_image(image, self._wanted.output_format, self._wanted.output_compression)
+        self._side.emit(PartialImage(image_index=self._index, partial_index=partial_index, data=data))
+
+
+class _WarmUpSide(PipelineSide[ModuleCall, Any]):
+    """Computes calls at once, on the calling thread."""
+
+    def __init__(self, model: ImageModel) -> None:
+        super().__init__()
+        self._model = model
+        self.units = 0
+        self.num_calls = 0
+
+    def call(self, call: ModuleCall) -> Any:
+        """One forward."""
+        self.units += call.units // call.rows
+        self.num_calls += 1
+        return self._model.forward([call])[0]

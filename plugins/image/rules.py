@@ -1,0 +1,56 @@
+"""What is special about the modules of diffusers' image pipelines, as data for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from sixfold.core.rendezvous.calls import CallRules, TextPadding
+from sixfold.core.rendezvous.scoped import LanePart, PipelinePlan
+
+DENOISERS = frozenset({"transformer", "transformer_2", "unet", "controlnet"})
+_IDS = frozenset({"img_ids", "txt_ids", "image_rotary_emb"})
+_ENCODERS = frozenset({"text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4", "image_encoder"})
+_TOKENIZERS = frozenset({"tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4", "processor", "feature_extractor"})
+
+
+def plan(text_multiple: int) -> PipelinePlan:
+    """Which components batch, decode in a lane, encode aside; and the rules of calls.
+
+    Args:
+        text_multiple: See `ImageOptions`.
+    """
+    decode = CallRules(ignored=frozenset({"generator"}))
+    return PipelinePlan(
+        batched=DENOISERS,
+        lanes={"vae": LanePart(methods={"decode": decode}, aside=frozenset({"encode"}))},
+        aside=_ENCODERS,
+        locked=_TOKENIZERS,
+        rules=call_rules(text_multiple),
+    )
+
+
+def call_rules(text_multiple: int) -> Mapping[str, CallRules]:
+    """By the class name of the denoiser. Classes that are not here need none."""
+    flat_ids = CallRules(shared=_IDS)
+    text = TextPadding(states="encoder_hidden_states", mask="encoder_hidden_states_mask", multiple=text_multiple)
+    return {
+        "FluxTransformer2DModel": flat_ids,
+        "ChromaTransformer2DModel": flat_ids,
+        "BriaTransformer2DModel": flat_ids,
+        "OvisImageTransformer2DModel": flat_ids,
+        "LongCatImageTransformer2DModel": flat_ids,
+        "CogView4Transformer2DModel": flat_ids,
+        "HunyuanDiT2DModel": CallRules(shared=_IDS),
+        "QwenImageTransformer2DModel": CallRules(row_lists=frozenset({"img_shapes"}), text_padding=text),
+        "ZImageTransformer2DModel": CallRules(times=frozenset({"t"}), ragged=frozenset({"x", "cap_feats"})),
+        # Attention runs on a quarter of the latent's positions and fewer.
+        "UNet2DConditionModel": CallRules(units_per_row=_quarter),
+        "SD3Transformer2DModel": CallRules(units_per_row=_quarter),
+        "PixArtTransformer2DModel": CallRules(units_per_row=_quarter),
+    }
+
+
+def _quarter(row: Tensor) -> int:
+    return max(1, row.shape[-2] * row.shape[-1] // 4)
