@@ -71,9 +71,6 @@ class Planner:
         Raises:
             InvalidRequest: The request is wrong, or the model can't do it.
         """
-        options = self.options
-        if wanted.n > options.max_n:
-            raise InvalidRequest(f"n is {wanted.n}; at most {options.max_n} pictures at once.", param="n")
         sources = [self._read(data) for data in wanted.images]
         mask = self._mask(wanted, sources)
         role = self.roles.choose(wanted.operation, masked=mask is not None)
@@ -96,6 +93,18 @@ class Planner:
             text_tokens=count_tokens(role.pipeline, wanted.prompt, role.defaults.get("max_sequence_length")),
             scheduler=self._scheduler(role, wanted.scheduler),
         )
+
+    def estimate(self, wanted: ImageInput) -> tuple[int, int, int]:
+        """Width, height and steps of a picture, from the request alone: microseconds.
+
+        Raises:
+            InvalidRequest: Its figures are out of bounds.
+        """
+        if wanted.n > self.options.max_n:
+            raise InvalidRequest(f"n is {wanted.n}; at most {self.options.max_n} pictures at once.", param="n")
+        roles = self.roles
+        role = roles.generate or roles.edit or roles.inpaint
+        return (*self.sizes.parse(wanted.size), 30 if role is None else self.num_steps(wanted, role))
 
     def num_steps(self, wanted: ImageInput, role: Role) -> int:
         """How many steps a request asks for."""

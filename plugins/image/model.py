@@ -11,7 +11,6 @@ import torch
 
 from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import Parked, PipelineSide
-from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Request, Usage
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
 from sixfold.core.rendezvous.lane import Lane
@@ -20,7 +19,6 @@ from sixfold.core.rendezvous.row_cache import RowCache
 from sixfold.core.rendezvous.scoped import PipelineScope
 from sixfold.plugins.image.drawing import Drawing, Planner, generator_for
 from sixfold.plugins.image.media import write_image
-from sixfold.plugins.image.options import ImageOptions
 from sixfold.plugins.image.previews import decodable, decoded_image, preview_steps
 from sixfold.plugins.image.rules import plan
 from sixfold.plugins.image.schema import (
@@ -81,16 +79,13 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         return StepRange(min_units=min(1024, most), initial_units=min(8192, most), max_units=most)
 
     def estimate_units(self, request: Request[ImageInput]) -> int:
-        """See `StepModel`; two rows a step, for guidance."""
-        wanted, sizes = request.input, self._planner.sizes
-        width, height = sizes.default
-        if wanted.size is not None:
-            try:
-                width, height = sizes.parse(wanted.size)
-            except InvalidRequest:
-                return 1  # prepare refuses it
-        role = self._planner.roles.generate or self._planner.roles.edit or self._planner.roles.inpaint
-        steps = 30 if role is None else min(self._planner.num_steps(wanted, role), self._options.max_inference_steps)
+        """See `StepModel`; two rows a step, for guidance.
+
+        Raises:
+            InvalidRequest: More pictures or steps than allowed, or a size that the model can't draw.
+        """
+        wanted, planner = request.input, self._planner
+        width, height, steps = planner.estimate(wanted)
         return max(1, int(width * height * self._units_per_pixel * steps * 2)) * wanted.n
 
     def split(self, request: Request[ImageInput]) -> Sequence[object]:
