@@ -24,9 +24,7 @@ class TinyPipeline:
         pipeline: Loaded.
         prompt: Keyword arguments in place of the prompt, from a seed.
         size: Width and height it draws by default in tests.
-        size_step: Sizes are multiples of it.
         guidance: Name of the argument for guidance.
-        in_one_call: Whether guidance makes calls of two rows.
     """
 
     pipeline: Any
@@ -35,14 +33,16 @@ class TinyPipeline:
     guidance: str = "guidance_scale"
 
 
-def randomized(module: torch.nn.Module, std: float = 0.2, seed: int = 0) -> Any:
-    """Perturbs all weights, biases and scales."""
+def randomized(module: torch.nn.Module, scale: float = 1.0, seed: int = 0) -> Any:
+    """Draws all weights anew, so that each build of a module is the same; nothing stays at zero, norms are near one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(
-                torch.randn(parameter.shape, generator=generator) * std / max(1.0, parameter[0].numel() ** 0.5)
-            )
+        for name, parameter in module.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                parameter.copy_(drawn * scale / max(1.0, parameter[0].numel()) ** 0.5)
+            else:
+                parameter.copy_(drawn * 0.1 + (1.0 if name.endswith("weight") else 0.0))
     return module.eval()
 
 
@@ -173,4 +173,256 @@ def flux(num_layers: int = 2) -> TinyPipeline:
     return TinyPipeline(pipeline=pipeline, prompt=prompt)
 
 
-FAMILIES: dict[str, Callable[[], TinyPipeline]] = {"sdxl": sdxl, "sd3": sd3, "flux": flux}
+def qwen_image() -> TinyPipeline:
+    transformer = D.QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=16,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 4, 4),
+    )
+    vae = D.AutoencoderKLQwenImage(
+        base_dim=24,
+        z_dim=4,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.0, 1.2, 0.9, 1.1],
+    )
+    pipeline = D.QwenImagePipeline(
+        transformer=randomized(transformer),
+        scheduler=D.FlowMatchEulerDiscreteScheduler(),
+        vae=randomized(vae),
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+    def prompt(seed: int) -> dict[str, Any]:
+        length = 5 + seed % 7  # texts differ in length: padding and a mask let them merge
+        return {
+            "prompt_embeds": noise(seed, 1, length, 16),
+            "prompt_embeds_mask": torch.ones(1, length, dtype=torch.int64),
+            "negative_prompt_embeds": noise(seed + 1, 1, 4, 16),
+            "negative_prompt_embeds_mask": torch.ones(1, 4, dtype=torch.int64),
+        }
+
+    return TinyPipeline(pipeline=pipeline, prompt=prompt, guidance="true_cfg_scale")
+
+
+def z_image() -> TinyPipeline:
+    transformer = D.ZImageTransformer2DModel(
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        in_channels=16,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        qk_norm=True,
+        cap_feat_dim=16,
+        rope_theta=256.0,
+        t_scale=1000.0,
+        axes_dims=[8, 4, 4],
+        axes_lens=[256, 32, 32],
+    )
+    # Padding tokens have parameters of their own that start as garbage.
+    randomized(transformer)
+    with torch.no_grad():
+        transformer.x_pad_token.copy_(noise(3, *transformer.x_pad_token.shape))
+        transformer.cap_pad_token.copy_(noise(4, *transformer.cap_pad_token.shape))
+    pipeline = D.ZImagePipeline(
+        transformer=transformer,
+        scheduler=D.FlowMatchEulerDiscreteScheduler(),
+        vae=kl_vae(16, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1, scaling_factor=1.5),
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+    def prompt(seed: int) -> dict[str, Any]:
+        return {
+            "prompt_embeds": [noise(seed, 5 + seed % 7, 16)],
+            "negative_prompt_embeds": [noise(seed + 1, 4, 16)],
+        }
+
+    return TinyPipeline(pipeline=pipeline, prompt=prompt)
+
+
+def chroma() -> TinyPipeline:
+    transformer = D.ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        approximator_hidden_dim=32,
+        approximator_layers=1,
+        approximator_num_channels=16,
+    )
+    pipeline = D.ChromaPipeline(
+        transformer=randomized(transformer),
+        scheduler=D.FlowMatchEulerDiscreteScheduler(),
+        vae=kl_vae(1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5035),
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+    def prompt(seed: int) -> dict[str, Any]:
+        return {
+            "prompt_embeds": noise(seed, 1, 9, 32),
+            "prompt_attention_mask": torch.ones(1, 9),
+            "negative_prompt_embeds": noise(seed + 1, 1, 9, 32),
+            "negative_prompt_attention_mask": torch.ones(1, 9),
+        }
+
+    return TinyPipeline(pipeline=pipeline, prompt=prompt)
+
+
+def pixart() -> TinyPipeline:
+    transformer = D.PixArtTransformer2DModel(
+        sample_size=16,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        caption_channels=32,
+        in_channels=4,
+        cross_attention_dim=24,
+        out_channels=8,
+        attention_bias=True,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+    )
+    pipeline = D.PixArtSigmaPipeline(
+        transformer=randomized(transformer),
+        scheduler=D.DDIMScheduler(),
+        vae=kl_vae(),
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+    def prompt(seed: int) -> dict[str, Any]:
+        return {
+            "prompt": None,
+            "negative_prompt": None,
+            "prompt_embeds": noise(seed, 1, 8, 32),
+            "prompt_attention_mask": torch.ones(1, 8),
+            "negative_prompt_embeds": noise(seed + 1, 1, 8, 32),
+            "negative_prompt_attention_mask": torch.ones(1, 8),
+            "use_resolution_binning": False,
+        }
+
+    return TinyPipeline(pipeline=pipeline, prompt=prompt)
+
+
+def sana() -> TinyPipeline:
+    transformer = D.SanaTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=4,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=4,
+        cross_attention_dim=8,
+        caption_channels=8,
+        sample_size=32,
+    )
+    vae = D.AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=[1, 1],
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.41407,
+    )
+    pipeline = D.SanaPipeline(
+        transformer=randomized(transformer),
+        scheduler=D.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        vae=randomized(vae),
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+    def prompt(seed: int) -> dict[str, Any]:
+        return {
+            "prompt": None,
+            "negative_prompt": None,
+            "prompt_embeds": noise(seed, 1, 8, 8),
+            "prompt_attention_mask": torch.ones(1, 8),
+            "negative_prompt_embeds": noise(seed + 1, 1, 8, 8),
+            "negative_prompt_attention_mask": torch.ones(1, 8),
+            "use_resolution_binning": False,
+        }
+
+    return TinyPipeline(pipeline=pipeline, prompt=prompt, size=64)
+
+
+def lumina2() -> TinyPipeline:
+    transformer = D.Lumina2Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=8,
+        num_layers=2,
+        num_attention_heads=1,
+        num_kv_heads=1,
+        multiple_of=16,
+        ffn_dim_multiplier=None,
+        norm_eps=1e-5,
+        scaling_factor=1.0,
+        axes_dim_rope=[4, 2, 2],
+        cap_feat_dim=8,
+    )
+    pipeline = D.Lumina2Pipeline(
+        transformer=randomized(transformer),
+        scheduler=D.FlowMatchEulerDiscreteScheduler(),
+        vae=kl_vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5035),
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+    def prompt(seed: int) -> dict[str, Any]:
+        return {
+            "prompt_embeds": noise(seed, 1, 8, 8),
+            "prompt_attention_mask": torch.ones(1, 8, dtype=torch.bool),
+            "negative_prompt_embeds": noise(seed + 1, 1, 8, 8),
+            "negative_prompt_attention_mask": torch.ones(1, 8, dtype=torch.bool),
+        }
+
+    return TinyPipeline(pipeline=pipeline, prompt=prompt, size=64)
+
+
+FAMILIES: dict[str, Callable[[], TinyPipeline]] = {
+    "sdxl": sdxl,
+    "sd3": sd3,
+    "flux": flux,
+    "qwen_image": qwen_image,
+    "z_image": z_image,
+    "chroma": chroma,
+    "pixart": pixart,
+    "sana": sana,
+    "lumina2": lumina2,
+}

@@ -16,8 +16,9 @@ The invariants of `select`:
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from sixfold.core.batching.budget import StepBudget
@@ -29,6 +30,8 @@ from sixfold.core.messages import Cost
 
 # One step in so many is decided by the sequence that was left out longest, once it is out of patience.
 _DECIDER_EVERY = 4
+# How many that wait are looked at for one that could start now; bounds the time of a step under overload.
+_MAX_NEWCOMERS = 64
 
 
 class Selection:
@@ -196,10 +199,37 @@ class Scheduler:
         if head is not None and not ready:
             return _key(head)
         candidates = list(ready)
-        if head is not None and not self._blocked:
-            candidates.append(head)
+        newcomer = self._newcomer(ready, head)
+        if newcomer is not None:
+            candidates.append(newcomer)
         keys = {_key(entry) for entry in candidates}
         return _key(min(candidates, key=self._order)) if len(keys) > 1 else next(iter(keys), None)
+
+    def _newcomer(self, ready: Sequence[Entry], head: Entry | None) -> Entry | None:
+        """The first that waits and could start in a step of its own key.
+
+        One that could not must not choose the key, or only what runs with that key would go on while it waits.
+        """
+        if head is None or self._blocked or len(self.running) >= self._max_running:
+            return None
+        taken: Counter[object] = Counter()  # by indivisible running work, which goes first
+        for entry in ready:
+            if entry.cost is not None and not _divisible(entry):
+                taken[entry.cost.batch_key] += entry.cost.units
+        if self._has_room(head, taken):
+            return head
+        for entry in islice(self.queue.in_order(), _MAX_NEWCOMERS):
+            entry.cost = self._model.cost(entry.sequence)
+            if self._has_room(entry, taken):
+                return entry
+        return None
+
+    def _has_room(self, entry: Entry, taken: Mapping[object, int]) -> bool:
+        cost = entry.cost
+        if cost is None:
+            return False
+        used = taken.get(cost.batch_key, 0)
+        return used == 0 or used + cost.min_units <= self._budget.units
 
     def _order(self, entry: Entry) -> tuple[float, float, int, float]:
         """The fair order; between sequences of one request the one goes first that was left out longest."""

@@ -62,6 +62,11 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         return
 
     @property
+    def merges_rightly(self) -> Mapping[Hashable, bool]:
+        """Of each kind of call that was merged, whether the merged forward gave what the calls give alone."""
+        return self._merges
+
+    @property
     def cache_bytes(self) -> int:
         """What the row caches hold."""
         return sum(cache.num_bytes for cache in self._caches.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,6 +104,8 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         arguments = dict(drawing.arguments)
         if drawing.role.takes("callback_on_step_end"):
             arguments["callback_on_step_end"] = watcher.after_step
+        elif drawing.role.takes("callback"):  # older pipelines
+            arguments |= {"callback": partial(watcher.after_old_step, scoped), "callback_steps": 1}
         output = scoped(**arguments, generator=generator_for(drawing.seed), output_type="pil")
         image = output.images[0]
         data = write_image(image, wanted.output_format, wanted.output_compression)
@@ -225,6 +228,10 @@ class _Watcher:
             partial_index = self._previews.index(self._num_done)
             self._pending.append(self._model.write_later(lambda: self._send(pipeline, decoded, partial_index)))
         return {}
+
+    def after_old_step(self, pipeline: Any, step: int, time: Any, latents: Any) -> None:
+        """The ``callback`` of pipelines that have no other."""
+        self.after_step(pipeline, step, time, {"latents": latents})
 
     def wait(self) -> None:
         """Returns when all previews are sent."""

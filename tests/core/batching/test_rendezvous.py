@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 
 import msgspec
@@ -30,6 +31,7 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     poisoned_at: int | None = None
     raises: str = ""
     stubborn: bool = False
+    leaves: bool = False
 
 
 class Total(msgspec.Struct, frozen=True):
@@ -54,6 +56,7 @@ class FakePipelineModel(RendezvousModel[Call, int, Picture, Total]):
         super().__init__()
         self.forwards: list[list[str]] = []
         self.threads: list[threading.Thread] = []
+        self.doors: dict[str, threading.Event] = defaultdict(threading.Event)
         self.num_answers_missing = 0
 
     @property
@@ -84,6 +87,10 @@ class FakePipelineModel(RendezvousModel[Call, int, Picture, Total]):
                 total += side.call(made)
             if work.raises == "later":
                 raise ValueError("bug in the pipeline")
+        if work.leaves:
+            side.leave()
+            self.doors[request.request_id].wait(20.0)  # a decode, as long as the test wants it
+            side.emit(Total(-1))
         return Finish(result=Total(total), usage=Usage())
 
     def call_cost(self, call: Call) -> Cost:
@@ -118,6 +125,8 @@ class Rig:
         self.loop = StepLoop(self.model, scheduler, budget, self, FakeClock())
         self.admission = Admission(1000)
         self.events: dict[str, list[Event]] = {}
+        self.woken = threading.Semaphore(0)
+        self.model.attach(self.woken.release)
 
     def emit(self, events: tuple[Event, ...]) -> None:
         for event in events:
@@ -273,3 +282,62 @@ def test_previews_follow_the_steps() -> None:
     rig.submit("r", Picture(num_steps=3))
     rig.run_until_idle()
     assert [type(event) for event in rig.events["r"]] == [Increment, Increment, Finished]
+
+
+def test_a_pipeline_that_left_holds_up_nobody_and_ends_when_it_is_back() -> None:
+    rig = Rig()
+    rig.submit("decodes", Picture(num_steps=1, leaves=True))
+    rig.submit("steps", Picture(num_steps=5))
+    for _ in range(5):
+        rig.loop.run_once()
+    assert rig.result("steps") == alone(Picture(num_steps=5))  # while the other is still away
+    assert not rig.loop.has_work
+    assert rig.loop.num_running == 1
+    rig.model.doors["decodes"].set()
+    assert rig.woken.acquire(timeout=20.0)  # its increment, then its end
+    assert rig.woken.acquire(timeout=20.0)
+    rig.run_until_idle()
+    assert rig.result("decodes") == alone(Picture(num_steps=1))
+    assert rig.events["decodes"][-2] == Increment(request_id="decodes", output=Total(-1))
+
+
+def test_a_pipeline_that_left_and_fails_ends_with_its_error() -> None:
+    rig = Rig()
+    rig.model.doors["r"].wait = lambda _timeout=None: 1 // 0  # type: ignore[assignment,method-assign,return-value]
+    rig.submit("r", Picture(num_steps=1, leaves=True))
+    rig.loop.run_once()
+    assert rig.woken.acquire(timeout=20.0)
+    rig.run_until_idle()
+    assert isinstance(rig.error("r"), StepFailed)
+
+
+def test_cancelling_a_pipeline_that_left_does_not_wait_for_it() -> None:
+    rig = Rig()
+    rig.submit("r", Picture(num_steps=1, leaves=True))
+    rig.loop.run_once()
+    rig.loop.cancel("r")
+    rig.loop.run_once()
+    assert isinstance(rig.error("r"), RequestCancelled)
+    assert rig.loop.idle  # although its thread still works
+    assert rig.model.threads[0].is_alive()
+    rig.model.doors["r"].set()
+    rig.run_until_idle()  # joins the thread
+    assert [type(event) for event in rig.events["r"]][-1] is Failed
+
+
+def test_keys_share_the_steps_evenly_and_none_starves() -> None:
+    rig = Rig()
+    for index in range(12):  # three shapes of very different demand
+        rig.submit(f"r{index}", Picture(num_steps=40, size=(1, 1, 1, 1, 2, 2, 3)[index % 7]))
+    for _ in range(60):
+        rig.loop.run_once()
+    sizes = {f"r{index}": (1, 1, 1, 1, 2, 2, 3)[index % 7] for index in range(12)}
+    served: dict[str, int] = defaultdict(int)
+    for forward in rig.model.forwards:
+        for name in forward:
+            served[name] += 1
+    started = [name for name in sizes if served[name]]
+    assert {sizes[name] for name in started} == {1, 2, 3}
+    gaps = [[index for index, forward in enumerate(rig.model.forwards) if name in forward] for name in started]
+    assert max(b - a for steps in gaps for a, b in zip(steps, steps[1:], strict=False)) <= 6
+    assert max(served[name] for name in started) <= 2 * min(served[name] for name in started)

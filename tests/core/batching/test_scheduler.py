@@ -82,6 +82,24 @@ def test_no_more_sequences_run_than_allowed() -> None:
     assert max(len(batch) for batch in harness.model.batches) == 3
 
 
+@pytest.mark.parametrize("max_running", [8, 64])
+def test_a_waiting_sequence_that_cannot_start_does_not_keep_the_turn_with_its_own_key(max_running: int) -> None:
+    harness = LoopHarness(model_with_budget(4), patience_s=1e9, max_running_sequences=max_running)
+    for index, key in enumerate("aaaabbcaaaab"):  # more of a than fit a step
+        harness.submit(f"{key}-{index}", one_sequence(FakeWork(num_steps=40, key=key)))
+    harness.run(60)
+    steps = Counter(batch[0][0].work.key for batch in harness.model.batches)
+    assert steps["a"] == steps["b"] == steps["c"] == 20
+
+
+def test_a_sequence_of_a_new_key_starts_although_the_head_of_the_queue_cannot() -> None:
+    harness = LoopHarness(model_with_budget(4), patience_s=1e9)
+    for index in range(9):
+        harness.submit(f"a-{index}", one_sequence(FakeWork(num_steps=50, key="a")))
+    harness.submit("b", one_sequence(FakeWork(num_steps=10, key="b")))
+    assert harness.run_until_ended("b") <= 24
+
+
 # Fair shares.
 
 

@@ -11,27 +11,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sixfold.core.batching.manager import Limits
 from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import PipelineSide
-from sixfold.core.messages import Request, Usage
+from sixfold.core.errors import RequestError
+from sixfold.core.messages import Failed, Request, Usage
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
 from sixfold.core.rendezvous.row_cache import RowCache
 from sixfold.core.rendezvous.scoped import LanePart, PipelinePlan, PipelineScope
+from sixfold.core.runtime.local_replica import LocalReplica
+from tests.tiny_pipelines import TinyPipeline
 
-IDS = frozenset({"img_ids", "txt_ids", "image_rotary_emb"})
 PLAN = PipelinePlan(
     batched=frozenset({"transformer", "transformer_2", "unet", "controlnet"}),
     lanes={
         "vae": LanePart(methods={"decode": CallRules(ignored=frozenset({"generator"}))}, aside=frozenset({"encode"}))
     },
-    rules={
-        "FluxTransformer2DModel": CallRules(shared=IDS),
-        "ChromaTransformer2DModel": CallRules(shared=IDS),
-        "QwenImageTransformer2DModel": CallRules(row_lists=frozenset({"img_shapes"})),
-        "ZImageTransformer2DModel": CallRules(times=frozenset({"t"}), ragged=frozenset({"x", "cap_feats"})),
-    },
+    rules={"FluxTransformer2DModel": CallRules(shared=frozenset({"img_ids", "txt_ids"}))},
 )
 
 
@@ -65,6 +63,7 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
         self.exact: set[str] = set()
         self.thresholds: dict[str, float] = {}
         self.schedulers: dict[str, Any] = {}
+        self.seen_cache_bytes: list[int] = []
         self.batches: list[list[str]] = []
         self.max_units = max_units
 
@@ -96,10 +95,54 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
 
     def forward(self, calls: Sequence[ModuleCall]) -> Sequence[Any]:
         self.batches.append([call.owner.request_id for call in calls if call.owner is not None])
-        return super().forward(calls)
+        answers = super().forward(calls)
+        self.seen_cache_bytes.append(self.cache_bytes)
+        return answers
 
     def close(self) -> None:
         self.lane.close()
+
+
+async def run_together(model: PipelineModel, *, max_running_sequences: int = 16) -> dict[str, RequestError]:
+    """Runs all works at once; returns the errors of those that failed."""
+    replica = LocalReplica(model, limits=Limits(max_running_sequences=max_running_sequences))
+    streams = {name: replica.submit(Request(request_id=name, input=Nothing(), arrived_s=0.0)) for name in model.works}
+    errors: dict[str, RequestError] = {}
+    for name, stream in streams.items():
+        async with stream:
+            while events := await stream.next_events():
+                if isinstance(events[-1], Failed):
+                    errors[name] = events[-1].error
+    await replica.close()
+    return errors
+
+
+def alone(pipeline: Any, work: Callable[[], dict[str, Any]], scheduler: Any = None) -> NDArray[np.float32]:
+    """What the library draws for a work by itself."""
+    own = copy.copy(pipeline)
+    own.scheduler = copy.deepcopy(pipeline.scheduler)
+    if scheduler is not None:
+        own.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    own.set_progress_bar_config(disable=True)
+    return picture(own(**work()))
+
+
+def works_for(tiny: TinyPipeline, count: int = 6) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Mixed step counts, guidance and seeds, two sizes."""
+
+    def work(index: int) -> Callable[[], dict[str, Any]]:
+        size = tiny.size // 2 if index % 3 == 2 else tiny.size
+        return lambda: {
+            **tiny.prompt(10 * index),
+            "num_inference_steps": 2 + index % 3,
+            tiny.guidance: (1.0, 3.0, 5.5)[index % 3],
+            "height": size,
+            "width": size,
+            "generator": torch.Generator().manual_seed(index),
+            "output_type": "np",
+        }
+
+    return {f"r{index}": work(index) for index in range(count)}
 
 
 def picture(output: Any) -> NDArray[np.float32]:

@@ -1,41 +1,36 @@
-"""Stock pipelines that share forwards draw what each draws alone."""
+"""Stock pipelines share forwards at their calls: results, batch keys, faults, caches and lanes."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 
-from sixfold.core.batching.manager import Limits
-from sixfold.core.messages import Request
-from sixfold.core.runtime.local_replica import LocalReplica
-from tests.core.rendezvous.harness import Nothing, PipelineModel, picture
-from tests.tiny_pipelines import FAMILIES, TinyPipeline
+from sixfold.core.rendezvous.calls import ModuleCall
+from sixfold.core.rendezvous.memory import OutOfMemory
+from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
+from tests.core.rendezvous.harness import PipelineModel, alone, run_together, works_for
+from tests.tiny_pipelines import TinyPipeline, flux, qwen_image, sd3, sdxl
 
+D: Any = diffusers
 # The libraries' own.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
-Work = Callable[[], dict[str, Any]]
 
-
-def works_for(tiny: TinyPipeline, count: int = 6) -> dict[str, Work]:
-    """Mixed step counts, guidance and seeds, two sizes."""
-
-    def work(index: int) -> Work:
-        size = tiny.size // 2 if index % 3 == 2 else tiny.size
+def same_size_works(tiny: TinyPipeline, count: int, steps: int = 4) -> dict[str, Any]:
+    def work(index: int) -> Any:
         return lambda: {
             **tiny.prompt(10 * index),
-            "num_inference_steps": 2 + index % 3,
-            tiny.guidance: (1.0, 3.0, 5.5)[index % 3],
-            "height": size,
-            "width": size,
+            "num_inference_steps": steps,
+            "height": tiny.size,
+            "width": tiny.size,
             "generator": torch.Generator().manual_seed(index),
             "output_type": "np",
         }
@@ -43,33 +38,121 @@ def works_for(tiny: TinyPipeline, count: int = 6) -> dict[str, Work]:
     return {f"r{index}": work(index) for index in range(count)}
 
 
-async def run_together(model: PipelineModel) -> None:
-    replica = LocalReplica(model, limits=Limits(max_running_sequences=16))
-    streams = [replica.submit(Request(request_id=name, input=Nothing(), arrived_s=0.0)) for name in model.works]
-    for stream in streams:
-        async with stream:
-            while events := await stream.next_events():
-                assert not hasattr(events[-1], "error"), events[-1]
-    await replica.close()
-
-
-def alone(pipeline: Any, work: Work, scheduler: Any = None) -> Any:
-    own = copy.copy(pipeline)
-    own.scheduler = (
-        copy.deepcopy(pipeline.scheduler) if scheduler is None else scheduler.from_config(pipeline.scheduler.config)
-    )
-    own.set_progress_bar_config(disable=True)
-    return picture(own(**work()))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-async def test_mixed_requests_draw_what_each_draws_alone(family: str) -> None:
-    tiny = FAMILIES[family]()
+async def test_mixed_schedulers_share_one_denoiser() -> None:
+    tiny = sdxl()
     works = works_for(tiny)
     model = PipelineModel(tiny.pipeline, works)
-    await run_together(model)
-    assert max(len(set(batch)) for batch in model.batches) >= 3
+    model.schedulers = {
+        "r0": D.DPMSolverMultistepScheduler,
+        "r1": D.UniPCMultistepScheduler,
+        "r3": D.HeunDiscreteScheduler,
+        "r4": D.LCMScheduler,
+    }
+    assert await run_together(model) == {}
     for name, work in works.items():
-        expected = alone(tiny.pipeline, work)
+        expected = alone(tiny.pipeline, work, model.schedulers.get(name))
         assert np.abs(model.results[name] - expected).max() <= 1e-5, name
-    assert np.abs(model.results["r0"] - model.results["r1"]).max() > 0.05  # the equality is not trivial
+
+
+async def test_a_request_that_wants_to_be_exact_shares_with_nobody_and_is_equal_to_the_last_bit() -> None:
+    tiny = flux()
+    works = same_size_works(tiny, 4)
+    model = PipelineModel(tiny.pipeline, works)
+    model.exact = {"r2"}
+    assert await run_together(model) == {}
+    assert all(batch == ["r2"] for batch in model.batches if "r2" in batch)
+    assert any(len(batch) == 3 for batch in model.batches)
+    np.testing.assert_array_equal(model.results["r2"], alone(tiny.pipeline, works["r2"]))
+
+
+class OutOfMemoryModel(PipelineModel):
+    """Has memory for two rows, and none at all for one request."""
+
+    too_large = "r1"
+    num_failures = 0
+
+    def _together(self, calls: Sequence[ModuleCall]) -> list[Any]:
+        names = [call.owner.request_id for call in calls if call.owner is not None]
+        if len(calls) > 2 or self.too_large in names:
+            self.num_failures += 1
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return super()._together(calls)
+
+
+async def test_a_step_without_memory_is_tried_smaller_and_fails_only_who_never_fits() -> None:
+    tiny = flux()
+    works = same_size_works(tiny, 5)
+    model = OutOfMemoryModel(tiny.pipeline, works)
+    errors = await run_together(model)
+    assert set(errors) == {"r1"}
+    assert isinstance(errors["r1"], OutOfMemory)
+    assert model.num_failures > 3
+    for name in ("r0", "r2", "r3", "r4"):
+        assert np.abs(model.results[name] - alone(tiny.pipeline, works[name])).max() <= 1e-5
+
+
+class LeakyDenoiser(D.SD3Transformer2DModel):  # type: ignore[misc]  # diffusers ships no types
+    """Lets rows see each other: merging must be noticed and given up."""
+
+    def forward(
+        self,
+        hidden_states: Any,
+        encoder_hidden_states: Any = None,
+        pooled_projections: Any = None,
+        timestep: Any = None,
+        joint_attention_kwargs: Any = None,
+        return_dict: bool = True,
+    ) -> Any:
+        (out,) = super().forward(
+            hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            pooled_projections=pooled_projections,
+            timestep=timestep,
+            return_dict=False,
+        )
+        return (out + 0.1 * out.mean(dim=0, keepdim=True),)
+
+
+async def test_a_module_whose_rows_see_each_other_is_found_out_and_runs_alone(caplog: pytest.LogCaptureFixture) -> None:
+    tiny = sd3()
+    tiny.pipeline.transformer.__class__ = LeakyDenoiser
+    works = same_size_works(tiny, 4)
+    model = PipelineModel(tiny.pipeline, works)
+    assert await run_together(model) == {}
+    for name, work in works.items():
+        np.testing.assert_array_equal(model.results[name], alone(tiny.pipeline, work))
+    assert "runs them alone" in caplog.text
+
+
+async def test_the_decoder_works_beside_the_steps_and_takes_equal_pictures_together() -> None:
+    tiny = flux()
+    works = same_size_works(tiny, 6, steps=3)
+    model = PipelineModel(tiny.pipeline, works)
+    assert await run_together(model) == {}
+    assert model.lane.num_calls == 6
+    assert model.lane.num_forwards < 6  # they finish in one step, so they wait for the decoder together
+
+
+@pytest.mark.parametrize("make", [flux, qwen_image])
+@pytest.mark.parametrize("threshold", [0.05, 0.3])
+async def test_cached_rows_in_a_mixed_batch_are_those_of_diffusers_own_cache_alone(make: Any, threshold: float) -> None:
+    tiny = make()
+    works = works_for(tiny, 6)
+    for index in range(6):
+        works[f"r{index}"] = lambda first=works[f"r{index}"]: {**first(), "num_inference_steps": 8}  # type: ignore[misc]
+    expected = {}
+    for name, work in works.items():
+        own = make()
+        if name != "r5":
+            own.pipeline.transformer.enable_cache(D.FirstBlockCacheConfig(threshold=threshold))
+        expected[name] = alone(own.pipeline, work)
+    cache = RowCache(transformer_blocks(tiny.pipeline.transformer))
+    model = PipelineModel(tiny.pipeline, works, caches={id(tiny.pipeline.transformer): cache})
+    model.thresholds = {f"r{index}": threshold for index in range(5)}
+    assert await run_together(model) == {}
+    assert cache.num_hits > 0
+    assert cache.num_misses > 0
+    for name in works:
+        assert np.abs(model.results[name] - expected[name]).max() <= 1e-5, name
+    assert model.cache_bytes == 0  # all given back
+    assert max(model.seen_cache_bytes) > 0
