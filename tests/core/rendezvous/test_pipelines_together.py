@@ -134,12 +134,12 @@ async def test_the_decoder_works_beside_the_steps_and_takes_equal_pictures_toget
 
 
 @pytest.mark.parametrize("make", [flux, qwen_image])
-@pytest.mark.parametrize("threshold", [0.05, 0.3])
+@pytest.mark.parametrize("threshold", [0.9, 1.1])
 async def test_cached_rows_in_a_mixed_batch_are_those_of_diffusers_own_cache_alone(make: Any, threshold: float) -> None:
     tiny = make()
     works = works_for(tiny, 6)
     for index in range(6):
-        works[f"r{index}"] = lambda first=works[f"r{index}"]: {**first(), "num_inference_steps": 8}  # type: ignore[misc]
+        works[f"r{index}"] = lambda first=works[f"r{index}"]: {**first(), "num_inference_steps": 10}  # type: ignore[misc]
     expected = {}
     for name, work in works.items():
         own = make()
