@@ -39,7 +39,7 @@ class ImageAPI(ModalityAPI):
 
     async def startup(self, services: Services) -> None:
         """Opens the folder of files."""
-        self._files = await asyncio.to_thread(FileStore, services.data_dir / "images", FILE_TTL_S)
+        self._files = await asyncio.to_thread(FileStore, services.data_dir / "files", FILE_TTL_S)
 
     async def generate(self, call: Call) -> Response:
         """Draws pictures from a prompt.
