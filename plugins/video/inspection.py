@@ -98,9 +98,7 @@ def _default(parameters: dict[str, inspect.Parameter], name: str, otherwise: Any
     return otherwise if value in (None, inspect.Parameter.empty) else value
 
 
-def _default_size(
-    pipeline: Any, parameters: dict[str, inspect.Parameter], options: VideoOptions
-) -> tuple[int, int]:
+def _default_size(pipeline: Any, parameters: dict[str, inspect.Parameter], options: VideoOptions) -> tuple[int, int]:
     config = denoiser(pipeline).config
     spatial = _first_int(pipeline, _SPATIAL, 8)
     width = _default(parameters, "width", int(getattr(config, "sample_width", None) or 64) * spatial)

@@ -71,7 +71,9 @@ def test_frames_are_taken_one_by_one_while_the_encoder_runs() -> None:
             yield frame
 
     with pytest.raises(ZeroDivisionError):
-        encoding.encode((1 // 0 if len(taken) > 30 else frame for frame in frames()), fps=8, form=encoding.choose_format("auto"))  # type: ignore[attr-defined, misc]
+        encoding.encode(
+            (1 // 0 if len(taken) > 30 else frame for frame in frames()), fps=8, form=encoding.choose_format("auto")
+        )  # type: ignore[attr-defined, misc]
     assert len(taken) == 31
 
 
