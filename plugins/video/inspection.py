@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from typing import Any
 
-from sixfold.core.errors import ConfigError
+from sixfold.core.errors import ConfigError, SourceError
 from sixfold.plugins.video.capabilities import Capabilities
 from sixfold.plugins.video.options import VideoOptions
 
@@ -29,8 +30,9 @@ _TRAINED_FPS = {
 
 _SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor", "vae_scale_factor")
 _TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
-_DENOISERS = ("transformer", "transformer_2", "unet")
-_OWN_ARGUMENTS = frozenset(
+DENOISERS = ("transformer", "transformer_2", "unet")
+"""Components that a denoising loop calls, by their names in diffusers' pipelines."""
+OWN_ARGUMENTS = frozenset(
     "prompt negative_prompt width height num_frames num_inference_steps guidance_scale generator output_type image "
     "return_dict callback_on_step_end callback_on_step_end_tensor_inputs frame_rate num_videos_per_prompt".split()
 )
@@ -48,6 +50,7 @@ def inspect_pipeline(pipeline: Any, options: VideoOptions, *, dtype: str, codec:
         ConfigError: An option does not fit the pipeline.
     """
     parameters = call_parameters(pipeline)
+    _check_pipeline(pipeline, parameters)
     _check_arguments(parameters, options)
     width, height = _default_size(pipeline, parameters, options)
     found = Capabilities(
@@ -67,7 +70,7 @@ def inspect_pipeline(pipeline: Any, options: VideoOptions, *, dtype: str, codec:
         max_frames=options.max_frames,
         max_steps=options.max_steps,
         max_prompt_characters=options.max_prompt_characters,
-        image=_image_need(parameters),
+        image=_image_need(type(pipeline).__name__, parameters),
         negative_prompt=_negative_prompt(parameters, options),
         dtype=dtype,
         pipeline=type(pipeline).__name__,
@@ -80,15 +83,22 @@ def inspect_pipeline(pipeline: Any, options: VideoOptions, *, dtype: str, codec:
             f"options.default_frames is {options.default_frames}; {found.pipeline} makes 1 + a multiple of "
             f"{found.frames_multiple} frames. Use {num_frames}."
         )
-    import dataclasses
-
     return dataclasses.replace(found, num_frames=num_frames)
+
+
+def _check_pipeline(pipeline: Any, parameters: dict[str, inspect.Parameter]) -> None:
+    missing = sorted({"prompt", "num_frames", "num_inference_steps", "generator", "output_type"} - set(parameters))
+    if missing or not hasattr(pipeline, "scheduler"):
+        raise SourceError(
+            f"{type(pipeline).__name__} makes no videos from a prompt by denoising steps (it takes no "
+            f"{', '.join(missing) or 'scheduler'}). Use a text-to-video or image-to-video pipeline of diffusers."
+        )
 
 
 def _check_arguments(parameters: dict[str, inspect.Parameter], options: VideoOptions) -> None:
     for name in options.call_arguments:
-        if name not in parameters or name in _OWN_ARGUMENTS:
-            known = ", ".join(sorted(set(parameters) - _OWN_ARGUMENTS - {"self"}))
+        if name not in parameters or name in OWN_ARGUMENTS:
+            known = ", ".join(sorted(set(parameters) - OWN_ARGUMENTS - {"self"}))
             raise ConfigError(f"options.call_arguments: {name!r} can't be set. The pipeline takes {known}.")
 
 
@@ -112,7 +122,7 @@ def denoiser(pipeline: Any) -> Any:
     Raises:
         ConfigError: The pipeline has none that is known.
     """
-    for name in _DENOISERS:
+    for name in DENOISERS:
         module = getattr(pipeline, name, None)
         if module is not None:
             return module
@@ -156,9 +166,13 @@ def _trained_fps(name: str) -> int:
     return next((fps for start, fps in _TRAINED_FPS.items() if name.startswith(start)), 16)
 
 
-def _image_need(parameters: dict[str, inspect.Parameter]) -> str:
+def _image_need(name: str, parameters: dict[str, inspect.Parameter]) -> str:
     image = parameters.get("image")
-    return "no" if image is None else "required"
+    if image is None:
+        return "no"
+    # Some image-to-video pipelines have a default of None for it and fail without one.
+    needs = image.default is image.empty or any(word in name for word in ("ImageToVideo", "Image2Video", "I2V"))
+    return "required" if needs else "optional"
 
 
 def _negative_prompt(parameters: dict[str, inspect.Parameter], options: VideoOptions) -> str:

@@ -59,18 +59,28 @@ class VideoProgress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
     num_steps: int
 
 
-class VideoFile(msgspec.Struct, frozen=True, kw_only=True, tag="file"):
-    """A finished clip.
+class VideoChunk(msgspec.Struct, frozen=True, kw_only=True, tag="chunk"):
+    """The next bytes of the finished file.
 
     Attributes:
-        video: The file.
+        data: At most 256 KiB, so that a large file holds up no other request's events.
+    """
+
+    data: bytes
+
+
+class VideoFile(msgspec.Struct, frozen=True, kw_only=True, tag="file"):
+    """A finished clip, after the chunks of its file.
+
+    Attributes:
+        num_bytes: Of all chunks.
         media_type: Its type, e.g. ``video/mp4``.
         suffix: Of its name, e.g. ``.mp4``.
         thumbnail: A webp file.
         spritesheet: A jpeg file.
     """
 
-    video: bytes
+    num_bytes: int
     media_type: str
     suffix: str
     thumbnail: bytes
@@ -82,4 +92,4 @@ class ReferenceAccepted(msgspec.Struct, frozen=True, kw_only=True, tag="accepted
 
 
 VideoRequest = VideoInput | ReferenceCheck
-VideoOutput = VideoProgress | VideoFile | ReferenceAccepted
+VideoOutput = VideoProgress | VideoChunk | VideoFile | ReferenceAccepted

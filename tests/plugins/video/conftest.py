@@ -1,0 +1,82 @@
+"""Tiny pipelines as served models, and what runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sixfold.core.family import LoadContext
+from sixfold.plugins.video.loader import load
+from sixfold.plugins.video.messages import VideoInput
+from sixfold.plugins.video.model import VideoModel
+from sixfold.plugins.video.options import VideoOptions
+from tests.plugins.video import tiny_pipelines
+
+Folder = Callable[[str], Path]
+Load = Callable[..., VideoModel]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """The saved folder of a tiny pipeline."""
+    root = tmp_path_factory.mktemp("pipelines")
+    return lru_cache(maxsize=None)(lambda name: tiny_pipelines.save(name, root / name))
+
+
+@pytest.fixture(scope="session")
+def stock(folder: Folder) -> Callable[[str], Any]:
+    """The stock pipeline of a folder, as a user of diffusers loads it."""
+    import diffusers
+
+    @lru_cache(maxsize=None)
+    def read(name: str) -> Any:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder(name)))
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return read
+
+
+@pytest.fixture
+def load_tiny(folder: Folder) -> Load:
+    """Loads a tiny pipeline as a worker does; options by name."""
+
+    def load_it(name: str, **options: Any) -> VideoModel:
+        torch.set_num_threads(1)
+        context = LoadContext(
+            model_name="tiny",
+            path=folder(name),
+            device="cpu",
+            num_threads=1,
+            options=VideoOptions(**{"default_width": 32, "default_height": 32, "default_frames": 9, **options}),
+        )
+        return load(context)
+
+    return load_it
+
+
+def clip(prompt: str = "a red ball moves right", **changes: Any) -> VideoInput:
+    """A small request."""
+    wanted = VideoInput(
+        prompt=prompt,
+        width=32,
+        height=32,
+        num_frames=9,
+        fps=8,
+        num_inference_steps=4,
+        guidance_scale=4.0,
+        seed=1,
+    )
+    return dataclasses.replace(wanted, **changes) if dataclasses.is_dataclass(wanted) else _replace(wanted, changes)
+
+
+def _replace(wanted: VideoInput, changes: dict[str, Any]) -> VideoInput:
+    import msgspec
+
+    return msgspec.structs.replace(wanted, **changes)
