@@ -26,6 +26,7 @@ class Capabilities:
         max_frames: Of a clip.
         max_steps: Of a request.
         max_prompt_characters: Of a prompt.
+        keep_s: How long a job is kept after its end.
         image: Whether it takes a reference image: "no", "optional" or "required".
         negative_prompt: "never", "guided" (has an effect when the guidance scale is above 1) or "always".
         dtype: Of the weights.
@@ -45,6 +46,7 @@ class Capabilities:
     max_frames: int
     max_steps: int
     max_prompt_characters: int
+    keep_s: float
     image: str
     negative_prompt: str
     dtype: str

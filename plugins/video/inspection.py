@@ -70,6 +70,7 @@ def inspect_pipeline(pipeline: Any, options: VideoOptions, *, dtype: str, codec:
         max_frames=options.max_frames,
         max_steps=options.max_steps,
         max_prompt_characters=options.max_prompt_characters,
+        keep_s=options.keep_s,
         image=_image_need(type(pipeline).__name__, parameters),
         negative_prompt=_negative_prompt(parameters, options),
         dtype=dtype,

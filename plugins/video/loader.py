@@ -48,7 +48,9 @@ def load(context: LoadContext) -> VideoModel:
     pipeline = read_pipeline(context.path, dtype, keeps_vae=options.dtype == "auto").to(device)
     context.report(0.9, "looking at the pipeline")
     can = inspect_pipeline(pipeline, options, dtype=str(dtype).removeprefix("torch."), codec=form.codec)
-    weights = [p for part in pipeline.components.values() if isinstance(part, torch.nn.Module) for p in part.parameters()]
+    weights = [
+        p for part in pipeline.components.values() if isinstance(part, torch.nn.Module) for p in part.parameters()
+    ]
     context.report(1.0, f"runs {can.pipeline}")
     return VideoModel(
         info=ModelInfo(

@@ -35,6 +35,8 @@ class VideoOptions(BaseModel):
     """Most denoising steps of a request."""
     max_prompt_characters: int = Field(default=8000, ge=1)
     """Longest prompt. The pipeline's text encoder may read less of it."""
+    keep_s: float = Field(default=86_400, gt=0)
+    """How long a job and its files are kept after its end; ``expires_at`` in the answers."""
     call_arguments: dict[str, str | int | float | bool] = {}
     """Further arguments of every call of the pipeline, by their names there, e.g. ``{"true_cfg_scale": 4.0}``."""
     video_codec: Literal["auto", "h264", "vp9", "av1"] = "auto"

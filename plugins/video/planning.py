@@ -22,7 +22,7 @@ def plan(body: CreateBody, can: Capabilities, *, reference: bytes | None) -> Vid
     fps = body.fps or can.fps
     width, height = _size(body, can)
     return VideoInput(
-        prompt=_prompt(body.prompt, "prompt", can),
+        prompt=check_prompt(body.prompt, "prompt", can),
         negative_prompt=_negative_prompt(body, can),
         width=width,
         height=height,
@@ -40,7 +40,12 @@ def seconds_text(request: VideoInput, asked_s: float | None) -> str:
     return f"{request.num_frames / request.fps if asked_s is None else asked_s:.6g}"
 
 
-def _prompt(text: str, param: str, can: Capabilities) -> str:
+def check_prompt(text: str, param: str, can: Capabilities) -> str:
+    """The text as it is.
+
+    Raises:
+        InvalidRequest: It is empty or too long.
+    """
     if not text.strip():
         raise InvalidRequest(f"{param} is empty. Say what to show.", param=param)
     if len(text) > can.max_prompt_characters:
@@ -64,7 +69,7 @@ def _negative_prompt(body: CreateBody, can: Capabilities) -> str | None:
             else f"it has no effect at guidance_scale {scale:g}; use more than 1"
         )
         raise InvalidRequest(f"negative_prompt can't be honoured: {why}. Leave it out.", param="negative_prompt")
-    return _prompt(text, "negative_prompt", can)
+    return check_prompt(text, "negative_prompt", can)
 
 
 def _size(body: CreateBody, can: Capabilities) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def stock(folder: Folder) -> Callable[[str], Any]:
     """The stock pipeline of a folder, as a user of diffusers loads it."""
     import diffusers
 
-    @lru_cache(maxsize=None)
+    @cache
     def read(name: str) -> Any:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder(name)))
         pipeline.set_progress_bar_config(disable=True)
