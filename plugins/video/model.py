@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import Parked, PipelineSide
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Request, Usage
-from sixfold.core.rendezvous.calls import ModuleCall
+from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
 from sixfold.core.rendezvous.scoped import PipelinePlan, PipelineScope
@@ -77,9 +79,13 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
         # One decode at a time: the clips of one alone fill the device, and two together hold twice the memory.
         self._lane = Lane("vae", device, num_threads=num_threads, max_units=1)
         self._scope = PipelineScope(plan, self._lane)
+        self._counting = threading.Lock()  # pipelines end in threads of their own; guards the next six
         self._num_videos = 0
         self._num_frames = 0
         self._num_steps = 0
+        self._denoise_s = 0.0
+        self._decode_s = 0.0
+        self._encode_s = 0.0
 
     @property
     def info(self) -> ModelInfo:
@@ -128,16 +134,18 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
         wanted = request.input
         assert isinstance(wanted, VideoInput), "a check runs no pipeline"
         torch.set_num_threads(self._num_threads)  # each thread has its own setting until it is told
-        counted = functools.partial(_counted_scheduler, on_step=lambda done, total: self._stepped(side, done, total))
-        pipeline = self._scope.copy_for(self._pipeline, side, owner=request.request_id, scheduler=counted)
+        progress = _Progress(side)
+        counted = functools.partial(_counted_scheduler, progress=progress)
+        owner = CallOwner(request_id=request.request_id)
+        pipeline = self._scope.copy_for(self._pipeline, side, owner=owner, scheduler=counted)
         video = pipeline(**self._arguments(wanted)).frames[0]
         side.leave()
         frames = to_frames(video)
+        decoded_s = time.monotonic()
         data = encode(_checked(frames, side), fps=wanted.fps, form=self._form, num_threads=self._num_threads)
         for start in range(0, len(data), _CHUNK_BYTES):
             side.emit(VideoChunk(data=data[start : start + _CHUNK_BYTES]))
-        self._num_videos += 1
-        self._num_frames += len(frames)
+        self._count(progress, frames, decoded_s)
         return Finish(
             result=VideoFile(
                 num_bytes=len(data),
@@ -155,6 +163,9 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
             "videos_total": self._num_videos,
             "video_frames_total": self._num_frames,
             "num_inference_steps_total": self._num_steps,
+            "denoise_step_latency_seconds_total": self._denoise_s,
+            "vae_decode_seconds_total": self._decode_s,
+            "video_encode_seconds_total": self._encode_s,
             "denoiser_forwards_total": self.num_forwards,
             "denoiser_rows_total": self.num_rows,
             "vae_waiting_requests": self._lane.num_waiting,
@@ -189,23 +200,47 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
             raise InvalidRequest("This model starts from an image.", param="input_reference")
         return arguments
 
-    def _stepped(self, side: Side, num_done: int, num_steps: int) -> None:
-        self._num_steps += 1
-        side.emit(VideoProgress(num_steps_done=num_done, num_steps=num_steps))
+    def forward(self, calls: Sequence[ModuleCall]) -> Sequence[Any]:
+        """See `TorchPipelineModel`; measured."""
+        began_s = time.monotonic()
+        try:
+            return super().forward(calls)
+        finally:
+            self._denoise_s += time.monotonic() - began_s
+
+    def _count(self, progress: _Progress, frames: NDArray[np.uint8], decoded_s: float) -> None:
+        with self._counting:
+            self._num_videos += 1
+            self._num_frames += len(frames)
+            self._num_steps += progress.num_done
+            self._decode_s += decoded_s - progress.last_s
+            self._encode_s += time.monotonic() - decoded_s
 
 
-def _counted_scheduler(scheduler: Any, *, on_step: Callable[[int, int], None]) -> Any:
+class _Progress:
+    """Counts the steps of one request and tells its client. Owner: the pipeline's thread."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self.num_done = 0
+        self.last_s = time.monotonic()
+
+    def step_done(self, num_steps: int) -> None:
+        """One more timestep is done, of so many."""
+        self.num_done += 1
+        self.last_s = time.monotonic()
+        self._side.emit(VideoProgress(num_steps_done=self.num_done, num_steps=num_steps))
+
+
+def _counted_scheduler(scheduler: Any, *, progress: _Progress) -> Any:
     """A request's own scheduler, which tells how many of its timesteps are done."""
     own = copy.deepcopy(scheduler)
     step = own.step
-    num_done = 0
 
     @functools.wraps(step)
     def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal num_done
         result = step(*args, **kwargs)
-        num_done += 1
-        on_step(num_done, len(own.timesteps))
+        progress.step_done(len(own.timesteps))
         return result
 
     own.step = counted

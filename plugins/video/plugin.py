@@ -46,11 +46,14 @@ FAMILY = Family(
     metrics=(
         _counter("videos_total", "Clips that were finished."),
         _counter("video_frames_total", "Frames of finished clips."),
-        _counter("num_inference_steps_total", "Denoising steps of all requests."),
+        _counter("num_inference_steps_total", "Denoising steps of finished clips."),
         _counter("denoise_step_latency_seconds_total", "Seconds in forwards of the denoiser; over forwards, the mean."),
         _counter("denoiser_forwards_total", "Forwards of the denoiser, each for one or more requests."),
         _counter("denoiser_rows_total", "Rows of these forwards; over forwards, the mean batch."),
-        _counter("vae_decode_seconds_total", "Seconds in which clips were decoded, beside the steps of others."),
+        _counter(
+            "vae_decode_seconds_total",
+            "Seconds from the last step of clips to their frames, beside the steps of others.",
+        ),
         _counter("video_encode_seconds_total", "Seconds in which files were encoded, beside the steps of others."),
         MetricSpec(name="vae_waiting_requests", kind=MetricKind.GAUGE, help="Clips that wait to be decoded."),
     ),
