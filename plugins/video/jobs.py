@@ -206,20 +206,20 @@ class VideoJobs:
     async def _read(self, job_id: str, record: VideoRecord, live: _Live) -> None:
         assert live.run is not None
         chunks: list[bytes] = []
+        begun: VideoRecord | None = None
         async for events in live.run:
-            if record.num_runs == 0 or live.progress == 0:
-                started = await self._started(job_id, record)
-                record = record if started is None else started
+            if begun is None:
+                begun = await self._begin(job_id, record)
             for event in events:
                 if isinstance(event, Increment):
                     self._note(event.output, chunks, live)
                 elif isinstance(event, Finished):
-                    await self._complete(job_id, record, event.result, b"".join(chunks))
+                    await self._complete(job_id, begun, event.result, b"".join(chunks))
 
-    async def _started(self, job_id: str, record: VideoRecord) -> VideoRecord | None:
+    async def _begin(self, job_id: str, record: VideoRecord) -> VideoRecord:
         begun = msgspec.structs.replace(record, num_runs=record.num_runs + 1)
-        job = await self._store.transition(job_id, (QUEUED,), IN_PROGRESS, payload=begun.payload())
-        return None if job is None else begun
+        await self._store.transition(job_id, OPEN, IN_PROGRESS, payload=begun.payload())  # nothing if it was deleted
+        return begun
 
     def _note(self, output: Any, chunks: list[bytes], live: _Live) -> None:
         if isinstance(output, VideoProgress):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import msgspec
 import pytest
 import torch
 
@@ -32,8 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 @pytest.fixture(scope="session")
 def stock(folder: Folder) -> Callable[[str], Any]:
     """The stock pipeline of a folder, as a user of diffusers loads it."""
-    import diffusers
-
     @cache
     def read(name: str) -> Any:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder(name)))
@@ -73,10 +72,4 @@ def clip(prompt: str = "a red ball moves right", **changes: Any) -> VideoInput:
         guidance_scale=4.0,
         seed=1,
     )
-    return dataclasses.replace(wanted, **changes) if dataclasses.is_dataclass(wanted) else _replace(wanted, changes)
-
-
-def _replace(wanted: VideoInput, changes: dict[str, Any]) -> VideoInput:
-    import msgspec
-
     return msgspec.structs.replace(wanted, **changes)
