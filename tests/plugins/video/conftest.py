@@ -33,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 @pytest.fixture(scope="session")
 def stock(folder: Folder) -> Callable[[str], Any]:
     """The stock pipeline of a folder, as a user of diffusers loads it."""
+
     @cache
     def read(name: str) -> Any:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder(name)))
