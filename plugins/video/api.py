@@ -12,6 +12,7 @@ from sixfold.core.errors import InvalidRequest, NotFound
 from sixfold.core.files import FileStore
 from sixfold.core.jobs import JobStore
 from sixfold.core.serving.api import Call, ModalityAPI, Route, ServedModel, Services, Upload
+from sixfold.plugins.video.assets import VideoAssets
 from sixfold.plugins.video.capabilities import Capabilities
 from sixfold.plugins.video.jobs import OPERATION, VideoJobs
 from sixfold.plugins.video.messages import ReferenceCheck, VideoInput
@@ -58,9 +59,9 @@ class VideoAPI(ModalityAPI):
     async def startup(self, services: Services) -> None:
         """Opens the jobs, and takes up what a former server left."""
         folder = services.data_dir
-        files = await asyncio.to_thread(FileStore, folder / "files", None, clock=services.clock)
-        self._files = files
-        self._jobs = VideoJobs(services, JobStore(folder / "jobs.sqlite3", clock=services.clock), files)
+        self._files = await asyncio.to_thread(FileStore, folder / "files", None, clock=services.clock)
+        self._assets = VideoAssets(self._files)
+        self._jobs = VideoJobs(services, JobStore(folder / "jobs.sqlite3", clock=services.clock), self._assets)
         await self._jobs.open()
 
     async def shutdown(self) -> None:
@@ -100,7 +101,7 @@ class VideoAPI(ModalityAPI):
             )
         old = VideoRecord.of(source)
         model = call.model(old.model, OPERATION)
-        reference = None if old.reference is None else await self._jobs.read_file(old.reference)
+        reference = await self._assets.read(old.reference)
         prompt = check_prompt(body.prompt, "prompt", Capabilities.of(model.info.details))
         record = VideoRecord(
             model=old.model,
@@ -119,7 +120,7 @@ class VideoAPI(ModalityAPI):
     async def list(self, call: Call) -> Response:
         """A page of the key's jobs."""
         query = call.query(ListQuery)
-        found = await self._jobs.list(tenant=call.tenant, limit=query.limit, after=query.after, order=query.order)
+        found = await self._jobs.page(tenant=call.tenant, limit=query.limit, after=query.after, order=query.order)
         page = found[: query.limit]
         return call.respond(
             {

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from sixfold.core.errors import NotFound, NotReady, QueueFull, RequestCancelled, RequestError, WorkerDied
-from sixfold.core.files import FileStore
 from sixfold.core.jobs import Job, JobStore, Order
 from sixfold.core.messages import Finished, Increment
 from sixfold.core.serving.api import BackgroundRun, Services
+from sixfold.plugins.video.assets import VideoAssets
 from sixfold.plugins.video.messages import VideoChunk, VideoFile, VideoProgress
 from sixfold.plugins.video.record import (
     COMPLETED,
@@ -26,13 +26,14 @@ from sixfold.plugins.video.record import (
     QUEUED,
     VISIBLE,
     JobError,
-    VideoFiles,
     VideoRecord,
 )
 
 OPERATION = "video"
 
 _LOG = logging.getLogger(__name__)
+
+_DEFECT = JobError(code="internal_error", message="The server made a mistake; its log says which.")
 
 _MAX_RUNS = 2
 _SWEEP_EVERY_S = 60.0
@@ -54,7 +55,7 @@ class VideoJobs:
     Args:
         services: Of the modality.
         store: Of the jobs; opened and closed here.
-        files: Of their results, without an expiry of its own.
+        assets: Their files.
         sleep: ``asyncio.sleep``, or a fake.
     """
 
@@ -62,13 +63,13 @@ class VideoJobs:
         self,
         services: Services,
         store: JobStore,
-        files: FileStore,
+        assets: VideoAssets,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._services = services
         self._store = store
-        self._files = files
+        self._assets = assets
         self._sleep = sleep
         self._live: dict[str, _Live] = {}
         self._sweeper: asyncio.Task[None] | None = None
@@ -104,7 +105,7 @@ class VideoJobs:
         """
         run = self._services.background(record.model, OPERATION, record.request, tenant=tenant)
         try:
-            record = await self._with_reference_file(record)
+            record = await self._assets.store_reference(record)
             job_id = await self._store.create(KIND, tenant, record.payload(), QUEUED)
         except BaseException:
             run.cancel()
@@ -125,7 +126,7 @@ class VideoJobs:
             raise _not_found(job_id)
         return job
 
-    async def list(self, *, tenant: str, limit: int, after: str | None, order: Order) -> tuple[Job, ...]:
+    async def page(self, *, tenant: str, limit: int, after: str | None, order: Order) -> tuple[Job, ...]:
         """Jobs of this owner, one more than ``limit`` if there are more."""
         return await self._store.list(
             owner=tenant, kind=KIND, limit=limit + 1, after=after, order=order, states=VISIBLE
@@ -155,11 +156,6 @@ class VideoJobs:
         live = self._live.get(job_id)
         return None if live is None else live.progress
 
-    async def read_file(self, file_id: str) -> bytes | None:
-        """The bytes of a stored file."""
-        path = await asyncio.to_thread(self._files.path, file_id)
-        return None if path is None else await asyncio.to_thread(path.read_bytes)
-
     # Following one job.
 
     def _follow(self, job_id: str, record: VideoRecord, tenant: str, run: BackgroundRun | None) -> None:
@@ -188,13 +184,12 @@ class VideoJobs:
                 await self._fail(job_id, live, JobError.of(error))
         except Exception:  # the border of the task: a defect must not leave a job running for ever
             _LOG.exception("video job %s: a defect ended it", job_id)
-            error = JobError(code="internal_error", message="The server made a mistake; its log says which.")
-            await self._fail(job_id, live, error)
+            await self._fail(job_id, live, _DEFECT)
         finally:
             del self._live[job_id]
 
     async def _submit_again(self, record: VideoRecord, tenant: str) -> BackgroundRun:
-        reference = None if record.reference is None else await self.read_file(record.reference)
+        reference = await self._assets.read(record.reference)
         request = msgspec.structs.replace(record.request, reference=reference)
         while True:
             await self._services.wait_ready(record.model, OPERATION, tenant=tenant)
@@ -214,7 +209,9 @@ class VideoJobs:
                 if isinstance(event, Increment):
                     self._note(event.output, chunks, live)
                 elif isinstance(event, Finished):
-                    await self._complete(job_id, begun, event.result, b"".join(chunks))
+                    result = event.result
+                    assert isinstance(result, VideoFile), "only clips become jobs"
+                    await self._complete(job_id, begun, result, b"".join(chunks))
 
     async def _begin(self, job_id: str, record: VideoRecord) -> VideoRecord:
         begun = msgspec.structs.replace(record, num_runs=record.num_runs + 1)
@@ -229,24 +226,11 @@ class VideoJobs:
             chunks.append(output.data)
 
     async def _complete(self, job_id: str, record: VideoRecord, result: VideoFile, video: bytes) -> None:
-        if len(video) != result.num_bytes:
-            raise RuntimeError(f"{len(video)} of {result.num_bytes} bytes of the file arrived")
-        files = await asyncio.to_thread(self._store_files, result, video)
+        files = await self._assets.store(result, video)
         done = msgspec.structs.replace(record, progress=100, ended_s=self._services.clock(), files=files)
         stored = await self._store.transition(job_id, (IN_PROGRESS,), COMPLETED, payload=done.payload())
         if stored is None:  # deleted meanwhile
-            await self._delete_files(files.ids)
-
-    def _store_files(self, result: VideoFile, video: bytes) -> VideoFiles:
-        made: list[str] = []
-        try:
-            for data, suffix in ((video, result.suffix), (result.thumbnail, ".webp"), (result.spritesheet, ".jpg")):
-                made.append(self._files.put(data, suffix))
-        except BaseException:
-            for file_id in made:
-                self._files.delete(file_id)
-            raise
-        return VideoFiles(video=made[0], thumbnail=made[1], spritesheet=made[2], media_type=result.media_type)
+            await self._assets.delete(files.ids)
 
     async def _fail(self, job_id: str, live: _Live | None, error: JobError) -> None:
         stored = await self._store.get(job_id, owner=None)
@@ -301,21 +285,9 @@ class VideoJobs:
                 return found
             after = page[-1].id
 
-    async def _with_reference_file(self, record: VideoRecord) -> VideoRecord:
-        data = record.request.reference
-        if data is None:
-            return record
-        file_id = await asyncio.to_thread(self._files.put, data)
-        request = msgspec.structs.replace(record.request, reference=None)
-        return msgspec.structs.replace(record, request=request, reference=file_id)
-
     async def _purge(self, job: Job) -> None:
-        await self._delete_files(VideoRecord.of(job).file_ids)
+        await self._assets.delete(VideoRecord.of(job).file_ids)
         await self._store.delete(job.id, owner=None)
-
-    async def _delete_files(self, file_ids: tuple[str, ...]) -> None:
-        for file_id in file_ids:
-            await asyncio.to_thread(self._files.delete, file_id)
 
 
 def _not_found(job_id: str) -> NotFound:

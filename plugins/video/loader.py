@@ -19,6 +19,7 @@ from sixfold.plugins.video.inspection import DENOISERS, inspect_pipeline
 from sixfold.plugins.video.model import VideoModel
 from sixfold.plugins.video.options import VideoOptions
 
+_D: Any = diffusers  # exports its classes lazily, which type checkers do not see
 _LOG = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,7 +84,7 @@ def read_pipeline(path: Path, dtype: torch.dtype, *, keeps_vae: bool) -> Any:
     vae = index.get("vae") or [None, None]
     dtypes: Any = {"default": dtype, "vae": torch.float32} if keeps_vae and vae[1] in _FLOAT32_VAES else dtype
     try:
-        return diffusers.DiffusionPipeline.from_pretrained(str(path), dtype=dtypes, local_files_only=True)
+        return _D.DiffusionPipeline.from_pretrained(str(path), dtype=dtypes, local_files_only=True)
     except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as error:
         raise SourceError(
             f"diffusers can't load the pipeline {index.get('_class_name')!r}: {error}. Pull the model again, or install "

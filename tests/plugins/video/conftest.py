@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import msgspec
@@ -36,7 +36,7 @@ def stock(folder: Folder) -> Callable[[str], Any]:
 
     @cache
     def read(name: str) -> Any:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(str(folder(name)))
+        pipeline = cast(Any, diffusers).DiffusionPipeline.from_pretrained(str(folder(name)))
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -15,6 +15,7 @@ from sixfold.core.errors import NotFound, NotReady, QueueFull, RequestCancelled,
 from sixfold.core.files import FileStore
 from sixfold.core.jobs import JobStore
 from sixfold.core.messages import Event, Finished, Increment
+from sixfold.plugins.video.assets import VideoAssets
 from sixfold.plugins.video.jobs import VideoJobs
 from sixfold.plugins.video.messages import VideoChunk, VideoFile, VideoInput, VideoProgress
 from sixfold.plugins.video.record import VideoRecord, video_object
@@ -98,7 +99,7 @@ async def opened(services: FakeServices, **options: Any) -> AsyncIterator[VideoJ
     folder = services.data_dir
     store = JobStore(folder / "jobs.sqlite3", clock=services.clock)
     files = FileStore(folder / "files", None, clock=services.clock)
-    jobs = VideoJobs(services, store, files, **options)
+    jobs = VideoJobs(services, store, VideoAssets(files), **options)
     await jobs.open()
     try:
         yield jobs
@@ -109,6 +110,10 @@ async def opened(services: FakeServices, **options: Any) -> AsyncIterator[VideoJ
 @pytest.fixture
 async def services(tmp_path: Path) -> FakeServices:
     return FakeServices(tmp_path)
+
+
+async def stored(services: FakeServices, file_id: str) -> bytes | None:
+    return await VideoAssets(FileStore(services.data_dir / "files", None)).read(file_id)
 
 
 def num_files(services: FakeServices) -> int:
@@ -136,8 +141,8 @@ async def test_a_job_goes_from_queued_to_completed(services: FakeServices) -> No
         assert (done["progress"], done["completed_at"], done["expires_at"]) == (100, 1010, 1110)
         files = VideoRecord.of(await jobs.get(job.id, tenant="ward")).files
         assert files is not None
-        assert await jobs.read_file(files.video) == b"a video of odd length"
-        assert await jobs.read_file(files.thumbnail) == b"thumbnail"
+        assert await stored(services, files.video) == b"a video of odd length"
+        assert await stored(services, files.thumbnail) == b"thumbnail"
 
 
 async def test_progress_is_the_share_of_steps_and_never_a_hundred_before_the_file_is_there(
@@ -179,7 +184,7 @@ async def test_nothing_is_kept_of_a_request_that_the_model_does_not_take(service
     async with opened(services) as jobs:
         with pytest.raises(QueueFull):
             await jobs.create(RECORD, tenant="ward")
-        assert await jobs.list(tenant="ward", limit=10, after=None, order="desc") == ()
+        assert await jobs.page(tenant="ward", limit=10, after=None, order="desc") == ()
 
 
 async def test_deleting_a_running_job_cancels_it_and_frees_everything(services: FakeServices) -> None:
@@ -215,7 +220,7 @@ async def test_completed_jobs_and_their_files_survive_a_restart(services: FakeSe
     async with opened(services) as jobs:
         assert await until(jobs, job.id, "completed") == before
         files = VideoRecord.of(await jobs.get(job.id, tenant="ward")).files
-        assert files is not None and await jobs.read_file(files.video) == b"kept"
+        assert files is not None and await stored(services, files.video) == b"kept"
     assert len(services.runs) == 1
 
 
@@ -316,4 +321,4 @@ async def test_expired_jobs_are_removed_with_their_files(services: FakeServices)
             await jobs.get(job.id, tenant="ward")
         await jobs.remove_expired()
         assert num_files(services) == 0
-        assert await jobs.list(tenant="ward", limit=10, after=None, order="desc") == ()
+        assert await jobs.page(tenant="ward", limit=10, after=None, order="desc") == ()

@@ -48,19 +48,24 @@ def server(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def client(server: DemoServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+def client(server: DemoServer) -> Iterator[Any]:
+    with connect(server, "none") as client:
         yield client
 
 
-def make(client: openai.OpenAI, **changes: Any) -> Any:
+def connect(server: DemoServer, key: str) -> Any:
+    """Untyped: the client marks its own video methods as deprecated."""
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
+
+
+def make(client: Any, **changes: Any) -> Any:
     extra = {**SMALL, **changes.pop("extra_body", {})}
     return client.videos.create_and_poll(
         **{"prompt": PROMPT, "model": "clips", "poll_interval_ms": 20, "extra_body": extra, **changes}
     )
 
 
-def test_a_video_is_created_polled_and_downloaded(client: openai.OpenAI) -> None:
+def test_a_video_is_created_polled_and_downloaded(client: Any) -> None:
     video = make(client, seconds="1", size="64x32")
     assert (video.status, video.progress, video.error) == ("completed", 100, None)
     assert (video.seconds, video.size, video.model, video.prompt) == ("1", "64x32", "clips", PROMPT)
@@ -72,7 +77,7 @@ def test_a_video_is_created_polled_and_downloaded(client: openai.OpenAI) -> None
     assert (len(frames), frames[0].width, frames[0].height) == (9, 64, 32)
 
 
-def test_thumbnail_and_spritesheet(client: openai.OpenAI) -> None:
+def test_thumbnail_and_spritesheet(client: Any) -> None:
     video = make(client)
     thumbnail = client.videos.download_content(video.id, variant="thumbnail")
     assert thumbnail.response.headers["content-type"] == "image/webp"
@@ -82,7 +87,7 @@ def test_thumbnail_and_spritesheet(client: openai.OpenAI) -> None:
     assert Image.open(io.BytesIO(sheet.read())).size == (96, 96)
 
 
-def test_parts_of_a_file_can_be_fetched(client: openai.OpenAI, server: DemoServer) -> None:
+def test_parts_of_a_file_can_be_fetched(client: Any, server: DemoServer) -> None:
     video = make(client)
     url = f"{server.url}/v1/videos/{video.id}/content"
     whole = httpx.get(url).content
@@ -91,7 +96,7 @@ def test_parts_of_a_file_can_be_fetched(client: openai.OpenAI, server: DemoServe
     assert part.headers["content-range"] == f"bytes 10-29/{len(whole)}"
 
 
-def test_progress_counts_the_steps_that_are_done(client: openai.OpenAI, server: DemoServer) -> None:
+def test_progress_counts_the_steps_that_are_done(client: Any, server: DemoServer) -> None:
     video = client.videos.create(prompt=PROMPT, model="clips", extra_body={"num_inference_steps": 60})
     assert (video.status, video.progress) == ("queued", 0)
     seen: list[tuple[str, int]] = []
@@ -104,18 +109,18 @@ def test_progress_counts_the_steps_that_are_done(client: openai.OpenAI, server: 
     assert seen[-1] == ("completed", 100)
 
 
-def test_the_same_seed_gives_the_same_file_and_a_remix_keeps_the_settings(client: openai.OpenAI) -> None:
+def test_the_same_seed_gives_the_same_file_and_a_remix_keeps_the_settings(client: Any) -> None:
     first, again = make(client, size="64x32"), make(client, size="64x32")
     data = client.videos.download_content(first.id).read()
     assert client.videos.download_content(again.id).read() == data
     remix = client.videos.remix(first.id, prompt="a blue square moves left")
     assert remix.remixed_from_video_id == first.id
     remix = client.videos.poll(remix.id, poll_interval_ms=20)
-    assert (remix.status, remix.size, remix.seed) == ("completed", "64x32", 5)  # type: ignore[attr-defined]
+    assert (remix.status, remix.size, remix.seed) == ("completed", "64x32", 5)
     assert client.videos.download_content(remix.id).read() != data
 
 
-def test_jobs_are_listed_newest_first_and_page_by_page(client: openai.OpenAI) -> None:
+def test_jobs_are_listed_newest_first_and_page_by_page(client: Any) -> None:
     made = [make(client).id for _ in range(3)]
     page = client.videos.list(limit=2)
     assert [video.id for video in page.data] == made[:0:-1]
@@ -126,7 +131,7 @@ def test_jobs_are_listed_newest_first_and_page_by_page(client: openai.OpenAI) ->
     assert oldest.created_at <= client.videos.retrieve(made[0]).created_at
 
 
-def test_a_deleted_video_is_gone_with_its_files(client: openai.OpenAI, server: DemoServer) -> None:
+def test_a_deleted_video_is_gone_with_its_files(client: Any, server: DemoServer) -> None:
     video = make(client)
     files = server.config.parent / "data" / "video" / "files"
     num_files = len(list(files.iterdir()))
@@ -139,7 +144,7 @@ def test_a_deleted_video_is_gone_with_its_files(client: openai.OpenAI, server: D
         client.videos.delete(video.id)
 
 
-def test_a_running_video_is_cancelled_by_its_deletion(client: openai.OpenAI, server: DemoServer) -> None:
+def test_a_running_video_is_cancelled_by_its_deletion(client: Any, server: DemoServer) -> None:
     video = client.videos.create(prompt=PROMPT, model="clips", extra_body={"num_inference_steps": 100})
     while client.videos.retrieve(video.id).progress < 2:
         pass
@@ -150,7 +155,7 @@ def test_a_running_video_is_cancelled_by_its_deletion(client: openai.OpenAI, ser
     assert 'sixfold:num_requests_running{model_name="clips"} 0.0' in metrics
 
 
-def test_a_reference_image_starts_the_clip(client: openai.OpenAI, server: DemoServer) -> None:
+def test_a_reference_image_starts_the_clip(client: Any, server: DemoServer) -> None:
     red, blue = (png((200, 20, 20)), png((20, 20, 200)))
     videos = [make(client, model="stills", input_reference=("first.png", image, "image/png")) for image in (red, blue)]
     assert [video.status for video in videos] == ["completed", "completed"]
@@ -193,7 +198,7 @@ def png(colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> bytes
     ],
 )
 def test_what_a_model_cannot_do_is_refused_with_the_parameter(
-    client: openai.OpenAI, arguments: dict[str, Any], param: str
+    client: Any, arguments: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refusal:
         client.videos.create(**{"prompt": PROMPT, "model": "clips", **arguments})
@@ -207,14 +212,14 @@ def test_a_reference_that_may_not_be_fetched_is_refused(server: DemoServer, refe
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input_reference")
 
 
-def test_no_model_or_an_unknown_one(client: openai.OpenAI) -> None:
+def test_no_model_or_an_unknown_one(client: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="clips, stills"):
         client.videos.create(prompt=PROMPT)
     with pytest.raises(openai.NotFoundError):
         client.videos.create(prompt=PROMPT, model="sora-2")
 
 
-def test_what_is_not_offered_says_so(client: openai.OpenAI) -> None:
+def test_what_is_not_offered_says_so(client: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="no model that edits"):
         client.videos.edit(prompt=PROMPT, video=b"mp4")
     with pytest.raises(openai.BadRequestError, match="no model that edits"):
@@ -231,7 +236,8 @@ def test_json_bodies_are_taken_as_well(server: DemoServer) -> None:
 
 
 async def test_clips_of_many_clients_share_forwards_and_each_is_as_alone(server: DemoServer) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+    untyped: Any = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    async with untyped as client:
 
         async def film(index: int) -> bytes:
             settings = {"num_inference_steps": 8 + index, "guidance_scale": 1.0 + index, "seed": index}
@@ -274,7 +280,7 @@ def test_one_key_does_not_see_another_keys_videos_and_jobs_survive_a_restart(
     config = write_config(tmp_path, {"clips": folder("wan")}, api_keys=holders)
     server = start_server(config)
     try:
-        ward, lab = (openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) for key in keys)
+        ward, lab = (connect(server, key) for key in keys)
         done = make(ward)
         data = ward.videos.download_content(done.id).read()
         for ask in (lab.videos.retrieve, lab.videos.delete, lab.videos.download_content):
@@ -291,10 +297,10 @@ def test_one_key_does_not_see_another_keys_videos_and_jobs_survive_a_restart(
         assert server.process.stdout is not None
         server.process.stdout.close()
         server = start_server(config)
-        ward = openai.OpenAI(base_url=f"{server.url}/v1", api_key=keys[0], max_retries=0)
+        ward = connect(server, keys[0])
         assert ward.videos.download_content(done.id).read() == data
         again = ward.videos.poll(running.id, poll_interval_ms=50)
-        assert (again.status, again.seed, again.error) == ("completed", 9, None)  # type: ignore[attr-defined]
+        assert (again.status, again.seed, again.error) == ("completed", 9, None)
         ward.videos.delete(running.id)
         assert [video.id for video in ward.videos.list().data] == [done.id]
     finally:

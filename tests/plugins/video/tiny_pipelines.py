@@ -11,6 +11,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+_D: Any = diffusers
+_T: Any = transformers
+
 _WORDS = [
     "a small red ball moves right above the large blue square on a green background",
     "two yellow circles moving left and down, a black triangle",
@@ -30,7 +33,7 @@ def tokenizer(max_length: int = 64) -> Any:
         show_progress=False,
     )
     inner.train_from_iterator(_WORDS, trainer)
-    return transformers.PreTrainedTokenizerFast(
+    return _T.PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token="<pad>",
         eos_token="</s>",
@@ -50,24 +53,24 @@ def _t5(cls: Any, config: Any) -> Any:
 
 
 def wan() -> Any:
-    return diffusers.WanPipeline(
+    return _D.WanPipeline(
         vae=_wan_vae(),
         transformer=_wan_transformer(in_channels=16),
-        scheduler=diffusers.UniPCMultistepScheduler(
+        scheduler=_D.UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
         ),
-        text_encoder=_t5(transformers.UMT5EncoderModel, transformers.UMT5Config),
+        text_encoder=_t5(_T.UMT5EncoderModel, _T.UMT5Config),
         tokenizer=tokenizer(),
     )
 
 
 def wan_image() -> Any:
     """Image-to-video as in Wan 2.2: the first frame goes into the latents' extra channels, no image encoder."""
-    return diffusers.WanImageToVideoPipeline(
+    return _D.WanImageToVideoPipeline(
         vae=_wan_vae(),
         transformer=_wan_transformer(in_channels=36),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        text_encoder=_t5(transformers.UMT5EncoderModel, transformers.UMT5Config),
+        scheduler=_D.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=_t5(_T.UMT5EncoderModel, _T.UMT5Config),
         tokenizer=tokenizer(),
         image_processor=None,
         image_encoder=None,
@@ -75,13 +78,13 @@ def wan_image() -> Any:
 
 
 def _wan_vae() -> Any:
-    return diffusers.AutoencoderKLWan(
+    return _D.AutoencoderKLWan(
         base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
     )
 
 
 def _wan_transformer(*, in_channels: int) -> Any:
-    return diffusers.WanTransformer3DModel(
+    return _D.WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
@@ -98,8 +101,8 @@ def _wan_transformer(*, in_channels: int) -> Any:
 
 
 def ltx() -> Any:
-    return diffusers.LTXPipeline(
-        vae=diffusers.AutoencoderKLLTXVideo(
+    return _D.LTXPipeline(
+        vae=_D.AutoencoderKLLTXVideo(
             in_channels=3,
             out_channels=3,
             latent_channels=8,
@@ -118,7 +121,7 @@ def ltx() -> Any:
             encoder_causal=True,
             decoder_causal=False,
         ),
-        transformer=diffusers.LTXVideoTransformer3DModel(
+        transformer=_D.LTXVideoTransformer3DModel(
             in_channels=8,
             out_channels=8,
             patch_size=1,
@@ -129,14 +132,14 @@ def ltx() -> Any:
             num_layers=2,
             caption_channels=32,
         ),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        text_encoder=_t5(transformers.T5EncoderModel, transformers.T5Config),
+        scheduler=_D.FlowMatchEulerDiscreteScheduler(),
+        text_encoder=_t5(_T.T5EncoderModel, _T.T5Config),
         tokenizer=tokenizer(),
     )
 
 
 def hunyuan() -> Any:
-    llama = transformers.LlamaConfig(
+    llama = _T.LlamaConfig(
         hidden_size=16,
         intermediate_size=37,
         num_hidden_layers=4,
@@ -147,7 +150,7 @@ def hunyuan() -> Any:
         bos_token_id=1,
         eos_token_id=1,
     )
-    clip = transformers.CLIPTextConfig(
+    clip = _T.CLIPTextConfig(
         hidden_size=8,
         intermediate_size=37,
         num_hidden_layers=2,
@@ -159,8 +162,8 @@ def hunyuan() -> Any:
         eos_token_id=1,
         projection_dim=32,
     )
-    return diffusers.HunyuanVideoPipeline(
-        vae=diffusers.AutoencoderKLHunyuanVideo(
+    return _D.HunyuanVideoPipeline(
+        vae=_D.AutoencoderKLHunyuanVideo(
             in_channels=3,
             out_channels=3,
             latent_channels=4,
@@ -175,7 +178,7 @@ def hunyuan() -> Any:
             temporal_compression_ratio=4,
             mid_block_add_attention=True,
         ),
-        transformer=diffusers.HunyuanVideoTransformer3DModel(
+        transformer=_D.HunyuanVideoTransformer3DModel(
             in_channels=4,
             out_channels=4,
             num_attention_heads=2,
@@ -190,17 +193,17 @@ def hunyuan() -> Any:
             pooled_projection_dim=8,
             rope_axes_dim=(2, 4, 4),
         ),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
-        text_encoder=transformers.LlamaModel(llama),
+        scheduler=_D.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder=_T.LlamaModel(llama),
         tokenizer=tokenizer(512),
-        text_encoder_2=transformers.CLIPTextModel(clip),
+        text_encoder_2=_T.CLIPTextModel(clip),
         tokenizer_2=tokenizer(77),
     )
 
 
 def cogvideox() -> Any:
-    return diffusers.CogVideoXPipeline(
-        vae=diffusers.AutoencoderKLCogVideoX(
+    return _D.CogVideoXPipeline(
+        vae=_D.AutoencoderKLCogVideoX(
             in_channels=3,
             out_channels=3,
             down_block_types=("CogVideoXDownBlock3D",) * 4,
@@ -211,7 +214,7 @@ def cogvideox() -> Any:
             norm_num_groups=2,
             temporal_compression_ratio=4,
         ),
-        transformer=diffusers.CogVideoXTransformer3DModel(
+        transformer=_D.CogVideoXTransformer3DModel(
             num_attention_heads=4,
             attention_head_dim=8,
             in_channels=4,
@@ -226,8 +229,8 @@ def cogvideox() -> Any:
             temporal_compression_ratio=4,
             max_text_seq_length=226,
         ),
-        scheduler=diffusers.CogVideoXDDIMScheduler(),
-        text_encoder=_t5(transformers.T5EncoderModel, transformers.T5Config),
+        scheduler=_D.CogVideoXDDIMScheduler(),
+        text_encoder=_t5(_T.T5EncoderModel, _T.T5Config),
         tokenizer=tokenizer(),
     )
 
@@ -245,7 +248,8 @@ def build(name: str, *, seed: int = 0) -> Any:
     """The pipeline with perturbed random weights, in eval mode: zero-initialised outputs would hide any mistake."""
     torch.manual_seed(seed)
     pipeline = FAMILIES[name]()
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator()
+    generator.manual_seed(seed + 1)
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval()
