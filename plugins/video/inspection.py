@@ -7,6 +7,8 @@ import inspect
 import math
 from typing import Any
 
+import numpy as np
+
 from sixfold.core.errors import ConfigError, SourceError
 from sixfold.plugins.video.capabilities import Capabilities
 from sixfold.plugins.video.options import VideoOptions
@@ -132,9 +134,9 @@ def denoiser(pipeline: Any) -> Any:
 
 def _size_multiple(pipeline: Any) -> int:
     """Of the VAE and the patches, doubled until the pipeline's own check lets it pass."""
-    patch = getattr(denoiser(pipeline).config, "patch_size", 1)
-    side = patch[-1] if isinstance(patch, list | tuple) else patch
-    multiple = math.lcm(_first_int(pipeline, _SPATIAL, 8) * int(side or 1), 2)
+    patch: Any = getattr(denoiser(pipeline).config, "patch_size", 1)
+    side = int(np.ravel(patch or 1)[-1])  # one number, or (frames, height, width)
+    multiple = math.lcm(_first_int(pipeline, _SPATIAL, 8) * side, 2)
     while multiple < 128 and not _passes(pipeline, multiple):
         multiple *= 2
     return multiple

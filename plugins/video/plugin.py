@@ -24,8 +24,8 @@ def detect(files: ModelFiles) -> int:
         return 0
     if name.startswith(_PIPELINES) or "Video" in name:
         return 90
-    classes = [str(part[1]) for part in index.values() if isinstance(part, list) and len(part) == 2]
-    return 70 if any("Transformer3D" in part or "UNet3D" in part for part in classes) else 0
+    parts = " ".join(map(str, index.values()))  # of each component its library and class
+    return 70 if "Transformer3D" in parts or "UNet3D" in parts else 0
 
 
 def _counter(name: str, text: str) -> MetricSpec:

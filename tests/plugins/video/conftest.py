@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+import av
 import diffusers
 import msgspec
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from sixfold.core.family import LoadContext
 from sixfold.plugins.video.loader import load
@@ -27,7 +31,12 @@ Load = Callable[..., VideoModel]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """The saved folder of a tiny pipeline."""
     root = tmp_path_factory.mktemp("pipelines")
-    return lru_cache(maxsize=None)(lambda name: tiny_pipelines.save(name, root / name))
+
+    @cache
+    def save(name: str) -> Path:
+        return tiny_pipelines.save(name, root / name)
+
+    return save
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +63,29 @@ def load_tiny(folder: Folder) -> Load:
             path=folder(name),
             device="cpu",
             num_threads=1,
-            options=VideoOptions(**{"default_width": 32, "default_height": 32, "default_frames": 9, **options}),
+            options=VideoOptions.model_validate(
+                {"default_width": 32, "default_height": 32, "default_frames": 9, **options}
+            ),
         )
         return load(context)
 
     return load_it
+
+
+def decode(data: bytes) -> tuple[NDArray[np.uint8], Any]:
+    """All frames of a file as [frames, height, width, 3], and its video stream's facts, read by PyAV."""
+    container: Any
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        facts = {
+            "fps": float(stream.average_rate),
+            "seconds": container.duration / 1e6,
+            "codec": stream.codec_context.name,
+            "pix_fmt": stream.codec_context.pix_fmt,
+            "colorspace": stream.codec_context.colorspace,
+        }
+    return np.stack(frames), facts
 
 
 def clip(prompt: str = "a red ball moves right", **changes: Any) -> VideoInput:

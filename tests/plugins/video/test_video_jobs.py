@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,11 @@ class FakeRun:
             thumbnail=b"thumbnail",
             spritesheet=b"sheet",
         )
-        chunks = [Increment(request_id="r", output=VideoChunk(data=data[i : i + 2])) for i in range(0, len(data), 2)]
-        self.events.put_nowait((*chunks, Finished(request_id="r", result=file)))
+        chunks: list[Any] = [
+            Increment(request_id="r", output=VideoChunk(data=data[i : i + 2])) for i in range(0, len(data), 2)
+        ]
+        end: Any = Finished(request_id="r", result=file)
+        self.events.put_nowait((*chunks, end))
 
 
 class FakeServices:
@@ -95,7 +98,7 @@ class FakeServices:
 
 
 @asynccontextmanager
-async def opened(services: FakeServices, **options: Any) -> AsyncIterator[VideoJobs]:
+async def opened(services: FakeServices, **options: Any) -> AsyncGenerator[VideoJobs]:
     folder = services.data_dir
     store = JobStore(folder / "jobs.sqlite3", clock=services.clock)
     files = FileStore(folder / "files", None, clock=services.clock)
