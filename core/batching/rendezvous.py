@@ -150,7 +150,7 @@ class Parked(Generic[CallT, AnswerT]):
         on_news: Callable[[weakref.ref[Parked[CallT, AnswerT]]], None] = lambda _parked: None,
     ) -> None:
         self._side: PipelineSide[CallT, AnswerT] = PipelineSide()
-        me = weakref.ref(self)
+        me: weakref.ref[Parked[CallT, AnswerT]] = weakref.ref(self)
         self._side.on_news = lambda: on_news(me)
         self._reported = False
         self._thread = threading.Thread(target=self._side.main, args=(run,), name="pipeline", daemon=True)

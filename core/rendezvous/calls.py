@@ -171,7 +171,8 @@ def capture(
     reader = _Reader(rules, rows, digests, first=next(iter(arguments)))
     spec = tuple((name, reader.spec(name, value)) for name, value in sorted(arguments.items()))
     count = rules.units_per_row or _positions
-    units = sum(count(row) for row in main) if isinstance(main, list | tuple) else rows * count(main[0])
+    listed = isinstance(main, list | tuple)
+    units = sum(count(row) for row in cast("Sequence[Tensor]", main)) if listed else rows * count(main[0])
     identity = id(getattr(function, "__self__", function)), getattr(function, "__name__", "forward")
     return ModuleCall(
         function=function,
@@ -229,10 +230,10 @@ class _Reader:
             items = cast("Mapping[str, Any]", value)
             return tuple((key, self.spec(key, items[key])) for key in sorted(items))
         if isinstance(value, list | tuple):
-            items = cast("Sequence[Any]", value)
-            if is_row_list(name, items, self.rules, self.first):
-                return self._row_list(name, items)
-            return (type(items).__name__, tuple(self.spec(name, item) for item in items))
+            parts = cast("Sequence[Any]", value)
+            if is_row_list(name, parts, self.rules, self.first):
+                return self._row_list(name, parts)
+            return (type(parts).__name__, tuple(self.spec(name, part) for part in parts))
         return repr(value)
 
     def _row_list(self, name: str, items: Sequence[Any]) -> Hashable:

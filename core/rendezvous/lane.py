@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ import torch
 from sixfold.core.rendezvous.calls import ModuleCall
 from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
 from sixfold.core.rendezvous.merge import merge, split
-from sixfold.core.rendezvous.streams import hand_over
+from sixfold.core.rendezvous.streams import hand_over, new_stream
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ class Lane:
 
     def _run(self) -> None:
         torch.set_num_threads(self._num_threads)
-        own = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        own = new_stream(self._device) if self._device.type == "cuda" else None
         with torch.no_grad():
             while jobs := self._take():
                 self._compute(jobs, own)
@@ -131,10 +130,9 @@ class Lane:
 def run_aside(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], device: torch.device) -> Any:
     """Computes on a stream of its own and returns when it is done, so that the steps' stream never waits for it."""
     if device.type != "cuda":
-        with nullcontext():
-            return function(*args, **kwargs)
+        return function(*args, **kwargs)
     current = torch.cuda.current_stream(device)
-    own = torch.cuda.Stream(device)
+    own = new_stream(device)
     hand_over((args, kwargs), source=current, target=own)
     with torch.cuda.stream(own):
         answer = function(*args, **kwargs)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sixfold.core.rendezvous.calls import CallRules, ModuleCall, has_rows, is_row_list
+from sixfold.core.rendezvous.streams import rebuilt
 
 
 def merge(calls: Sequence[ModuleCall]) -> dict[str, Any]:
@@ -40,7 +41,7 @@ class _Merger:
             items = cast("Sequence[Any]", value)
             if is_row_list(name, items, self._rules, self._first):
                 return list(itertools.chain.from_iterable(values))
-            return type(value)(self.merge(name, [each[index] for each in values]) for index in range(len(items)))
+            return rebuilt(value, (self.merge(name, [each[index] for each in values]) for index in range(len(items))))
         return value
 
 
@@ -75,5 +76,5 @@ def _cut(answer: Any, start: int, stop: int, total: int, listed: bool) -> Any:
         parts = cast("Sequence[Any]", answer)
         if listed and isinstance(answer, list) and len(parts) == total:
             return parts[start:stop]
-        return type(answer)(_cut(part, start, stop, total, listed) for part in parts)
+        return rebuilt(answer, (_cut(part, start, stop, total, listed) for part in parts))
     return answer

@@ -6,6 +6,7 @@ A stand-in looks like the part to the pipeline's own code: attributes, ``isinsta
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Generator, Hashable, Mapping
 from concurrent.futures import Future
@@ -26,12 +27,14 @@ class StandIn:
     """
 
     __slots__ = ("_part",)
+    _part: Any
 
     def __init__(self, part: Any) -> None:
         object.__setattr__(self, "_part", part)
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]  # isinstance must see the part
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # isinstance must see the part
+        """That of the part."""
         return type(self._part)
 
     def __getattr__(self, name: str) -> Any:
@@ -56,6 +59,12 @@ class BatchedModule(StandIn):
     """
 
     __slots__ = ("_context", "_digests", "_owner", "_rules", "_side", "_variant")
+    _side: PipelineSide[ModuleCall, Any]
+    _rules: CallRules
+    _digests: TensorDigests
+    _variant: Hashable
+    _owner: CallOwner | None
+    _context: str | None
 
     def __init__(
         self,
@@ -115,6 +124,12 @@ class LaneModule(StandIn):
     """
 
     __slots__ = ("_aside", "_digests", "_lane", "_methods", "_side", "_variant")
+    _side: PipelineSide[ModuleCall, Any]
+    _lane: Lane
+    _digests: TensorDigests
+    _methods: Mapping[str, CallRules]
+    _aside: frozenset[str]
+    _variant: Hashable
 
     def __init__(
         self,
@@ -142,9 +157,9 @@ class LaneModule(StandIn):
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._part, name)
         if name in self._methods:
-            return lambda *args, **kwargs: self._run_in_lane(name, value, args, kwargs)
+            return functools.partial(self._run_in_lane, name, value)
         if name in self._aside:
-            return lambda *args, **kwargs: run_aside(value, args, kwargs, device_of(self._part))
+            return functools.partial(_run_aside, value, self._part)
         return value
 
     def start(self, method: str, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -156,7 +171,7 @@ class LaneModule(StandIn):
         call = capture(method, args, kwargs, rules=rules, digests=self._digests, variant=self._variant)
         return self._lane.submit(call)
 
-    def _run_in_lane(self, name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _run_in_lane(self, name: str, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         self._side.leave()
         answer = self._submit(name, method, args, kwargs).result()
         self._side.check()
@@ -182,6 +197,7 @@ class LockedPart(StandIn):
     """
 
     __slots__ = ("_lock",)
+    _lock: threading.RLock
 
     def __init__(self, part: Any, lock: threading.RLock) -> None:
         super().__init__(part)
@@ -202,6 +218,10 @@ class LockedPart(StandIn):
         """Calls the part when no other thread does."""
         with self._lock:
             return self._part(*args, **kwargs)
+
+
+def _run_aside(method: Callable[..., Any], part: torch.nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+    return run_aside(method, args, kwargs, device_of(part))
 
 
 def device_of(module: torch.nn.Module) -> torch.device:

@@ -9,13 +9,16 @@ Source: the method of ParaAttention's First Block Cache, as diffusers' ``FirstBl
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor
+
+from sixfold.core.rendezvous.streams import rebuilt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +39,13 @@ class CachedBlock:
 
     def unpack(self, output: Any) -> tuple[Tensor, Tensor | None]:
         """(hidden states, encoder's hidden states or None) of a result."""
-        if not isinstance(output, tuple):
+        if not _is_tuple(output):
             return output, None
-        encoder = None if self.encoder_index is None else output[self.encoder_index]
-        return output[self.hidden_index], encoder
+        return output[self.hidden_index], None if self.encoder_index is None else output[self.encoder_index]
 
     def pack(self, hidden: Tensor, encoder: Tensor | None, like: Any) -> Any:
         """A result of the form of ``like``."""
-        if not isinstance(like, tuple):
+        if not _is_tuple(like):
             return hidden
         parts: list[Any] = [None] * len(like)
         parts[self.hidden_index] = hidden
@@ -224,10 +226,15 @@ class RowCache:
         encoder = None if encoder is None else encoder.clone()
         for group, rows in now.hit_rows:
             state = self._states[group.key]
+            assert state.tail is not None  # else it would not have hit
             hidden[rows] = head_hidden[rows] + state.tail
             if encoder is not None and head_encoder is not None and state.tail_encoder is not None:
                 encoder[rows] = head_encoder[rows] + state.tail_encoder
         return block.pack(hidden, encoder, output)
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
 
 
 def _pair(block: CachedBlock, hidden: Tensor, encoder: Tensor | None) -> tuple[Any, ...]:
@@ -243,9 +250,10 @@ def _take(value: Any, rows: Tensor, num_rows: int) -> Any:
     if isinstance(value, Tensor):
         return value[rows] if value.ndim > 1 and value.shape[0] == num_rows else value
     if isinstance(value, dict):
-        return {key: _take(item, rows, num_rows) for key, item in value.items()}
+        items = cast("dict[str, Any]", value)
+        return {key: _take(items[key], rows, num_rows) for key in items}
     if isinstance(value, tuple | list):
-        return type(value)(_take(item, rows, num_rows) for item in value)
+        return rebuilt(value, (_take(item, rows, num_rows) for item in cast("Sequence[Any]", value)))
     return value
 
 
@@ -254,13 +262,11 @@ def transformer_blocks(module: torch.nn.Module) -> list[CachedBlock]:
 
     Its own cache hooks the same blocks and reads them in the same way.
     """
-    from diffusers.hooks._common import _ALL_TRANSFORMER_BLOCK_IDENTIFIERS as NAMES
-    from diffusers.hooks._helpers import TransformerBlockRegistry
-
-    registry: Any = TransformerBlockRegistry
+    names: Any = importlib.import_module("diffusers.hooks._common")._ALL_TRANSFORMER_BLOCK_IDENTIFIERS
+    registry: Any = importlib.import_module("diffusers.hooks._helpers").TransformerBlockRegistry
     found: list[CachedBlock] = []
     for name, child in module.named_children():
-        if name not in NAMES or not isinstance(child, torch.nn.ModuleList):
+        if name not in names or not isinstance(child, torch.nn.ModuleList):
             continue
         for block in child:
             try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 
@@ -13,11 +14,23 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        for item in cast("Mapping[Any, Any]", value).values():
+        for item in cast("Mapping[str, Any]", value).values():
             yield from tensors_in(item)
     elif isinstance(value, list | tuple):
         for item in cast("list[Any]", value):
             yield from tensors_in(item)
+
+
+def new_stream(device: torch.device) -> Any:
+    """A CUDA stream of its own."""
+    stream: Any = torch.cuda.Stream
+    return stream(device)
+
+
+def rebuilt(like: Any, items: Iterable[Any]) -> Any:
+    """A list or tuple of the same kind."""
+    kind: Any = type(like)
+    return kind(items)
 
 
 def hand_over(value: Any, *, source: Any, target: Any, wait: bool = True) -> None:

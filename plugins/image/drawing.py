@@ -194,7 +194,8 @@ class Planner:
         if name is None:
             return None
         own = role.pipeline.scheduler
-        known = {cls.__name__: cls for cls in (*own.compatibles, type(own))}
+        classes: list[Any] = [*own.compatibles, type(own)]
+        known = {cls.__name__: cls for cls in classes}
         if name not in known:
             raise InvalidRequest(
                 f"scheduler {name[:60]!r}: this model takes {', '.join(sorted(known))}.", param="scheduler"
@@ -208,7 +209,7 @@ def count_tokens(pipeline: Any, prompt: str, max_sequence_length: Any) -> int:
     Raises:
         ContextLengthExceeded: None of its text encoders would see all of the prompt.
     """
-    best: tuple[int, int] | None = None  # (limit, count)
+    best: tuple[int, int] = (0, 0)  # (limit, count)
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
         tokenizer = getattr(pipeline, name, None)
         if tokenizer is None:
@@ -216,13 +217,11 @@ def count_tokens(pipeline: Any, prompt: str, max_sequence_length: Any) -> int:
         limit = min(int(getattr(tokenizer, "model_max_length", 0)) or 1 << 30, 1 << 30)
         if isinstance(max_sequence_length, int) and "CLIP" not in type(tokenizer).__name__:
             limit = min(limit, max_sequence_length)
-        if best is None or limit > best[0]:
+        if limit > best[0]:
             # The backend, not the tokenizer: that keeps padding as state, and others use it at the same time.
             backend = getattr(tokenizer, "backend_tokenizer", None)
             count = len(prompt) // 4 + 1 if backend is None else len(backend_copy(tokenizer).encode(prompt).ids)
             best = (limit, count)
-    if best is None:
-        return 0
     if best[1] > best[0]:
         raise ContextLengthExceeded(
             f"The prompt has {best[1]} tokens; this model reads {best[0]}. Shorten it.", param="prompt"
@@ -234,8 +233,9 @@ def backend_copy(tokenizer: Any) -> Any:
     """The Rust tokenizer of a fast one without padding and truncation; made once, kept with the tokenizer."""
     copy = tokenizer.__dict__.get("_sixfold_plain")
     if copy is None:
-        backend = tokenizer.backend_tokenizer
-        copy = type(backend).from_str(backend.to_str())
+        backend: Any = tokenizer.backend_tokenizer
+        kind: Any = type(backend)
+        copy = kind.from_str(backend.to_str())
         copy.no_padding()
         copy.no_truncation()
         tokenizer.__dict__["_sixfold_plain"] = copy

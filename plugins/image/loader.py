@@ -60,7 +60,7 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
             f"{type(pipeline).__name__} has no denoiser that Sixfold knows ({', '.join(sorted(DENOISERS))})."
         )
     if "vae" in modules and device.type == "cuda":
-        modules["vae"].to(memory_format=torch.channels_last)
+        cast(Any, modules["vae"]).to(memory_format=torch.channels_last)
     caches = (
         {}
         if options.compile

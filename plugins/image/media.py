@@ -34,21 +34,21 @@ def read_image(data: bytes, *, param: str, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bound is for programs that have none
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            opened = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidRequest(
             "The file is no image that can be read. Send PNG, JPEG, WebP, GIF, BMP or TIFF.", param=param
         ) from error
-    width, height = image.size
+    width, height = opened.size
     if width * height > max_pixels or max(width, height) > _MAX_SIDE:
         raise InvalidRequest(
             f"The image has {width}x{height} pixels; at most {max_pixels} in all and {_MAX_SIDE} a side are read.",
             param=param,
         )
     try:
-        image.seek(0)
-        image.load()
-        image = ImageOps.exif_transpose(image)
+        opened.seek(0)
+        opened.load()
+        image: Image.Image = ImageOps.exif_transpose(opened)
     except Exception as error:  # decoders raise nearly anything for broken files
         raise InvalidRequest("The image is broken or not complete.", param=param) from error
     has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
@@ -70,7 +70,7 @@ def edit_mask(mask: Image.Image, size: tuple[int, int], *, param: str) -> Image.
         raise InvalidRequest(
             "The mask has no transparent pixels. Make transparent what shall be drawn anew (alpha 0).", param=param
         )
-    return mask.getchannel("A").point(lambda alpha: 255 if alpha < 128 else 0)
+    return mask.getchannel("A").point([255] * 128 + [0] * 128)
 
 
 def flatten(image: Image.Image) -> Image.Image:

@@ -143,7 +143,8 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
     def start_preview(self, scoped: Any, latents: Any, drawing: Drawing) -> Future[Any]:
         """Decodes a picture as it is now, beside the steps. [pipeline's thread]"""
         latents = decodable(scoped, latents.detach().clone(), drawing.width, drawing.height)
-        return scoped.vae.start("decode", latents, return_dict=False)
+        started: Future[Any] = scoped.vae.start("decode", latents, return_dict=False)
+        return started
 
     def write_later(self, work: Any) -> Future[Any]:
         """Runs work on the thread that encodes previews."""

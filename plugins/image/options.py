@@ -24,7 +24,9 @@ class ImageOptions(BaseModel):
     """Steps at medium quality. None takes the pipeline's own default."""
     max_inference_steps: int = Field(default=200, ge=1)
     """Most steps that a request may ask for."""
-    quality_steps: dict[Literal["low", "medium", "high"], int] = Field(default_factory=dict)
+    quality_steps: dict[Literal["low", "medium", "high"], int] = Field(
+        default_factory=dict[Literal["low", "medium", "high"], int]
+    )
     """Steps of a quality, in place of 0.4, 1 and 1.5 times ``num_inference_steps``."""
     guidance_scale: float | None = Field(default=None, ge=0.0)
     """Guidance where a request names none. None takes the pipeline's own default."""

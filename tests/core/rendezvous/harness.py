@@ -147,4 +147,4 @@ def works_for(tiny: TinyPipeline, count: int = 6) -> dict[str, Callable[[], dict
 
 def picture(output: Any) -> NDArray[np.float32]:
     """The pixels of a pipeline's output."""
-    return np.asarray(output[0] if isinstance(output, tuple) else next(iter(output.values())))
+    return np.asarray(next(iter(output.values())))

@@ -103,7 +103,8 @@ class LeakyDenoiser(D.SD3Transformer2DModel):  # type: ignore[misc]  # diffusers
         joint_attention_kwargs: Any = None,
         return_dict: bool = True,
     ) -> Any:
-        (out,) = super().forward(
+        plain: Any = super().forward
+        (out,) = plain(
             hidden_states,
             encoder_hidden_states=encoder_hidden_states,
             pooled_projections=pooled_projections,
@@ -140,7 +141,7 @@ async def test_cached_rows_in_a_mixed_batch_are_those_of_diffusers_own_cache_alo
     works = works_for(tiny, 6)
     for index in range(6):
         works[f"r{index}"] = lambda first=works[f"r{index}"]: {**first(), "num_inference_steps": 10}  # type: ignore[misc]
-    expected = {}
+    expected: dict[str, Any] = {}
     for name, work in works.items():
         own = make()
         if name != "r5":

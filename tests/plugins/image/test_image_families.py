@@ -43,11 +43,14 @@ def test_the_preview_of_the_last_step_is_the_picture(family: str) -> None:
         seen.append(values["latents"])
         return {}
 
-    arguments = {**first(), "output_type": "pil"}
+    def after_old_step(step: int, time: Any, latents: torch.Tensor) -> None:
+        seen.append(latents)
+
+    arguments: dict[str, Any] = {**first(), "output_type": "pil"}
     if role_of(tiny.pipeline).takes("callback_on_step_end"):
         arguments["callback_on_step_end"] = after_step
     else:
-        arguments |= {"callback": lambda _step, _time, latents: seen.append(latents), "callback_steps": 1}
+        arguments |= {"callback": after_old_step, "callback_steps": 1}
     tiny.pipeline.set_progress_bar_config(disable=True)
     expected = tiny.pipeline(**arguments).images[0]
     with torch.no_grad():

@@ -53,7 +53,7 @@ def test_generate_answers_what_was_asked(client: openai.OpenAI) -> None:
         model="draw",
         prompt="a red ball",
         n=2,
-        size="16x32",  # type: ignore[arg-type]  # the client's type lists OpenAI's sizes
+        size="16x32",
         quality="low",
         output_format="webp",
         output_compression=80,
