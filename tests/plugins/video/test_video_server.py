@@ -16,7 +16,6 @@ import numpy as np
 import openai
 import pytest
 import yaml
-from numpy.typing import NDArray
 from PIL import Image
 
 from tests.e2e.conftest import DemoServer, start_server, stop_server
@@ -252,17 +251,14 @@ async def test_clips_of_many_clients_share_forwards_and_each_is_as_alone(server:
         together = await asyncio.gather(*map(film, range(6)))
         alone = [await film(index) for index in range(6)]
     assert len(set(alone)) == 6
-    # The frames agree within 1e-5 (test_video_equality.py); one step of 255 in a few pixels may differ after rounding.
-    for one, other in zip(together, alone, strict=True):
-        assert abs(frame_means(one) - frame_means(other)).max() < 0.05
+    # Frames agree within 1e-5 (test_video_equality.py), so a pixel in thousands rounds to the next byte; the encoder then
+    # may choose other blocks. Each file must still be that of its own request and of no other.
+    mine, theirs = ([decode(data)[0].astype(np.int16) for data in files] for files in (together, alone))
+    distances = np.array([[np.abs(one - other).mean() for other in theirs] for one in mine])
+    assert (distances.diagonal() < (distances + np.diag([np.inf] * 6)).min(axis=1) / 5).all(), distances
     metrics = httpx.get(f"{server.url}/metrics").text
     rows, forwards = (metric(metrics, f"denoiser_{what}_total", "clips") for what in ("rows", "forwards"))
     assert rows > forwards
-
-
-def frame_means(data: bytes) -> NDArray[np.float64]:
-    means: NDArray[np.float64] = decode(data)[0].mean(axis=(1, 2, 3))
-    return means
 
 
 def metric(text: str, name: str, model: str) -> float:
