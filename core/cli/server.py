@@ -99,6 +99,8 @@ class LiveModels:
         self.reload()
 
     async def __aenter__(self) -> LiveModels:
+        # Before any modality starts up: work that it continues waits for these.
+        self._host.announce(self._settings.models)
         return self
 
     async def __aexit__(self, *_exc: object) -> None:

@@ -254,6 +254,12 @@ class ModelHost:
         """Whether the server is going down."""
         return self._draining
 
+    def announce(self, entries: Mapping[str, ModelEntry]) -> None:
+        """Makes the first models known, as loading: from here on nobody is told that they do not exist."""
+        for entry in entries.values():
+            if entry.name not in self._slots:
+                self._add_slot(self._new_slot(entry))
+
     async def start(self, entries: Mapping[str, ModelEntry]) -> None:
         """Brings the first models up, one after another (loading is bound by memory and disk); returns when all have
         settled.
@@ -261,8 +267,7 @@ class ModelHost:
         Raises:
             UsageError: No model came up; the message holds each one's reason.
         """
-        for entry in entries.values():
-            self._add_slot(self._new_slot(entry))
+        self.announce(entries)
         for slot in list(self._slots.values()):
             await slot.bring_up()
         failed = [f"{slot.name}: {slot.error}" for slot in self._slots.values() if slot.error is not None]

@@ -67,6 +67,21 @@ async def test_a_strangers_model_counts_in_its_own_process(count_plugin: Path, t
         await host.close(5.0)
 
 
+async def test_announced_models_are_known_as_loading_before_they_start(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    entries = {"counter": entry(count_plugin, aliases=("other",))}
+    host.announce(entries)
+    slot = host.find("other")
+    assert slot is not None and slot.state is ModelState.LOADING
+    assert not host.ready
+    await host.start(entries)
+    try:
+        assert host.find("counter") is slot
+        assert host.ready
+    finally:
+        await host.close(5.0)
+
+
 async def test_equal_request_ids_of_two_clients_do_not_meet(count_plugin: Path, tmp_path: Path) -> None:
     host = new_host(tmp_path)
     await host.start({"counter": entry(count_plugin)})

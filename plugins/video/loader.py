@@ -1,0 +1,114 @@
+"""Loads a diffusers pipeline folder as it is; nothing of it is replaced or patched."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from sixfold.core.batching.model import ModelInfo
+from sixfold.core.errors import SourceError
+from sixfold.core.family import LoadContext, ModelFiles
+from sixfold.core.rendezvous.calls import CallRules
+from sixfold.core.rendezvous.scoped import LanePart, PipelinePlan
+from sixfold.plugins.video.encoding import choose_format
+from sixfold.plugins.video.inspection import DENOISERS, inspect_pipeline
+from sixfold.plugins.video.model import VideoModel
+from sixfold.plugins.video.options import VideoOptions
+
+_D: Any = diffusers  # exports its classes lazily, which type checkers do not see
+_LOG = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FLOAT32_VAES = frozenset({"AutoencoderKLWan"})
+
+_RULES = {
+    # Rotary tables have the size of the positions first, which may be the number of rows by chance.
+    "CogVideoXTransformer3DModel": CallRules(shared=frozenset({"image_rotary_emb", "ofs"})),
+    "ConsisIDTransformer3DModel": CallRules(shared=frozenset({"image_rotary_emb"})),
+}
+
+
+def load(context: LoadContext) -> VideoModel:
+    """The family's loader; runs in the worker process.
+
+    Raises:
+        SourceError: The folder holds no pipeline that can be served.
+        ConfigError: An option does not fit the pipeline.
+    """
+    options = context.options
+    assert isinstance(options, VideoOptions)
+    form = choose_format(options.video_codec)
+    torch.set_num_threads(context.num_threads)
+    device = torch.device(context.device)
+    dtype = _dtype(options, device)
+    context.report(0.1, "reading weights")
+    pipeline = read_pipeline(context.path, dtype, keeps_vae=options.dtype == "auto").to(device)
+    context.report(0.9, "looking at the pipeline")
+    can = inspect_pipeline(pipeline, options, dtype=str(dtype).removeprefix("torch."), codec=form.codec)
+    weights = [
+        p for part in pipeline.components.values() if isinstance(part, torch.nn.Module) for p in part.parameters()
+    ]
+    context.report(1.0, f"runs {can.pipeline}")
+    return VideoModel(
+        info=ModelInfo(
+            parameters=sum(p.numel() for p in weights),
+            memory_bytes=sum(p.numel() * p.element_size() for p in weights),
+            details=can.details(),
+        ),
+        pipeline=pipeline,
+        plan=plan_of(pipeline),
+        can=can,
+        form=form,
+        device=device,
+        num_threads=context.num_threads,
+        call_arguments=options.call_arguments,
+    )
+
+
+def read_pipeline(path: Path, dtype: torch.dtype, *, keeps_vae: bool) -> Any:
+    """The pipeline of a folder.
+
+    Args:
+        path: With a model_index.json.
+        dtype: Of the weights.
+        keeps_vae: Leaves a VAE in float32 that needs it.
+
+    Raises:
+        SourceError: It can't be loaded.
+    """
+    index = ModelFiles(path).json("model_index.json")
+    vae = index.get("vae") or [None, None]
+    dtypes: Any = {"default": dtype, "vae": torch.float32} if keeps_vae and vae[1] in _FLOAT32_VAES else dtype
+    try:
+        return _D.DiffusionPipeline.from_pretrained(str(path), dtype=dtypes, local_files_only=True)
+    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as error:
+        raise SourceError(
+            f"diffusers can't load the pipeline {index.get('_class_name')!r}: {error}. Pull the model again, or install "
+            "what it needs."
+        ) from error
+
+
+def plan_of(pipeline: Any) -> PipelinePlan:
+    """Denoisers share their forwards, the VAE has the lane, encoders run in the request's own thread."""
+    modules = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    denoisers = frozenset(modules & set(DENOISERS))
+    # Both ways of a video VAE: many keep the state of a running pass in the module, so one pass at a time.
+    vae = LanePart(methods={"decode": CallRules(), "encode": CallRules()})
+    tokenizers = frozenset(name for name in pipeline.components if name.startswith(("tokenizer", "processor")))
+    return PipelinePlan(
+        batched=denoisers,
+        lanes={"vae": vae} if "vae" in modules else {},
+        aside=frozenset(modules - denoisers - {"vae"}),
+        locked=tokenizers,
+        rules=_RULES,
+    )
+
+
+def _dtype(options: VideoOptions, device: torch.device) -> torch.dtype:
+    if options.dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return _DTYPES[options.dtype]
