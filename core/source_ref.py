@@ -46,8 +46,8 @@ class SourceRef(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_text(cls, given: Any) -> object:
-        fields = cast("dict[str, object]", given) if isinstance(given, dict) else {}
+    def _from_text(cls, given: object) -> object:
+        fields = _mapping(given)
         if "source" in fields and fields.keys() <= _DUMPED:
             return fields  # as the registry sends it to the worker
         text = source_text(fields or given)
@@ -61,6 +61,10 @@ class SourceRef(BaseModel):
         """The files, for loaders."""
         assert self.path is not None, "the registry resolves every SourceRef before a model loads"
         return self.path
+
+
+def _mapping(value: object) -> dict[str, object]:
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
 
 def source_refs(options: BaseModel) -> tuple[SourceRef, ...]:
