@@ -28,7 +28,7 @@ from sentence_transformers import SentenceTransformer
 from sixfold.core.batching.model import Granted
 from sixfold.core.family import LoadContext
 from sixfold.core.messages import Request
-from sixfold.core.runtime.allocator import keep_freed_memory
+from sixfold.core.runtime.allocator import keep_freed_memory, use_one_arena
 from sixfold.plugins.embedding.loader import load
 from sixfold.plugins.embedding.model import EmbeddingModel, EmbeddingSequence
 from sixfold.plugins.embedding.options import EmbeddingOptions
@@ -171,6 +171,7 @@ def measure(dtype: str, options: argparse.Namespace, texts: Sequence[str]) -> No
 
 def main() -> None:
     """Parses the command line and measures both types."""
+    use_one_arena()
     keep_freed_memory()  # as a worker process does; the library gains by it as well
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a BERT-like sentence-transformers model")

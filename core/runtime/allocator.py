@@ -18,24 +18,28 @@ _M_ARENA_MAX = -8
 _KEPT_BYTES = 1 << 30
 
 
-def keep_freed_memory() -> bool:
-    """Makes malloc keep up to 1 GiB of freed memory for the next step; returns whether it could.
+def use_one_arena() -> bool:
+    """Lets all threads allocate from one arena; returns whether it could.
 
     Call it before other threads start: they would have arenas of their own by then, of at most 64 MiB, beyond which
     every tensor is mapped anew. One arena costs nothing here, because small objects come from each thread's cache.
     """
     libc = _glibc()
+    return libc is not None and libc.mallopt(_M_ARENA_MAX, 1) == 1
+
+
+def keep_freed_memory() -> bool:
+    """Makes malloc keep up to 1 GiB of freed memory for the next step; returns whether it could.
+
+    Call it after loading: what a model holds for good is better mapped on its own, where zeroed pages (of a cache, say)
+    take no memory before they are written. What is free at the time of the call goes back to the kernel first.
+    """
+    libc = _glibc()
     if libc is None:
         return False
-    wanted = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _KEPT_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES))
+    libc.malloc_trim(0)
+    wanted = ((_M_MMAP_THRESHOLD, _KEPT_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES))
     return all([libc.mallopt(option, value) == 1 for option, value in wanted])
-
-
-def return_freed_memory() -> None:
-    """Gives what is free now back to the kernel; call it after loading, which drops far more than a step does."""
-    libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -30,7 +30,7 @@ from sixfold.core.family import Family, LoadContext
 from sixfold.core.messages import Event, Failed, Increment, Priority, Request
 from sixfold.core.plugins import load_plugins
 from sixfold.core.runtime import wire
-from sixfold.core.runtime.allocator import keep_freed_memory, return_freed_memory
+from sixfold.core.runtime.allocator import keep_freed_memory, use_one_arena
 from sixfold.core.runtime.devices import resolve_device
 from sixfold.core.tokenization.pool import ThreadPiecePool
 
@@ -176,7 +176,7 @@ class Worker:
             raise UsageError(f"The worker's Python has no plugin with the family {load.family!r}. Install it there.")
         self._input = msgspec.msgpack.Decoder(family.input_type)
         model = load_model(family, load, lambda fraction, what: self._writer.put(wire.LoadProgress(fraction, what)))
-        return_freed_memory()
+        keep_freed_memory()
         model.warm_up()
         self._pool: ThreadPiecePool[tuple[Request[Any], object], Any] = ThreadPiecePool(
             lambda work: model.prepare(*work),
@@ -315,7 +315,7 @@ def _drain(worker: Worker, timeout_s: float, sock: socket.socket) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    keep_freed_memory()
+    use_one_arena()
     status = main(int(sys.argv[1]))
     sys.stdout.flush()
     sys.stderr.flush()

@@ -103,7 +103,10 @@ class FusedLayer(nn.Module):
 
 
 def _attend_chunk(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """Causal attention of one chunk: two products where their scores are few, as they are 2.5 times as fast.
+    """Causal attention of one chunk in float32: two products where their scores are few, as they are the faster way.
+
+    In bfloat16 the scores alone cost more accuracy than all else of the layer: SmolLM2-135M's logits were 3.0% away from
+    those in float32, against 1.2% so, and the products in float32 are as fast at these sizes.
 
     Args:
         query: [heads, tokens, dim].
@@ -113,10 +116,11 @@ def _attend_chunk(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
         scaling: Of the scores.
 
     Returns:
-        [heads, tokens, dim]
+        [heads, tokens, dim], float32.
     """
     num_heads, num_tokens, dim = query.shape
     num_kv_heads, num_context = key.shape[:2]
+    query, key, value = query.float(), key.float(), value.float()
     if num_tokens * num_context > _MAX_SCORES:
         gqa = num_heads != num_kv_heads
         attended: Tensor = F.scaled_dot_product_attention(
@@ -130,7 +134,7 @@ def _attend_chunk(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
         )
         return attended[0]
     visible = torch.ones(num_tokens, num_context, dtype=torch.bool).tril_() if mask is None else mask
-    hidden = torch.zeros(visible.shape, dtype=query.dtype).masked_fill_(~visible, -torch.inf)
+    hidden = torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
     # Query heads that share a kv head become further queries of it: nothing is repeated.
     queries = query.reshape(num_kv_heads, -1, dim)
     shared = hidden.repeat(num_heads // num_kv_heads, 1).expand(num_kv_heads, -1, -1)
