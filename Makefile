@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 $(STAMP): pyproject.toml constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	$(BIN)/pip install --disable-pip-version-check --progress-bar on -c constraints-dev.txt -e ".[llm,embedding]" --group dev
+	$(BIN)/pip install --disable-pip-version-check --progress-bar on -c constraints-dev.txt -e ".[all]" --group dev
 	touch $(STAMP)
 
 .typing: $(STAMP)

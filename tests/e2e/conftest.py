@@ -73,15 +73,38 @@ def stop_server(server: DemoServer) -> int:
     return status
 
 
+def shipped_demo() -> dict[str, Any]:
+    """The demo's configuration on a free port, with the sources of its own files made absolute."""
+    data: dict[str, Any] = yaml.safe_load((ROOT / "examples" / "demo.yaml").read_text())
+    data["server"]["port"] = 0
+    for entry in data["models"].values():
+        source = entry["source"]
+        if isinstance(source, str) and source.startswith("file:"):
+            entry["source"] = f"file:{ROOT / 'examples' / source.removeprefix('file:')}"
+    return data
+
+
 def demo_config(folder: Path, change: Callable[[dict[str, Any]], None] = lambda _data: None) -> Path:
-    """The shipped demo configuration on a free port, in exact arithmetic."""
-    data = yaml.safe_load((ROOT / "examples" / "demo.yaml").read_text())
-    data["server"] = {**data.get("server", {}), "port": 0}
+    """The demo's two text models, which load in seconds, in exact arithmetic."""
+    data = shipped_demo()
+    data["models"] = {name: data["models"][name] for name in ("chat", "embed")}
     data["models"]["chat"]["options"] = {"dtype": "float32"}
     change(data)
     path = folder / "demo.yaml"
     path.write_text(yaml.safe_dump(data))
     return path
+
+
+@pytest.fixture(scope="session")
+def six_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
+    """The demo as it ships, with all its models."""
+    path = tmp_path_factory.mktemp("six") / "demo.yaml"
+    path.write_text(yaml.safe_dump(shipped_demo()))
+    server = start_server(path)
+    try:
+        yield server
+    finally:
+        assert stop_server(server) == 0
 
 
 @pytest.fixture(scope="session")

@@ -29,18 +29,19 @@ def here(block: str, server: Any) -> str:
     return block.replace("http://127.0.0.1:8000", server.url)
 
 
-def test_the_curl_call_answers_paris(demo_server: Any) -> None:
+def test_the_curl_call_answers_paris(six_server: Any) -> None:
     (block,) = blocks("bash")
-    done = subprocess.run(["bash", "-c", here(block, demo_server)], capture_output=True, text=True, check=True)
+    done = subprocess.run(["bash", "-c", here(block, six_server)], capture_output=True, text=True, check=True)
     assert "Paris" in json.loads(done.stdout)["choices"][0]["message"]["content"]
 
 
-def test_the_python_program_streams_and_embeds(demo_server: Any) -> None:
+def test_the_python_program_uses_all_six_modalities(six_server: Any) -> None:
     (block,) = blocks("python")
-    done = subprocess.run([sys.executable, "-c", here(block, demo_server)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", here(block, six_server)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
-    assert done.stdout.endswith("2 vectors of 384 dimensions\n")
+    assert "\n2 vectors of 384 dimensions\nThe patient is awake.\n" in done.stdout
+    assert done.stdout.endswith("1 picture; clip completed\n")
 
 
 def test_the_configuration_example_is_valid(tmp_path: Path) -> None:
