@@ -36,7 +36,9 @@ def load(context: LoadContext) -> ImageModel:
     device = torch.device(context.device)
     context.report(0.1, "reading weights")
     try:
-        pipeline = _D.DiffusionPipeline.from_pretrained(context.path, torch_dtype=dtype_of(options, device))
+        pipeline = _D.DiffusionPipeline.from_pretrained(
+            str(context.path), torch_dtype=dtype_of(options, device), local_files_only=True
+        )
     except (OSError, ValueError, AttributeError, ImportError) as error:
         raise SourceError(f"diffusers can't load the model: {error}") from error
     return build(pipeline, context)
