@@ -32,8 +32,11 @@ NUM_LANES = 16
 
 _FLAGS: dict[str, Any] = {"fastmath": True, "error_model": "numpy", "nogil": True}
 
-piece: Callable[[FunctionT], FunctionT] = _numba.njit(**_FLAGS)
-"""Decorates a piece of kernels. LLVM inlines it; numba itself must not, or a loop loses what is known of its arrays."""
+
+def piece(function: FunctionT) -> FunctionT:
+    """Decorates a piece of kernels. LLVM inlines it; numba itself must not, or a loop loses what is known of its arrays."""
+    compiled: FunctionT = _numba.njit(**_FLAGS)(function)
+    return compiled
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,8 +157,8 @@ def can_fuse(layer: nn.Module) -> bool:
     """Whether the layer has exactly the parts of a Llama layer (with Qwen3's head norms or without) that run here."""
     stock: Any = layer
     modules = cast("Iterator[tuple[str, nn.Module]]", layer.named_modules())  # untyped in torch
-    parts = {name for name, module in modules if not any(True for _ in module.children())}
-    parts.discard("mlp.act_fn")
+    leaves = (name for name, module in modules if not any(True for _ in module.children()))
+    parts = frozenset(name for name in leaves if name != "mlp.act_fn")
     if parts != _PARTS and parts != _PARTS | _HEAD_NORMS:
         return False
     attention, mlp = stock.self_attn, stock.mlp
