@@ -15,8 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from examples.train_tiny.check_image import check_image
-from examples.train_tiny.check_video import find_shapes
+from examples.train_tiny.check_image import check_image, find_shapes
 from tests.e2e.conftest import ROOT, DemoServer
 
 pytestmark = [pytest.mark.models, pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")]

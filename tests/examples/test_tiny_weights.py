@@ -1,0 +1,44 @@
+"""The shipped weights draw and film what their cards promise, through the stock pipelines, on prompts never trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+
+from examples.train_tiny import evaluate_image, evaluate_video
+from examples.train_tiny.check_image import check_image
+from examples.train_tiny.check_video import check_video
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+MAX_BYTES = 12_000_000
+
+
+@pytest.mark.parametrize("name", ["tiny_image", "tiny_video"])
+def test_the_weights_fit_the_repository(name: str) -> None:
+    assert sum(file.stat().st_size for file in (EXAMPLES / name).rglob("*.safetensors")) <= MAX_BYTES
+
+
+def test_most_pictures_show_what_was_asked() -> None:
+    pipeline: Any = diffusers.StableDiffusion3Pipeline.from_pretrained(EXAMPLES / "tiny_image")
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = evaluate_image.held_out_prompts(12)
+    pictures = evaluate_image.generate(pipeline, prompts, steps=20, guidance_scale=5.0)
+    wrong = [check_image(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
+    assert sum(map(bool, wrong)) <= 1, wrong
+
+
+@pytest.mark.slow
+def test_95_in_100_pictures_show_what_was_asked() -> None:
+    assert evaluate_image.evaluate(EXAMPLES / "tiny_image", num_prompts=300, steps=20, guidance_scale=5.0) >= 0.95
+
+
+def test_clips_move_as_asked_whatever_their_shape() -> None:
+    pipeline: Any = diffusers.LTXPipeline.from_pretrained(EXAMPLES / "tiny_video")
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = evaluate_video.held_out_prompts(4)
+    clips = evaluate_video.generate(pipeline, prompts, steps=20, guidance_scale=3.0)
+    problems = [check_video(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+    assert all(problem.startswith("shape is") for found in problems for problem in found), problems
