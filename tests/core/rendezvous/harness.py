@@ -81,6 +81,7 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
     def run_pipeline(
         self, request: Request[Nothing], piece: object, side: PipelineSide[ModuleCall, Any]
     ) -> Finish[Nothing]:
+        torch.set_num_threads(1)  # see `alone`
         name = request.request_id
         scheduler = self.schedulers.get(name)
         scoped = self.scope.copy_for(
@@ -94,6 +95,7 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
         return Finish(result=Nothing(), usage=Usage())
 
     def forward(self, calls: Sequence[ModuleCall]) -> Sequence[Any]:
+        torch.set_num_threads(1)
         self.batches.append([call.owner.request_id for call in calls if call.owner is not None])
         answers = super().forward(calls)
         self.seen_cache_bytes.append(self.cache_bytes)
@@ -118,13 +120,18 @@ async def run_together(model: PipelineModel, *, max_running_sequences: int = 16)
 
 
 def alone(pipeline: Any, work: Callable[[], dict[str, Any]], scheduler: Any = None) -> NDArray[np.float32]:
-    """What the library draws for a work by itself."""
+    """What the library draws for a work by itself, on one thread: the bits of a sum depend on how many share it."""
     own = copy.copy(pipeline)
     own.scheduler = copy.deepcopy(pipeline.scheduler)
     if scheduler is not None:
         own.scheduler = scheduler.from_config(pipeline.scheduler.config)
     own.set_progress_bar_config(disable=True)
-    return picture(own(**work()))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return picture(own(**work()))
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def works_for(tiny: TinyPipeline, count: int = 6) -> dict[str, Callable[[], dict[str, Any]]]:
