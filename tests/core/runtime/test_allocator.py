@@ -17,7 +17,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def step():
     torch.ones(12 << 20).add_(torch.ones(12 << 20))
-step(); step()
+step(); step(); step()
 before = faults()
 for _ in range(20):
     step()
@@ -34,5 +34,4 @@ def test_a_step_takes_its_pages_once() -> None:
 
     # Tensors of 48 MiB, above what glibc learns by itself to keep: 490,000 pages of 4 KiB, or fewer large ones.
     without, kept = num_faults(False), num_faults(True)
-    assert kept < 500
-    assert kept < without
+    assert kept < without / 4, (kept, without)
