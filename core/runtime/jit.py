@@ -28,7 +28,6 @@ U32 = np.uint32
 I32 = np.int32
 
 LOG2_E = F32(1.4426950408889634)
-NUM_LANES = 16
 
 _FLAGS: dict[str, Any] = {"fastmath": True, "error_model": "numpy", "nogil": True}
 
@@ -98,13 +97,6 @@ def widen(wide: Any, narrow: Any, count: int) -> None:
 
 
 @piece
-def multiply(values: Any, factor: Any, count: int) -> None:
-    """Multiplies the first values."""
-    for i in range(count):
-        values[i] *= factor
-
-
-@piece
 def round_to_bfloat16(narrow: Any, wide: Any, count: int) -> None:
     """The bits of float32 to bfloat16 bits, to nearest, ties to even.
 
@@ -113,29 +105,6 @@ def round_to_bfloat16(narrow: Any, wide: Any, count: int) -> None:
     for i in range(count):
         value = wide[i]
         narrow[i] = U16((value + U32(0x7FFF) + ((value >> U32(16)) & U32(1))) >> U32(16))
-
-
-@piece
-def greatest(values: Any, lanes: Any, count: int) -> Any:
-    """The greatest of the first values; any of them if one is NaN.
-
-    Args:
-        values: float32.
-        lanes: float32 [NUM_LANES], overwritten: a maximum of its own for each lane, because LLVM keeps a plain one scalar.
-        count: How many.
-    """
-    for lane in range(NUM_LANES):
-        lanes[lane] = values[0]
-    whole = count // NUM_LANES * NUM_LANES
-    for start in range(0, whole, NUM_LANES):
-        for lane in range(NUM_LANES):
-            lanes[lane] = max(lanes[lane], values[start + lane])
-    top = lanes[0]
-    for lane in range(1, NUM_LANES):
-        top = max(top, lanes[lane])
-    for i in range(whole, count):
-        top = max(top, values[i])
-    return top
 
 
 @piece
