@@ -9,7 +9,7 @@ import diffusers
 import torch
 
 from sixfold.core.batching.model import ModelInfo
-from sixfold.core.errors import ConfigError, SourceError
+from sixfold.core.errors import ConfigError, InvalidRequest, SourceError
 from sixfold.core.family import LoadContext
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.plugins.image.drawing import Planner
@@ -126,6 +126,6 @@ def size_rules(pipeline: Any, denoiser: Any, options: ImageOptions) -> SizeRules
         return rules
     try:
         default = rules.parse(options.size)
-    except Exception as error:
+    except InvalidRequest as error:
         raise ConfigError(f"options.size: {error}") from error
     return SizeRules(default=default, multiple=multiple, max_pixels=rules.max_pixels)
