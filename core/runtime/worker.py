@@ -2,10 +2,14 @@
 
 Started as ``python -m sixfold.core.runtime.worker FD``. The main thread reads, a writer thread sends (many events a frame),
 the device thread loads and steps, the pool has its own. When the socket closes, the serving process is gone and so is this.
+
+SIGUSR1 makes it print where each of its threads is, also while one of them holds the GIL: what to do first with a worker
+that hangs.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import logging
 import os
@@ -315,6 +319,7 @@ def _drain(worker: Worker, timeout_s: float, sock: socket.socket) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    faulthandler.register(signal.SIGUSR1)
     use_one_arena()
     status = main(int(sys.argv[1]))
     sys.stdout.flush()

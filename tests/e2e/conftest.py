@@ -5,12 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,57 +15,9 @@ import yaml
 from sixfold.core.config import load_config
 from sixfold.core.plugins import load_plugins
 from sixfold.core.registry import resolve_entry
+from tests.servers import DemoServer, start_server, stop_server
 
 ROOT = Path(__file__).resolve().parents[2]
-_START_TIMEOUT_S = 300.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoServer:
-    """A running server.
-
-    Attributes:
-        url: Without a trailing slash.
-        config: The file that it watches.
-        process: Its main process.
-    """
-
-    url: str
-    config: Path
-    process: subprocess.Popen[str]
-
-
-def start_server(config: Path, env: Mapping[str, str] | None = None) -> DemoServer:
-    """Starts ``sixfold serve`` and returns when it has said that its models are up."""
-    with (config.parent / "server.log").open("w") as log_file:
-        process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "sixfold"), "serve", str(config)],
-            stdout=subprocess.PIPE,
-            stderr=log_file,
-            text=True,
-            env={**(env or os.environ), "HF_HUB_OFFLINE": "1"},
-        )
-    # The timer ends a process that never becomes ready, and with it the reading of its output.
-    timer = threading.Timer(_START_TIMEOUT_S, process.kill)
-    timer.start()
-    try:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-    finally:
-        timer.cancel()
-    log = (config.parent / "server.log").read_text()
-    assert " on http://" in first, f"the server did not start:\n{log}"
-    return DemoServer(url=first.rsplit(" on ", 1)[1].strip(), config=config, process=process)
-
-
-def stop_server(server: DemoServer) -> int:
-    """Sends SIGTERM and returns the exit status."""
-    if server.process.poll() is None:
-        server.process.send_signal(signal.SIGTERM)
-    status = server.process.wait(timeout=60)
-    assert server.process.stdout is not None
-    server.process.stdout.close()
-    return status
 
 
 def shipped_demo() -> dict[str, Any]:

@@ -15,8 +15,9 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sixfold.core.config import load_config
 from sixfold.core.plugins import load_plugins
 from sixfold.core.registry import resolve_entry
-from tests.e2e.conftest import DemoServer, demo_config, start_server, stop_server
+from tests.e2e.conftest import demo_config
 from tests.plugins.embedding import clip_models, rerank_models
+from tests.servers import DemoServer, start_server, stop_server
 
 pytestmark = pytest.mark.models
 

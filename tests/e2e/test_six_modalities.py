@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from examples.train_tiny.check_image import check_image, find_shapes
-from tests.e2e.conftest import ROOT, DemoServer
+from tests.e2e.conftest import ROOT
+from tests.servers import DemoServer
 
 pytestmark = [pytest.mark.models, pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")]
 

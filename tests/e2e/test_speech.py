@@ -19,7 +19,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from sixfold.core.config import load_config
 from sixfold.core.sources.wheels import WheelSource
-from tests.e2e.conftest import start_server, stop_server
+from tests.servers import start_server, stop_server
 
 pytestmark = pytest.mark.models
 

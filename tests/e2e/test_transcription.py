@@ -17,7 +17,8 @@ import pytest
 import yaml
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-from tests.e2e.conftest import ROOT, DemoServer, start_server, stop_server
+from tests.e2e.conftest import ROOT
+from tests.servers import DemoServer, start_server, stop_server
 
 pytestmark = pytest.mark.models
 

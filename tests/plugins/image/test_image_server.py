@@ -16,8 +16,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.e2e.conftest import DemoServer, start_server, stop_server
 from tests.plugins.image.conftest import pixels, png
+from tests.servers import DemoServer, start_server, stop_server
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "seed": 5}
 

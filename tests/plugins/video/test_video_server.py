@@ -18,8 +18,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.e2e.conftest import DemoServer, start_server, stop_server
 from tests.plugins.video.conftest import decode
+from tests.servers import DemoServer, start_server, stop_server
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # OpenAI's own service will end; the API stays
 

@@ -1,0 +1,27 @@
+"""What every test has: the servers' own words beside a failure, and after a hang where their threads are."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from tests.servers import RUNNING
+
+_LOG_TAIL = 4_000
+_DUMP_TAIL = 40_000
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds the end of each running server's log to a failed test's report."""
+    report = yield
+    if report.failed:
+        hung = "Timeout (>" in str(report.longrepr)
+        for server in RUNNING:
+            if hung and server.process.poll() is None:
+                server.dump_threads()
+            report.sections.append((f"log of {server.config}", server.log[-(_DUMP_TAIL if hung else _LOG_TAIL) :]))
+    return report
