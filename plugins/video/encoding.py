@@ -75,17 +75,12 @@ _FORMATS = (
         container_options=_WEBM_OPTIONS,
         encoder_options={"crf": "24", "b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"},
     ),
-    Format(
-        codec="av1",
-        encoder="libsvtav1",
-        container="webm",
-        media_type="video/webm",
-        suffix=".webm",
-        container_options=_WEBM_OPTIONS,
-        encoder_options={"crf": "28", "preset": "9", "svtav1-params": "lp=1"},
-    ),
 )
-"""In the order of preference: every browser and phone plays the first."""
+"""In the order of preference: every browser and phone plays the first.
+
+No AV1: the only encoder of it in PyAV's wheels is SVT-AV1, which makes its threads and the calling one real-time when root
+runs it. Processes started from there inherit that, and OpenMP's threads, which spin, then stop the whole machine.
+"""
 
 
 def choose_format(codec: str) -> Format:

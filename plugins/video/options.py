@@ -39,5 +39,5 @@ class VideoOptions(BaseModel):
     """How long a job and its files are kept after its end; ``expires_at`` in the answers."""
     call_arguments: dict[str, str | int | float | bool] = {}
     """Further arguments of every call of the pipeline, by their names there, e.g. ``{"true_cfg_scale": 4.0}``."""
-    video_codec: Literal["auto", "h264", "vp9", "av1"] = "auto"
-    """``h264`` gives mp4, ``vp9`` and ``av1`` give webm. ``auto`` takes the first that the installed PyAV can write."""
+    video_codec: Literal["auto", "h264", "vp9"] = "auto"
+    """``h264`` gives mp4, ``vp9`` webm. ``auto`` takes the first that the installed PyAV can write."""
