@@ -10,6 +10,7 @@ The pieces follow one pattern: short loops over a row in float32, each of which 
 from __future__ import annotations
 
 import ctypes
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -58,11 +59,15 @@ def kernel(function: Callable[..., None]) -> Kernel:
 
 
 def _compile(function: Callable[..., None], *, parallel: bool) -> Callable[..., None]:
+    # numba finds compiled code on disk by the function's name alone: under one name the second would get the first's.
+    twin = types.FunctionType(function.__code__, function.__globals__, function.__name__)
+    twin.__qualname__ = f"{function.__qualname__}_{'parallel' if parallel else 'serial'}"
+    twin.__module__ = function.__module__
     compiled: Callable[..., None]
     try:
-        compiled = _numba.njit(cache=True, parallel=parallel, **_FLAGS)(function)
+        compiled = _numba.njit(cache=True, parallel=parallel, **_FLAGS)(twin)
     except RuntimeError:  # no folder that could be written to: compiled anew in every process
-        compiled = _numba.njit(parallel=parallel, **_FLAGS)(function)
+        compiled = _numba.njit(parallel=parallel, **_FLAGS)(twin)
     return compiled
 
 
@@ -82,6 +87,17 @@ _HAS_OPENMP = _find_openmp()
 def set_num_threads(count: int) -> None:
     """Bounds the threads of parallel kernels that the calling thread runs."""
     _numba.set_num_threads(min(count, int(_numba.config.NUMBA_NUM_THREADS)))
+
+
+def get_num_threads() -> int:
+    """How many threads parallel kernels use that the calling thread runs."""
+    count: int = _numba.get_num_threads()
+    return count
+
+
+def has_openmp() -> bool:
+    """Whether parallel kernels run on threads."""
+    return _HAS_OPENMP
 
 
 def bits(tensor: Tensor) -> Any:

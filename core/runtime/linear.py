@@ -71,11 +71,16 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
-        self.activation = activation
+        self.activation: Activation = activation
         self._post_op, self._algorithm, self._function = ACTIVATIONS[activation]
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self._packed: Tensor | None = None
         self._dense: nn.Parameter | None = None
+        self._lay_out(weight, bias)
+
+    def _lay_out(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Takes the weight into the layout that products are made from."""
+        del bias  # kept as it is
         if can_pack(weight.device, weight.dtype):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _HINT_ROWS)
         else:
@@ -114,10 +119,7 @@ class PackedLinear(nn.Module):
             factor: [..., out_features], multiplied in the same kernel, instead of a residual. Never changed.
         """
         other, operation = (residual, "add") if factor is None else (factor, "mul")
-        if other is not None and (self.activation != "none" or (residual is not None and factor is not None)):
-            raise ValueError(
-                f"PackedLinear can fuse only one of activation ({self.activation}), residual and factor; use 'none'."
-            )
+        self._check_one(residual, factor)
         if self._packed is None:
             assert self._dense is not None
             product = F.linear(x, self._dense, self.bias)
@@ -132,6 +134,13 @@ class PackedLinear(nn.Module):
             result = torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self.bias, operation)
         return result
 
+    def _check_one(self, residual: Tensor | None, factor: Tensor | None) -> None:
+        num_fused = (self.activation != "none") + (residual is not None) + (factor is not None)
+        if num_fused > 1:
+            raise ValueError(
+                f"PackedLinear can fuse only one of activation ({self.activation}), residual and factor; use 'none'."
+            )
+
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
         return (
@@ -140,7 +149,13 @@ class PackedLinear(nn.Module):
         )
 
 
-def pack_linears(module: nn.Module, *, dtype: torch.dtype | None = None, skip: Collection[str] = ()) -> int:
+def pack_linears(
+    module: nn.Module,
+    *,
+    dtype: torch.dtype | None = None,
+    skip: Collection[str] = (),
+    kind: type[PackedLinear] = PackedLinear,
+) -> int:
     """Replaces every ``nn.Linear`` below ``module`` by a `PackedLinear`; subclasses of ``nn.Linear`` are left alone.
 
     Each stock layer is let go before the next is packed, so the peak is one layer above the result. A layer that has
@@ -151,6 +166,7 @@ def pack_linears(module: nn.Module, *, dtype: torch.dtype | None = None, skip: C
         module: Changed in place. It must not be an ``nn.Linear`` itself.
         dtype: Converts the linear layers to this type; None keeps each layer's own.
         skip: Layers to leave as they are, by full name (``"decoder.lm_head"``) or last part (``"lm_head"``).
+        kind: What replaces them.
 
     Returns:
         The number of different layers that were replaced.
@@ -164,7 +180,7 @@ def pack_linears(module: nn.Module, *, dtype: torch.dtype | None = None, skip: C
                 places.setdefault(id(child), []).append((parent, name))
     for layer_places in places.values():
         first_parent, first_name = layer_places[0]
-        packed = PackedLinear.from_linear(getattr(first_parent, first_name), dtype=dtype)
+        packed = kind.from_linear(getattr(first_parent, first_name), dtype=dtype)
         for parent, name in layer_places:
             setattr(parent, name, packed)
     return len(places)

@@ -7,6 +7,7 @@ longest, so a group ends where padding would cost more than another call.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -55,6 +56,25 @@ class PrefillChunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionRows:
+    """Rows of the flat batch that each attend to their own context, for kernels that read cache blocks where they lie.
+
+    Attributes:
+        rows: [n] rows of the batch.
+        sequences: [tokens] the sequence of each row of the whole batch.
+        lengths: [tokens] real context length of each row, its own token included.
+        tables: [sequences, blocks] the cache blocks of each, padded with the padding block.
+        num_tokens: Sum of the lengths of ``rows``.
+    """
+
+    rows: IntArray
+    sequences: IntArray
+    lengths: IntArray
+    tables: IntArray
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLayout:
     """One step's input.
 
@@ -65,6 +85,7 @@ class BatchLayout:
         offsets: [tokens] the place in that block.
         decodes: Groups of single-token rows.
         prefills: Chunks of several tokens.
+        contexts: All rows.
         sampled: Indices into the granted sequences, in the order of `logit_rows`.
         logit_rows: [sampled] rows of the flat batch whose logits are needed.
         masks: Attention masks made so far, by group and sliding window; filled by the attention function.
@@ -77,10 +98,25 @@ class BatchLayout:
     offsets: Tensor
     decodes: tuple[DecodeGroup, ...]
     prefills: tuple[PrefillChunk, ...]
+    contexts: AttentionRows
     sampled: tuple[int, ...]
     logit_rows: Tensor
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=lambda: {})
     rows: dict[tuple[int, int, int], Tensor] = field(default_factory=lambda: {})
+    short: dict[int, AttentionRows] = field(default_factory=lambda: {})
+
+    def rows_up_to(self, max_context: int) -> AttentionRows:
+        """The decodes, and the chunks whose context is no longer than that; made once a step."""
+        found = self.short.get(max_context)
+        if found is None:
+            every = self.contexts
+            chosen = [np.arange(self.prefills[0].start if self.prefills else len(every.rows))]
+            chosen += [np.arange(c.start, c.end) for c in self.prefills if c.num_context <= max_context]
+            rows = np.concatenate(chosen)
+            found = self.short[max_context] = dataclasses.replace(
+                every, rows=rows, num_tokens=int(every.lengths[rows].sum())
+            )
+        return found
 
     def token_rows(self, *, num_kv_heads: int, block_size: int) -> tuple[Tensor, Tensor]:
         """Where the step's keys and values go, in a layer's cache seen as rows of one token of one head.
@@ -129,6 +165,8 @@ def lay_out(
     token_ids = np.empty(num_tokens, dtype=np.int64)
     positions = np.empty(num_tokens, dtype=np.int64)
     blocks = np.empty(num_tokens, dtype=np.int64)
+    sequence_of = np.empty(num_tokens, dtype=np.int64)
+    tables = np.zeros((len(sequences), -(-max(contexts) // block_size)), dtype=np.int64)
     prefills: list[PrefillChunk] = []
     sampled: list[int] = []
     logit_rows: list[int] = []
@@ -139,6 +177,9 @@ def lay_out(
         token_ids[at:end] = sequence.token_ids[begin:context]
         positions[at:end] = np.arange(begin, context)
         blocks[at:end] = sequence.block_table[positions[at:end] // block_size]
+        num_blocks = -(-context // block_size)
+        sequence_of[at:end] = i
+        tables[i, :num_blocks] = sequence.block_table[:num_blocks]
         if units[i] > 1:
             prefills.append(_prefill_chunk(sequence, at, end, context, block_size, device))
         if context == len(sequence.token_ids):
@@ -152,6 +193,13 @@ def lay_out(
         offsets=to_tensor(positions % block_size, device),
         decodes=_decode_groups([sequences[i] for i in decodes], [contexts[i] for i in decodes], block_size, device),
         prefills=tuple(prefills),
+        contexts=AttentionRows(
+            rows=np.arange(num_tokens),
+            sequences=sequence_of,
+            lengths=positions + 1,
+            tables=tables,
+            num_tokens=int(positions.sum()) + num_tokens,
+        ),
         sampled=tuple(sampled),
         logit_rows=index_tensor(logit_rows, device),
     )

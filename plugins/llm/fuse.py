@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sixfold.core.runtime.linear import pack_linears
+from sixfold.core.runtime.step_linear import StepLinear
 from sixfold.plugins.llm.fused_layer import fuse_layers
 from sixfold.plugins.llm.norms import replace_rms_norms
 
@@ -117,4 +118,4 @@ def optimize(model: nn.Module, *, fuse: bool) -> None:
         fuse_layers(model)
     merge_projections(model)
     replace_rms_norms(model)
-    pack_linears(model)
+    pack_linears(model, kind=StepLinear)

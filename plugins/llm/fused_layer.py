@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import activations
 
 from sixfold.core.runtime.kernels import can_run, rms_norm
-from sixfold.core.runtime.linear import PackedLinear
+from sixfold.core.runtime.step_linear import StepGatedLinear, StepLinear
 from sixfold.plugins.llm.attention import PagedStep, gather_context, prefill_mask
 from sixfold.plugins.llm.batch_layout import PrefillChunk
-from sixfold.plugins.llm.kernels import NO_NORM, attend_decodes, rotate_and_store
+from sixfold.plugins.llm.kernels import NO_NORM, attend, max_prefill_context, rotate_and_store
 from sixfold.plugins.llm.norms import plain_rms_norm
 
 _PARTS: frozenset[str] = frozenset(
@@ -47,13 +47,12 @@ class FusedLayer(nn.Module):
         self._scaling: float = attention.scaling
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         biases = [p.bias for p in projections]
-        self.qkv = PackedLinear(
+        self.qkv = StepLinear(
             torch.cat([p.weight for p in projections]), None if biases[0] is None else torch.cat(biases)
         )
-        self.joined = PackedLinear.from_linear(attention.o_proj)
-        self.gate = PackedLinear.from_linear(mlp.gate_proj, activation="silu")
-        self.up = PackedLinear.from_linear(mlp.up_proj)
-        self.down = PackedLinear.from_linear(mlp.down_proj)
+        self.joined = StepLinear.from_linear(attention.o_proj)
+        self.gated = StepGatedLinear(mlp.gate_proj, mlp.up_proj)
+        self.down = StepLinear.from_linear(mlp.down_proj)
         self._attended_dim: int = attention.o_proj.in_features
         self._first_norm, self._eps = _norm(stock.input_layernorm)
         self._second_norm, self._second_eps = _norm(stock.post_attention_layernorm)
@@ -76,17 +75,20 @@ class FusedLayer(nn.Module):
         qkv = self.qkv(rms_norm(x, self._first_norm, self._eps))
         x = self.joined(self._attend(qkv, position_embeddings, paged_step), x)
         inner = rms_norm(x, self._second_norm, self._second_eps)
-        result: Tensor = self.down(self.up(inner, factor=self.gate(inner)), x)
+        result: Tensor = self.down(self.gated(inner), x)
         return result[None]
 
     def _attend(self, qkv: Tensor, angles: tuple[Tensor, Tensor], step: PagedStep) -> Tensor:
         layout, cache = step.layout, step.caches[self._layer_idx]
         rotate_and_store(qkv, cache, layout, (angles[0][0], angles[1][0]), self._head_norms, self._head_eps)
         result = qkv.new_empty(len(qkv), self._attended_dim)
-        for group in layout.decodes:
-            attend_decodes(qkv, cache, group, self._scaling, result)
+        by_kernel = max_prefill_context(cache)
+        rows = layout.rows_up_to(by_kernel)
+        if len(rows.rows):
+            attend(qkv, cache, rows, self._scaling, result)
         for chunk in layout.prefills:
-            self._prefill(qkv, cache, step, chunk, result)
+            if chunk.num_context > by_kernel:
+                self._prefill(qkv, cache, step, chunk, result)
         return result
 
     def _prefill(self, qkv: Tensor, cache: Tensor, step: PagedStep, chunk: PrefillChunk, result: Tensor) -> None:

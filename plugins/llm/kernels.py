@@ -13,12 +13,26 @@ import numpy as np
 from numba import prange
 from torch import Tensor
 
-from sixfold.core.runtime.jit import F32, I32, LOG2_E, U32, bits, exp2_sum, kernel, round_to_bfloat16, widen
-from sixfold.plugins.llm.batch_layout import BatchLayout, DecodeGroup
+from sixfold.core.runtime.bf16_dots import add_16_rows, dot_16_rows, has_bf16_dot, prefetch_lines, round_16
+from sixfold.core.runtime.jit import (
+    F32,
+    I32,
+    LOG2_E,
+    U32,
+    bits,
+    exp2_sum,
+    get_num_threads,
+    kernel,
+    round_to_bfloat16,
+    widen,
+)
+from sixfold.plugins.llm.batch_layout import AttentionRows, BatchLayout
 
 # Below these the second thread takes longer to wake than it saves.
 _PARALLEL_TOKENS = 64
 _PARALLEL_SCORES = 1024
+# From here on torch's fused attention, which keeps a tile of queries while it reads the context, is faster.
+_MAX_PREFILL_CONTEXT = 1024
 
 NO_NORM = np.empty(0, F32)
 """Stands for a model without norms of its queries and keys."""
@@ -87,40 +101,60 @@ def _rotate_and_store(
                 cache[blocks[t], 1, head, offsets[t]] = qkv[t, num_heads + num_kv_heads + head]
 
 
-def attend_decodes(qkv: Tensor, cache: Tensor, group: DecodeGroup, scaling: float, result: Tensor) -> None:
-    """Attention of one token a row to its own context.
+def max_prefill_context(cache: Tensor) -> int:
+    """Up to which context `attend` is the faster way for the rows of a prefill, too; 0 for never."""
+    return _MAX_PREFILL_CONTEXT if _takes_dots(cache) else 0
+
+
+def _takes_dots(cache: Tensor) -> bool:
+    return has_bf16_dot() and cache.shape[4] % 32 == 0 and cache.shape[3] % 16 == 0
+
+
+def attend(qkv: Tensor, cache: Tensor, rows: AttentionRows, scaling: float, result: Tensor) -> None:
+    """Attention of rows to their own contexts. A row's result is the same to the bit whatever rows are beside it.
 
     Args:
-        qkv: [tokens, (heads + 2 * kv heads) * head dim], rotated; the group's rows are read.
+        qkv: [tokens, (heads + 2 * kv heads) * head dim], rotated.
         cache: [blocks, 2, kv heads, block size, head dim], the rows' own keys and values included.
-        group: Which rows, and their blocks.
+        rows: Which rows, and their contexts.
         scaling: Of the scores.
-        result: [tokens, heads * head dim]; the group's rows are written.
+        result: [tokens, heads * head dim]; the rows' own are written.
 
-    Source: the running softmax of Milakov and Gimelshein 2018, a block of the cache at a time.
+    Source: the running softmax of Milakov and Gimelshein 2018, 16 tokens or a block of the cache at a time.
     """
     head_dim = cache.shape[4]
-    rows = slice(group.start, group.end)
-    num_rows = group.end - group.start
-    heads = bits(qkv[rows]).reshape(num_rows, -1, head_dim)
-    run = _attend.serial if num_rows * group.num_context < _PARALLEL_SCORES else _attend.parallel
+    kind = _attend_by_dots if _takes_dots(cache) else _attend
+    threads = get_num_threads()
+    run = kind.serial if rows.num_tokens < _PARALLEL_SCORES or threads == 1 else kind.parallel
     run(
-        heads[:, : heads.shape[1] - 2 * cache.shape[2]],
+        bits(qkv).reshape(len(qkv), -1, head_dim),
         bits(cache),
-        group.block_ids.numpy().reshape(num_rows, -1),
-        group.lengths.numpy(),
-        bits(result[rows]).reshape(num_rows, -1, head_dim),
+        rows.rows,
+        rows.sequences,
+        rows.lengths,
+        rows.tables,
+        bits(result).reshape(len(result), -1, head_dim),
         F32(scaling) * LOG2_E,
+        min(threads, len(rows.rows) * cache.shape[2]),
     )
 
 
 @kernel
-def _attend(queries: Any, cache: Any, blocks: Any, lengths: Any, result: Any, scaling: Any) -> None:
-    num_rows, num_heads, dim = queries.shape
+def _attend(
+    queries: Any,
+    cache: Any,
+    rows: Any,
+    sequences: Any,
+    lengths: Any,
+    tables: Any,
+    result: Any,
+    scaling: Any,
+    num_chunks: Any,
+) -> None:
+    num_rows, dim = len(rows), queries.shape[2]
     num_kv_heads, block_size = cache.shape[2], cache.shape[3]
-    num_shared = num_heads // num_kv_heads
+    num_shared = result.shape[1] // num_kv_heads
     num_parts = num_rows * num_kv_heads
-    num_chunks = min(num_parts, 16)
     for chunk in prange(num_chunks):
         query, total = np.empty((num_shared, dim), F32), np.empty((num_shared, dim), F32)
         query_bits, total_bits = query.view(U32), total.view(U32)
@@ -130,8 +164,9 @@ def _attend(queries: Any, cache: Any, blocks: Any, lengths: Any, result: Any, sc
         powers = np.empty(block_size, F32)
         powers_bits = powers.view(I32)
         top, weight = np.empty(num_shared, F32), np.empty(num_shared, F32)
-        for part in range(chunk * num_parts // num_chunks, (chunk + 1) * num_parts // num_chunks):
-            r, kv_head = part // num_kv_heads, part % num_kv_heads
+        for part in range(chunk, num_parts, num_chunks):  # by turns: the contexts of a prefill's rows grow
+            kv_head, r = part // num_rows, rows[part % num_rows]
+            blocks = tables[sequences[r]]
             for g in range(num_shared):
                 widen(query_bits[g], queries[r, kv_head * num_shared + g], dim)
                 for i in range(dim):
@@ -140,7 +175,7 @@ def _attend(queries: Any, cache: Any, blocks: Any, lengths: Any, result: Any, sc
                 top[g], weight[g] = F32(-3e38), F32(0)
             for b in range((lengths[r] + block_size - 1) // block_size):
                 count = min(block_size, lengths[r] - b * block_size)
-                keys, values = cache[blocks[r, b], 0, kv_head], cache[blocks[r, b], 1, kv_head]
+                keys, values = cache[blocks[b], 0, kv_head], cache[blocks[b], 1, kv_head]
                 for t in range(count):
                     widen(tokens_bits[t], keys[t], dim)
                 for g in range(num_shared):
@@ -163,6 +198,81 @@ def _attend(queries: Any, cache: Any, blocks: Any, lengths: Any, result: Any, sc
                         share = scores[g, t]
                         for i in range(dim):
                             total[g, i] += share * tokens[t, i]
+            for g in range(num_shared):
+                share = F32(1) / weight[g]
+                for i in range(dim):
+                    total[g, i] *= share
+                round_to_bfloat16(result[r, kv_head * num_shared + g], total_bits[g], dim)
+
+
+@kernel
+def _attend_by_dots(
+    queries: Any,
+    cache: Any,
+    rows: Any,
+    sequences: Any,
+    lengths: Any,
+    tables: Any,
+    result: Any,
+    scaling: Any,
+    num_chunks: Any,
+) -> None:
+    """As `_attend`, by products of bfloat16 pairs; the softmax weights are rounded to bfloat16 before they meet the values."""
+    num_rows, dim = len(rows), queries.shape[2]
+    num_kv_heads, block_size = cache.shape[2], cache.shape[3]
+    num_shared = result.shape[1] // num_kv_heads
+    num_parts = num_rows * num_kv_heads
+    row_bytes = dim * 2
+    num_lines = block_size * row_bytes // 64
+    cache_at = np.uint64(cache.ctypes.data)
+    block_bytes, values_bytes = 2 * num_kv_heads * block_size * row_bytes, num_kv_heads * block_size * row_bytes
+    for chunk in prange(num_chunks):
+        total = np.empty((num_shared, dim), F32)
+        total_bits = total.view(U32)
+        scores, powers = np.empty(16, F32), np.empty(16, F32)
+        powers_bits, shares = powers.view(I32), np.empty(16, np.uint16)
+        top, weight = np.empty(num_shared, F32), np.empty(num_shared, F32)
+        scores_at, shares_at = np.uint64(scores.ctypes.data), np.uint64(shares.ctypes.data)
+        for part in range(chunk, num_parts, num_chunks):  # by turns: the contexts of a prefill's rows grow
+            kv_head, r = part // num_rows, rows[part % num_rows]
+            blocks = tables[sequences[r]]
+            head_bytes = kv_head * block_size * row_bytes
+            for g in range(num_shared):
+                for i in range(dim):
+                    total[g, i] = F32(0)
+                top[g], weight[g] = F32(-3e38), F32(0)
+            num_blocks = (lengths[r] + block_size - 1) // block_size
+            for b in range(num_blocks):
+                keys_at = cache_at + np.uint64(blocks[b] * block_bytes + head_bytes)
+                if b + 1 < num_blocks:
+                    following = cache_at + np.uint64(blocks[b + 1] * block_bytes + head_bytes)
+                    prefetch_lines(following, num_lines)
+                    prefetch_lines(following + np.uint64(values_bytes), num_lines)
+                for first in range(0, block_size, 16):
+                    count = min(16, lengths[r] - b * block_size - first)
+                    if count <= 0:
+                        break
+                    keys = keys_at + np.uint64(first * row_bytes)
+                    for g in range(num_shared):
+                        query_at = np.uint64(queries[r, kv_head * num_shared + g].ctypes.data)
+                        dot_16_rows(query_at, keys, dim // 32, scores_at)
+                        for t in range(16):
+                            scores[t] = scores[t] * scaling
+                        for t in range(count, 16):
+                            scores[t] = F32(-3e38)
+                        new_top = top[g]
+                        for t in range(16):
+                            new_top = max(new_top, scores[t])
+                        shrink = np.exp2(max(top[g] - new_top, F32(-126.0)))
+                        top[g] = new_top
+                        weight[g] = weight[g] * shrink + exp2_sum(scores, powers, powers_bits, new_top, 16)
+                        if shrink != F32(1):
+                            for i in range(dim):
+                                total[g, i] *= shrink
+                        round_16(scores_at, shares_at)
+                        add_16_rows(
+                            shares_at, keys + np.uint64(values_bytes), dim // 32, np.uint64(total[g].ctypes.data)
+                        )
             for g in range(num_shared):
                 share = F32(1) / weight[g]
                 for i in range(dim):

@@ -18,6 +18,7 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, SourceError
 from sixfold.core.family import LoadContext
 from sixfold.core.runtime.linear import PackedLinear
+from sixfold.core.runtime.step_linear import StepGatedLinear
 from sixfold.plugins.llm.attention import ATTENTION, paged_attention
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.facts import ModelFacts, read_facts
@@ -146,7 +147,8 @@ def _read_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def _weight_bytes(model: nn.Module) -> int:
-    packed = [m.num_bytes for m in model.modules() if isinstance(m, PackedLinear) and m.is_packed]
+    linears = [m for m in model.modules() if isinstance(m, PackedLinear | StepGatedLinear)]
+    packed = [linear.num_bytes for linear in linears if linear.is_packed]
     return sum(p.nbytes for p in model.parameters()) + sum(packed)
 
 

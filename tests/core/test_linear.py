@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sixfold.core.runtime.bf16_matmul import is_fastest
 from sixfold.core.runtime.linear import ACTIVATIONS, Activation, PackedLinear, can_pack, pack_linears
+from sixfold.core.runtime.step_linear import StepGatedLinear, StepLinear
 
 CPU = torch.device("cpu")
 # bfloat16 keeps 8 bits; sums of 48 products of normal values reach 20, and the fused form rounds once less.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.13}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+KINDS = pytest.mark.parametrize("kind", [PackedLinear, StepLinear])
 
 
 @pytest.fixture(autouse=True)
@@ -43,37 +46,70 @@ def close(actual: Tensor, expected: Tensor) -> None:
     outputs=st.integers(1, 70),
     bias=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    kind=st.sampled_from([PackedLinear, StepLinear]),
 )
 def test_any_leading_shape_and_any_width_equal_the_stock_layer(
-    shape: list[int], inputs: int, outputs: int, bias: bool, dtype: torch.dtype
+    shape: list[int], inputs: int, outputs: int, bias: bool, dtype: torch.dtype, kind: type[PackedLinear]
 ) -> None:
     linear = stock(inputs, outputs, dtype, bias)
     x = torch.randn(*shape, inputs, dtype=dtype)
-    close(PackedLinear.from_linear(linear)(x), linear(x))
+    close(kind.from_linear(linear)(x), linear(x))
 
 
+@KINDS
 @DTYPES
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 24, 31, 33, 128, 515])
-def test_one_packed_weight_serves_every_row_count(rows: int, dtype: torch.dtype) -> None:
+def test_one_packed_weight_serves_every_row_count(rows: int, dtype: torch.dtype, kind: type[PackedLinear]) -> None:
     linear = stock(96, 160, dtype)
     x = torch.randn(rows, 96, dtype=dtype)
-    close(PackedLinear.from_linear(linear)(x), linear(x))
+    close(kind.from_linear(linear)(x), linear(x))
 
 
+@pytest.mark.skipif(not is_fastest(), reason="this CPU's products are oneDNN's")
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 40), inputs=st.integers(1, 60), outputs=st.integers(1, 100), parts=st.integers(1, 3))
+def test_a_row_gets_the_same_bits_whatever_rows_are_beside_it(rows: int, inputs: int, outputs: int, parts: int) -> None:
+    packed = StepLinear.from_linear(stock(2 * inputs, outputs, torch.bfloat16))
+    x = torch.randn(rows, 2 * inputs, dtype=torch.bfloat16)
+    together = packed(x)
+    assert torch.equal(torch.cat([packed(part) for part in x.chunk(parts)]), together)
+    assert torch.equal(packed(x[-1:]), together[-1:])
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", [1, 13, 200])
+def test_a_gated_layer_is_the_product_of_its_two(rows: int, dtype: torch.dtype) -> None:
+    gate, up = stock(48, 72, dtype, bias=False), stock(48, 72, dtype, bias=False)
+    x = torch.randn(rows, 48, dtype=dtype)
+    close(StepGatedLinear(gate, up)(x), F.silu(gate(x)) * up(x))
+
+
+@KINDS
+def test_rows_of_another_width_or_type_are_refused(kind: type[PackedLinear]) -> None:
+    packed = kind.from_linear(stock(48, 64, torch.bfloat16))
+    for x in (torch.randn(2, 46).bfloat16(), torch.randn(2, 48)):
+        with pytest.raises((ValueError, RuntimeError)):
+            packed(x)
+
+
+@KINDS
 @DTYPES
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
-def test_fused_activations_equal_torchs_own(activation: Activation, dtype: torch.dtype) -> None:
+def test_fused_activations_equal_torchs_own(
+    activation: Activation, dtype: torch.dtype, kind: type[PackedLinear]
+) -> None:
     linear = stock(48, 64, dtype)
     x = torch.randn(5, 48, dtype=dtype)
-    close(PackedLinear.from_linear(linear, activation=activation)(x), ACTIVATIONS[activation][2](linear(x)))
+    close(kind.from_linear(linear, activation=activation)(x), ACTIVATIONS[activation][2](linear(x)))
 
 
+@KINDS
 @DTYPES
-def test_the_residual_is_added_and_not_changed(dtype: torch.dtype) -> None:
+def test_the_residual_is_added_and_not_changed(dtype: torch.dtype, kind: type[PackedLinear]) -> None:
     linear = stock(48, 64, dtype)
     x, residual = torch.randn(2, 7, 48, dtype=dtype), torch.randn(2, 14, 64, dtype=dtype)[:, ::2]
     before = residual.clone()
-    close(PackedLinear.from_linear(linear)(x, residual), linear(x) + residual)
+    close(kind.from_linear(linear)(x, residual), linear(x) + residual)
     assert torch.equal(residual, before)
 
 
@@ -83,9 +119,10 @@ def test_a_residual_behind_an_activation_is_refused() -> None:
         layer(torch.zeros(1, 4), torch.zeros(1, 4))
 
 
+@KINDS
 @DTYPES
-def test_strided_inputs_equal_contiguous_ones(dtype: torch.dtype) -> None:
-    layer = PackedLinear.from_linear(stock(48, 32, dtype))
+def test_strided_inputs_equal_contiguous_ones(dtype: torch.dtype, kind: type[PackedLinear]) -> None:
+    layer = kind.from_linear(stock(48, 32, dtype))
     wide = torch.randn(9, 100, dtype=dtype)
     for x in (wide[:, :48], wide[:, :96:2], torch.randn(48, 9, dtype=dtype).T):
         close(layer(x), layer(x.contiguous()))
@@ -167,12 +204,13 @@ def test_subclasses_of_the_stock_layer_are_left_alone() -> None:
     assert pack_linears(nn.Sequential(Adapted(2, 2))) == 0
 
 
+@KINDS
 @DTYPES
-def test_the_factor_is_multiplied_and_not_changed(dtype: torch.dtype) -> None:
+def test_the_factor_is_multiplied_and_not_changed(dtype: torch.dtype, kind: type[PackedLinear]) -> None:
     linear = stock(48, 64, dtype)
     x, factor = torch.randn(7, 48, dtype=dtype), torch.randn(7, 64, dtype=dtype)
     before = factor.clone()
-    close(PackedLinear.from_linear(linear)(x, factor=factor), linear(x) * factor)
+    close(kind.from_linear(linear)(x, factor=factor), linear(x) * factor)
     assert torch.equal(factor, before)
     with pytest.raises(ValueError, match="only one"):
-        PackedLinear.from_linear(linear)(x, factor, factor=factor)
+        kind.from_linear(linear)(x, factor, factor=factor)

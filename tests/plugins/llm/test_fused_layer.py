@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sixfold.core.runtime.kernels import rms_norm
-from sixfold.plugins.llm.batch_layout import DecodeGroup
-from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.batch_layout import AttentionRows
 from sixfold.plugins.llm.fused_layer import FusedLayer
-from sixfold.plugins.llm.kernels import attend_decodes
+from sixfold.plugins.llm.kernels import attend
 
 FUSED = ("llama", "qwen2", "qwen3", "mistral")
-BLOCK = 4
+# (block size, head dim): whatever the CPU has, the first is for the portable kernel, the others for products of pairs.
+SHAPES = ((4, 8), (16, 64), (32, 96))
 
 
 def stock_logits(folder: Path, prompts: list[list[int]], dtype: torch.dtype) -> Tensor:
@@ -74,44 +74,55 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Te
     return (torch.softmax((keys @ query[:, :, None])[..., 0] * scaling, -1)[:, None] @ values)[:, 0]
 
 
-@settings(deadline=None, max_examples=60)
+def rows_of(table: Tensor, lengths: list[int], rows: list[int] | None = None) -> AttentionRows:
+    return AttentionRows(
+        rows=np.array(range(len(lengths)) if rows is None else rows),
+        sequences=np.arange(len(lengths)),
+        lengths=np.array(lengths),
+        tables=table.numpy(),
+        num_tokens=sum(lengths),
+    )
+
+
+@settings(deadline=None, max_examples=80)
 @given(
-    lengths=st.lists(st.integers(1, 21), min_size=1, max_size=6),
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=6),
     heads=st.sampled_from([(1, 1), (2, 1), (6, 2)]),
-    dim=st.sampled_from([8, 64]),
+    shape=st.sampled_from(SHAPES),
     scale=st.sampled_from([0.01, 1.0, 30.0]),
     seed=st.integers(0, 100),
 )
-def test_decode_attention_equals_the_formula_over_scattered_blocks(
-    lengths: list[int], heads: tuple[int, int], dim: int, scale: float, seed: int
+def test_attention_equals_the_formula_over_scattered_blocks_to_the_bit_alone_and_together(
+    lengths: list[int], heads: tuple[int, int], shape: tuple[int, int], scale: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     num_heads, num_kv_heads = heads
-    rows = [CachedTokens([0] * length) for length in lengths]
-    width = -(-max(lengths) // BLOCK)
-    table = torch.randperm(len(rows) * width, generator=generator).view(len(rows), width)
-    cache = torch.randn(len(rows) * width, 2, num_kv_heads, BLOCK, dim, generator=generator).bfloat16()
-    qkv = (torch.randn(len(rows), (num_heads + 2 * num_kv_heads) * dim, generator=generator) * scale).bfloat16()
-    group = DecodeGroup(
-        start=0, end=len(rows), block_ids=table.reshape(-1), num_context=width * BLOCK, lengths=torch.tensor(lengths)
-    )
-    result = torch.full((len(rows), num_heads * dim), float("nan"), dtype=torch.bfloat16)
-    attend_decodes(qkv, cache, group, 0.2, result)
+    block, dim = shape
+    width = -(-max(lengths) // block)
+    table = torch.randperm(len(lengths) * width, generator=generator).view(len(lengths), width)
+    cache = torch.randn(len(lengths) * width, 2, num_kv_heads, block, dim, generator=generator).bfloat16()
+    qkv = (torch.randn(len(lengths), (num_heads + 2 * num_kv_heads) * dim, generator=generator) * scale).bfloat16()
+    result = torch.full((len(lengths), num_heads * dim), float("nan"), dtype=torch.bfloat16)
+    attend(qkv, cache, rows_of(table, lengths), 0.2, result)
     for row, length in enumerate(lengths):
         context = cache[table[row]].permute(1, 2, 0, 3, 4).reshape(2, num_kv_heads, -1, dim)[:, :, :length].float()
         query = qkv[row].float().view(-1, dim)[:num_heads]
         expected = attention(query, context[0], context[1], 0.2)
         torch.testing.assert_close(result[row].float().view(num_heads, dim), expected, rtol=1e-2, atol=1e-2)
+    alone = torch.full_like(result, float("nan"))
+    for row in range(len(lengths)):
+        attend(qkv, cache, rows_of(table, lengths, [row]), 0.2, alone)
+    assert torch.equal(alone, result)
 
 
-def test_not_a_number_stays_in_its_row() -> None:
-    cache = torch.randn(2, 2, 1, BLOCK, 8).bfloat16()
+@pytest.mark.parametrize("shape", SHAPES)
+def test_not_a_number_stays_in_its_row(shape: tuple[int, int]) -> None:
+    block, dim = shape
+    cache = torch.randn(2, 2, 1, block, dim).bfloat16()
     cache[1, 0, 0, 2] = float("nan")
-    group = DecodeGroup(
-        start=0, end=2, block_ids=torch.tensor([0, 1]), num_context=BLOCK, lengths=torch.tensor([BLOCK, BLOCK])
-    )
-    result = torch.zeros(2, 8, dtype=torch.bfloat16)
-    attend_decodes(torch.randn(2, 24).bfloat16(), cache, group, 1.0, result)
+    result = torch.zeros(2, dim, dtype=torch.bfloat16)
+    rows = rows_of(torch.tensor([[0], [1]]), [block, block])
+    attend(torch.randn(2, 3 * dim).bfloat16(), cache, rows, 1.0, result)
     assert torch.isfinite(result[0]).all()
     assert torch.isnan(result[1]).all()
 
