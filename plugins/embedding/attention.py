@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +30,7 @@ class PackedAttention:
     """The attention function of one model; knows the batch that the model is running.
 
     Registered with transformers under a name of its own, for which transformers makes no mask at all: a model that uses
-    the attention interface then passes the whole flat batch here. Used by one thread.
+    the attention interface then passes the whole flat batch here. Each thread that uses it has a batch of its own.
 
     Attributes:
         name: What to pass to ``set_attn_implementation``.
@@ -39,8 +40,7 @@ class PackedAttention:
     def __init__(self) -> None:
         self.name = f"sixfold_packed_{id(self):x}"
         self.num_calls = 0
-        self._batch: PackedBatch | None = None
-        self._hidden: dict[int, Tensor] = {}
+        self._own = threading.local()  # each thread runs a batch of its own
         _INTERFACE.register(self.name, self)
 
     def close(self) -> None:
@@ -50,12 +50,16 @@ class PackedAttention:
     @contextmanager
     def running(self, batch: PackedBatch) -> Generator[None]:
         """All calls inside are for this batch."""
-        self._batch = batch
+        self._own.batch, self._own.hidden = batch, {}
         try:
             yield
         finally:
-            self._batch = None
-            self._hidden.clear()
+            self._own.batch, self._own.hidden = None, {}
+
+    @property
+    def _batch(self) -> PackedBatch | None:
+        batch: PackedBatch | None = getattr(self._own, "batch", None)
+        return batch
 
     def __call__(
         self,
@@ -156,11 +160,12 @@ class PackedAttention:
 
     def _hidden_keys(self, is_real: Tensor, group: Group, num_blocks: int) -> Tensor:
         """[heads * sequences, max_tokens, max_tokens], minus infinity at padded keys; the same for all layers."""
-        found = self._hidden.get(group.start)
+        known: dict[int, Tensor] = self._own.hidden
+        found = known.get(group.start)
         if found is None:
             found = torch.zeros(is_real[:, 0].shape, dtype=torch.bfloat16).masked_fill_(~is_real[:, 0], -torch.inf)
             found = found.repeat(num_blocks // group.num_sequences, 1, 1)
-            self._hidden[group.start] = found
+            known[group.start] = found
         return found.expand(-1, group.max_tokens, -1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -91,6 +92,7 @@ class Encoder:
         self.normalizes = normalizes
         self.dimension = dimension
         self.num_padding = 0
+        self._counting = threading.Lock()  # guards the count: parts of a step run in several threads
 
     @property
     def mode(self) -> str:
@@ -112,7 +114,8 @@ class Encoder:
             num_prompt_tokens: First tokens of each sequence that pooling leaves out; only heeded if any is not 0.
         """
         hidden, batch = self._forward(sequences)
-        self.num_padding += batch.num_padding
+        with self._counting:
+            self.num_padding += batch.num_padding
         return self._pooled(hidden, batch, num_prompt_tokens)
 
     @torch.inference_mode()

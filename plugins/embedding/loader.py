@@ -82,6 +82,7 @@ def load(context: LoadContext) -> EmbeddingModel:
         prompts=prompts,
         max_inputs=options.max_inputs,
         num_threads=context.num_threads,
+        parts_pay=context.device == "cpu" and encoder.mode == "fused",
         similarity=pipeline.similarity,
     )
 

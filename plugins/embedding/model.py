@@ -18,6 +18,7 @@ from sixfold.plugins.embedding.packing import TokenIds
 from sixfold.plugins.embedding.pieces import Piece, cut
 from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput, check_num_documents
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput, OutputType
+from sixfold.plugins.embedding.side_by_side import SideBySide
 from sixfold.plugins.embedding.tokenizing import Prompts, TextTokenizer
 
 Vector = NDArray[np.float32]
@@ -68,6 +69,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         prompts: The model's own.
         max_inputs: Most inputs in one request.
         num_threads: CPU threads for steps.
+        parts_pay: Whether the texts of a step may be embedded in parts, see `side_by_side`.
         similarity: Name of the function that scores two vectors.
     """
 
@@ -80,6 +82,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         prompts: Prompts,
         max_inputs: int,
         num_threads: int,
+        parts_pay: bool = False,
         similarity: str = "cosine",
     ) -> None:
         self._info = info
@@ -88,6 +91,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         self._prompts = prompts
         self._max_inputs = max_inputs
         self._num_threads = num_threads
+        self._parts = SideBySide(encoder, num_threads) if parts_pay and num_threads > 1 else None
         self._similarity = similarity
         self._num_inputs = 0
         self._num_tokens = 0
@@ -119,7 +123,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
             ids = np.ones(min(num_tokens, longest), dtype=np.int64)
             batch = [ids[: max(1, len(ids) - i % 5)] for i in range(num_sequences)]
             if self._encoder.output_types[0] == "dense":
-                self._encoder.embed(batch, [0] * num_sequences)
+                (self._parts or self._encoder).embed(batch, [0] * num_sequences)
             else:
                 wanted = self._encoder.output_types
                 self._encoder.encode([EncoderInput(token_ids=each, wanted=wanted) for each in batch])
@@ -191,10 +195,12 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
 
     def close(self) -> None:
         """See `StepModel`."""
+        if self._parts is not None:
+            self._parts.close()
         self._encoder.close()
 
     def _step_dense(self, sequences: Sequence[EmbeddingSequence]) -> list[bool]:
-        vectors = self._encoder.embed(
+        vectors = (self._parts or self._encoder).embed(
             [sequence.token_ids for sequence in sequences], [sequence.num_prompt_tokens for sequence in sequences]
         )
         for sequence, vector in zip(sequences, vectors, strict=True):
