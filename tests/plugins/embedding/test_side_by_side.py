@@ -77,17 +77,12 @@ def test_a_part_that_fails_fails_the_step_after_the_others_have_ended() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_vectors_of_a_real_model_equal_those_of_one_batch(bert_path: Path, dtype: str) -> None:
-    context = LoadContext(
-        model_name="m", path=bert_path, device="cpu", num_threads=2, options=EmbeddingOptions(dtype=dtype)
-    )
-    model = load(context)
-    encoder: Any = model._encoder
+    options = EmbeddingOptions.model_validate({"dtype": dtype})
+    model: Any = load(LoadContext(model_name="m", path=bert_path, device="cpu", num_threads=2, options=options))
     rng = np.random.default_rng(0)
     texts = [rng.integers(5, 50, size=rng.integers(5, 60)) for _ in range(64)]
-    parts = model._parts
-    assert parts is not None
-    expected = encoder.embed(texts, [0] * 64)
+    expected = model._encoder.embed(texts, [0] * 64)
     for _ in range(20):  # threads that shared a batch's state gave rubbish now and then
-        found = parts.embed(texts, [0] * 64)
+        found = model._parts.embed(texts, [0] * 64)
         np.testing.assert_allclose(found, expected, atol=1e-6 if dtype == "float32" else 2e-2)
     model.close()
