@@ -39,12 +39,12 @@ class DemoServer:
     def dump_threads(self) -> None:
         """Makes the workers write to the log where their threads are; a moment later it is there."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        seen = self.log.count("(most recent call first)")
-        for pid in children:
+        for pid in children:  # one after the other: they write without knowing of each other
+            seen = self.log.count("Current thread")  # the last one that is written
             os.kill(int(pid), signal.SIGUSR1)
-        until_s = time.monotonic() + _DUMP_TIMEOUT_S
-        while self.log.count("(most recent call first)") == seen and time.monotonic() < until_s:
-            time.sleep(0.1)
+            until_s = time.monotonic() + _DUMP_TIMEOUT_S
+            while self.log.count("Current thread") == seen and time.monotonic() < until_s:
+                time.sleep(0.1)
 
 
 RUNNING: list[DemoServer] = []

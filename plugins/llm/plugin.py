@@ -66,8 +66,9 @@ def register_apis(register: Callable[[Api], None]) -> None:
             factory="sixfold.plugins.llm.api:LlmAPI",
             examples=(
                 "curl $url/v1/chat/completions -H 'content-type: application/json' "
-                """-d '{"model": "$model", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'""",
-                "sixfold chat --url $url --model $model 'Write one sentence about the sea.'",
+                """-d '{"model": "$model", "max_tokens": 100, "messages": """
+                """[{"role": "user", "content": "What is the capital of France?"}]}'""",
+                "sixfold chat --url $url --model $model --max-tokens 100 'Write one sentence about the sea.'",
             ),
         )
     )

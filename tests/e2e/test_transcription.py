@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import functools
 import io
 import itertools
 import json
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import av
+import httpx
 import jiwer
 import numpy as np
 import openai
@@ -121,6 +124,61 @@ def test_diarized_json_names_speakers(client: openai.OpenAI) -> None:
     )
     assert {segment.speaker for segment in answer.segments} == {"A"}
     assert "Dashwood" in answer.text
+
+
+async def test_eight_requests_at_once_equal_each_alone_beside_bad_company(speech_server: DemoServer) -> None:
+    """With them run a cancelled request, one whose client leaves in mid-stream, and one that is no audio."""
+    untyped: Any = openai.AsyncOpenAI(base_url=f"{speech_server.url}/v1", api_key="none", max_retries=0, timeout=300)
+    async with untyped as client:
+
+        async def hear(name: str, **wanted: Any) -> str:
+            answer = await client.audio.transcriptions.create(model="hear", file=clip(name), **wanted)
+            text: str = answer if isinstance(answer, str) else answer.to_json()
+            return text
+
+        async def hear_streamed(name: str) -> str:
+            stream = await client.audio.transcriptions.create(model="hear", file=clip(name), stream=True)
+            return "".join([event.delta async for event in stream if event.type == "transcript.text.delta"])
+
+        async def leave_after_the_first_words() -> None:
+            stream = await client.audio.transcriptions.create(model="hear", file=clip("0920"), stream=True)
+            async for _event in stream:
+                await stream.close()
+                return
+
+        async def hear_noise() -> int:
+            with pytest.raises(openai.BadRequestError) as refused:
+                await client.audio.transcriptions.create(model="hear", file=("noise.flac", b"fLaC" + bytes(range(256))))
+            return refused.value.status_code
+
+        words = {"response_format": "verbose_json", "timestamp_granularities": ["word"]}
+        wanted: list[Callable[[], Any]] = [
+            *(functools.partial(hear, name) for name in NAMES),
+            functools.partial(hear, "0870", response_format="srt", language="en"),
+            functools.partial(hear, "0890", **words),
+            functools.partial(hear_streamed, "0930"),
+        ]
+        alone = [await request() for request in wanted]
+        assert len(set(alone)) == 8
+        cancelled = asyncio.create_task(hear("0930", language="en"))
+        company = [asyncio.create_task(leave_after_the_first_words()), asyncio.create_task(hear_noise())]
+        together = [asyncio.create_task(request()) for request in wanted]
+        await company[1]
+        cancelled.cancel()
+        assert [await task for task in together] == alone
+        await company[0]
+        assert company[1].result() == 400
+        assert await until_idle(speech_server)
+
+
+async def until_idle(server: DemoServer) -> bool:
+    """Whether the server's count of running requests falls to none."""
+    async with httpx.AsyncClient() as http:
+        while True:
+            text = (await http.get(f"{server.url}/metrics")).text
+            running = [line for line in text.splitlines() if line.startswith("sixfold:num_requests_running{")]
+            if running and all(float(line.rpartition(" ")[2]) == 0 for line in running):
+                return True
 
 
 def silent_film() -> bytes:
