@@ -125,12 +125,34 @@ def mixed(name: str) -> list[VideoInput]:
     return clips
 
 
+def hold_first_step(model: Any, *, until_prepared: int) -> None:
+    """Makes the first step wait until so many requests are ready: small clips would end before others have begun."""
+    changed, num_prepared = threading.Condition(), 0
+    prepare, forward = model.prepare, model.forward
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal num_prepared
+        sequences = prepare(*arguments)
+        with changed:
+            num_prepared += 1
+            changed.notify_all()
+        return sequences
+
+    def held(calls: Any) -> Any:
+        with changed:
+            assert changed.wait_for(lambda: num_prepared >= until_prepared, 120), "the others were not prepared"
+        return forward(calls)
+
+    model.prepare, model.forward = counted, held
+
+
 @pytest.mark.parametrize("name", TOLERANCE)
 async def test_mixed_requests_of_one_batch_equal_the_stock_pipeline_alone(
     name: str, load_tiny: Load, stock: Callable[[str], Any], videos: dict[int, torch.Tensor]
 ) -> None:
     model = load_tiny(name)
     requests = mixed(name)
+    hold_first_step(model, until_prepared=4)
     async with serving(model) as replica:
         first = submit(replica, requests[0])
         streams = [submit(replica, wanted) for wanted in requests[1:4]]
