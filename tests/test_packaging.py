@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 FIXED = ("core", "plugins", "scaling", "tests", "bench", "docs", "examples", "pyproject.toml", "README.md", "Makefile")
@@ -82,3 +84,23 @@ def test_plugin_modules_import_nothing_heavy() -> None:
 def test_torch_is_pinned_for_development() -> None:
     pins = (ROOT / "constraints-dev.txt").read_text(encoding="utf-8").splitlines()
     assert "torch==2.13.0" in pins
+
+
+def test_all_that_development_installs_is_pinned(project: dict[str, Any]) -> None:
+    """One release of a stub package of somebody else turned main red overnight."""
+    lines = (ROOT / "constraints-dev.txt").read_text(encoding="utf-8").split()
+    pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines}
+    waiting = [Requirement("sixfold[all]"), *map(Requirement, project["dependency-groups"]["dev"])]
+    seen: set[tuple[str, str]] = set()
+    unpinned: list[str] = []
+    while waiting:
+        wanted = waiting.pop()
+        name = canonicalize_name(wanted.name)
+        for extra in {"", *wanted.extras} - {extra for seen_name, extra in seen if seen_name == name}:
+            seen.add((name, extra))
+            needs = map(Requirement, importlib.metadata.requires(name) or ())
+            waiting += [need for need in needs if need.marker is None or need.marker.evaluate({"extra": extra})]
+        version = importlib.metadata.version(name).split("+")[0]  # torch==2.13.0 also takes the CPU build
+        if name != "sixfold" and pins.get(name) != version:
+            unpinned.append(f"{name}=={version}")
+    assert sorted(set(unpinned)) == []
