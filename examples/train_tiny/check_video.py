@@ -14,7 +14,7 @@ MOTION = re.compile(
 HEADINGS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 STILL_PX = 4.0  # a shape that moves less than this from first to last frame stands still
 QUICK_PX = 23.0  # between the longest slow path and the shortest quick one over 17 frames
-LARGE_PX = 15.5
+LARGE_PX = 16.9  # between the widest small circle and the narrowest large square
 
 
 def follow(frames: NDArray[np.uint8]) -> tuple[str, list[Found], list[str]]:

@@ -15,7 +15,7 @@ from examples.train_tiny.scenes import (
 )
 
 NUM_FRAMES = 17
-RADIUS_PX = {"small": (5.0, 6.5), "large": (9.0, 11.0)}
+RADIUS_PX = {"small": (6.5, 7.5), "large": (10.0, 11.5)}
 SIZE_WORDS = {"small": ("small", "small", "tiny", "little"), "large": ("large", "large", "big")}
 SPEED_PX = {"slowly": (0.7, 1.0), "quickly": (1.9, 2.3)}
 SPEED_WORDS = {"slowly": ("slowly",), "quickly": ("quickly", "fast")}

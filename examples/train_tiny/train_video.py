@@ -2,13 +2,15 @@
 
 import argparse
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLLTXVideo, LTXPipeline
+from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline
 from torch import Tensor
 
+from examples.train_tiny.check_video import check_video
 from examples.train_tiny.clips import sample_clip
 from examples.train_tiny.evaluate_video import evaluate
 from examples.train_tiny.render import draw, pack_clips
@@ -26,6 +28,8 @@ from examples.train_tiny.training import (
 from examples.train_tiny.video_model import (
     FRAME_RATES,
     LATENT_SHAPE,
+    SCHEDULER_SHIFT,
+    TRAINING_SHIFT,
     VideoDenoiser,
     build_pipeline,
     build_vae,
@@ -62,9 +66,14 @@ def draw_clips(items: Tensor, backgrounds: Tensor) -> Tensor:
     return frames.unflatten(0, backgrounds.shape).transpose(1, 2)
 
 
-def train_vae(bank: Bank, *, budget: Budget, batch_size: int) -> AutoencoderKLLTXVideo:
-    """Trains the autoencoder on drawn clips and stores the statistics of its latents."""
-    vae = build_vae().to(bank.items.device)
+def count_kept(clips: Tensor, prompts: Sequence[str]) -> int:
+    """How many clips [clips, 3, frames, 64, 64] still show what their prompts say: the most that a denoiser can reach."""
+    frames = (clips.permute(0, 2, 3, 4, 1).clamp(-1, 1).float() * 127.5 + 127.5).round().byte().cpu().numpy()
+    return sum(not check_video(clip, prompt) for clip, prompt in zip(frames, prompts, strict=False))
+
+
+def train_vae(vae: AutoencoderKLLTXVideo, bank: Bank, *, budget: Budget, batch_size: int) -> AutoencoderKLLTXVideo:
+    """Trains the autoencoder on drawn clips and stores the statistics of its latents; returns it."""
 
     def loss() -> Tensor:
         index = torch.randint(len(bank.items), (batch_size,), device=bank.items.device)
@@ -78,13 +87,14 @@ def train_vae(bank: Bank, *, budget: Budget, batch_size: int) -> AutoencoderKLLT
         latents = torch.cat([vae.encode(part).latent_dist.mode() for part in clips.split(128)])
         decoded = torch.cat([vae.decode(part).sample for part in latents.split(128)])
     print(f"video autoencoder: mean error {float((decoded - clips).abs().mean()) * 127.5:.2f} of 255")
+    print(f"video autoencoder: keeps {count_kept(decoded, bank.prompts)} of {len(decoded)} clips", flush=True)
     set_statistics(vae, latents)
     return vae
 
 
 @torch.no_grad()
 def encode_bank(vae: AutoencoderKLLTXVideo, bank: Bank, chunk: int = 512) -> Tensor:
-    """Returns the normalized latent tokens [clips, 80, 48] of the whole bank."""
+    """Returns the normalized latent tokens [clips, 320, 16] of the whole bank."""
     latents: list[Tensor] = []
     for items, backgrounds in zip(bank.items.split(chunk), bank.backgrounds.split(chunk), strict=True):
         mean = vae.encode(draw_clips(items, backgrounds)).latent_dist.mode()
@@ -112,7 +122,7 @@ def train_denoiser(pipeline: LTXPipeline, bank: Bank, *, budget: Budget, batch_s
     def loss() -> Tensor:
         index = torch.randint(len(latents), (batch_size,), device=device)
         clean = latents[index].float()
-        noise, sigma = torch.randn_like(clean), sample_sigma(batch_size, device)
+        noise, sigma = torch.randn_like(clean), sample_sigma(batch_size, device, TRAINING_SHIFT)
         gives_first_frame = torch.rand(batch_size, 1, device=device) < FIRST_FRAME_SHARE
         is_given = is_first_frame & gives_first_frame
         counts = (~is_given).float()[..., None]
@@ -133,12 +143,12 @@ def main() -> None:
     """Trains, writes the pipeline's folder and reports the accuracy on held-out prompts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished pipeline")
-    parser.add_argument("--init", type=Path, help="folder of a pipeline to go on from; its autoencoder stays as it is")
+    parser.add_argument("--init", type=Path, help="folder of a pipeline to go on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-clips", type=int, default=120_000)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--vae-steps", type=int, default=3000)
+    parser.add_argument("--vae-steps", type=int, default=12_000, help="0 with --init: it stays as it is")
     parser.add_argument("--vae-seconds", type=float, default=float("inf"))
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument(
@@ -148,11 +158,14 @@ def main() -> None:
     args = parser.parse_args()
     rng, device = seed_everything(args.seed), pick_device()
     bank = build_bank(rng, args.num_clips, device)
+    vae_budget = Budget(steps=args.vae_steps, seconds=args.vae_seconds)
     if args.init:
         pipeline = LTXPipeline.from_pretrained(args.init).to(device)
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=SCHEDULER_SHIFT)
+        if args.vae_steps:
+            train_vae(pipeline.vae, bank, budget=vae_budget, batch_size=64)
     else:
-        vae_budget = Budget(steps=args.vae_steps, seconds=args.vae_seconds)
-        pipeline = build_pipeline(train_vae(bank, budget=vae_budget, batch_size=64)).to(device)
+        pipeline = build_pipeline(train_vae(build_vae().to(device), bank, budget=vae_budget, batch_size=64)).to(device)
     train_denoiser(
         pipeline,
         bank,

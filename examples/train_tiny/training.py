@@ -162,13 +162,20 @@ def reconstruction_loss(pictures: Tensor, decoded: Tensor, mean: Tensor, logvar:
     return (weight * (error.abs() + error.square())).mean() / weight.mean() + 2e-5 * divergence
 
 
-def sample_sigma(batch_size: int, device: torch.device) -> Tensor:
-    """Draws noise levels in 0 to 1: one half uniform, one half crowded around the middle.
+def sample_sigma(batch_size: int, device: torch.device, shift: float = 1.0) -> Tensor:
+    """Draws noise levels in 0 to 1: one half uniform, one half crowded around the middle, then shifted towards 1.
 
-    Source: Esser et al. 2024, section 3.1 (logit-normal sampling).
+    Args:
+        batch_size: How many.
+        device: Where they are drawn.
+        shift: Above 1 for many latents that say the same (a plain background): what they show together, its colour, is
+            visible through noise that hides each of them, so it is decided in the noisiest steps and must be learned there.
+
+    Source: Esser et al. 2024, sections 3.1 (logit-normal sampling) and 5.3.2 (shifting).
     """
     middle = torch.randn(batch_size, device=device).sigmoid()
-    return torch.where(torch.rand(batch_size, device=device) < 0.5, middle, torch.rand(batch_size, device=device))
+    sigma = torch.where(torch.rand(batch_size, device=device) < 0.5, middle, torch.rand(batch_size, device=device))
+    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def drop_prompts(token_ids: Tensor, empty_ids: Tensor, share: float = 0.1) -> Tensor:
@@ -181,6 +188,10 @@ def save_half(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Writes the pipeline with 16-bit weights that load as 32-bit ones by default."""
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder)
+    for config_path in (folder / "model_index.json", *folder.glob("*/config.json")):
+        config = json.loads(config_path.read_text())
+        config.pop("_name_or_path", None)  # the folder of a pipeline that this run went on from
+        config_path.write_text(json.dumps(config, indent=2) + "\n")
     # transformers loads in the type that the configuration names, diffusers in float32: without this they would differ.
     for config_path in folder.glob("text_encoder*/config.json"):
         config = json.loads(config_path.read_text())

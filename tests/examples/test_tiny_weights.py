@@ -41,9 +41,14 @@ def test_95_in_100_pictures_show_what_was_asked() -> None:
     assert evaluate_image.evaluate(EXAMPLES / "tiny_image", num_prompts=300, steps=20, guidance_scale=5.0) >= 0.95
 
 
-def test_clips_move_as_asked_whatever_their_shape() -> None:
+def test_most_clips_show_what_was_asked() -> None:
     pipeline = load(LTXPipeline, "tiny_video")
     prompts = evaluate_video.held_out_prompts(4)
     clips = evaluate_video.generate(pipeline, prompts, steps=20, guidance_scale=3.0)
-    problems = [check_video(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
-    assert all(problem.startswith("shape is") for found in problems for problem in found), problems
+    wrong = [check_video(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+    assert sum(map(bool, wrong)) <= 1, wrong
+
+
+@pytest.mark.slow
+def test_90_in_100_clips_show_what_was_asked() -> None:
+    assert evaluate_video.evaluate(EXAMPLES / "tiny_video", num_prompts=200, steps=20, guidance_scale=3.0) >= 0.90
