@@ -27,8 +27,10 @@ from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
 from sixfold.plugins.llm.memory import default_kv_cache_bytes
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.options import TransformersOptions
+from sixfold.plugins.llm.prefix_sharing import PrefixSharing
 from sixfold.plugins.llm.prepare import Preparer
 from sixfold.plugins.llm.probe import PROBE_ATTENTION, OtherLogits, check_agreement, probe_layers, record_attention
+from sixfold.plugins.llm.speculation import make_speculator
 from sixfold.plugins.llm.tensors import int_list
 from sixfold.plugins.llm.text_codec import TextCodec
 
@@ -93,8 +95,10 @@ def load(context: LoadContext) -> TransformersModel:
         eos_ids=facts.eos_ids,
         vocab_size=facts.vocab_size,
         max_model_len=max_model_len,
+        prefix=PrefixSharing(mode=options.prefix_cache, block_size=options.block_size_tokens),
     )
-    return TransformersModel(decoder=decoder, preparer=preparer, codec=codec, info=info)
+    speculator = make_speculator(options.speculation)
+    return TransformersModel(decoder=decoder, preparer=preparer, codec=codec, info=info, speculator=speculator)
 
 
 def _to_paged(model: Any, facts: ModelFacts, options: TransformersOptions, model_name: str, *, fuse: bool) -> Decoder:

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class SpeculationOptions(BaseModel):
+    """How tokens are guessed ahead, to be verified several at a time."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["off", "ngram"] = "ngram"
+    """``ngram``: what followed in prompt and answer when they last read the same."""
+
+    num_tokens: int = Field(default=8, ge=1, le=64)
+    """Most tokens guessed per step; fewer where guesses turn out wrong."""
+
+    min_match: int = Field(default=2, ge=1, le=64)
+    """Least tokens that must read the same."""
+
+    max_match: int = Field(default=8, ge=1, le=64)
+    """Most tokens that are compared; at least ``min_match``."""
+
+    max_sequences: int = Field(default=4, ge=1, le=1024)
+    """Nothing is guessed in steps of more sequences: their rows are work enough for the processor."""
+
+    @model_validator(mode="after")
+    def _matches_are_a_range(self) -> Self:
+        if self.max_match < self.min_match:
+            raise ValueError(f"max_match ({self.max_match}) must be at least min_match ({self.min_match})")
+        return self
 
 
 class TransformersOptions(BaseModel):
@@ -22,7 +49,13 @@ class TransformersOptions(BaseModel):
     """Memory of the key/value cache. Default: on CPU 1 GiB, at most half of the free memory; else 80% of what is free."""
 
     block_size_tokens: int = Field(default=16, ge=1, le=1024)
-    """Tokens per cache block: the unit of allocation and, later, of prefix reuse."""
+    """Tokens per cache block: the unit of allocation and of prefix reuse."""
+
+    prefix_cache: Literal["shared", "per_key", "off"] = "shared"
+    """Whose computed prefixes a request may use: everybody's, those of the same API key, or nobody's."""
+
+    speculation: SpeculationOptions = SpeculationOptions()
+    """How tokens are guessed ahead."""
 
     compute_packed: bool = True
     """Whether linear layers are packed for the processor and merged where they share an input."""
