@@ -139,6 +139,12 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             sequence.num_computed = end
             return Outcome()
         drafts, sequence.drafts = sequence.drafts[: len(sampled) - 1], ()
+        if drafts and any(token.token_id is None for token in sampled):
+            # A masked value that is not finite spoils the rows before it as well: without drafts it will show whether
+            # the sequence itself is to blame.
+            self._cache.erase(sequence, begin, end)
+            sequence.suspect = sequence.may_draft = False
+            return Outcome()
         for token, draft in zip(sampled, (*drafts, None), strict=True):
             if token.token_id is None:
                 message = "The model gave no finite probabilities for this request. Shorten or change the input."
@@ -150,8 +156,6 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
                 break
         # All but the last token are computed; what lies behind belongs to wrong drafts and will be written over.
         sequence.num_computed = len(sequence.token_ids) - 1
-        if any(token.token_id is None for token in sampled):
-            self._cache.erase(sequence, sequence.num_computed, end)
         sequence.suspect = False
         self._speculator.observe(sequence, len(drafts), sequence.num_computed - (end - len(drafts)))
         self._cache.prefix.publish(sequence)

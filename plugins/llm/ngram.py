@@ -14,8 +14,8 @@ from sixfold.plugins.llm.token_history import TokenHistory
 def continue_from_match(history: IntArray, *, min_match: int, max_match: int, limit: int) -> IntArray:
     """The tokens that followed the longest earlier match of the end of ``history``.
 
-    Of equally long matches the latest wins that is followed by ``limit`` tokens, else the earliest, which is followed by
-    the most.
+    Of equally long matches the latest wins. Where it is so near that fewer than ``limit`` tokens follow it, the text is in
+    a loop, and goes on in it.
 
     Args:
         history: All tokens.
@@ -24,7 +24,7 @@ def continue_from_match(history: IntArray, *, min_match: int, max_match: int, li
         limit: Tokens to return at most.
 
     Returns:
-        Up to ``limit`` tokens; none without a match.
+        ``limit`` tokens; none without a match.
 
     Source: Saxena 2023, prompt lookup decoding.
     """
@@ -39,9 +39,8 @@ def continue_from_match(history: IntArray, *, min_match: int, max_match: int, li
         ends, length = longer, length + 1
     if length < min_match or not len(ends):
         return history[:0]
-    roomy = ends[ends + limit <= last]
-    begin = int(roomy[-1] if len(roomy) else ends[0]) + 1
-    return history[begin : begin + limit]
+    begin = int(ends[-1]) + 1
+    return history[begin + np.arange(limit) % (last + 1 - begin)]
 
 
 class NgramProposer:

@@ -15,7 +15,7 @@ class SpeculationOptions(BaseModel):
     method: Literal["off", "ngram"] = "ngram"
     """``ngram``: what followed in prompt and answer when they last read the same."""
 
-    num_tokens: int = Field(default=8, ge=1, le=64)
+    num_tokens: int = Field(default=7, ge=1, le=64)
     """Most tokens guessed per step; fewer where guesses turn out wrong."""
 
     min_match: int = Field(default=2, ge=1, le=64)

@@ -44,6 +44,7 @@ class SequenceState(CachedTokens):
         "finish_reason",
         "history",
         "max_output_tokens",
+        "may_draft",
         "num_prompt_tokens",
         "sampling",
         "stop",
@@ -77,6 +78,7 @@ class SequenceState(CachedTokens):
         self.stream = stream
         self.token_counts = TokenCounts(prompt_ids) if sampling.has_penalties else None
         self.finish_reason: FinishReason | None = None
+        self.may_draft = True  # whether tokens may be guessed ahead at all
         self.draft_pace = DraftPace()
         self.history: TokenHistory | None = None  # made by the proposer that needs it
         self._texts: list[str] = [echo_text] if echo_text else []
@@ -94,11 +96,6 @@ class SequenceState(CachedTokens):
     def max_drafts(self) -> int:
         """Drafts that could be of use: a step gives one token more than it accepts."""
         return self.max_output_tokens - self.num_output_tokens - 1
-
-    @property
-    def may_draft(self) -> bool:
-        """Whether tokens may be guessed ahead at all."""
-        return True
 
     @property
     def text(self) -> str:
