@@ -23,6 +23,7 @@ from sixfold.plugins.llm.attention import ATTENTION, paged_attention
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.facts import ModelFacts, read_facts
 from sixfold.plugins.llm.fuse import optimize
+from sixfold.plugins.llm.kv_announcer import announce
 from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
 from sixfold.plugins.llm.memory import default_kv_cache_bytes
 from sixfold.plugins.llm.model import TransformersModel
@@ -78,6 +79,7 @@ def load(context: LoadContext) -> TransformersModel:
         model = _from_files(lambda: _read_model(context.path, dtype, device), "weights")
         decoder = _to_paged(model, facts, options, context.model_name, fuse=False)
     max_model_len = _max_model_len(facts, options, decoder.cache, context.model_name)
+    events = None if options.kv_events is None else announce(options.kv_events, decoder.cache)
     info = ModelInfo(
         max_model_len=max_model_len,
         parameters=num_parameters,
@@ -87,6 +89,7 @@ def load(context: LoadContext) -> TransformersModel:
             "kv_cache_tokens": decoder.cache.num_tokens,
             "vocab_size": facts.vocab_size,
             "has_chat_template": codec.has_chat_template,
+            **({} if events is None else events.endpoints),
         },
     )
     preparer = Preparer(
@@ -98,7 +101,9 @@ def load(context: LoadContext) -> TransformersModel:
         prefix=PrefixSharing(mode=options.prefix_cache, block_size=options.block_size_tokens),
     )
     speculator = make_speculator(options.speculation)
-    return TransformersModel(decoder=decoder, preparer=preparer, codec=codec, info=info, speculator=speculator)
+    return TransformersModel(
+        decoder=decoder, preparer=preparer, codec=codec, info=info, speculator=speculator, events=events
+    )
 
 
 def _to_paged(model: Any, facts: ModelFacts, options: TransformersOptions, model_name: str, *, fuse: bool) -> Decoder:

@@ -21,6 +21,7 @@ from sixfold.plugins.llm.generation import (
     TokenLogprob,
     TopToken,
 )
+from sixfold.plugins.llm.kv_announcer import KvAnnouncer
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
 from sixfold.plugins.llm.sampler import RowLogprobs, SampledToken, sample
 from sixfold.plugins.llm.sequence import SequenceState
@@ -44,10 +45,18 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         codec: Its tokenizer, for the text of logprobs.
         info: Facts about it.
         speculator: Guesses tokens ahead.
+        events: Announces cached prefixes; None if nobody is told.
     """
 
     def __init__(
-        self, *, decoder: Decoder, preparer: Preparer, codec: TextCodec, info: ModelInfo, speculator: Speculator
+        self,
+        *,
+        decoder: Decoder,
+        preparer: Preparer,
+        codec: TextCodec,
+        info: ModelInfo,
+        speculator: Speculator,
+        events: KvAnnouncer | None = None,
     ) -> None:
         self._decoder = decoder
         self._cache = decoder.cache
@@ -55,6 +64,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._codec = codec
         self._info = info
         self._speculator = speculator
+        self._events = events
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
 
@@ -88,8 +98,9 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         return self._cache.reserve(sequence, units)
 
     def preempt(self, sequence: SequenceState) -> None:
-        """Gives the sequence's cache away; all its tokens will be computed again."""
+        """Gives the sequence's cache away; what nobody else takes meanwhile is found again."""
         self._cache.free(sequence)
+        self._speculator.release(sequence)
 
     def release(self, sequence: SequenceState) -> None:
         """Gives the sequence's cache back."""
@@ -116,6 +127,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             self._advance(s, n, sampled.get(i, [])) for i, (s, n) in enumerate(zip(sequences, units, strict=True))
         ]
         self._speculator.propose(sequences)
+        if self._events is not None:
+            self._events.flush()
         return outcomes
 
     def _compute(self, sequences: Sequence[SequenceState], units: Sequence[int]) -> dict[int, list[SampledToken]]:
@@ -193,6 +206,11 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         for num_rows in _WARM_UP_ROWS:
             self._decoder.run([[0]] * num_rows)
         self._decoder.run([[0] * min(_WARM_UP_PROMPT_TOKENS, self._info.max_model_len or 1)])
+
+    def close(self) -> None:
+        """Tells routers that the cache is gone."""
+        if self._events is not None:
+            self._events.close()
 
     def stats(self) -> Mapping[str, float]:
         """See `metrics`."""

@@ -34,6 +34,21 @@ class SpeculationOptions(BaseModel):
         return self
 
 
+class KvEventOptions(BaseModel):
+    """Where a router hears which prefixes are cached, in vLLM's wire format over ZMQ."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: str
+    """Where the PUB socket is bound, such as ``tcp://*:5557``; a port of ``*`` takes a free one, see ``/v1/models``."""
+
+    replay_endpoint: str | None = None
+    """Where the ROUTER socket for missed batches is bound; there is none by default."""
+
+    topic: str = ""
+    """First frame of every message."""
+
+
 class TransformersOptions(BaseModel):
     """Options of the family ``llm/transformers``."""
 
@@ -59,3 +74,6 @@ class TransformersOptions(BaseModel):
 
     compute_packed: bool = True
     """Whether linear layers are packed for the processor and merged where they share an input."""
+
+    kv_events: KvEventOptions | None = None
+    """Announces cached prefixes to routers."""
