@@ -18,14 +18,15 @@ class SpeculationOptions(BaseModel):
     num_tokens: int = Field(default=7, ge=1, le=64)
     """Most tokens guessed per step; fewer where guesses turn out wrong."""
 
-    min_match: int = Field(default=2, ge=1, le=64)
+    min_match: int = Field(default=1, ge=1, le=64)
     """Least tokens that must read the same."""
 
     max_match: int = Field(default=8, ge=1, le=64)
     """Most tokens that are compared; at least ``min_match``."""
 
-    max_sequences: int = Field(default=4, ge=1, le=1024)
-    """Nothing is guessed in steps of more sequences: their rows are work enough for the processor."""
+    max_sequences: int = Field(default=8, ge=1, le=1024)
+    """Nothing is guessed in steps of more sequences: their rows are work enough for the processor. In steps of fewer, only
+    what is the more likely the more they are."""
 
     @model_validator(mode="after")
     def _matches_are_a_range(self) -> Self:

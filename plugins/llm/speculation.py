@@ -53,7 +53,7 @@ class Speculator:
         chosen: list[SequenceState] = []
         limits: list[int] = []
         for sequence in sequences:
-            limit = self._limit(sequence)
+            limit = self._limit(sequence, len(sequences))
             if limit > 0:
                 chosen.append(sequence)
                 limits.append(limit)
@@ -82,10 +82,12 @@ class Speculator:
             "spec_decode_num_accepted_tokens_total": self._num_accepted_tokens,
         }
 
-    def _limit(self, sequence: SequenceState) -> int:
+    def _limit(self, sequence: SequenceState, num_sequences: int) -> int:
         goes_on = sequence.may_draft and sequence.finish_reason is None and sequence.num_uncomputed == 1
         limit = min(self._num_tokens, sequence.max_drafts)
-        return sequence.draft_pace.next_length(limit) if goes_on and limit > 0 else 0
+        if not goes_on or limit < 1:
+            return 0
+        return sequence.draft_pace.next_length(limit, num_sequences=num_sequences)
 
 
 def make_speculator(options: SpeculationOptions) -> Speculator:

@@ -90,9 +90,7 @@ def sockets() -> Iterator[Callable[[int, str], Any]]:
 
 @pytest.fixture
 def publisher(tmp_path: Path) -> Iterator[KvEventPublisher]:
-    made = KvEventPublisher(
-        "tcp://127.0.0.1:*", replay_endpoint=f"ipc://{tmp_path}/replay", topic="kv", num_replayed=3
-    )
+    made = KvEventPublisher("tcp://127.0.0.1:*", replay_endpoint=f"ipc://{tmp_path}/replay", topic="kv", num_replayed=3)
     yield made
     made.close()
 

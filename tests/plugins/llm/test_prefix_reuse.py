@@ -22,11 +22,11 @@ Run = Callable[..., list[Any]]
 TEXT = tuple((7 * n * n + 3 * n) % 251 for n in range(150))
 
 
-def completion(prompt: tuple[int, ...], num_choices: int = 1, salt: str | None = None, **params: Any) -> CompletionInput:
+def completion(
+    prompt: tuple[int, ...], num_choices: int = 1, salt: str | None = None, **params: Any
+) -> CompletionInput:
     fields: dict[str, Any] = {"max_tokens": 10, "temperature": 0, "ignore_eos": True, "num_top_logprobs": 0} | params
-    return CompletionInput(
-        prompts=(prompt,), params=SamplingParams(**fields), num_choices=num_choices, cache_salt=salt
-    )
+    return CompletionInput(prompts=(prompt,), params=SamplingParams(**fields), num_choices=num_choices, cache_salt=salt)
 
 
 def raw_tokens(driven: Any, choice: int = 0) -> list[bytes]:
@@ -180,7 +180,9 @@ def test_usage_over_http_tells_the_cached_tokens_on_both_endpoints_and_in_stream
     assert cached[3] == cached[4] == (chat.usage.prompt_tokens - 1) // 16 * 16 > 0
     metrics = httpx.get(f"{server.url}/metrics").text
     values = {
-        line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if 'model_name="tiny"' in line
+        line.split("{")[0]: float(line.rsplit(" ", 1)[1])
+        for line in metrics.splitlines()
+        if 'model_name="tiny"' in line
     }
     assert values["sixfold:prefix_cache_queries_total"] == 200 + 3 * chat.usage.prompt_tokens
     assert values["sixfold:prefix_cache_hits_total"] == 96 + 2 * (cached[3] or 0)

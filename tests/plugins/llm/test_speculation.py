@@ -300,8 +300,8 @@ def test_what_followed_the_longest_match_is_proposed(history: list[int], limit: 
     assert found.tolist() == expected
 
 
-def pace_wrong(pace: DraftPace) -> int:
-    length = pace.next_length(7)
+def guess_wrong(pace: DraftPace) -> int:
+    length = pace.next_length(7, num_sequences=1)
     if length:
         pace.observe(length, 0)
     return length
@@ -309,14 +309,19 @@ def pace_wrong(pace: DraftPace) -> int:
 
 def test_right_guesses_make_longer_ones_and_wrong_guesses_pauses() -> None:
     pace = DraftPace()
-    first = pace.next_length(7)
+    first = pace.next_length(7, num_sequences=1)
     for _ in range(20):
         pace.observe(5, 5)
-    assert pace.next_length(7) == 7 > first > 1
-    asked = [pace_wrong(pace) for _ in range(400)]
+    assert pace.next_length(7, num_sequences=1) == 7 > first > 1
+    asked = [guess_wrong(pace) for _ in range(400)]
     assert sum(asked[:20]) > 20
-    assert sum(asked[200:]) < 6
-    while not pace.next_length(7):
-        pass
+    assert 1 <= sum(asked[200:]) < 6
     pace.observe(1, 1)
-    assert pace.next_length(7) >= 1
+    assert pace.next_length(7, num_sequences=1) >= 1
+
+
+def test_the_more_share_a_step_the_surer_a_guess_must_be() -> None:
+    pace = DraftPace()
+    lengths = [pace.next_length(20, num_sequences=n) for n in (1, 2, 4)]
+    assert lengths[0] > lengths[1] > lengths[2] >= 1
+    assert [pace.next_length(20, num_sequences=8) for _ in range(5)] == [1, 0, 0, 0, 0]
