@@ -12,22 +12,20 @@ from sixfold.plugins.llm.sequence import SequenceState
 
 
 class DraftedRow:
-    """A sequence as it will be if its first drafts are right.
+    """A sequence as it will be if its next tokens are these.
 
     Args:
         sequence: Without them.
-        num_drafts: How many are taken for right.
+        drafts: The tokens.
     """
 
     __slots__ = ("_num_drafts", "_sequence", "token_counts")
 
-    def __init__(self, sequence: SequenceState, num_drafts: int) -> None:
+    def __init__(self, sequence: SequenceState, drafts: Sequence[int]) -> None:
         self._sequence = sequence
-        self._num_drafts = num_drafts
+        self._num_drafts = len(drafts)
         counts = sequence.token_counts
-        self.token_counts: TokenCounts | None = (
-            None if counts is None else counts.followed_by(sequence.drafts[:num_drafts])
-        )
+        self.token_counts: TokenCounts | None = None if counts is None else counts.followed_by(drafts)
 
     @property
     def sampling(self) -> Sampling:
@@ -44,6 +42,7 @@ def sampled_rows(sequences: Sequence[SequenceState], sampled: Sequence[int]) -> 
     """What the sampler shall know of each row; see `BatchLayout.sampled`."""
     rows: list[SampledRow] = []
     for i, places in groupby(sampled):
-        rows.append(sequences[i])
-        rows.extend(DraftedRow(sequences[i], num_drafts) for num_drafts, _ in enumerate(places) if num_drafts)
+        sequence = sequences[i]
+        rows.append(sequence)
+        rows.extend(DraftedRow(sequence, sequence.drafts[:count]) for count in range(1, len(list(places))))
     return rows

@@ -6,14 +6,19 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sixfold.core.source_ref import SourceRef
+
 
 class SpeculationOptions(BaseModel):
     """How tokens are guessed ahead, to be verified several at a time."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["off", "ngram"] = "ngram"
-    """``ngram``: what followed in prompt and answer when they last read the same."""
+    method: Literal["off", "ngram", "draft"] = "ngram"
+    """``ngram``: what followed in prompt and answer when they last read the same. ``draft``: what a smaller model says."""
+
+    source: SourceRef | None = None
+    """The smaller model of ``draft``, as a model's ``source``; it must have the same tokenizer."""
 
     num_tokens: int = Field(default=7, ge=1, le=64)
     """Most tokens guessed per step; fewer where guesses turn out wrong."""
@@ -29,7 +34,9 @@ class SpeculationOptions(BaseModel):
     what is the more likely the more they are."""
 
     @model_validator(mode="after")
-    def _matches_are_a_range(self) -> Self:
+    def _fits_together(self) -> Self:
+        if (self.method == "draft") != (self.source is not None):
+            raise ValueError("source must be given with method: draft, and only with it")
         if self.max_match < self.min_match:
             raise ValueError(f"max_match ({self.max_match}) must be at least min_match ({self.min_match})")
         return self

@@ -90,9 +90,13 @@ class Speculator:
         return sequence.draft_pace.next_length(limit, num_sequences=num_sequences)
 
 
-def make_speculator(options: SpeculationOptions) -> Speculator:
-    """What the options ask for."""
-    proposer: Proposer | None = None
+def make_speculator(options: SpeculationOptions, proposer: Proposer | None = None) -> Speculator:
+    """What the options ask for.
+
+    Args:
+        options: Of the model.
+        proposer: The smaller model, if they name one.
+    """
     if options.method == "ngram":
         proposer = NgramProposer(min_match=options.min_match, max_match=options.max_match)
     return Speculator(proposer, num_tokens=options.num_tokens, max_sequences=options.max_sequences)

@@ -12,10 +12,12 @@ import pytest
 import torch
 from openai import OpenAI
 
+from sixfold.core.batching.model import Granted
 from sixfold.core.messages import Request
 from sixfold.plugins.llm import model as model_module
 from sixfold.plugins.llm.generation import CompletionInput, SamplingParams
 from sixfold.plugins.llm.model import TransformersModel
+from sixfold.plugins.llm.sampler import sample
 from tests.servers import DemoServer, start_server, stop_server
 
 Run = Callable[..., list[Any]]
@@ -59,11 +61,11 @@ def test_the_next_turn_finds_prompt_and_answer_of_the_last(
     model_folder: Callable[[str], Path], load_tiny: Callable[..., Any], run: Run
 ) -> None:
     model = load_tiny(model_folder("llama"))
-    request = Request(request_id="r", input=completion(TEXT[:20], max_tokens=30), arrived_s=0.0)
+    request: Request[Any] = Request(request_id="r", input=completion(TEXT[:20], max_tokens=30), arrived_s=0.0)
     (sequence,) = model.prepare(request, model.split(request)[0])
     while sequence.finish_reason is None:
         model.reserve(sequence, model.cost(sequence).units)
-        model.step([model_module.Granted(sequence, 100)])
+        model.step([Granted(sequence, 100)])
     model.release(sequence)
     (turn,) = run(model, [completion((*sequence.token_ids, 1, 2, 3))])
     assert num_cached(turn) == 48
@@ -92,7 +94,7 @@ def test_a_failed_step_of_choices_that_share_is_repeated_in_parts(
     item = completion(TEXT[:70], num_choices=3, seed=3, temperature=1.0)
     (expected,) = run(load_tiny(model_folder("llama")), [item])
     model: TransformersModel = load_tiny(model_folder("llama"))
-    real, step = model_module.sample, model.step
+    real, step = sample, model.step
 
     def alone_only(logits: torch.Tensor, rows: Any) -> Any:
         if len(rows) > 1:
@@ -118,9 +120,12 @@ def test_keys_and_salts_keep_prefixes_apart(
     model = load_tiny(model_folder("llama"), prefix_cache="per_key")
 
     def found_by(tenant: str, salt: str | None) -> int:
-        request = Request(request_id="r", input=completion(TEXT[:40], salt=salt), tenant=tenant, arrived_s=0.0)
+        request: Request[Any] = Request(
+            request_id="r", input=completion(TEXT[:40], salt=salt), tenant=tenant, arrived_s=0.0
+        )
         (sequence,) = model.prepare(request, model.split(request)[0])
-        return sequence.num_uncomputed - model.cost(sequence).units
+        found: int = sequence.num_uncomputed - model.cost(sequence).units
+        return found
 
     run(model, [completion(TEXT[:40])])
     assert found_by("anonymous", None) == 32
@@ -163,11 +168,13 @@ def test_usage_over_http_tells_the_cached_tokens_on_both_endpoints_and_in_stream
             assert completed.usage.prompt_tokens_details is not None
             cached.append(completed.usage.prompt_tokens_details.cached_tokens)
         messages: list[Any] = [{"role": "user", "content": "How many tokens of this were computed before?"}]
+        num_prompt = 0
         for _ in range(2):
             chat = client.chat.completions.create(model="tiny", messages=messages, max_tokens=3)
             assert chat.usage is not None
             assert chat.usage.prompt_tokens_details is not None
             cached.append(chat.usage.prompt_tokens_details.cached_tokens)
+            num_prompt = chat.usage.prompt_tokens
         *_, last = client.chat.completions.create(
             model="tiny", messages=messages, max_tokens=3, stream=True, stream_options={"include_usage": True}
         )
@@ -177,13 +184,13 @@ def test_usage_over_http_tells_the_cached_tokens_on_both_endpoints_and_in_stream
     assert cached[0] == 0
     assert cached[1] == 96
     assert cached[2] == 0
-    assert cached[3] == cached[4] == (chat.usage.prompt_tokens - 1) // 16 * 16 > 0
+    assert cached[3] == cached[4] == (num_prompt - 1) // 16 * 16 > 0
     metrics = httpx.get(f"{server.url}/metrics").text
     values = {
         line.split("{")[0]: float(line.rsplit(" ", 1)[1])
         for line in metrics.splitlines()
         if 'model_name="tiny"' in line
     }
-    assert values["sixfold:prefix_cache_queries_total"] == 200 + 3 * chat.usage.prompt_tokens
+    assert values["sixfold:prefix_cache_queries_total"] == 200 + 3 * num_prompt
     assert values["sixfold:prefix_cache_hits_total"] == 96 + 2 * (cached[3] or 0)
     assert "sixfold:spec_decode_num_drafts_total" in values

@@ -31,9 +31,9 @@ class Oracle:
 
     def __init__(self, answers: Sequence[Sequence[int]], wrong: float = 0.3, wrong_token: int = 99) -> None:
         self.answers = answers
+        self.wrong = wrong
         self.wrong_token = wrong_token
-        self.is_wrong = lambda: source.random() < wrong
-        source = random.Random(1)
+        self.random = random.Random(1)
 
     def propose(self, sequences: Sequence[SequenceState], limits: Sequence[int]) -> list[list[int]]:
         return [self.continue_(s.token_ids, limit) for s, limit in zip(sequences, limits, strict=True)]
@@ -41,7 +41,7 @@ class Oracle:
     def continue_(self, token_ids: list[int], limit: int) -> list[int]:
         known = len(token_ids)
         right = next((a[known : known + limit] for a in self.answers if list(a[:known]) == token_ids), [])
-        return [self.wrong_token if self.is_wrong() else token for token in right]
+        return [self.wrong_token if self.random.random() < self.wrong else token for token in right]
 
     def release(self, sequence: SequenceState) -> None:
         return
@@ -238,7 +238,7 @@ def test_a_sequence_asks_for_its_guesses_and_runs_with_fewer(
     guessing(llama, None)
     (expected,) = run(llama, [completion(PROMPTS[1], temperature=0)])
     guessing(llama, Oracle([[*PROMPTS[1], *answer_of(expected, codec)]], wrong=0))
-    request = Request(request_id="r", input=completion(PROMPTS[1], temperature=0), arrived_s=0.0)
+    request: Request[Any] = Request(request_id="r", input=completion(PROMPTS[1], temperature=0), arrived_s=0.0)
     (sequence,) = llama.prepare(request, llama.split(request)[0])
     granted = 0
     while sequence.finish_reason is None:
@@ -258,7 +258,7 @@ def test_guesses_leave_the_last_room_to_others(
 ) -> None:
     model = guessing(load_tiny(model_folder("llama"), kv_cache_bytes=60_000, block_size_tokens=4), None)
     pool = model._cache.pool
-    request = Request(request_id="r", input=completion((1, 2, 3)), arrived_s=0.0)
+    request: Request[Any] = Request(request_id="r", input=completion((1, 2, 3)), arrived_s=0.0)
     (sequence,) = model.prepare(request, model.split(request)[0])
     model.step([Granted(sequence, model.reserve(sequence, 3))])
     sequence.drafts = (1, 2, 3, 4, 5)
