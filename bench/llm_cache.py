@@ -35,6 +35,10 @@ COMPLETION_TOKENS = 24
 KEYSTROKES = 24
 """Characters typed between two completions."""
 
+SYSTEM = (
+    "You help families to plan short journeys. You know the railways, the weather and the prices of the region well. You ask "
+    "when something important is missing, you never invent opening hours, and you answer in plain words without headings."
+)
 QUESTIONS = (
     "I would like to plan a long weekend in a town by the sea. Which three things should I decide first?",
     "We are two adults and a child of six years who likes animals. What could we do on the first day?",
@@ -119,12 +123,13 @@ async def run(server: RunningServer, dtype: str, args: argparse.Namespace) -> li
 
 async def chat(connection: Connection, dtype: str, number: int) -> list[Sample]:
     """One conversation of ten turns with each replica, turn by turn."""
-    opening = f"Conversation {number} of {dtype}. "  # nothing before it is shared with other conversations
-    messages: dict[str, list[dict[str, str]]] = {name: [] for name in OPTIONS}
+    # The number comes first, so that nothing is shared with other conversations.
+    opening = {"role": "system", "content": f"Conversation {number} of {dtype}. {SYSTEM}"}
+    messages = {name: [opening] for name in OPTIONS}
     samples: list[Sample] = []
     for turn, question in enumerate(QUESTIONS):
         for name in in_turns(number + turn):
-            messages[name].append({"role": "user", "content": opening + question if turn == 0 else question})
+            messages[name].append({"role": "user", "content": question})
             reply = await ask(
                 connection,
                 "/v1/chat/completions",

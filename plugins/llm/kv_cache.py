@@ -87,12 +87,23 @@ class KvCache:
             self.prefix.count(sequence)
         return granted
 
+    def publish(self, sequence: CachedTokens) -> None:
+        """Lets others find the blocks that a step has filled, as far as they are finite.
+
+        A token that is NaN in a layer is so in all that follow, so the last layer tells of all.
+        """
+        blocks = self.prefix.unpublished(sequence)
+        if blocks:
+            filled = self.tensors[-1][torch.tensor(blocks, device=self.tensors[-1].device)]
+            finite: list[bool] = torch.isfinite(filled).flatten(1).all(1).tolist()
+            self.prefix.publish(sequence, [*finite, False].index(False))
+
     def free(self, sequence: CachedTokens) -> None:
         """Gives all of the sequence's blocks back; it can start over."""
         blocks = sequence.take_blocks()
         if sequence.suspect:
             # What is left in a block is read again as masked padding, where NaN would not stay masked. Others that hold
-            # a block will prove it to be finite or clear it themselves; what is published is proved already.
+            # a block will prove it to be finite or clear it themselves; what is published is proved.
             self._clear([b for b in blocks if self.pool.references(b) == 1 and not self.pool.is_published(b)])
             sequence.suspect = False
         self.pool.release(blocks)

@@ -150,6 +150,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._num_prompt_tokens += max(0, min(end, sequence.num_prompt_tokens) - begin)
         if not sampled:
             sequence.num_computed = end
+            self._cache.publish(sequence)
             return Outcome()
         drafts, sequence.drafts = sequence.drafts[: len(sampled) - 1], ()
         if drafts and any(token.token_id is None for token in sampled):
@@ -171,7 +172,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         sequence.num_computed = len(sequence.token_ids) - 1
         sequence.suspect = False
         self._speculator.observe(sequence, len(drafts), sequence.num_computed - (end - len(drafts)))
-        self._cache.prefix.publish(sequence)
+        self._cache.publish(sequence)
         return Outcome(output=sequence.take_delta(), done=sequence.finish_reason is not None)
 
     def _describe(self, token_id: int, logprobs: RowLogprobs) -> TokenLogprob:

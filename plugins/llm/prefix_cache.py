@@ -61,15 +61,21 @@ class PrefixCache:
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
 
-    def publish(self, sequence: CachedTokens) -> None:
-        """Makes the sequence's full blocks findable; to be called only when they are known to be finite."""
-        num_full = sequence.num_computed // self._block_size
+    def unpublished(self, sequence: CachedTokens) -> list[int]:
+        """The sequence's full blocks, in order, that others can't find yet; none if it shares with nobody."""
+        if sequence.salt is None:
+            return []
+        blocks: list[int] = sequence.block_table[
+            sequence.num_published : sequence.num_computed // self._block_size
+        ].tolist()
+        return blocks
+
+    def publish(self, sequence: CachedTokens, count: int) -> None:
+        """Makes the first ``count`` of `unpublished` findable; they must be known to be finite."""
         first = sequence.num_published
-        if sequence.salt is None or first == num_full:
-            return
         self._extend_hashes(sequence)
         stored: list[int] = []
-        for index in range(first, num_full):
+        for index in range(first, first + count):
             own = int(sequence.block_table[index])
             was_published = self._pool.is_published(own)
             found = self._pool.publish(own, sequence.block_hashes[index])
@@ -79,7 +85,7 @@ class PrefixCache:
                 sequence.block_table[index] = found
             elif not was_published:
                 stored.append(index)
-        sequence.num_published = num_full
+        sequence.num_published = first + count
         self._tell_stored(sequence, stored)
 
     def forgotten(self, content: bytes) -> None:

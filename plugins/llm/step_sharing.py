@@ -49,7 +49,7 @@ class SharedSpan:
         cache.pool.release(self.own)
         cache.prefix.num_hit_tokens += self.num_tokens
         if self.sequence.num_cached == self.num_computed:  # it found all it has, and this, too
-            self.sequence.num_cached += self.num_tokens
+            self.sequence.num_cached = self.num_computed + self.num_tokens
 
     def _put(self, blocks: tuple[int, ...]) -> None:
         self.sequence.block_table[self.first : self.first + len(blocks)] = blocks

@@ -43,7 +43,7 @@ def compute(cache: KvCache, sequence: CachedTokens, num_tokens: int = 1000) -> i
     """Stands for a step; returns how many tokens it had to compute."""
     units = min(cache.reserve(sequence, min(num_tokens, sequence.num_uncomputed)), sequence.num_uncomputed)
     sequence.num_computed += units
-    cache.prefix.publish(sequence)
+    cache.publish(sequence)
     return units
 
 
@@ -113,7 +113,7 @@ class PrefixMachine(RuleBasedStateMachine):
             end = min((index + 1) * BLOCK_SIZE, sequence.num_computed)
             self.written[int(sequence.block_table[index])] = tuple(sequence.token_ids[:end])
         newly_held = [p for p in full_prefixes(sequence, sequence.num_computed) if p in self.unheld]
-        self.cache.prefix.publish(sequence)
+        self.cache.publish(sequence)
         for prefix in newly_held:  # computed again beside a free copy, which is held from now on
             del self.unheld[prefix]
 
@@ -219,6 +219,16 @@ def test_a_suspect_sequence_clears_no_block_that_others_hold_or_can_find() -> No
     cache.free(follower)
     assert cache.tensors[0][shared].eq(1).all()
     assert cache.tensors[0][own].eq(0).all()
+
+
+def test_blocks_are_published_up_to_the_first_that_is_not_finite() -> None:
+    cache = make_cache()
+    sequence = tokens("abcdefgh")
+    cache.reserve(sequence, 8)
+    cache.tensors[-1][int(sequence.block_table[2]), 1, 0, 1] = torch.nan
+    sequence.num_computed = 8
+    cache.publish(sequence)
+    assert cache.prefix.num_found(tokens("abcdefghi")) == 4
 
 
 def test_sequences_of_one_step_compute_a_common_head_once() -> None:
