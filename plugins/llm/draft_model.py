@@ -50,11 +50,13 @@ class DraftModelProposer:
 
     Args:
         decoder: The smaller model and its cache.
+        vocab_size: Tokens that the other model knows; its own head may be larger.
         max_model_len: The longest text that it can continue.
     """
 
-    def __init__(self, decoder: Decoder, *, max_model_len: int) -> None:
+    def __init__(self, decoder: Decoder, *, vocab_size: int, max_model_len: int) -> None:
         self._decoder = decoder
+        self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._drafts: dict[SequenceState, _Draft] = {}
 
@@ -97,7 +99,9 @@ class DraftModelProposer:
         logits, order = self._forward(rows, units)
         assert logits is not None, "all rows are computed to their end"
         with torch.inference_mode():
-            tokens = sample(logits, [DraftedRow(going[i].sequence, going[i].tokens) for i in order])
+            tokens = sample(
+                logits[:, : self._vocab_size], [DraftedRow(going[i].sequence, going[i].tokens) for i in order]
+            )
         for i, token in zip(order, tokens, strict=True):
             draft = going[i]
             draft.row.num_computed += units[i]

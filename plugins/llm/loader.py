@@ -42,7 +42,9 @@ def load(context: LoadContext) -> TransformersModel:
     draft = _load_draft(context, options, loaded, codec)
     proposer = None
     if draft is not None:
-        proposer = DraftModelProposer(draft.decoder, max_model_len=draft.facts.max_model_len)
+        proposer = DraftModelProposer(
+            draft.decoder, vocab_size=facts.vocab_size, max_model_len=draft.facts.max_model_len
+        )
     max_model_len = _max_model_len(facts, options, cache, context.model_name)
     events = None if options.kv_events is None else announce(options.kv_events, cache)
     info = ModelInfo(
@@ -89,7 +91,7 @@ def _load_draft(
             f"models.{context.model_name}.options.speculation.source: its tokens are not those of the model. Name a "
             "smaller model of the same family."
         )
-    return load_decoder(
+    draft = load_decoder(
         source.local_path,
         draft_codec,
         options,
@@ -98,6 +100,12 @@ def _load_draft(
         num_blocks=main.decoder.cache.pool.num_blocks,
         report=lambda fraction, _what: context.report(0.7 + fraction / 4, "reading the draft model"),
     )
+    if draft.facts.vocab_size < vocab_size:
+        raise ConfigError(
+            f"models.{context.model_name}.options.speculation.source: it knows {draft.facts.vocab_size} tokens, the model "
+            f"{vocab_size}. Name a smaller model of the same family."
+        )
+    return draft
 
 
 def _max_model_len(facts: ModelFacts, options: TransformersOptions, cache: KvCache, model_name: str) -> int:

@@ -29,7 +29,7 @@ from sixfold.plugins.llm.speculation import Speculator
 from sixfold.plugins.llm.step_sharing import share_in_step
 from sixfold.plugins.llm.text_codec import TextCodec
 
-_WARM_UP_ROWS = (1, 2, 4, 8, 16, 24, 32, 64)
+_WARM_UP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 64)
 _WARM_UP_PROMPT_TOKENS = 256
 
 

@@ -11,12 +11,15 @@ Source: Leviathan et al. 2023, section 2.3.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from sixfold.plugins.llm.ngram import NgramProposer
 from sixfold.plugins.llm.options import SpeculationOptions
 from sixfold.plugins.llm.sequence import SequenceState
+
+_LOG = logging.getLogger(__name__)
 
 
 class Proposer(Protocol):
@@ -57,9 +60,16 @@ class Speculator:
             if limit > 0:
                 chosen.append(sequence)
                 limits.append(limit)
-        if chosen:
-            for sequence, drafts in zip(chosen, self._proposer.propose(chosen, limits), strict=True):
-                sequence.drafts = drafts
+        if not chosen:
+            return
+        try:
+            proposed = self._proposer.propose(chosen, limits)
+        except Exception:  # the step is done and its tokens are on their way: a failed guess must not repeat it
+            _LOG.exception("guessing ahead failed; the model goes on without")
+            self._proposer = None
+            return
+        for sequence, drafts in zip(chosen, proposed, strict=True):
+            sequence.drafts = drafts
 
     def observe(self, sequence: SequenceState, num_drafts: int, num_accepted: int) -> None:
         """Learns how many of a sequence's drafts were right."""

@@ -254,6 +254,25 @@ def test_a_sequence_asks_for_its_guesses_and_runs_with_fewer(
     assert sequence.text == expected.texts[0]
 
 
+def test_a_proposer_that_fails_ends_guessing_and_no_request(
+    llama: TransformersModel, run: Run, guessing: Callable[..., Any], codec: TextCodec
+) -> None:
+    guessing(llama, None)
+    (expected,) = run(llama, [completion(PROMPTS[1], temperature=0)])
+
+    class Failing(Oracle):
+        def propose(self, sequences: Sequence[SequenceState], limits: Sequence[int]) -> list[list[int]]:
+            if len(sequences[0].token_ids) > 20:
+                raise RuntimeError("out of memory")
+            return super().propose(sequences, limits)
+
+    guessing(llama, Failing([[*PROMPTS[1], *answer_of(expected, codec)]], wrong=0))
+    (got,) = run(llama, [completion(PROMPTS[1], temperature=0)])
+    assert got.texts == expected.texts
+    assert "".join(d.text for d in got.deltas) == got.texts[0]
+    assert 0 < num_accepted(llama) < 20
+
+
 def test_guesses_leave_the_last_room_to_others(
     model_folder: Callable[[str], Path], load_tiny: Callable[..., Any], guessing: Callable[..., Any]
 ) -> None:
