@@ -88,9 +88,9 @@ def main() -> None:
             samples += uvloop.run(run(server, dtype, args))
             lines += ["", f"Other load with {dtype}: {load.share():.2f}"]
             lines += speculation_lines(server, dtype)
-    lines += chat_lines(samples) + completion_lines(samples)
-    print("\n".join(lines))
-    print(f"\nwritten: {report.write(BENCH / 'results', facts, samples, lines, name='llm-cache')}")
+        every = lines + chat_lines(samples) + completion_lines(samples)
+        written = report.write(BENCH / "results", facts, samples, every, name="llm-cache")  # what is measured stays
+        print("\n".join(every), f"\n\nwritten: {written}", flush=True)
 
 
 def target(model: Path, dtype: str) -> Target:

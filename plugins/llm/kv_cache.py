@@ -10,6 +10,7 @@ from torch import Tensor
 from sixfold.plugins.llm.block_pool import BlockPool
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.prefix_cache import PrefixCache
+from sixfold.plugins.llm.tensors import bool_list
 
 # Drafts take new blocks only while more than one in so many is free.
 _DRAFT_RESERVE = 16
@@ -95,7 +96,7 @@ class KvCache:
         blocks = self.prefix.unpublished(sequence)
         if blocks:
             filled = self.tensors[-1][torch.tensor(blocks, device=self.tensors[-1].device)]
-            finite: list[bool] = torch.isfinite(filled).flatten(1).all(1).tolist()
+            finite = bool_list(torch.isfinite(filled).flatten(1).all(1))
             self.prefix.publish(sequence, [*finite, False].index(False))
 
     def free(self, sequence: CachedTokens) -> None:
