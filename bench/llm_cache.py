@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
+import sys
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -76,6 +78,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    # Servers are in sessions of their own, so nothing but this process ends them: SIGTERM must unwind as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda _signum, _frame: sys.exit(143))
     work_folder()
     model = args.chat_path or pull_demo_models(BENCH.parent / "examples" / "demo.yaml")["chat"]
     facts: dict[str, object] = {**report.machine(), "chats": args.chats, "completions": args.completions}
