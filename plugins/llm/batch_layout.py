@@ -86,7 +86,8 @@ class BatchLayout:
         decodes: Groups of single-token rows.
         prefills: Chunks of several tokens.
         contexts: All rows.
-        sampled: Indices into the granted sequences, in the order of `logit_rows`.
+        sampled: Indices into the granted sequences, in the order of `logit_rows`; one for the last known token of each
+            that is computed to its end, followed by one for each of its drafts.
         logit_rows: [sampled] rows of the flat batch whose logits are needed.
         masks: Attention masks made so far, by group and sliding window; filled by the attention function.
         rows: Row numbers made so far; the same for all layers of one shape.
@@ -154,7 +155,7 @@ def lay_out(
 
     Args:
         sequences: Granted sequences whose blocks are reserved.
-        units: Tokens each computes, at least 1.
+        units: Tokens each computes, at least 1; what exceeds the known tokens is taken from its drafts.
         block_size: Tokens per cache block.
         device: Where the tensors go.
     """
@@ -174,7 +175,8 @@ def lay_out(
     for i in order:
         sequence, begin, context = sequences[i], sequences[i].num_computed, contexts[i]
         end = at + units[i]
-        token_ids[at:end] = sequence.token_ids[begin:context]
+        num_known = len(sequence.token_ids)
+        token_ids[at:end] = [*sequence.token_ids[begin:context], *sequence.drafts[: max(0, context - num_known)]]
         positions[at:end] = np.arange(begin, context)
         blocks[at:end] = sequence.block_table[positions[at:end] // block_size]
         num_blocks = -(-context // block_size)
@@ -182,9 +184,10 @@ def lay_out(
         tables[i, :num_blocks] = sequence.block_table[:num_blocks]
         if units[i] > 1:
             prefills.append(_prefill_chunk(sequence, at, end, context, block_size, device))
-        if context == len(sequence.token_ids):
-            sampled.append(i)
-            logit_rows.append(end - 1)
+        if context >= num_known:
+            rows = range(at + num_known - begin - 1, end)
+            sampled.extend([i] * len(rows))
+            logit_rows.extend(rows)
         at = end
     return BatchLayout(
         token_ids=to_tensor(token_ids, device).unsqueeze(0),

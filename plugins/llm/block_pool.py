@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 PADDING_BLOCK = 0
 """Never handed out and always zero: shorter rows of a batch are padded with it."""
@@ -27,17 +27,21 @@ def block_hash(parent: bytes, token_ids: Sequence[int], salt: bytes = b"") -> by
 class BlockPool:
     """Counts references to cache blocks. Owned by the device thread.
 
-    Invariant: a block is in the free list exactly while nobody references it. The free list is in order of release, so
-    the block that was unused longest is handed out next; until then its content can be found again by its hash.
+    Invariants: a block is in the free list exactly while nobody references it. The free list begins with the blocks
+    without findable content; the others follow in order of release, so the content that was unused longest is lost
+    first. Where every holder of a block holds all blocks before it in the same chain, a block's content is findable only
+    as long as that of all before it: a tail is lost before its head.
 
     Args:
         num_blocks: Blocks of the cache, the padding block included.
+        on_forget: Told the content of each block that stops being findable.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, on_forget: Callable[[bytes], None] = lambda _content: None) -> None:
         if num_blocks < 2:
             raise ValueError(f"A pool needs the padding block and at least one more, not {num_blocks}.")
         self.num_blocks = num_blocks
+        self._on_forget = on_forget
         self._references = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(PADDING_BLOCK + 1, num_blocks))
         self._hash_of: dict[int, bytes] = {}
@@ -84,7 +88,8 @@ class BlockPool:
     def release(self, block_ids: Sequence[int]) -> None:
         """Takes a reference from each block of a sequence, given in the sequence's order.
 
-        Blocks are freed in reverse: the tail of a prefix is the part least likely to be shared, so it is reused first.
+        Blocks are freed in reverse: the tail of a prefix is the part least likely to be shared, so it is reused first. A
+        block whose content nobody can find goes before all that are of use yet.
         """
         for block_id in reversed(block_ids):
             if self._references[block_id] == 0:
@@ -92,14 +97,25 @@ class BlockPool:
             self._references[block_id] -= 1
             if self._references[block_id] == 0:
                 self._free[block_id] = None
+                if block_id not in self._hash_of:
+                    self._free.move_to_end(block_id, last=False)
 
-    def publish(self, block_id: int, content: bytes) -> None:
-        """Makes a held block's final content findable; the first block published for a content stays the one found."""
+    def publish(self, block_id: int, content: bytes) -> int:
+        """Makes a held block's final content findable; the first block published for a content stays the one found.
+
+        Returns:
+            The block that is found: hold that one instead, lest its content is lost while its followers are held.
+        """
         if self._references[block_id] == 0:
             raise ValueError(f"Block {block_id} is free; only a held block has content to publish.")
         if content not in self._block_of and block_id not in self._hash_of:
             self._block_of[content] = block_id
             self._hash_of[block_id] = content
+        return self._block_of.get(content, block_id)
+
+    def is_published(self, block_id: int) -> bool:
+        """Whether the block's content can be found."""
+        return block_id in self._hash_of
 
     def find(self, content: bytes) -> int | None:
         """The block of this content, held or free but not reused yet. Hold it with `share` before anything else."""
@@ -109,3 +125,4 @@ class BlockPool:
         content = self._hash_of.pop(block_id, None)
         if content is not None:
             del self._block_of[content]
+            self._on_forget(content)

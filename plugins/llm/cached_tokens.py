@@ -14,12 +14,37 @@ class CachedTokens:
 
     Args:
         token_ids: The prompt; generated tokens are appended.
+        salt: Only sequences of equal salt share blocks; None shares with nobody.
+        block_hashes: Of the prompt's full blocks, as far as they are known.
+
+    Attributes:
+        drafts: Tokens that may follow the known ones, to be verified in the next step.
+        num_published: Blocks at the head of the table that others can find.
+        num_cached: Tokens that were found in the cache when the sequence first started; None until then.
     """
 
-    __slots__ = ("block_table", "num_blocks", "num_computed", "suspect", "token_ids")
+    __slots__ = (
+        "block_hashes",
+        "block_table",
+        "drafts",
+        "num_blocks",
+        "num_cached",
+        "num_computed",
+        "num_published",
+        "salt",
+        "suspect",
+        "token_ids",
+    )
 
-    def __init__(self, token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, token_ids: Sequence[int], *, salt: bytes | None = None, block_hashes: Sequence[bytes] = ()
+    ) -> None:
         self.token_ids = list(token_ids)
+        self.drafts: Sequence[int] = ()
+        self.salt = salt
+        self.block_hashes = list(block_hashes)
+        self.num_published = 0
+        self.num_cached: int | None = None
         self.num_computed = 0
         self.block_table: IntArray = np.zeros(16, dtype=np.int64)
         self.num_blocks = 0
@@ -45,4 +70,6 @@ class CachedTokens:
         blocks: list[int] = self.block_table[: self.num_blocks].tolist()
         self.num_blocks = 0
         self.num_computed = 0
+        self.num_published = 0
+        self.drafts = ()
         return blocks

@@ -65,6 +65,7 @@ class ChatInput(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
         num_choices: Independent answers to generate.
         stream: Whether increments are wanted; without, only the result is sent.
         template_kwargs: Further variables of the model's chat template.
+        cache_salt: Only requests of the same salt share cached prefixes.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -72,6 +73,7 @@ class ChatInput(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
     num_choices: int = 1
     stream: bool = False
     template_kwargs: dict[str, TemplateValue] = {}
+    cache_salt: str | None = None
 
 
 class CompletionInput(msgspec.Struct, frozen=True, kw_only=True, tag="completion"):
@@ -79,6 +81,7 @@ class CompletionInput(msgspec.Struct, frozen=True, kw_only=True, tag="completion
 
     Attributes:
         echo: Whether the prompt's text precedes the generated one.
+        cache_salt: Only requests of the same salt share cached prefixes.
     """
 
     prompts: tuple[str | tuple[int, ...], ...]
@@ -86,6 +89,7 @@ class CompletionInput(msgspec.Struct, frozen=True, kw_only=True, tag="completion
     num_choices: int = 1
     stream: bool = False
     echo: bool = False
+    cache_salt: str | None = None
 
 
 class TopToken(msgspec.Struct, frozen=True, array_like=True):

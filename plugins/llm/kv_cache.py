@@ -9,6 +9,11 @@ from torch import Tensor
 
 from sixfold.plugins.llm.block_pool import BlockPool
 from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.prefix_cache import PrefixCache
+from sixfold.plugins.llm.tensors import bool_list
+
+# Drafts take new blocks only while more than one in so many is free.
+_DRAFT_RESERVE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +49,8 @@ class KvCache:
         device: torch.device,
     ) -> None:
         self.block_size = block_size
-        self.pool = BlockPool(num_blocks)
+        self.pool = BlockPool(num_blocks, self._forget)
+        self.prefix = PrefixCache(self.pool, block_size)
         # Zeros, not empty: masked positions are multiplied by 0, and 0 times NaN is NaN. On Linux the pages of a zeroed
         # tensor take memory only when they are first written.
         self.tensors: tuple[Tensor, ...] = tuple(
@@ -63,20 +69,63 @@ class KvCache:
         return sum(t.nbytes for t in self.tensors)
 
     def reserve(self, sequence: CachedTokens, num_tokens: int) -> int:
-        """Takes blocks until ``num_tokens`` more can be computed, or none is left; returns how many can be."""
-        wanted = sequence.num_computed + num_tokens
-        missing = -(-wanted // self.block_size) - sequence.num_blocks
-        if missing > 0:
-            sequence.add_blocks(self.pool.allocate(missing))
-        return min(num_tokens, sequence.num_blocks * self.block_size - sequence.num_computed)
+        """Takes blocks until ``num_tokens`` more can be computed, or none is left; returns how many can be.
+
+        A sequence that starts begins behind the blocks of its prefix that are found. One that gets no room takes nothing.
+        """
+        starts = sequence.num_blocks == 0
+        if starts:
+            self.prefix.attach(sequence)
+        # Drafts are a bet: they may use the room that is left, not the last that others wait for.
+        num_known = min(num_tokens, sequence.num_uncomputed)
+        self._take(sequence, num_known)
+        if num_tokens > num_known and self.pool.num_free > self.pool.num_usable // _DRAFT_RESERVE:
+            self._take(sequence, num_tokens)
+        granted = min(num_tokens, sequence.num_blocks * self.block_size - sequence.num_computed)
+        if starts and granted < 1:
+            self.pool.release(sequence.take_blocks())
+        elif starts:
+            self.prefix.count(sequence)
+        return granted
+
+    def publish(self, sequence: CachedTokens) -> None:
+        """Lets others find the blocks that a step has filled, as far as they are finite.
+
+        A token that is NaN in a layer is so in all that follow, so the last layer tells of all.
+        """
+        blocks = self.prefix.unpublished(sequence)
+        if blocks:
+            filled = self.tensors[-1][torch.tensor(blocks, device=self.tensors[-1].device)]
+            finite = bool_list(torch.isfinite(filled).flatten(1).all(1))
+            self.prefix.publish(sequence, [*finite, False].index(False))
 
     def free(self, sequence: CachedTokens) -> None:
         """Gives all of the sequence's blocks back; it can start over."""
         blocks = sequence.take_blocks()
-        if sequence.suspect and blocks:
-            # What is left in a block is read again as masked padding, where NaN would not stay masked.
+        if sequence.suspect:
+            # What is left in a block is read again as masked padding, where NaN would not stay masked. Others that hold
+            # a block will prove it to be finite or clear it themselves; what is published is proved.
+            self._clear([b for b in blocks if self.pool.references(b) == 1 and not self.pool.is_published(b)])
+            sequence.suspect = False
+        self.pool.release(blocks)
+
+    def erase(self, sequence: CachedTokens, begin: int, end: int) -> None:
+        """Zeroes what the sequence's own blocks hold of the positions ``begin`` to ``end``."""
+        for position in range(begin, end):
+            block = int(sequence.block_table[position // self.block_size])
+            for tensor in self.tensors:
+                tensor[block, :, :, position % self.block_size] = 0
+
+    def _take(self, sequence: CachedTokens, num_tokens: int) -> None:
+        missing = -(-(sequence.num_computed + num_tokens) // self.block_size) - sequence.num_blocks
+        if missing > 0:
+            sequence.add_blocks(self.pool.allocate(missing))
+
+    def _clear(self, blocks: list[int]) -> None:
+        if blocks:
             index = torch.tensor(blocks, device=self.tensors[0].device)
             for tensor in self.tensors:
                 tensor.index_fill_(0, index, 0)
-            sequence.suspect = False
-        self.pool.release(blocks)
+
+    def _forget(self, content: bytes) -> None:
+        self.prefix.forgotten(content)

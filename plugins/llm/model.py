@@ -11,6 +11,7 @@ from sixfold.core.errors import StepFailed
 from sixfold.core.messages import Cost, Request, Usage
 from sixfold.plugins.llm.batch_layout import lay_out
 from sixfold.plugins.llm.decoder import Decoder
+from sixfold.plugins.llm.drafted_row import sampled_rows
 from sixfold.plugins.llm.generation import (
     ChatInput,
     Choice,
@@ -20,12 +21,15 @@ from sixfold.plugins.llm.generation import (
     TokenLogprob,
     TopToken,
 )
+from sixfold.plugins.llm.kv_announcer import KvAnnouncer
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
 from sixfold.plugins.llm.sampler import RowLogprobs, SampledToken, sample
 from sixfold.plugins.llm.sequence import SequenceState
+from sixfold.plugins.llm.speculation import Speculator
+from sixfold.plugins.llm.step_sharing import share_in_step
 from sixfold.plugins.llm.text_codec import TextCodec
 
-_WARM_UP_ROWS = (1, 2, 4, 8, 16, 24, 32, 64)
+_WARM_UP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 64)
 _WARM_UP_PROMPT_TOKENS = 256
 
 
@@ -40,14 +44,27 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         preparer: Makes its sequences.
         codec: Its tokenizer, for the text of logprobs.
         info: Facts about it.
+        speculator: Guesses tokens ahead.
+        events: Announces cached prefixes; None if nobody is told.
     """
 
-    def __init__(self, *, decoder: Decoder, preparer: Preparer, codec: TextCodec, info: ModelInfo) -> None:
+    def __init__(
+        self,
+        *,
+        decoder: Decoder,
+        preparer: Preparer,
+        codec: TextCodec,
+        info: ModelInfo,
+        speculator: Speculator,
+        events: KvAnnouncer | None = None,
+    ) -> None:
         self._decoder = decoder
         self._cache = decoder.cache
         self._preparer = preparer
         self._codec = codec
         self._info = info
+        self._speculator = speculator
+        self._events = events
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
 
@@ -66,60 +83,97 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
 
     def prepare(self, request: Request[ChatInput | CompletionInput], piece: object) -> Sequence[SequenceState]:
         """Tokenizes one prompt; one sequence per choice."""
-        return self._preparer.prepare(request.input, piece)
+        return self._preparer.prepare(request.input, piece, tenant=request.tenant)
 
     def cost(self, sequence: SequenceState) -> Cost:
-        """The gap between known and computed tokens, which may be computed in parts."""
-        return Cost(units=sequence.num_uncomputed, min_units=1)
+        """The gap between known and computed tokens, which may be computed in parts, and the drafts to verify.
+
+        A sequence that starts will find the head of its prompt in the cache, or part of it if blocks go meanwhile.
+        """
+        num_found = 0 if sequence.num_blocks else self._cache.prefix.num_found(sequence)
+        return Cost(units=sequence.num_uncomputed - num_found + len(sequence.drafts), min_units=1)
 
     def reserve(self, sequence: SequenceState, units: int) -> int:
         """Takes cache blocks."""
         return self._cache.reserve(sequence, units)
 
     def preempt(self, sequence: SequenceState) -> None:
-        """Gives the sequence's cache away; all its tokens will be computed again."""
+        """Gives the sequence's cache away; what nobody else takes meanwhile is found again."""
         self._cache.free(sequence)
+        self._speculator.release(sequence)
 
     def release(self, sequence: SequenceState) -> None:
         """Gives the sequence's cache back."""
         self._cache.free(sequence)
+        self._speculator.release(sequence)
 
     def step(self, batch: Sequence[Granted[SequenceState]]) -> Sequence[Outcome[TextDelta | Generation]]:
-        """Computes the granted tokens of all sequences in one forward pass, and the next token of those that caught up."""
+        """Computes the granted tokens of all sequences in one forward pass, and the next tokens of those that caught up."""
         sequences = [granted.sequence for granted in batch]
-        units = [min(granted.units, granted.sequence.num_uncomputed) for granted in batch]
+        units = [min(g.units, g.sequence.num_uncomputed + len(g.sequence.drafts)) for g in batch]
         for sequence in sequences:
             sequence.suspect = True  # until the logits after its last token prove to be finite
+        spans = share_in_step(sequences, units, block_size=self._cache.block_size)
+        try:
+            sampled = self._compute(sequences, units)
+        except BaseException:
+            for span in reversed(spans):
+                span.undo()
+            raise
+        # Nothing above has changed a sequence: had it failed, the core could repeat it. From here on nothing fails.
+        for span in spans:
+            span.keep(self._cache)
+        outcomes = [
+            self._advance(s, n, sampled.get(i, [])) for i, (s, n) in enumerate(zip(sequences, units, strict=True))
+        ]
+        self._speculator.propose(sequences)
+        if self._events is not None:
+            self._events.flush()
+        return outcomes
+
+    def _compute(self, sequences: Sequence[SequenceState], units: Sequence[int]) -> dict[int, list[SampledToken]]:
+        """The tokens sampled for each place in the batch: the next one, and one after each draft."""
         with torch.inference_mode():
             layout = lay_out(sequences, units, block_size=self._cache.block_size, device=self._decoder.device)
             logits = self._decoder.forward(layout)
-            rows = [sequences[i] for i in layout.sampled]
-            sampled = [] if logits is None else sample(logits, rows)
-        # Nothing above has changed a sequence: had it failed, the core could repeat it. From here on nothing fails.
-        next_tokens = dict(zip(layout.sampled, sampled, strict=True))
-        return [self._advance(s, n, next_tokens.get(i)) for i, (s, n) in enumerate(zip(sequences, units, strict=True))]
+            tokens = [] if logits is None else sample(logits, sampled_rows(sequences, layout.sampled))
+        result: dict[int, list[SampledToken]] = {}
+        for i, token in zip(layout.sampled, tokens, strict=True):
+            result.setdefault(i, []).append(token)
+        return result
 
     def _advance(
-        self, sequence: SequenceState, num_computed: int, sampled: SampledToken | None
+        self, sequence: SequenceState, num_units: int, sampled: Sequence[SampledToken]
     ) -> Outcome[TextDelta | Generation]:
-        before = sequence.num_computed
-        sequence.num_computed += num_computed
-        num_prompt_left = max(0, sequence.num_prompt_tokens - before)
-        self._num_prompt_tokens += min(num_computed, num_prompt_left)
-        if sampled is None:
+        begin = sequence.num_computed
+        end = begin + num_units
+        self._num_prompt_tokens += max(0, min(end, sequence.num_prompt_tokens) - begin)
+        if not sampled:
+            sequence.num_computed = end
+            self._cache.publish(sequence)
             return Outcome()
-        if sampled.token_id is None:
-            return Outcome(
-                done=True,
-                error=StepFailed(
-                    "The model gave no finite probabilities for this request. Shorten or change the input."
-                ),
-            )
+        drafts, sequence.drafts = sequence.drafts[: len(sampled) - 1], ()
+        if drafts and any(token.token_id is None for token in sampled):
+            # A masked value that is not finite spoils the rows before it as well: without drafts it will show whether
+            # the sequence itself is to blame.
+            self._cache.erase(sequence, begin, end)
+            sequence.suspect = sequence.may_draft = False
+            return Outcome()
+        for token, draft in zip(sampled, (*drafts, None), strict=True):
+            if token.token_id is None:
+                message = "The model gave no finite probabilities for this request. Shorten or change the input."
+                return Outcome(done=True, error=StepFailed(message))
+            self._num_generated_tokens += 1
+            logprob = None if token.logprobs is None else self._describe(token.token_id, token.logprobs)
+            sequence.append(token.token_id, logprob)
+            if sequence.finish_reason is not None or token.token_id != draft:
+                break
+        # All but the last token are computed; what lies behind belongs to wrong drafts and will be written over.
+        sequence.num_computed = len(sequence.token_ids) - 1
         sequence.suspect = False
-        self._num_generated_tokens += 1
-        logprob = None if sampled.logprobs is None else self._describe(sampled.token_id, sampled.logprobs)
-        delta = sequence.append(sampled.token_id, logprob)
-        return Outcome(output=delta, done=sequence.finish_reason is not None)
+        self._speculator.observe(sequence, len(drafts), sequence.num_computed - (end - len(drafts)))
+        self._cache.publish(sequence)
+        return Outcome(output=sequence.take_delta(), done=sequence.finish_reason is not None)
 
     def _describe(self, token_id: int, logprobs: RowLogprobs) -> TokenLogprob:
         return TokenLogprob(
@@ -142,7 +196,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         counts = {
             "prompt_tokens": sum(s.num_prompt_tokens for s in sequences if s.counts_prompt),
             "completion_tokens": sum(s.num_output_tokens for s in sequences),
-            "cached_tokens": 0,
+            "cached_tokens": sum(s.num_cached or 0 for s in sequences if s.counts_prompt),
         }
         return Finish(
             result=Generation(choices=choices), usage=Usage(counts=counts), finish_reason=choices[0].finish_reason
@@ -154,13 +208,21 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             self._decoder.run([[0]] * num_rows)
         self._decoder.run([[0] * min(_WARM_UP_PROMPT_TOKENS, self._info.max_model_len or 1)])
 
+    def close(self) -> None:
+        """Tells routers that the cache is gone."""
+        if self._events is not None:
+            self._events.close()
+
     def stats(self) -> Mapping[str, float]:
         """See `metrics`."""
-        pool = self._cache.pool
+        pool, prefix = self._cache.pool, self._cache.prefix
         return {
             "prompt_tokens_total": self._num_prompt_tokens,
             "generation_tokens_total": self._num_generated_tokens,
             "kv_cache_usage_perc": pool.num_used / pool.num_usable,
             "kv_blocks_used": pool.num_used,
             "kv_blocks_total": pool.num_usable,
+            "prefix_cache_queries_total": prefix.num_queried_tokens,
+            "prefix_cache_hits_total": prefix.num_hit_tokens,
+            **self._speculator.stats(),
         }

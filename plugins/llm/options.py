@@ -2,9 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sixfold.core.source_ref import SourceRef
+
+
+class SpeculationOptions(BaseModel):
+    """How tokens are guessed ahead, to be verified several at a time."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["off", "ngram", "draft"] = "ngram"
+    """``ngram``: what followed in prompt and answer when they last read the same. ``draft``: what a smaller model says."""
+
+    source: SourceRef | None = None
+    """The smaller model of ``draft``, as a model's ``source``; it must have the same tokenizer."""
+
+    num_tokens: int = Field(default=7, ge=1, le=64)
+    """Most tokens guessed per step; fewer where guesses turn out wrong."""
+
+    min_match: int = Field(default=1, ge=1, le=64)
+    """Least tokens that must read the same."""
+
+    max_match: int = Field(default=8, ge=1, le=64)
+    """Most tokens that are compared; at least ``min_match``."""
+
+    max_sequences: int = Field(default=8, ge=1, le=1024)
+    """Nothing is guessed in steps of more sequences: their rows are work enough for the processor. In steps of fewer, only
+    what is the more likely the more they are."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.method == "draft") != (self.source is not None):
+            raise ValueError("source must be given with method: draft, and only with it")
+        if self.max_match < self.min_match:
+            raise ValueError(f"max_match ({self.max_match}) must be at least min_match ({self.min_match})")
+        return self
+
+
+class KvEventOptions(BaseModel):
+    """Where a router hears which prefixes are cached, in vLLM's wire format over ZMQ."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: str
+    """Where the PUB socket is bound, such as ``tcp://*:5557``; a port of ``*`` takes a free one, see ``/v1/models``."""
+
+    replay_endpoint: str | None = None
+    """Where the ROUTER socket for missed batches is bound; there is none by default."""
+
+    topic: str = ""
+    """First frame of every message."""
 
 
 class TransformersOptions(BaseModel):
@@ -22,7 +72,16 @@ class TransformersOptions(BaseModel):
     """Memory of the key/value cache. Default: on CPU 1 GiB, at most half of the free memory; else 80% of what is free."""
 
     block_size_tokens: int = Field(default=16, ge=1, le=1024)
-    """Tokens per cache block: the unit of allocation and, later, of prefix reuse."""
+    """Tokens per cache block: the unit of allocation and of prefix reuse."""
+
+    prefix_cache: Literal["shared", "per_key", "off"] = "shared"
+    """Whose computed prefixes a request may use: everybody's, those of the same API key, or nobody's."""
+
+    speculation: SpeculationOptions = SpeculationOptions()
+    """How tokens are guessed ahead."""
 
     compute_packed: bool = True
     """Whether linear layers are packed for the processor and merged where they share an input."""
+
+    kv_events: KvEventOptions | None = None
+    """Announces cached prefixes to routers."""

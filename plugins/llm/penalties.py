@@ -43,6 +43,15 @@ class TokenCounts:
             self._size += 1
         self._counts[place] += 1
 
+    def followed_by(self, token_ids: Sequence[int]) -> TokenCounts:
+        """A copy that has counted these, too."""
+        other = TokenCounts(())
+        other._place = dict(self._place)
+        other._size, other._ids, other._counts = self._size, self._ids.copy(), self._counts.copy()
+        for token_id in token_ids:
+            other.add(token_id)
+        return other
+
     @property
     def ids(self) -> IntArray:
         """Every token seen, each once."""

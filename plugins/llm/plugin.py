@@ -45,6 +45,17 @@ FAMILY = Family(
         MetricSpec(name="kv_cache_usage_perc", kind=MetricKind.GAUGE, help="Share of cache blocks in use, 0 to 1."),
         MetricSpec(name="kv_blocks_used", kind=MetricKind.GAUGE, help="Cache blocks that sequences hold."),
         MetricSpec(name="kv_blocks_total", kind=MetricKind.GAUGE, help="Cache blocks that sequences can hold in all."),
+        MetricSpec(
+            name="prefix_cache_queries_total", kind=MetricKind.COUNTER, help="Tokens that were looked for in the cache."
+        ),
+        MetricSpec(name="prefix_cache_hits_total", kind=MetricKind.COUNTER, help="Tokens that were found there."),
+        MetricSpec(name="spec_decode_num_drafts_total", kind=MetricKind.COUNTER, help="Runs of tokens guessed ahead."),
+        MetricSpec(name="spec_decode_num_draft_tokens_total", kind=MetricKind.COUNTER, help="Tokens guessed ahead."),
+        MetricSpec(
+            name="spec_decode_num_accepted_tokens_total",
+            kind=MetricKind.COUNTER,
+            help="Guessed tokens that were right.",
+        ),
     ),
     # A few minutes of work for a small model on two cores.
     default_max_queue_units=131_072,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sixfold.core.errors import ContextLengthExceeded, InvalidRequest
 from sixfold.plugins.llm.detokenizer import Detokenizer
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, SamplingParams
+from sixfold.plugins.llm.prefix_sharing import PrefixSharing
 from sixfold.plugins.llm.sampling import SamplingDefaults, resolve_sampling
 from sixfold.plugins.llm.sequence import SequenceState
 from sixfold.plugins.llm.stop import StopMatcher
@@ -55,6 +56,7 @@ class Preparer:
         eos_ids: The model's end tokens.
         vocab_size: Rows of the output head; larger token ids are refused.
         max_model_len: Longest prompt plus answer.
+        prefix: Who shares cache blocks with whom.
     """
 
     def __init__(
@@ -65,15 +67,22 @@ class Preparer:
         eos_ids: tuple[int, ...],
         vocab_size: int,
         max_model_len: int,
+        prefix: PrefixSharing,
     ) -> None:
         self._codec = codec
         self._defaults = defaults
         self._eos_ids = eos_ids
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
+        self._prefix = prefix
 
-    def prepare(self, request_input: ChatInput | CompletionInput, piece: object) -> list[SequenceState]:
+    def prepare(self, request_input: ChatInput | CompletionInput, piece: object, *, tenant: str) -> list[SequenceState]:
         """The sequences of one piece: one per choice.
+
+        Args:
+            request_input: The request's.
+            piece: See `split_input`.
+            tenant: Identity of the API key.
 
         Raises:
             ContextLengthExceeded: Prompt and answer do not fit.
@@ -82,7 +91,9 @@ class Preparer:
         if isinstance(request_input, ChatInput):
             text = self._codec.render_chat(request_input.messages, request_input.template_kwargs)
             prompt_ids = self._codec.encode(text, add_special_tokens=False)
-            return self._sequences(request_input, prompt_ids, param="messages", first_choice=0, echo_text="")
+            return self._sequences(
+                request_input, prompt_ids, tenant=tenant, param="messages", first_choice=0, echo_text=""
+            )
         assert isinstance(piece, PromptPiece)
         if isinstance(piece.prompt, str):
             prompt_ids = self._codec.encode(piece.prompt, add_special_tokens=True)
@@ -94,6 +105,7 @@ class Preparer:
         return self._sequences(
             request_input,
             prompt_ids,
+            tenant=tenant,
             param="prompt",
             first_choice=piece.index * request_input.num_choices,
             echo_text=echo_text if request_input.echo else "",
@@ -104,6 +116,7 @@ class Preparer:
         request_input: ChatInput | CompletionInput,
         prompt_ids: list[int],
         *,
+        tenant: str,
         param: str,
         first_choice: int,
         echo_text: str,
@@ -112,6 +125,8 @@ class Preparer:
         self._check_ids([token for token, _ in params.logit_bias], "logit_bias")
         self._check_ids(params.stop_token_ids, "stop_token_ids")
         max_output_tokens = self._output_limit(params, len(prompt_ids), param)
+        salt = self._prefix.salt(tenant, request_input.cache_salt)
+        block_hashes = self._prefix.hashes(prompt_ids, salt)
         return [
             SequenceState(
                 choice=first_choice + place,
@@ -123,6 +138,8 @@ class Preparer:
                 counts_prompt=place == 0,
                 stream=request_input.stream,
                 echo_text=echo_text,
+                salt=salt,
+                block_hashes=block_hashes,
             )
             for place in range(request_input.num_choices)
         ]

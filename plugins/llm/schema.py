@@ -75,6 +75,8 @@ class GenerationBody(StrictBody):
     """Extension: tokens that end the answer."""
     ignore_eos: bool = False
     """Extension: the model's end tokens do not end the answer."""
+    cache_salt: str | None = Field(default=None, min_length=1, max_length=1024)
+    """Extension: only requests of the same salt share cached prefixes."""
 
     @field_validator("logit_bias")
     @classmethod

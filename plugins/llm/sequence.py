@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.detokenizer import Detokenizer
+from sixfold.plugins.llm.draft_pace import DraftPace
 from sixfold.plugins.llm.generation import FinishReason, TextDelta, TokenLogprob
 from sixfold.plugins.llm.penalties import TokenCounts
 from sixfold.plugins.llm.sampling import Sampling
 from sixfold.plugins.llm.stop import StopMatcher
+from sixfold.plugins.llm.token_history import TokenHistory
 
 
 class SequenceState(CachedTokens):
@@ -20,6 +24,8 @@ class SequenceState(CachedTokens):
         max_output_tokens: Where the answer ends at the latest.
         detokenizer: Of this sequence alone.
         stop: Of this sequence alone.
+        salt: See `CachedTokens`.
+        block_hashes: See `CachedTokens`.
         counts_prompt: Whether this choice accounts for the prompt's tokens: the first of its prompt does.
         stream: Whether deltas are wanted.
         echo_text: The prompt's text, if it precedes the answer.
@@ -34,8 +40,11 @@ class SequenceState(CachedTokens):
         "choice",
         "counts_prompt",
         "detokenizer",
+        "draft_pace",
         "finish_reason",
+        "history",
         "max_output_tokens",
+        "may_draft",
         "num_prompt_tokens",
         "sampling",
         "stop",
@@ -55,8 +64,10 @@ class SequenceState(CachedTokens):
         counts_prompt: bool,
         stream: bool,
         echo_text: str = "",
+        salt: bytes | None = None,
+        block_hashes: Sequence[bytes] = (),
     ) -> None:
-        super().__init__(prompt_ids)
+        super().__init__(prompt_ids, salt=salt, block_hashes=block_hashes)
         self.choice = choice
         self.num_prompt_tokens = len(prompt_ids)
         self.sampling = sampling
@@ -67,6 +78,9 @@ class SequenceState(CachedTokens):
         self.stream = stream
         self.token_counts = TokenCounts(prompt_ids) if sampling.has_penalties else None
         self.finish_reason: FinishReason | None = None
+        self.may_draft = True  # whether tokens may be guessed ahead at all
+        self.draft_pace = DraftPace()
+        self.history: TokenHistory | None = None  # made by the proposer that needs it
         self._texts: list[str] = [echo_text] if echo_text else []
         self._logprobs: list[TokenLogprob] = []
         self._pending_text = echo_text
@@ -79,6 +93,11 @@ class SequenceState(CachedTokens):
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def max_drafts(self) -> int:
+        """Drafts that could be of use: a step gives one token more than it accepts."""
+        return self.max_output_tokens - self.num_output_tokens - 1
+
+    @property
     def text(self) -> str:
         """All text so far, the echoed prompt included; held-back text is not in it."""
         return "".join(self._texts)
@@ -88,8 +107,8 @@ class SequenceState(CachedTokens):
         """Of all tokens so far that are part of the text."""
         return tuple(self._logprobs)
 
-    def append(self, token_id: int, logprob: TokenLogprob | None) -> TextDelta | None:
-        """Adds a generated token; returns what can be sent now and sets `finish_reason` at the end."""
+    def append(self, token_id: int, logprob: TokenLogprob | None) -> None:
+        """Adds a generated token; sets `finish_reason` at the end."""
         self.token_ids.append(token_id)
         self._pending_tokens += 1
         if self.token_counts is not None:
@@ -108,19 +127,9 @@ class SequenceState(CachedTokens):
                 self.finish_reason = "stop"
             elif num_output >= self.max_output_tokens:
                 self._finish_at_limit()
-        return self._take_delta()
 
-    def _finish_at_limit(self) -> None:
-        text, stopped = self.stop.push(self.detokenizer.flush())
-        self._add_text(text if stopped else text + self.stop.flush())
-        self.finish_reason = "stop" if stopped else "length"
-
-    def _add_text(self, text: str) -> None:
-        if text:
-            self._texts.append(text)
-            self._pending_text += text
-
-    def _take_delta(self) -> TextDelta | None:
+    def take_delta(self) -> TextDelta | None:
+        """What can be sent of all that was added since the last call; None if nothing or if nobody wants it."""
         if not self.stream or (not self._pending_text and self.finish_reason is None):
             return None
         delta = TextDelta(
@@ -134,3 +143,13 @@ class SequenceState(CachedTokens):
         self._pending_tokens = 0
         self._sent_logprobs = len(self._logprobs)
         return delta
+
+    def _finish_at_limit(self) -> None:
+        text, stopped = self.stop.push(self.detokenizer.flush())
+        self._add_text(text if stopped else text + self.stop.flush())
+        self.finish_reason = "stop" if stopped else "length"
+
+    def _add_text(self, text: str) -> None:
+        if text:
+            self._texts.append(text)
+            self._pending_text += text

@@ -52,7 +52,7 @@ class PoolMachine(RuleBasedStateMachine):
         block = data.draw(st.sampled_from(self.held()))
         if block not in self.content:  # a block is written once
             self.content[block] = content
-            self.pool.publish(block, content)
+            assert self.content[self.pool.publish(block, content)] == content
 
     @rule(content=st.sampled_from([b"a", b"b", b"c", b"d"]))
     def reuse(self, content: bytes) -> None:
@@ -85,9 +85,21 @@ TestPool = PoolMachine.TestCase
 def test_the_longest_unused_block_is_handed_out_first_and_a_tail_before_its_head() -> None:
     pool = BlockPool(7)
     first, second = pool.allocate(3), pool.allocate(3)
+    for block in first + second:
+        pool.publish(block, bytes([block]))
     pool.release(second)
     pool.release(first)
     assert pool.allocate(6) == second[::-1] + first[::-1]
+
+
+def test_blocks_that_nobody_can_find_are_handed_out_before_all_others() -> None:
+    pool = BlockPool(5)
+    found, lost = pool.allocate(2), pool.allocate(2)
+    for block in found:
+        pool.publish(block, bytes([block]))
+    pool.release(found)
+    pool.release(lost)
+    assert pool.allocate(2) == lost
 
 
 def test_a_freed_block_is_found_by_its_content_until_it_is_handed_out_again() -> None:

@@ -1,0 +1,202 @@
+"""Loads the weights of one decoder onto a paged cache. Imported in the worker process only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_utils import AttentionInterface
+from transformers.utils import logging as transformers_logging
+
+from sixfold.core.errors import ConfigError, SourceError
+from sixfold.core.runtime.linear import PackedLinear
+from sixfold.core.runtime.step_linear import StepGatedLinear
+from sixfold.plugins.llm.attention import ATTENTION, paged_attention
+from sixfold.plugins.llm.decoder import Decoder
+from sixfold.plugins.llm.facts import ModelFacts, read_facts
+from sixfold.plugins.llm.fuse import optimize
+from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
+from sixfold.plugins.llm.memory import default_kv_cache_bytes
+from sixfold.plugins.llm.options import TransformersOptions
+from sixfold.plugins.llm.probe import PROBE_ATTENTION, OtherLogits, check_agreement, probe_layers, record_attention
+from sixfold.plugins.llm.tensors import int_list
+from sixfold.plugins.llm.text_codec import TextCodec
+
+_LOG = logging.getLogger(__name__)
+
+# A first chunk, one that finds cached tokens, and a single step: every path of the attention function.
+_CHECK_CHUNKS = (14, 9, 1)
+
+# These are typed in part; their types are what this project says.
+_ATTENTION_TABLE: Any = AttentionInterface
+_CONFIGS: Any = AutoConfig
+_MODELS: Any = AutoModelForCausalLM
+_TRANSFORMERS_LOGGING: Any = transformers_logging
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedDecoder:
+    """A decoder that computes what the stock model does.
+
+    Attributes:
+        decoder: On its cache.
+        facts: What its files say.
+        num_parameters: Number of weights.
+        num_bytes: Of weights and cache.
+    """
+
+    decoder: Decoder
+    facts: ModelFacts
+    num_parameters: int
+    num_bytes: int
+
+
+def load_decoder(
+    path: Path,
+    codec: TextCodec,
+    options: TransformersOptions,
+    *,
+    device: torch.device,
+    model_name: str,
+    num_blocks: int | None = None,
+    report: Callable[[float, str], None],
+) -> LoadedDecoder:
+    """Loads, optimizes and checks a decoder.
+
+    Args:
+        path: Its folder.
+        codec: Its tokenizer.
+        options: Of the model.
+        device: Where it goes.
+        model_name: For messages.
+        num_blocks: Of its cache; by the options if None.
+        report: See `LoadContext`.
+
+    Raises:
+        ConfigError: The model or an option does not fit the native runtime; says why.
+        SourceError: The folder's files are not a loadable model.
+    """
+    _TRANSFORMERS_LOGGING.disable_progress_bar()
+    _ATTENTION_TABLE.register(ATTENTION, paged_attention)
+    _ATTENTION_TABLE.register(PROBE_ATTENTION, record_attention)
+    dtype = choose_dtype(options.dtype, device)
+    report(0.2, "reading weights")
+    model = read_files(lambda: _read_model(path, dtype, device), "weights")
+    facts = read_facts(path, model, codec)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    report(0.6, "packing weights")
+    try:
+        fuse = options.compute_packed
+        decoder = _to_paged(model, facts, options, model_name, num_blocks=num_blocks, fuse=fuse)
+    except OtherLogits as error:
+        if not options.compute_packed:
+            raise
+        _LOG.warning("%s Its layers are not fused.", error)
+        model = read_files(lambda: _read_model(path, dtype, device), "weights")
+        decoder = _to_paged(model, facts, options, model_name, num_blocks=num_blocks, fuse=False)
+    return LoadedDecoder(
+        decoder=decoder,
+        facts=facts,
+        num_parameters=num_parameters,
+        num_bytes=_weight_bytes(model) + decoder.cache.num_bytes,
+    )
+
+
+def _to_paged(
+    model: Any,
+    facts: ModelFacts,
+    options: TransformersOptions,
+    model_name: str,
+    *,
+    num_blocks: int | None,
+    fuse: bool,
+) -> Decoder:
+    """Moves a stock model onto the paged cache and proves that it still computes the same."""
+    device, dtype = model.device, model.dtype
+    tokens = _check_tokens(facts.vocab_size)
+    with torch.inference_mode():
+        reference: Tensor = model(input_ids=torch.tensor([tokens], device=device), use_cache=False).logits[0, -1]
+    model.set_attn_implementation(PROBE_ATTENTION)
+    layers = probe_layers(model, num_layers=facts.num_layers, model_name=model_name)
+    if options.compute_packed:
+        optimize(model, fuse=fuse)
+    model.set_attn_implementation(ATTENTION)
+    decoder = Decoder(model, _make_cache(layers, options, num_blocks=num_blocks, dtype=dtype, device=device))
+    logits = decoder.run([tokens], _CHECK_CHUNKS)
+    if logits is None:
+        raise ConfigError(
+            f"models.{model_name}.options.kv_cache_bytes: room for {decoder.cache.num_tokens} tokens is too little. "
+            f"Set at least {sum(_CHECK_CHUNKS) * decoder.cache.num_bytes // decoder.cache.num_tokens}."
+        )
+    check_agreement(reference, logits[0], dtype=dtype, model_name=model_name, class_name=type(model).__name__)
+    return decoder
+
+
+def choose_dtype(option: str, device: torch.device) -> torch.dtype:
+    """The type for weights and cache; ``auto`` takes bfloat16 only where the hardware multiplies it."""
+    if option != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[option]
+    if device.type == "cpu":
+        cpu: Any = torch.cpu  # the questions are private, and asked by torch's own compiler
+        native = bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+    else:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32
+
+
+def read_files(read: Callable[[], Any], what: str) -> Any:
+    """Runs a function of transformers that reads a model's files.
+
+    Raises:
+        SourceError: It can't.
+    """
+    try:
+        return read()
+    except (OSError, ValueError, KeyError, ImportError) as error:  # what transformers raises for bad folders
+        raise SourceError(
+            f"The model's {what} can't be read: {error}. Pull the model again or choose another."
+        ) from error
+
+
+def _read_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    config = _CONFIGS.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    model = _MODELS.from_pretrained(path, config=config, dtype=dtype, local_files_only=True, trust_remote_code=False)
+    return model.to(device).eval()
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    linears = [m for m in model.modules() if isinstance(m, PackedLinear | StepGatedLinear)]
+    packed = [linear.num_bytes for linear in linears if linear.is_packed]
+    return sum(p.nbytes for p in model.parameters()) + sum(packed)
+
+
+def _check_tokens(vocab_size: int) -> list[int]:
+    generator = torch.Generator().manual_seed(0)
+    return int_list(torch.randint(0, vocab_size, (sum(_CHECK_CHUNKS),), generator=generator))
+
+
+def _make_cache(
+    layers: tuple[LayerShape, ...],
+    options: TransformersOptions,
+    *,
+    num_blocks: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> KvCache:
+    if num_blocks is None:
+        num_bytes = options.kv_cache_bytes or default_kv_cache_bytes(device)
+        block_bytes = options.block_size_tokens * sum(layer.token_bytes(dtype) for layer in layers)
+        num_blocks = max(num_bytes // block_bytes, 2)
+    return KvCache(
+        layers,
+        num_blocks=num_blocks,
+        block_size=options.block_size_tokens,
+        dtype=dtype,
+        device=device,
+    )

@@ -1,0 +1,121 @@
+"""Finds the cache blocks of a prefix that was computed before, and makes computed blocks findable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from sixfold.plugins.llm.block_pool import BlockPool
+from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.prefix_sharing import extend_hashes
+
+
+class BlockListener(Protocol):
+    """Hears which content comes and goes. Called on the device thread."""
+
+    def stored(self, hashes: Sequence[bytes], parent: bytes, token_ids: Sequence[int]) -> None:
+        """Consecutive blocks of one chain can be found from now on; ``parent`` is b"" for the first of a chain."""
+        ...
+
+    def removed(self, content: bytes) -> None:
+        """A block can't be found any more."""
+        ...
+
+
+class PrefixCache:
+    """Shares full blocks between sequences that begin alike. Owned by the device thread.
+
+    Every sequence holds the chain of blocks of its prefix from the first on, and holds what is found rather than a copy:
+    so the pool loses a chain from its end, and what is found is always a whole head of it.
+
+    Args:
+        pool: Keeps the blocks.
+        block_size: Tokens per block.
+    """
+
+    def __init__(self, pool: BlockPool, block_size: int) -> None:
+        self._pool = pool
+        self._block_size = block_size
+        self.listener: BlockListener | None = None
+        self.num_queried_tokens = 0
+        self.num_hit_tokens = 0
+
+    def num_found(self, sequence: CachedTokens) -> int:
+        """Tokens that a sequence which holds nothing would find; changes nothing but its hashes."""
+        return len(self._find(sequence)) * self._block_size
+
+    def attach(self, sequence: CachedTokens) -> None:
+        """Lets a sequence that holds nothing begin behind the longest chain that is found."""
+        blocks = self._find(sequence)
+        self._pool.share(blocks)
+        sequence.add_blocks(blocks)
+        sequence.num_published = len(blocks)
+        sequence.num_computed = len(blocks) * self._block_size
+
+    def count(self, sequence: CachedTokens) -> None:
+        """Counts a sequence that has started, and what it found."""
+        if sequence.salt is None:
+            return
+        self.num_queried_tokens += len(sequence.token_ids)
+        self.num_hit_tokens += sequence.num_computed
+        if sequence.num_cached is None:
+            sequence.num_cached = sequence.num_computed
+
+    def unpublished(self, sequence: CachedTokens) -> list[int]:
+        """The sequence's full blocks, in order, that others can't find yet; none if it shares with nobody."""
+        if sequence.salt is None:
+            return []
+        blocks: list[int] = sequence.block_table[
+            sequence.num_published : sequence.num_computed // self._block_size
+        ].tolist()
+        return blocks
+
+    def publish(self, sequence: CachedTokens, count: int) -> None:
+        """Makes the first ``count`` of `unpublished` findable; they must be known to be finite."""
+        first = sequence.num_published
+        self._extend_hashes(sequence)
+        stored: list[int] = []
+        for index in range(first, first + count):
+            own = int(sequence.block_table[index])
+            was_published = self._pool.is_published(own)
+            found = self._pool.publish(own, sequence.block_hashes[index])
+            if found != own:
+                self._pool.share((found,))
+                self._pool.release((own,))
+                sequence.block_table[index] = found
+            elif not was_published:
+                stored.append(index)
+        sequence.num_published = first + count
+        self._tell_stored(sequence, stored)
+
+    def forgotten(self, content: bytes) -> None:
+        """The pool has given a block to somebody else."""
+        if self.listener is not None:
+            self.listener.removed(content)
+
+    def _tell_stored(self, sequence: CachedTokens, stored: Sequence[int]) -> None:
+        """What is new is the end of a chain: what comes before it is findable, so it is one run."""
+        if self.listener is None or not stored:
+            return
+        begin, end = stored[0], stored[-1] + 1
+        self.listener.stored(
+            sequence.block_hashes[begin:end],
+            sequence.block_hashes[begin - 1] if begin else b"",
+            sequence.token_ids[begin * self._block_size : end * self._block_size],
+        )
+
+    def _find(self, sequence: CachedTokens) -> list[int]:
+        blocks: list[int] = []
+        if sequence.salt is None:
+            return blocks
+        self._extend_hashes(sequence)
+        # The last token must be computed: its logits are what is wanted.
+        for content in sequence.block_hashes[: (len(sequence.token_ids) - 1) // self._block_size]:
+            block = self._pool.find(content)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def _extend_hashes(self, sequence: CachedTokens) -> None:
+        extend_hashes(sequence.block_hashes, sequence.token_ids, block_size=self._block_size, salt=sequence.salt or b"")

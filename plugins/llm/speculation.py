@@ -1,0 +1,112 @@
+"""Guesses tokens ahead; the model verifies several in one step, which on a small batch costs hardly more than one.
+
+A guess never changes an answer. At each place the next token is sampled as it would be without guesses, from the same
+logits by the same random number (`randomness`), and the guess is right if it is that token. For a guess that depends on no
+chance of its own this is speculative sampling by rejection: it is accepted with the model's probability, and what comes
+instead of a wrong one has the distribution of the rest. Beyond that the answer is the same token for token with and
+without guesses, so it does not depend on how many others were in the batch.
+
+Source: Leviathan et al. 2023, section 2.3.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from sixfold.plugins.llm.ngram import NgramProposer
+from sixfold.plugins.llm.options import SpeculationOptions
+from sixfold.plugins.llm.sequence import SequenceState
+
+_LOG = logging.getLogger(__name__)
+
+
+class Proposer(Protocol):
+    """Guesses how sequences go on. Called on the device thread, after a step."""
+
+    def propose(self, sequences: Sequence[SequenceState], limits: Sequence[int]) -> Sequence[Sequence[int]]:
+        """Up to ``limits`` tokens for each sequence; may be none. What it guesses must not depend on the batch."""
+        ...
+
+    def release(self, sequence: SequenceState) -> None:
+        """The sequence is gone or was preempted: gives back what is held for it."""
+        ...
+
+
+class Speculator:
+    """Decides which sequences get how many drafts. Owned by the device thread.
+
+    Args:
+        proposer: Guesses; None for no drafts at all.
+        num_tokens: Most drafts of a sequence per step.
+        max_sequences: Steps of more sequences have no drafts.
+    """
+
+    def __init__(self, proposer: Proposer | None, *, num_tokens: int, max_sequences: int) -> None:
+        self._proposer = proposer
+        self._num_tokens = num_tokens
+        self._max_sequences = max_sequences
+        self._num_drafts = self._num_draft_tokens = self._num_accepted_tokens = 0
+
+    def propose(self, sequences: Sequence[SequenceState]) -> None:
+        """Gives drafts to the sequences of a step that go on, for their next one."""
+        if self._proposer is None or len(sequences) > self._max_sequences:
+            return
+        chosen: list[SequenceState] = []
+        limits: list[int] = []
+        for sequence in sequences:
+            limit = self._limit(sequence, len(sequences))
+            if limit > 0:
+                chosen.append(sequence)
+                limits.append(limit)
+        if not chosen:
+            return
+        try:
+            proposed = self._proposer.propose(chosen, limits)
+        except Exception:  # the step is done and its tokens are on their way: a failed guess must not repeat it
+            _LOG.exception("guessing ahead failed; the model goes on without")
+            self._proposer = None
+            return
+        for sequence, drafts in zip(chosen, proposed, strict=True):
+            sequence.drafts = drafts
+
+    def observe(self, sequence: SequenceState, num_drafts: int, num_accepted: int) -> None:
+        """Learns how many of a sequence's drafts were right."""
+        if num_drafts:
+            sequence.draft_pace.observe(num_drafts, num_accepted)
+            self._num_drafts += 1
+            self._num_draft_tokens += num_drafts
+            self._num_accepted_tokens += num_accepted
+
+    def release(self, sequence: SequenceState) -> None:
+        """The sequence is gone or was preempted."""
+        if self._proposer is not None:
+            self._proposer.release(sequence)
+
+    def stats(self) -> Mapping[str, float]:
+        """Values of the metrics ``spec_decode_*``."""
+        return {
+            "spec_decode_num_drafts_total": self._num_drafts,
+            "spec_decode_num_draft_tokens_total": self._num_draft_tokens,
+            "spec_decode_num_accepted_tokens_total": self._num_accepted_tokens,
+        }
+
+    def _limit(self, sequence: SequenceState, num_sequences: int) -> int:
+        goes_on = sequence.may_draft and sequence.finish_reason is None and sequence.num_uncomputed == 1
+        limit = min(self._num_tokens, sequence.max_drafts)
+        if not goes_on or limit < 1:
+            return 0
+        return sequence.draft_pace.next_length(limit, num_sequences=num_sequences)
+
+
+def make_speculator(options: SpeculationOptions, proposer: Proposer | None = None) -> Speculator:
+    """What the options ask for.
+
+    Args:
+        options: Of the model.
+        proposer: The smaller model, if they name one.
+    """
+    if options.method == "ngram":
+        proposer = NgramProposer(min_match=options.min_match, max_match=options.max_match)
+    return Speculator(proposer, num_tokens=options.num_tokens, max_sequences=options.max_sequences)
