@@ -20,9 +20,12 @@ from sixfold.core.family import LoadContext
 from sixfold.core.runtime.linear import PackedLinear
 from sixfold.core.runtime.step_linear import StepGatedLinear
 from sixfold.plugins.llm.attention import ATTENTION, paged_attention
+from sixfold.plugins.llm.conversation import AnswerStyle, ConversationWriter
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.facts import ModelFacts, read_facts
 from sixfold.plugins.llm.fuse import optimize
+from sixfold.plugins.llm.grammar import GrammarCompiler
+from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
 from sixfold.plugins.llm.memory import default_kv_cache_bytes
 from sixfold.plugins.llm.model import TransformersModel
@@ -76,6 +79,9 @@ def load(context: LoadContext) -> TransformersModel:
         model = _from_files(lambda: _read_model(context.path, dtype, device), "weights")
         decoder = _to_paged(model, facts, options, context.model_name, fuse=False)
     max_model_len = _max_model_len(facts, options, decoder.cache, context.model_name)
+    style = AnswerStyle.of(
+        codec.template, tool_call_parser=options.tool_call_parser, reasoning_parser=options.reasoning_parser
+    )
     info = ModelInfo(
         max_model_len=max_model_len,
         parameters=num_parameters,
@@ -85,16 +91,21 @@ def load(context: LoadContext) -> TransformersModel:
             "kv_cache_tokens": decoder.cache.num_tokens,
             "vocab_size": facts.vocab_size,
             "has_chat_template": codec.has_chat_template,
+            "tool_call_parser": "none" if style.tool_format is None else style.tool_format.name,
+            "reasoning_parser": style.reasoning,
         },
     )
+    grammars = GrammarCompiler(codec, vocab_size=facts.vocab_size, eos_ids=facts.eos_ids)
     preparer = Preparer(
         codec=codec,
+        conversations=ConversationWriter(codec, style, grammars),
         defaults=facts.defaults,
         eos_ids=facts.eos_ids,
         vocab_size=facts.vocab_size,
         max_model_len=max_model_len,
     )
-    return TransformersModel(decoder=decoder, preparer=preparer, codec=codec, info=info)
+    masks = GrammarMasks(vocab_size=facts.vocab_size, num_mask_tokens=max(facts.vocab_size, codec.num_tokens))
+    return TransformersModel(decoder=decoder, preparer=preparer, codec=codec, info=info, masks=masks)
 
 
 def _to_paged(model: Any, facts: ModelFacts, options: TransformersOptions, model_name: str, *, fuse: bool) -> Decoder:

@@ -20,6 +20,7 @@ from sixfold.plugins.llm.generation import (
     TokenLogprob,
     TopToken,
 )
+from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
 from sixfold.plugins.llm.sampler import RowLogprobs, SampledToken, sample
 from sixfold.plugins.llm.sequence import SequenceState
@@ -40,14 +41,18 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         preparer: Makes its sequences.
         codec: Its tokenizer, for the text of logprobs.
         info: Facts about it.
+        masks: Of its vocabulary.
     """
 
-    def __init__(self, *, decoder: Decoder, preparer: Preparer, codec: TextCodec, info: ModelInfo) -> None:
+    def __init__(
+        self, *, decoder: Decoder, preparer: Preparer, codec: TextCodec, info: ModelInfo, masks: GrammarMasks
+    ) -> None:
         self._decoder = decoder
         self._cache = decoder.cache
         self._preparer = preparer
         self._codec = codec
         self._info = info
+        self._masks = masks
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
 
@@ -92,9 +97,10 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             sequence.suspect = True  # until the logits after its last token prove to be finite
         with torch.inference_mode():
             layout = lay_out(sequences, units, block_size=self._cache.block_size, device=self._decoder.device)
-            logits = self._decoder.forward(layout)
             rows = [sequences[i] for i in layout.sampled]
-            sampled = [] if logits is None else sample(logits, rows)
+            pending = self._masks.begin([row.grammar for row in rows])
+            logits = self._decoder.forward(layout)
+            sampled = [] if logits is None else sample(logits, rows, pending.wait())
         # Nothing above has changed a sequence: had it failed, the core could repeat it. From here on nothing fails.
         next_tokens = dict(zip(layout.sampled, sampled, strict=True))
         return [self._advance(s, n, next_tokens.get(i)) for i, (s, n) in enumerate(zip(sequences, units, strict=True))]
@@ -116,6 +122,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
                 ),
             )
         sequence.suspect = False
+        if sequence.grammar is not None and sequence.grammar.failure is not None:
+            return Outcome(done=True, error=StepFailed(f"The answer's grammar failed: {sequence.grammar.failure}"))
         self._num_generated_tokens += 1
         logprob = None if sampled.logprobs is None else self._describe(sampled.token_id, sampled.logprobs)
         delta = sequence.append(sampled.token_id, logprob)
@@ -136,13 +144,19 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
     ) -> Finish[TextDelta | Generation]:
         """Collects the choices and counts their tokens."""
         choices = tuple(
-            Choice(text=s.text, finish_reason=s.finish_reason or "length", logprobs=s.logprobs)
+            Choice(
+                text=s.text,
+                finish_reason=s.finish_reason or "length",
+                logprobs=s.logprobs,
+                opens_in_reasoning=s.opens_in_reasoning,
+            )
             for s in sorted(sequences, key=lambda s: s.choice)
         )
         counts = {
             "prompt_tokens": sum(s.num_prompt_tokens for s in sequences if s.counts_prompt),
             "completion_tokens": sum(s.num_output_tokens for s in sequences),
             "cached_tokens": 0,
+            "reasoning_tokens": sum(map(self._preparer.num_reasoning_tokens, sequences)),
         }
         return Finish(
             result=Generation(choices=choices), usage=Usage(counts=counts), finish_reason=choices[0].finish_reason
@@ -153,6 +167,10 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         for num_rows in _WARM_UP_ROWS:
             self._decoder.run([[0]] * num_rows)
         self._decoder.run([[0] * min(_WARM_UP_PROMPT_TOKENS, self._info.max_model_len or 1)])
+
+    def close(self) -> None:
+        """Ends the thread of the masks."""
+        self._masks.close()
 
     def stats(self) -> Mapping[str, float]:
         """See `metrics`."""

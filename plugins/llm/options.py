@@ -26,3 +26,9 @@ class TransformersOptions(BaseModel):
 
     compute_packed: bool = True
     """Whether linear layers are packed for the processor and merged where they share an input."""
+
+    tool_call_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral"] = "auto"
+    """How the model writes calls of tools. ``auto``: as its chat template shows; ``none`` refuses tools."""
+
+    reasoning_parser: Literal["auto", "none", "think"] = "auto"
+    """Whether ``<think>`` blocks are kept apart from answers. ``auto``: if the chat template speaks of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.detokenizer import Detokenizer
 from sixfold.plugins.llm.generation import FinishReason, TextDelta, TokenLogprob
+from sixfold.plugins.llm.grammar import Grammar
 from sixfold.plugins.llm.penalties import TokenCounts
 from sixfold.plugins.llm.sampling import Sampling
 from sixfold.plugins.llm.stop import StopMatcher
@@ -23,6 +24,8 @@ class SequenceState(CachedTokens):
         counts_prompt: Whether this choice accounts for the prompt's tokens: the first of its prompt does.
         stream: Whether deltas are wanted.
         echo_text: The prompt's text, if it precedes the answer.
+        grammar: Of this sequence alone; None for free text.
+        opens_in_reasoning: Whether the prompt ended within the model's reasoning.
     """
 
     __slots__ = (
@@ -35,8 +38,10 @@ class SequenceState(CachedTokens):
         "counts_prompt",
         "detokenizer",
         "finish_reason",
+        "grammar",
         "max_output_tokens",
         "num_prompt_tokens",
+        "opens_in_reasoning",
         "sampling",
         "stop",
         "stream",
@@ -55,6 +60,8 @@ class SequenceState(CachedTokens):
         counts_prompt: bool,
         stream: bool,
         echo_text: str = "",
+        grammar: Grammar | None = None,
+        opens_in_reasoning: bool = False,
     ) -> None:
         super().__init__(prompt_ids)
         self.choice = choice
@@ -65,6 +72,8 @@ class SequenceState(CachedTokens):
         self.stop = stop
         self.counts_prompt = counts_prompt
         self.stream = stream
+        self.grammar = grammar
+        self.opens_in_reasoning = opens_in_reasoning
         self.token_counts = TokenCounts(prompt_ids) if sampling.has_penalties else None
         self.finish_reason: FinishReason | None = None
         self._texts: list[str] = [echo_text] if echo_text else []
@@ -94,6 +103,8 @@ class SequenceState(CachedTokens):
         self._pending_tokens += 1
         if self.token_counts is not None:
             self.token_counts.add(token_id)
+        if self.grammar is not None:
+            self.grammar.accept(token_id)
         num_output = self.num_output_tokens
         may_stop = num_output >= self.sampling.min_tokens
         if token_id in self.sampling.end_ids and num_output > self.sampling.min_tokens:
@@ -106,14 +117,16 @@ class SequenceState(CachedTokens):
             self._add_text(text)
             if stopped:
                 self.finish_reason = "stop"
+            elif self.grammar is not None and self.grammar.is_complete:
+                self._finish_at_limit("stop")
             elif num_output >= self.max_output_tokens:
-                self._finish_at_limit()
+                self._finish_at_limit("length")
         return self._take_delta()
 
-    def _finish_at_limit(self) -> None:
+    def _finish_at_limit(self, reason: FinishReason) -> None:
         text, stopped = self.stop.push(self.detokenizer.flush())
         self._add_text(text if stopped else text + self.stop.flush())
-        self.finish_reason = "stop" if stopped else "length"
+        self.finish_reason = "stop" if stopped else reason
 
     def _add_text(self, text: str) -> None:
         if text:
@@ -129,6 +142,7 @@ class SequenceState(CachedTokens):
             num_tokens=self._pending_tokens,
             logprobs=tuple(self._logprobs[self._sent_logprobs :]),
             finish_reason=self.finish_reason,
+            opens_in_reasoning=self.opens_in_reasoning,
         )
         self._pending_text = ""
         self._pending_tokens = 0

@@ -1,0 +1,152 @@
+"""Writes a conversation as one model reads it, tools included, and says what form its answer must have."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sixfold.core.errors import InvalidRequest
+from sixfold.plugins.llm.generation import ChatInput, ChatMessage, CompletionInput
+from sixfold.plugins.llm.grammar import Grammar, GrammarCompiler
+from sixfold.plugins.llm.grammar_text import answer_grammar, quoted, tool_grammar, whole_grammar
+from sixfold.plugins.llm.reasoning import CLOSES, OPENS, ReasoningParserName, detect_reasoning
+from sixfold.plugins.llm.text_codec import TextCodec
+from sixfold.plugins.llm.tool_formats import HERMES, TOOL_FORMATS, ToolFormat, detect_tool_format
+from sixfold.plugins.llm.tool_prompt import tool_object, with_tools_in_words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerStyle:
+    """How a model marks what is not plain text in its answers.
+
+    Attributes:
+        tool_format: How it writes calls; None if they are never looked for.
+        is_taught_tools: Whether its own template tells it about tools; otherwise we do, in words.
+        reasoning: How it marks reasoning.
+    """
+
+    tool_format: ToolFormat | None
+    is_taught_tools: bool
+    reasoning: ReasoningParserName
+
+    @classmethod
+    def of(cls, template: str, *, tool_call_parser: str, reasoning_parser: str) -> AnswerStyle:
+        """The style that a template shows, where the model's options don't say.
+
+        Args:
+            template: The chat template's text.
+            tool_call_parser: The option of this name.
+            reasoning_parser: The option of this name.
+        """
+        taught = detect_tool_format(template)
+        if tool_call_parser == "auto":
+            format = taught or HERMES
+        else:
+            format = TOOL_FORMATS.get(tool_call_parser)
+        return cls(
+            tool_format=format,
+            # An option names the format of a template that we don't recognize.
+            is_taught_tools=taught is not None or ("tools" in template and tool_call_parser != "auto"),
+            reasoning="think"
+            if reasoning_parser == "think"
+            else detect_reasoning(template)
+            if reasoning_parser == "auto"
+            else "none",
+        )
+
+
+class ConversationWriter:
+    """Of one model. Called by several pool threads at once; holds no state that changes.
+
+    Args:
+        codec: The model's tokenizer.
+        style: How the model marks calls and reasoning.
+        grammars: Of its vocabulary.
+    """
+
+    def __init__(self, codec: TextCodec, style: AnswerStyle, grammars: GrammarCompiler) -> None:
+        self._codec = codec
+        self._style = style
+        self._grammars = grammars
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model marks its reasoning."""
+        return self._style.reasoning == "think"
+
+    def render(self, chat: ChatInput) -> str:
+        """The prompt's text.
+
+        Raises:
+            InvalidRequest: The template rejects the conversation, or the model can't be told about tools.
+        """
+        if chat.tools and self._style.tool_format is None:
+            raise InvalidRequest(
+                "This model is served with tool_call_parser: none. Leave out the tools.",
+                param="tools",
+                code="unsupported_parameter",
+            )
+        if self._style.is_taught_tools:
+            turns = [_turn(message) for message in chat.messages]
+            return self._codec.render_chat(turns, chat.template_kwargs, [tool_object(tool) for tool in chat.tools])
+        messages = with_tools_in_words(chat.messages, chat.tools)
+        return self._codec.render_chat([_turn(message) for message in messages], chat.template_kwargs)
+
+    def kept_markers(self, request_input: ChatInput | CompletionInput) -> tuple[str, ...]:
+        """Special tokens that must stay in the answer's text for its parser."""
+        if isinstance(request_input, CompletionInput):
+            return ()
+        thinking = (OPENS, CLOSES) if self.thinks else ()
+        format = self._style.tool_format
+        return thinking + (format.markers if format is not None and request_input.tools else ())
+
+    def grammar(self, request_input: ChatInput | CompletionInput, *, opens_in_reasoning: bool) -> Grammar | None:
+        """What the answer must look like; None if it is free.
+
+        Raises:
+            InvalidRequest: It can't be enforced.
+        """
+        spec = request_input.params.grammar
+        chat = request_input if isinstance(request_input, ChatInput) else None
+        format = self._style.tool_format
+        if chat is not None and chat.must_call and format is not None:
+            tools = [tool for tool in chat.tools if chat.must_call_name in (None, tool.name)]
+            answer = tool_grammar(format, tools, is_parallel=chat.allow_parallel_calls, literal=self._literal)
+            param = "tools"
+        elif spec is not None:
+            answer, param = answer_grammar(spec), spec.param
+        else:
+            return None
+        text = whole_grammar(
+            answer,
+            thinks=chat is not None and self.thinks,
+            opens_in_reasoning=opens_in_reasoning,
+            literal=self._literal,
+        )
+        return self._grammars.compile(text, param=param)
+
+    def _literal(self, marker: str) -> str:
+        token_id = self._codec.special_token_id(marker)
+        return quoted(marker) if token_id is None else f"<[{token_id}]>"
+
+
+def _turn(message: ChatMessage) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.reasoning is not None:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        # Templates write the arguments as JSON themselves, so they get the object.
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    return turn
