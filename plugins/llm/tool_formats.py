@@ -50,7 +50,7 @@ HERMES = ToolFormat(name="hermes", opens="<tool_call>", closes="</tool_call>")
 LLAMA3 = ToolFormat(name="llama3_json", optional_opens="<|python_tag|>", arguments_key="parameters")
 MISTRAL = ToolFormat(name="mistral", opens="[TOOL_CALLS]", is_list=True)
 
-TOOL_FORMATS = {format.name: format for format in (HERMES, LLAMA3, MISTRAL)}
+TOOL_FORMATS: dict[str, ToolFormat] = {format.name: format for format in (HERMES, LLAMA3, MISTRAL)}
 
 
 def detect_tool_format(template: str) -> ToolFormat | None:

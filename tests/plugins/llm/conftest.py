@@ -263,7 +263,7 @@ def error_of() -> Callable[..., RequestError]:
     return failing
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load_tiny() -> Callable[..., TransformersModel]:
     """Loads a folder: ``load_tiny(path, **options)``."""
     return load_folder

@@ -83,9 +83,7 @@ def test_each_choice_of_a_request_has_its_own_place_in_the_grammar(llama: Transf
         ("grammar", 'root ::= "left" | "right"', r"left|right"),
     ],
 )
-def test_other_forms_match_to_the_end(
-    llama: TransformersModel, run: Run, kind: Any, text: str, pattern: str
-) -> None:
+def test_other_forms_match_to_the_end(llama: TransformersModel, run: Run, kind: Any, text: str, pattern: str) -> None:
     choice = only_choice(run(llama, [asking(GrammarSpec(kind=kind, text=text))])[0])
     assert re.fullmatch(pattern, choice.text)
     assert choice.finish_reason == "stop"
