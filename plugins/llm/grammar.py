@@ -54,7 +54,7 @@ class Grammar:
     @property
     def failure(self) -> str | None:
         """Why the matcher gave up: a limit of its own, or a token that it never allowed; None as long as it works."""
-        return str(self._matcher.get_error()) if self._matcher.is_error() else None
+        return _reason(self._matcher) if self._matcher.is_error() else None
 
     def mask_into(self, words: MaskWords) -> None:
         """Writes one bit per token, 1 where it may come next, lowest bit first. Changes nothing else."""

@@ -114,16 +114,10 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._num_prompt_tokens += min(num_computed, num_prompt_left)
         if sampled is None:
             return Outcome()
-        if sampled.token_id is None:
-            return Outcome(
-                done=True,
-                error=StepFailed(
-                    "The model gave no finite probabilities for this request. Shorten or change the input."
-                ),
-            )
+        failure = None if sequence.grammar is None else sequence.grammar.failure
+        if sampled.token_id is None or failure is not None:
+            return Outcome(done=True, error=_step_failed(sequence, failure))
         sequence.suspect = False
-        if sequence.grammar is not None and sequence.grammar.failure is not None:
-            return Outcome(done=True, error=StepFailed(f"The answer's grammar failed: {sequence.grammar.failure}"))
         self._num_generated_tokens += 1
         logprob = None if sampled.logprobs is None else self._describe(sampled.token_id, sampled.logprobs)
         delta = sequence.append(sampled.token_id, logprob)
@@ -182,3 +176,12 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             "kv_blocks_used": pool.num_used,
             "kv_blocks_total": pool.num_usable,
         }
+
+
+def _step_failed(sequence: SequenceState, grammar_failure: str | None) -> StepFailed:
+    if grammar_failure is not None:
+        return StepFailed(f"The answer's form could not be followed any further: {grammar_failure}")
+    what = "no finite probabilities for this request"
+    if sequence.grammar is not None:
+        what += ", or its vocabulary can't spell what the answer's form wants next"
+    return StepFailed(f"The model gave {what}. Shorten or change the input.")

@@ -59,7 +59,8 @@ class RowLogprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledToken:
-    """The next token of a row; ``token_id`` is None where the model gave NaN or nothing but minus infinity."""
+    """The next token of a row; ``token_id`` is None where the model gave NaN or nothing but minus infinity, or where the
+    grammar allows nothing."""
 
     token_id: int | None
     logprobs: RowLogprobs | None = None
@@ -79,6 +80,8 @@ def sample(
     # max, not argmax: it also shows rows that are not finite, and argmax of bfloat16 takes four times as long.
     best, likeliest = logits.max(dim=-1)
     valid = bool_list(torch.isfinite(best))
+    for i, mask in masks.items():
+        valid[i] = valid[i] and bool(mask.any())
     token_ids = int_list(likeliest)
     others = [i for i, row in enumerate(rows) if valid[i] and (i in masks or not row.sampling.is_plain_greedy)]
     logprobs: dict[int, RowLogprobs] = {}

@@ -49,6 +49,7 @@ _SMALL: dict[str, Any] = {
 
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**_SMALL),
+    "llama-long": lambda: transformers.LlamaConfig(**_SMALL | {"max_position_embeddings": 4096}),
     "llama-tied-bias": lambda: transformers.LlamaConfig(
         **_SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
     ),

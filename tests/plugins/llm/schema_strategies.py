@@ -10,7 +10,8 @@ import hypothesis.strategies as st
 Schema = dict[str, Any]
 
 _NAMES = st.sampled_from(["id", "name", "tags", "size", "unit", "is_ok", "größe", "a b", 'quo"te', "x", "y", "note"])
-_WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=6)
+# Beyond plane 1 there are bytes that the small model's vocabulary can't spell.
+_WORDS = st.text(st.characters(max_codepoint=0x1FFFF, exclude_categories=["Cs", "Cc"]), max_size=6)
 _LEAF_VALUES = st.none() | st.booleans() | st.integers(-1000, 1000) | _WORDS
 _MAX_DEPTH = 3
 
