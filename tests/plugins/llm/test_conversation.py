@@ -14,7 +14,15 @@ import pytest
 from sixfold.core.errors import InvalidRequest, RequestError
 from sixfold.core.messages import Request
 from sixfold.plugins.llm.answer_parser import ParsedAnswer, ParserChoice
-from sixfold.plugins.llm.generation import ChatInput, ChatMessage, Choice, GrammarSpec, SamplingParams, ToolCall, ToolSpec
+from sixfold.plugins.llm.generation import (
+    ChatInput,
+    ChatMessage,
+    Choice,
+    GrammarSpec,
+    SamplingParams,
+    ToolCall,
+    ToolSpec,
+)
 from sixfold.plugins.llm.model import TransformersModel
 
 Run = Callable[..., list[Any]]
