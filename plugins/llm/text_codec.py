@@ -43,7 +43,8 @@ class TextCodec:
         # Names that would not reach the template but change what rendering does.
         self._reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages"}
         added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
-        self._special_ids = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        self._special_ids = {str(tokenizer.convert_ids_to_tokens(i)): i for i in sorted(special)}
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
@@ -117,8 +118,8 @@ class TextCodec:
 
     def special_token_id(self, text: str) -> int | None:
         """The id of a special token, one that `decode` leaves out; None if this text is no such token."""
-        token_id: Any = self._tokenizer.convert_tokens_to_ids(text)
-        return token_id if isinstance(token_id, int) and token_id in self._special_ids else None
+        # Not by the text alone: many tokenizers give their unknown token's id, a special one, for any text.
+        return self._special_ids.get(text)
 
     def token_id(self, text: str) -> int | None:
         """The id of the one token that this text is; None if it is several."""
@@ -130,7 +131,7 @@ class TextCodec:
         kept = {token_id for token_id in map(self.special_token_id, markers) if token_id is not None}
         if not kept:
             return self.decode
-        left_out = self._special_ids - kept
+        left_out = set(self._special_ids.values()) - kept
         whole: Any = self._tokenizer.decode if self._backend is None else self._backend.decode
 
         def decode(token_ids: Sequence[int]) -> str:

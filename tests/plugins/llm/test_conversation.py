@@ -94,6 +94,15 @@ def test_a_model_without_tools_in_its_template_is_told_in_words(llama: Transform
     assert "user\n<tool_response>\nnoon\n</tool_response>\n<tool_response>\n12\n</tool_response>" in prompt
 
 
+def test_a_marker_is_no_special_token_unless_the_tokenizer_says_so(llama: TransformersModel) -> None:
+    codec = llama._codec
+    codec._tokenizer.unk_token = "<s>"  # which many tokenizers give for any unknown text
+    assert codec.special_token_id("</s>") == 257
+    assert codec.special_token_id("<tool_call>") is None
+    assert codec.decode_with(["<tool_call>"]) == codec.decode
+    assert codec.decode_with(["</s>"])([104, 257, 256]).endswith("</s>")
+
+
 def test_a_history_with_calls_needs_no_tools(llama: TransformersModel) -> None:
     prompt = prompt_of(llama, ChatInput(messages=HISTORY))
     assert "You can call" not in prompt
