@@ -60,6 +60,11 @@ class Grammar:
         """Writes one bit per token, 1 where it may come next, lowest bit first. Changes nothing else."""
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
 
+    def forced(self) -> list[int]:
+        """The tokens that must come next, where the grammar leaves no choice; they are not taken yet."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        return tokens
+
     def accept(self, token_id: int) -> None:
         """Takes the chosen token; one that is not allowed shows in `failure`."""
         self._matcher.consume_token(token_id)

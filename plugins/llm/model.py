@@ -118,9 +118,10 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         if sampled.token_id is None or failure is not None:
             return Outcome(done=True, error=_step_failed(sequence, failure))
         sequence.suspect = False
-        self._num_generated_tokens += 1
+        num_output = sequence.num_output_tokens
         logprob = None if sampled.logprobs is None else self._describe(sampled.token_id, sampled.logprobs)
         delta = sequence.append(sampled.token_id, logprob)
+        self._num_generated_tokens += sequence.num_output_tokens - num_output
         return Outcome(output=delta, done=sequence.finish_reason is not None)
 
     def _describe(self, token_id: int, logprobs: RowLogprobs) -> TokenLogprob:

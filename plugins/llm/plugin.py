@@ -59,7 +59,7 @@ def register_families(register: Callable[[Family], None]) -> None:
 
 @hookimpl
 def register_apis(register: Callable[[Api], None]) -> None:
-    """Offers ``/v1/chat/completions`` and ``/v1/completions``."""
+    """Offers ``/v1/chat/completions``, ``/v1/completions`` and ``/v1/responses``."""
     register(
         Api(
             modality="llm",

@@ -98,7 +98,21 @@ class SequenceState(CachedTokens):
         return tuple(self._logprobs)
 
     def append(self, token_id: int, logprob: TokenLogprob | None) -> TextDelta | None:
-        """Adds a generated token; returns what can be sent now and sets `finish_reason` at the end."""
+        """Adds a generated token; returns what can be sent now and sets `finish_reason` at the end.
+
+        Tokens that the grammar leaves no choice about are added at once: the next step computes them like a prompt's, which
+        costs little more than one. Where log probabilities are wanted they are generated one by one, for theirs.
+        """
+        self._add(token_id, logprob)
+        if self.grammar is not None and self.sampling.num_top_logprobs is None:
+            while self.finish_reason is None and (forced := self.grammar.forced()):
+                for forced_id in forced:
+                    self._add(forced_id, None)
+                    if self.finish_reason is not None:
+                        break
+        return self._take_delta()
+
+    def _add(self, token_id: int, logprob: TokenLogprob | None) -> None:
         self.token_ids.append(token_id)
         self._pending_tokens += 1
         if self.token_counts is not None:
@@ -121,7 +135,6 @@ class SequenceState(CachedTokens):
                 self._finish_at_limit("stop")
             elif num_output >= self.max_output_tokens:
                 self._finish_at_limit("length")
-        return self._take_delta()
 
     def _finish_at_limit(self, reason: FinishReason) -> None:
         text, stopped = self.stop.push(self.detokenizer.flush())

@@ -126,6 +126,34 @@ def test_a_minimum_of_tokens_does_not_lengthen_a_finished_form(llama: Transforme
     assert len(longer.text) >= 9
 
 
+def test_what_the_grammar_leaves_no_choice_about_costs_no_steps(
+    llama: TransformersModel, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_steps = 0
+    real = llama.step
+
+    def counted(batch: Any) -> Any:
+        nonlocal num_steps
+        num_steps += 1
+        return real(batch)
+
+    monkeypatch.setattr(llama, "step", counted)
+    sentence = "The quick brown fox jumps over the lazy dog."
+    form = GrammarSpec(kind="regex", text=f"[ab]{sentence}[cd]{sentence}")
+    before = llama.stats()["generation_tokens_total"]
+    (driven,) = driver(llama).run([asking(form)])
+    assert re.fullmatch(form.text, only_choice(driven).text)
+    assert num_steps <= 4  # the last token before a choice may have to wait for it
+    num_tokens = driven.finish.usage.counts["completion_tokens"]
+    assert num_tokens == 2 * len(sentence) + 2 == llama.stats()["generation_tokens_total"] - before
+    assert sum(delta.num_tokens for delta in driven.deltas) == num_tokens
+    (cut,) = driver(llama).run([asking(form, max_tokens=20)])
+    assert only_choice(cut).finish_reason == "length"
+    assert only_choice(cut).text == only_choice(driven).text[:20]
+    (slow,) = driver(llama).run([asking(form, num_top_logprobs=0)])
+    assert len(only_choice(slow).logprobs) == num_tokens
+
+
 @pytest.mark.parametrize(
     ("spec", "word"),
     [
