@@ -40,19 +40,17 @@ class AnswerStyle:
             reasoning_parser: The option of this name.
         """
         taught = detect_tool_format(template)
+        thinks = detect_reasoning(template) == "think" if reasoning_parser == "auto" else reasoning_parser == "think"
         if tool_call_parser == "auto":
-            format = taught or HERMES
-        else:
-            format = TOOL_FORMATS.get(tool_call_parser)
+            return cls(
+                tool_format=taught or HERMES,
+                is_taught_tools=taught is not None,
+                reasoning="think" if thinks else "none",
+            )
         return cls(
-            tool_format=format,
-            # An option names the format of a template that we don't recognize.
-            is_taught_tools=taught is not None or ("tools" in template and tool_call_parser != "auto"),
-            reasoning="think"
-            if reasoning_parser == "think"
-            else detect_reasoning(template)
-            if reasoning_parser == "auto"
-            else "none",
+            tool_format=TOOL_FORMATS.get(tool_call_parser),
+            is_taught_tools="tools" in template,  # the option says what we don't recognize
+            reasoning="think" if thinks else "none",
         )
 
 

@@ -176,7 +176,7 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True, tag="delta", omit_def
         num_tokens: Tokens that this delta accounts for.
         logprobs: Of these tokens, when asked for.
         finish_reason: Set in the last delta of the choice.
-        opens_in_reasoning: In the first delta: the prompt ended within the model's reasoning.
+        opens_in_reasoning: Whether the prompt ended within the model's reasoning, so that the answer begins with it.
     """
 
     choice: int

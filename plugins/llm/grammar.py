@@ -27,6 +27,7 @@ _MAX_CACHED = 64
 # Typed in part.
 _MATCHER: Any = llguidance.LLMatcher
 _TOKENIZER: Any = llguidance.LLTokenizer
+_LIMITS: Any = llguidance.LLParserLimits(verbose_errors=False)  # errors are shown to clients: no state, no grammar
 
 
 class Grammar:
@@ -107,7 +108,7 @@ class GrammarCompiler:
                 param=param,
                 code="unsupported_parameter",
             )
-        matcher = _MATCHER(self._vocabulary, text, log_level=0)  # releases the GIL
+        matcher = _MATCHER(self._vocabulary, text, log_level=0, limits=_LIMITS)  # releases the GIL
         if matcher.is_error():
             raise InvalidRequest(f"{param!r} can't be enforced: {_reason(matcher)}", param=param)
         with self._lock:
@@ -118,8 +119,7 @@ class GrammarCompiler:
 
 
 def _reason(matcher: Any) -> str:
-    """The library's first line: what follows it is a picture of its own grammar, which the client never saw."""
-    return str(matcher.get_error()).strip().partition("\n<state>")[0][:500]
+    return str(matcher.get_error()).replace("<non-verbose/>", "").strip()[:500]
 
 
 def _read_vocabulary(codec: TextCodec, vocab_size: int, eos_ids: tuple[int, ...]) -> Any | None:

@@ -114,8 +114,9 @@ def _arguments_schema(tool: ToolSpec) -> dict[str, Any]:
 def _read_schema(spec: GrammarSpec) -> dict[str, Any]:
     try:
         schema: Any = json.loads(spec.text)
+        json.dumps(schema)  # what is nested too deeply to be written again is told here
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{spec.param!r} is not valid JSON: {error}.", param=spec.param) from None
+        raise InvalidRequest(f"{spec.param!r} can't be read as JSON: {error}.", param=spec.param) from None
     if not isinstance(schema, dict):
         raise InvalidRequest(f"{spec.param!r} must be a JSON object.", param=spec.param)
     return cast("dict[str, Any]", schema)

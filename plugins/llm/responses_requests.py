@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 from sixfold.core.errors import InvalidRequest
 from sixfold.plugins.llm.generation import (
@@ -17,8 +16,6 @@ from sixfold.plugins.llm.generation import (
 from sixfold.plugins.llm.refusals import check_arguments, unsupported
 from sixfold.plugins.llm.requests import schema_grammar
 from sixfold.plugins.llm.responses_schema import ContentPart, InputItem, NamedFunction, ResponsesBody
-
-ValueT = TypeVar("ValueT")
 
 _LOGPROBS = "message.output_text.logprobs"
 _INCLUDABLE = (_LOGPROBS, "reasoning.encrypted_content")
@@ -141,7 +138,7 @@ def _check_format(body: ResponsesBody) -> None:
     if form.type == "json_schema":
         for name, value in (("name", form.name), ("schema", form.schema_)):
             if value is None:
-                raise InvalidRequest(f"Missing required parameter 'text.format.{name}'.", param=f"text.format.{name}")
+                raise _missing(f"text.format.{name}")
     elif form.schema_ is not None:
         raise InvalidRequest("'text.format.schema' goes with the type 'json_schema'.", param="text.format.schema")
 
@@ -178,7 +175,7 @@ def _messages(items: Sequence[InputItem], param: str) -> list[ChatMessage]:
             reasoning = _text([*(item.summary or ()), *_parts(item.content)], f"{path}.content") or None
         elif item.type == "message":
             role = _needed(item.role, f"{path}.role")
-            text = _text(_needed(item.content, f"{path}.content"), f"{path}.content")
+            text = _text(item.content, f"{path}.content")
             is_assistant = role == "assistant"
             messages.append(
                 ChatMessage(
@@ -199,7 +196,7 @@ def _messages(items: Sequence[InputItem], param: str) -> list[ChatMessage]:
             _add_call(messages, call, reasoning)
             reasoning = None
         elif item.type == "function_call_output":
-            output = _text(_needed(item.output, f"{path}.output"), f"{path}.output")
+            output = _text(item.output, f"{path}.output")
             messages.append(
                 ChatMessage(role="tool", content=output, tool_call_id=_needed(item.call_id, f"{path}.call_id"))
             )
@@ -238,18 +235,24 @@ def _parts(content: str | Sequence[ContentPart] | None) -> Sequence[ContentPart]
     return content or ()
 
 
-def _text(content: str | Sequence[ContentPart], param: str) -> str:
+def _text(content: str | Sequence[ContentPart] | None, param: str) -> str:
+    if content is None:
+        raise _missing(param)
     if isinstance(content, str):
         return content
     for place, part in enumerate(content):
         if part.type not in _TEXT_PARTS:
             raise unsupported(f"{param}.{place}.type", f"Only parts of text are served, not {part.type[:40]!r}.")
         if part.text is None:
-            raise InvalidRequest(f"Missing required parameter '{param}.{place}.text'.", param=f"{param}.{place}.text")
+            raise _missing(f"{param}.{place}.text")
     return "".join(part.text or "" for part in content)
 
 
-def _needed(value: ValueT | None, param: str) -> ValueT:
+def _needed(value: str | None, param: str) -> str:
     if value is None:
-        raise InvalidRequest(f"Missing required parameter {param!r}.", param=param, code="missing_required_parameter")
+        raise _missing(param)
     return value
+
+
+def _missing(param: str) -> InvalidRequest:
+    return InvalidRequest(f"Missing required parameter {param!r}.", param=param, code="missing_required_parameter")

@@ -98,30 +98,29 @@ class ResponseBuilder:
         item = self._open
         if item is None:
             return []
-        text, place = "".join(self._text), {"output_index": len(self._items)}
+        text = "".join(self._text)
+        index: Event = {"output_index": len(self._items)}
+        place = self._at(index)
+        done: Item
+        part: OutputText | ReasoningText
         if isinstance(item, FunctionCallItem):
             done = msgspec.structs.replace(item, arguments=text, status=status)
-            events = [
-                {"type": "response.function_call_arguments.done", "name": item.name, "arguments": text}
-                | self._at(place)
-            ]
+            first: Event = {"type": "response.function_call_arguments.done", "name": item.name, "arguments": text}
+            events = [first | place]
         else:
             place["content_index"] = 0
             if isinstance(item, ReasoningItem):
-                part: OutputText | ReasoningText = ReasoningText(text)
-                done = msgspec.structs.replace(item, content=(part,), status=status)
-                first: Event = {"type": "response.reasoning_text.done", "text": text}
+                part = reasoning = ReasoningText(text)
+                done = msgspec.structs.replace(item, content=(reasoning,), status=status)
+                first = {"type": "response.reasoning_text.done", "text": text}
             else:
-                part = OutputText(text, logprobs=tuple(self._logprobs))
-                done = msgspec.structs.replace(item, content=(part,), status=status)
+                part = said = OutputText(text, logprobs=tuple(self._logprobs))
+                done = msgspec.structs.replace(item, content=(said,), status=status)
                 first = {"type": "response.output_text.done", "text": text, "logprobs": self._logprobs}
-            events = [
-                first | self._at(place),
-                {"type": "response.content_part.done", "part": part} | self._at(place),
-            ]
+            events = [first | place, {"type": "response.content_part.done", "part": part} | place]
         self._items.append(done)
         self._open, self._text, self._logprobs = None, [], []
-        return [*events, {"type": "response.output_item.done", "output_index": place["output_index"], "item": done}]
+        return [*events, {"type": "response.output_item.done", "item": done} | index]
 
     def end(self, reason: FinishReason) -> tuple[ResponseStatus, list[Event]]:
         """Ends the answer; an empty one still has a message."""

@@ -18,12 +18,14 @@ from sixfold.plugins.llm.generation import (
     ChatInput,
     ChatMessage,
     Choice,
+    CompletionInput,
     GrammarSpec,
     SamplingParams,
     ToolCall,
     ToolSpec,
 )
 from sixfold.plugins.llm.model import TransformersModel
+from sixfold.plugins.llm.sequence import SequenceState
 
 Run = Callable[..., list[Any]]
 Load = Callable[..., TransformersModel]
@@ -58,10 +60,14 @@ QWEN_LIKE = (
 )
 
 
-def prompt_of(model: TransformersModel, chat: ChatInput) -> str:
-    request = Request(request_id="r", input=chat, arrived_s=0.0)
+def prepared(model: TransformersModel, chat: ChatInput) -> SequenceState:
+    request: Request[ChatInput | CompletionInput] = Request(request_id="r", input=chat, arrived_s=0.0)
     (sequence,) = model.prepare(request, model.split(request)[0])
-    return model._codec.decode(sequence.token_ids)
+    return sequence
+
+
+def prompt_of(model: TransformersModel, chat: ChatInput) -> str:
+    return model._codec.decode(prepared(model, chat).token_ids)
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +194,7 @@ def test_a_form_begins_after_reasoning(
         params=SamplingParams(grammar=GrammarSpec(kind="choice", text='["yes", "no"]')),
         template_kwargs={"think": think},
     )
-    request = Request(request_id="r", input=chat, arrived_s=0.0)
-    (sequence,) = model.prepare(request, model.split(request)[0])
+    sequence = prepared(model, chat)
     assert sequence.opens_in_reasoning is think
     assert sequence.grammar is not None
     for token_id in model._codec.encode(text, add_special_tokens=False):
@@ -204,8 +209,7 @@ def test_a_bad_schema_of_a_tool_that_must_be_called_is_refused(
     hinted = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True, "maxItems": 1}}}
     loose = ToolSpec(name="f", parameters=hinted)
     strict = ToolSpec(name="f", parameters=hinted, is_strict=True)
-    request = Request(request_id="r", input=ChatInput(messages=HISTORY, tools=(loose,), must_call=True), arrived_s=0.0)
-    assert llama.prepare(request, llama.split(request)[0])[0].grammar is not None
+    assert prepared(llama, ChatInput(messages=HISTORY, tools=(loose,), must_call=True)).grammar is not None
     error = error_of(llama, ChatInput(messages=HISTORY, tools=(strict,), must_call=True))
     assert isinstance(error, InvalidRequest)
     assert (error.param, "uniqueItems" in error.message) == ("tools", True)

@@ -15,7 +15,8 @@ import pytest
 from sixfold.core.batching.model import Granted
 from sixfold.core.errors import InvalidRequest, RequestError, StepFailed
 from sixfold.core.messages import Request
-from sixfold.plugins.llm.generation import CompletionInput, GrammarSpec, SamplingParams
+from sixfold.plugins.llm.generation import ChatInput, CompletionInput, GrammarSpec, SamplingParams
+from sixfold.plugins.llm.grammar import Grammar
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.model import TransformersModel
 
@@ -40,6 +41,10 @@ def schema(value: object, **more: Any) -> GrammarSpec:
 def asking(grammar: GrammarSpec | None, **params: Any) -> CompletionInput:
     fields: dict[str, Any] = {"max_tokens": 120, "seed": 5} | params
     return CompletionInput(prompts=("abc",), params=SamplingParams(grammar=grammar, **fields), stream=True)
+
+
+def request_of(item: CompletionInput, request_id: str = "r") -> Request[ChatInput | CompletionInput]:
+    return Request(request_id=request_id, input=item, arrived_s=0.0)
 
 
 def only_choice(driven: Any) -> Any:
@@ -164,6 +169,7 @@ def test_what_the_grammar_leaves_no_choice_about_costs_no_steps(
         (schema({"type": "object", "properties": {"a": False}, "required": ["a"]}, param="p"), "unsatisfiable"),
         (GrammarSpec(kind="json_schema", text="[1]", param="p"), "object"),
         (GrammarSpec(kind="json_schema", text="{", param="p"), "JSON"),
+        (GrammarSpec(kind="json_schema", text='{"items":' * 2000 + "{}" + "}" * 2000, param="p"), "recursion"),
         (GrammarSpec(kind="regex", text="(a", param="p"), "unclosed"),
         (GrammarSpec(kind="regex", text="(?=a)b", param="p"), "look"),
         (GrammarSpec(kind="grammar", text="start: nothing", param="p"), "nothing"),
@@ -176,17 +182,12 @@ def test_what_cant_be_enforced_is_refused_before_a_step(
     assert isinstance(error, InvalidRequest)
     assert error.param == "p"
     assert word in error.message
-    assert "<grammar>" not in error.message
+    assert "<" not in error.message
 
 
 def test_a_matcher_that_fails_harms_no_neighbour(llama: TransformersModel, run: Run) -> None:
-    broken, sound = (
-        llama.prepare(request, llama.split(request)[0])[0]
-        for request in (
-            Request(request_id=str(i), input=asking(GrammarSpec(kind="regex", text="[a-z]{40}")), arrived_s=0.0)
-            for i in range(2)
-        )
-    )
+    requests = [request_of(asking(GrammarSpec(kind="regex", text="[a-z]{40}")), str(i)) for i in range(2)]
+    broken, sound = (llama.prepare(request, llama.split(request)[0])[0] for request in requests)
     assert broken.grammar is not None
     broken.grammar.accept(1_000)  # no token of the vocabulary
     assert broken.grammar.failure is not None
@@ -202,21 +203,21 @@ def test_a_matcher_that_fails_harms_no_neighbour(llama: TransformersModel, run: 
 
 
 def test_masks_are_computed_beside_the_device_thread(llama: TransformersModel) -> None:
-    request = Request(request_id="r", input=asking(GrammarSpec(kind="choice", text='["q"]')), arrived_s=0.0)
+    request = request_of(asking(GrammarSpec(kind="choice", text='["q"]')))
     (sequence,) = llama.prepare(request, llama.split(request)[0])
-    grammar = sequence.grammar
-    assert grammar is not None
+    assert sequence.grammar is not None
     threads: list[int] = []
 
     class Watched:
-        matcher = grammar.matcher
+        def __init__(self, grammar: Grammar) -> None:
+            self._grammar = grammar
 
         def mask_into(self, words: Any) -> None:
             threads.append(threading.get_ident())
-            grammar.mask_into(words)
+            self._grammar.mask_into(words)
 
     masks = GrammarMasks(vocab_size=260, num_mask_tokens=260)
-    watched: Any = Watched()
+    watched: Any = Watched(sequence.grammar)
     (row,) = masks.begin([None, watched]).wait().items()
     masks.close()
     assert row[0] == 1
