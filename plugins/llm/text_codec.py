@@ -6,7 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from transformers import AutoTokenizer
@@ -63,8 +63,10 @@ class TextCodec:
     @property
     def template(self) -> str:
         """The chat template's text, or of all if there are several; empty if there is none."""
-        template: Any = self._tokenizer.chat_template
-        return "\n".join(map(str, template.values())) if isinstance(template, dict) else str(template or "")
+        found: Any = self._tokenizer.chat_template
+        if isinstance(found, dict):
+            return "\n".join(cast("dict[str, str]", found).values())
+        return str(found or "")
 
     @property
     def num_tokens(self) -> int:

@@ -50,13 +50,21 @@ def _numbers(draw: st.DrawFn) -> Schema:
     )
 
 
+def _enum(values: list[object]) -> Schema:
+    return {"enum": values}
+
+
+def _const(value: object) -> Schema:
+    return {"const": value}
+
+
 _LEAVES = st.one_of(
     _strings(),
     _numbers(),
     st.just({"type": "boolean"}),
     st.just({"type": "null"}),
-    st.builds(lambda values: {"enum": values}, st.lists(_LEAF_VALUES, min_size=1, max_size=4, unique_by=repr)),
-    st.builds(lambda value: {"const": value}, _LEAF_VALUES),
+    st.builds(_enum, st.lists(_LEAF_VALUES, min_size=1, max_size=4, unique_by=repr)),
+    st.builds(_const, _LEAF_VALUES),
     st.just({"type": ["integer", "null"], "minimum": 0, "maximum": 99}),
 )
 

@@ -36,40 +36,40 @@ def whole(text: str, format: ToolFormat | None = HERMES, **more: Any) -> tuple[s
     return answer.text, [(call.name, call.arguments) for call in answer.calls]
 
 
-@pytest.mark.parametrize(
-    ("format", "text", "expected"),
-    [
-        (HERMES, f"<tool_call>\n{CALL}\n</tool_call>", ("", [("f", ARGUMENTS)])),
-        (
-            HERMES,
-            f"Let me see. <tool_call>{CALL}</tool_call>\n<tool_call>\n{CALL}\n</tool_call>\n",
-            ("Let me see. ", [("f", ARGUMENTS)] * 2),
-        ),
-        (HERMES, f"<tool_call>{CALL}</tool_call> And so on.", (" And so on.", [("f", ARGUMENTS)])),
-        (HERMES, f"<tool_call>\n{CALL}", ("", [("f", ARGUMENTS)])),  # the end marker was forgotten
-        (HERMES, '<tool_call>{"name": "f"}</tool_call>', ("", [("f", "{}")])),
-        (HERMES, '<tool_call>{"arguments": {"a":1} , "name": "f"}</tool_call>', ("", [("f", '{"a":1}')])),
-        (HERMES, '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', ("", [("f", '{"a": 1}')])),
-        (HERMES, '<tool_call>{"name": "f", "arguments": null}</tool_call>', ("", [("f", "{}")])),
-        (HERMES, '<tool_call>{"name": "unknown", "arguments": {}}', ('<tool_call>{"name": "unknown"', [])),
-        (HERMES, "<tool_call>\nnot json</tool_call>", ("<tool_call>\nnot json</tool_call>", [])),
-        (HERMES, "a < b and <tool", ("a < b and <tool", [])),
-        (HERMES, '<tool_call>{"na', ('<tool_call>{"na', [])),  # cut before it was a call
-        (HERMES, '<tool_call>{"name": "f", "arguments": {"a": "x', ("", [("f", '{"a": "x')])),  # cut within
-        (LLAMA3, '{"name": "f", "parameters": {"a": 1}}', ("", [("f", '{"a": 1}')])),
-        (LLAMA3, '<|python_tag|>{"name": "f", "parameters": {}}', ("", [("f", "{}")])),
-        (
-            LLAMA3,
-            f'{CALL}; {{"name": "get_weather", "parameters": {{}}}}',
-            ("", [("f", ARGUMENTS), ("get_weather", "{}")]),
-        ),
-        (LLAMA3, 'The set {"name": "f"}', ('The set {"name": "f"}', [])),
-        (LLAMA3, '{"name": "x"} tail', ('{"name": "x"} tail', [])),
-        (MISTRAL, f"[TOOL_CALLS][{CALL}, {CALL}]", ("", [("f", ARGUMENTS)] * 2)),
-        (MISTRAL, f"Yes. [TOOL_CALLS] [{CALL}]", ("Yes. ", [("f", ARGUMENTS)])),
-        (None, CALL, (CALL, [])),
-    ],
-)
+CASES: list[tuple[ToolFormat | None, str, tuple[str, list[tuple[str, str]]]]] = [
+    (HERMES, f"<tool_call>\n{CALL}\n</tool_call>", ("", [("f", ARGUMENTS)])),
+    (
+        HERMES,
+        f"Let me see. <tool_call>{CALL}</tool_call>\n<tool_call>\n{CALL}\n</tool_call>\n",
+        ("Let me see. ", [("f", ARGUMENTS)] * 2),
+    ),
+    (HERMES, f"<tool_call>{CALL}</tool_call> And so on.", (" And so on.", [("f", ARGUMENTS)])),
+    (HERMES, f"<tool_call>\n{CALL}", ("", [("f", ARGUMENTS)])),  # the end marker was forgotten
+    (HERMES, '<tool_call>{"name": "f"}</tool_call>', ("", [("f", "{}")])),
+    (HERMES, '<tool_call>{"arguments": {"a":1} , "name": "f"}</tool_call>', ("", [("f", '{"a":1}')])),
+    (HERMES, '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', ("", [("f", '{"a": 1}')])),
+    (HERMES, '<tool_call>{"name": "f", "arguments": null}</tool_call>', ("", [("f", "{}")])),
+    (HERMES, '<tool_call>{"name": "unknown", "arguments": {}}', ('<tool_call>{"name": "unknown"', [])),
+    (HERMES, "<tool_call>\nnot json</tool_call>", ("<tool_call>\nnot json</tool_call>", [])),
+    (HERMES, "a < b and <tool", ("a < b and <tool", [])),
+    (HERMES, '<tool_call>{"na', ('<tool_call>{"na', [])),  # cut before it was a call
+    (HERMES, '<tool_call>{"name": "f", "arguments": {"a": "x', ("", [("f", '{"a": "x')])),  # cut within
+    (LLAMA3, '{"name": "f", "parameters": {"a": 1}}', ("", [("f", '{"a": 1}')])),
+    (LLAMA3, '<|python_tag|>{"name": "f", "parameters": {}}', ("", [("f", "{}")])),
+    (
+        LLAMA3,
+        f'{CALL}; {{"name": "get_weather", "parameters": {{}}}}',
+        ("", [("f", ARGUMENTS), ("get_weather", "{}")]),
+    ),
+    (LLAMA3, 'The set {"name": "f"}', ('The set {"name": "f"}', [])),
+    (LLAMA3, '{"name": "x"} tail', ('{"name": "x"} tail', [])),
+    (MISTRAL, f"[TOOL_CALLS][{CALL}, {CALL}]", ("", [("f", ARGUMENTS)] * 2)),
+    (MISTRAL, f"Yes. [TOOL_CALLS] [{CALL}]", ("Yes. ", [("f", ARGUMENTS)])),
+    (None, CALL, (CALL, [])),
+]
+
+
+@pytest.mark.parametrize(("format", "text", "expected"), CASES)
 @given(data=st.data())
 def test_calls_and_text_come_apart_however_the_text_is_cut(
     format: ToolFormat | None, text: str, expected: Any, data: st.DataObject

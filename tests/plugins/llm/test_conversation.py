@@ -26,6 +26,7 @@ from sixfold.plugins.llm.generation import (
 )
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.sequence import SequenceState
+from sixfold.plugins.llm.text_codec import TextCodec
 
 Run = Callable[..., list[Any]]
 Load = Callable[..., TransformersModel]
@@ -66,8 +67,13 @@ def prepared(model: TransformersModel, chat: ChatInput) -> SequenceState:
     return sequence
 
 
+def codec_of(model: Any) -> TextCodec:
+    codec: TextCodec = model._codec
+    return codec
+
+
 def prompt_of(model: TransformersModel, chat: ChatInput) -> str:
-    return model._codec.decode(prepared(model, chat).token_ids)
+    return codec_of(model).decode(prepared(model, chat).token_ids)
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +107,9 @@ def test_a_model_without_tools_in_its_template_is_told_in_words(llama: Transform
 
 
 def test_a_marker_is_no_special_token_unless_the_tokenizer_says_so(llama: TransformersModel) -> None:
-    codec = llama._codec
-    codec._tokenizer.unk_token = "<s>"  # which many tokenizers give for any unknown text
+    codec: Any = codec_of(llama)
+    tokenizer = codec._tokenizer
+    tokenizer.unk_token = "<s>"  # which many tokenizers give for any unknown text
     assert codec.special_token_id("</s>") == 257
     assert codec.special_token_id("<tool_call>") is None
     assert codec.decode_with(["<tool_call>"]) == codec.decode
@@ -197,7 +204,7 @@ def test_a_form_begins_after_reasoning(
     sequence = prepared(model, chat)
     assert sequence.opens_in_reasoning is think
     assert sequence.grammar is not None
-    for token_id in model._codec.encode(text, add_special_tokens=False):
+    for token_id in codec_of(model).encode(text, add_special_tokens=False):
         sequence.grammar.accept(token_id)
     assert sequence.grammar.failure is None
     assert sequence.grammar.is_complete is is_complete

@@ -98,7 +98,7 @@ def test_json_has_at_most_one_space_between_its_parts_and_none_if_compact(llama:
     # A bias towards spaces stands for a model that would write nothing else.
     space = run(llama, [asking(GrammarSpec(kind="regex", text=" "), num_top_logprobs=0)])[0]
     assert only_choice(space).text == " "
-    biased: dict[str, Any] = {"temperature": 0, "logit_bias": ((int(_space_id(llama)), 100.0),)}
+    biased: dict[str, Any] = {"temperature": 0, "logit_bias": ((_ids_of(llama, " ")[0], 100.0),)}
     numbers = {"type": "array", "items": {"type": "integer", "maximum": 9, "minimum": 0}, "minItems": 2, "maxItems": 2}
     spaced = only_choice(run(llama, [asking(schema(numbers), **biased)])[0]).text
     assert re.fullmatch(r"\[ \d , \d \]", spaced)
@@ -106,9 +106,9 @@ def test_json_has_at_most_one_space_between_its_parts_and_none_if_compact(llama:
     assert re.fullmatch(r"\[\d,\d\]", compact)
 
 
-def _space_id(model: TransformersModel) -> int:
-    (space,) = model._codec.encode(" ", add_special_tokens=False)
-    return space
+def _ids_of(model: Any, text: str) -> list[int]:
+    ids: list[int] = model._codec.encode(text, add_special_tokens=False)
+    return ids
 
 
 def test_the_token_limit_cuts_an_answer_and_says_so(llama: TransformersModel, run: Run) -> None:
@@ -221,5 +221,5 @@ def test_masks_are_computed_beside_the_device_thread(llama: TransformersModel) -
     (row,) = masks.begin([None, watched]).wait().items()
     masks.close()
     assert row[0] == 1
-    assert np.flatnonzero(row[1]).tolist() == llama._codec.encode("q", add_special_tokens=False)
+    assert np.flatnonzero(row[1]).tolist() == _ids_of(llama, "q")
     assert threads != [threading.get_ident()]

@@ -241,7 +241,7 @@ async def test_calls_and_their_outputs_go_on_too(api: LlmAPI) -> None:
 
 
 async def test_items_become_turns(api: LlmAPI) -> None:
-    items = [
+    items: list[dict[str, Any]] = [
         {"role": "developer", "content": "Be kind."},
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]},
         {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "b", "annotations": []}]},

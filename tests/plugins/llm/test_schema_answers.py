@@ -24,6 +24,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 _MAX_TOKENS = 400
 """No bounded schema needs more; one without bounds may."""
 _AT_ONCE = 20
+_HEALTH_CHECKS: Any = hypothesis.HealthCheck  # an enumeration whose metaclass types leave out
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def draw_schemas(count: int) -> list[DrawnSchema]:
 
     @hypothesis.seed(20261128)
     @hypothesis.settings(
-        max_examples=count * 2, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+        max_examples=count * 2, database=None, deadline=None, suppress_health_check=tuple(_HEALTH_CHECKS)
     )
     @hypothesis.given(schemas())
     def collect(schema: DrawnSchema) -> None:
