@@ -159,10 +159,17 @@ def _forbid_early_end(logits: Tensor, rows: Sequence[SampledRow], masks: Mapping
 
 
 def _apply_masks(logits: Tensor, masks: Mapping[int, BoolArray]) -> None:
-    if masks:
-        allowed = to_tensor(np.stack(list(masks.values())), logits.device)
-        at = index_tensor(list(masks), logits.device)
-        logits[at] = logits[at].masked_fill(~allowed, -torch.inf)
+    if not masks:
+        return
+    if logits.device.type == "cpu":
+        # One thread: a row takes tens of microseconds, less than waking torch's others.
+        rows = logits.numpy()
+        for i, mask in masks.items():
+            np.putmask(rows[i], ~mask, -np.inf)
+        return
+    allowed = to_tensor(np.stack(list(masks.values())), logits.device)
+    at = index_tensor(list(masks), logits.device)
+    logits[at] = logits[at].masked_fill(~allowed, -torch.inf)
 
 
 def _logprobs(raw: Tensor, rows: Sequence[SampledRow], chosen: Sequence[int]) -> list[RowLogprobs | None]:

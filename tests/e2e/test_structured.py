@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import httpx
+import httpx2
 import jsonschema
 import pytest
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from pydantic import BaseModel, ConfigDict, Field
 
 pytestmark = pytest.mark.models
@@ -208,38 +209,41 @@ def test_langchain_binds_tools_and_structured_output(demo_server: Any) -> None:
         """Adds two numbers."""
         return first + second
 
-    for use_responses_api in (False, True):
-        model: Any = ChatOpenAI(
-            model="chat",
-            base_url=f"{demo_server.url}/v1",
-            api_key="none",  # type: ignore[arg-type]  # taken as a secret
-            temperature=0,
-            max_tokens=120,  # type: ignore[call-arg]  # an alias
-            max_retries=0,
-            use_responses_api=use_responses_api,
-        )
-        answer = model.bind_tools([add], tool_choice="add", parallel_tool_calls=False).invoke("What is 2 plus 3?")
-        (call,) = answer.tool_calls
-        assert call["name"] == "add"
-        structured = model.with_structured_output(Person, method="json_schema", strict=True)
-        assert isinstance(structured.invoke("Describe a nurse."), Person)
-    chunks = list(model.stream("Say hello."))
-    assert chunks
+    with httpx2.Client(timeout=120.0) as http:
+        for use_responses_api in (False, True):
+            settings: dict[str, Any] = {
+                "model": "chat",
+                "base_url": f"{demo_server.url}/v1",
+                "api_key": "none",
+                "temperature": 0,
+                "max_tokens": 120,
+                "max_retries": 0,
+                "use_responses_api": use_responses_api,
+                "http_client": http,
+            }
+            model: Any = ChatOpenAI(**settings)
+            answer = model.bind_tools([add], tool_choice="add", parallel_tool_calls=False).invoke("What is 2 plus 3?")
+            (call,) = answer.tool_calls
+            assert call["name"] == "add"
+            structured = model.with_structured_output(Person, method="json_schema", strict=True)
+            assert isinstance(structured.invoke("Describe a nurse."), Person)
+            assert list(model.bind(max_tokens=8).stream("Say hello."))
 
 
-def test_pydantic_ai_gets_its_output_type(demo_server: Any) -> None:
+async def test_pydantic_ai_gets_its_output_type(demo_server: Any) -> None:
     from pydantic_ai import Agent, ToolOutput
     from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    provider = OpenAIProvider(base_url=f"{demo_server.url}/v1", api_key="none")
-    for kind in (OpenAIChatModel, OpenAIResponsesModel):
-        agent: Any = Agent(
-            kind("chat", provider=provider),
-            output_type=ToolOutput(Person, strict=True),
-            model_settings={"temperature": 0, "max_tokens": 120, "parallel_tool_calls": False},
-        )
-        assert isinstance(agent.run_sync("Describe a nurse.").output, Person)
+    async with AsyncOpenAI(base_url=f"{demo_server.url}/v1", api_key="none", max_retries=0, timeout=120.0) as client:
+        provider = OpenAIProvider(openai_client=client)
+        for kind in (OpenAIChatModel, OpenAIResponsesModel):
+            agent: Any = Agent(
+                kind("chat", provider=provider),
+                output_type=ToolOutput(Person, strict=True),
+                model_settings={"temperature": 0, "max_tokens": 120, "parallel_tool_calls": False},
+            )
+            assert isinstance((await agent.run("Describe a nurse.")).output, Person)
 
 
 def test_the_endpoints_are_in_the_document(demo_server: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from sixfold.plugins.llm.answer_parser import ParsedAnswer, ParserChoice
 from sixfold.plugins.llm.answer_parts import ArgumentsPart, CallStart, Part
@@ -70,6 +70,7 @@ CASES: list[tuple[ToolFormat | None, str, tuple[str, list[tuple[str, str]]]]] = 
 
 
 @pytest.mark.parametrize(("format", "text", "expected"), CASES)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_calls_and_text_come_apart_however_the_text_is_cut(
     format: ToolFormat | None, text: str, expected: Any, data: st.DataObject
@@ -113,6 +114,7 @@ def test_calls_of_mistral_have_ids_that_its_template_takes() -> None:
         ("a < b </thi", True, "a < b </thi", ""),
     ],
 )
+@settings(max_examples=30)
 @given(data=st.data())
 def test_reasoning_and_answer_come_apart_however_the_text_is_cut(
     text: str, opens: bool, reasoning: str, answer: str, data: st.DataObject
