@@ -3,55 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from sixfold.core.errors import InvalidRequest
+from sixfold.plugins.llm.answer_style import AnswerStyle
 from sixfold.plugins.llm.generation import ChatInput, ChatMessage, CompletionInput
 from sixfold.plugins.llm.grammar import Grammar, GrammarCompiler
 from sixfold.plugins.llm.grammar_text import answer_grammar, quoted, tool_grammar, whole_grammar
-from sixfold.plugins.llm.reasoning import CLOSES, OPENS, ReasoningParserName, detect_reasoning
+from sixfold.plugins.llm.reasoning import CLOSES, OPENS
 from sixfold.plugins.llm.text_codec import TextCodec
-from sixfold.plugins.llm.tool_formats import HERMES, TOOL_FORMATS, ToolFormat, detect_tool_format
 from sixfold.plugins.llm.tool_prompt import tool_object, with_tools_in_words
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerStyle:
-    """How a model marks what is not plain text in its answers.
-
-    Attributes:
-        tool_format: How it writes calls; None if they are never looked for.
-        is_taught_tools: Whether its own template tells it about tools; otherwise we do, in words.
-        reasoning: How it marks reasoning.
-    """
-
-    tool_format: ToolFormat | None
-    is_taught_tools: bool
-    reasoning: ReasoningParserName
-
-    @classmethod
-    def of(cls, template: str, *, tool_call_parser: str, reasoning_parser: str) -> AnswerStyle:
-        """The style that a template shows, where the model's options don't say.
-
-        Args:
-            template: The chat template's text.
-            tool_call_parser: The option of this name.
-            reasoning_parser: The option of this name.
-        """
-        taught = detect_tool_format(template)
-        thinks = detect_reasoning(template) == "think" if reasoning_parser == "auto" else reasoning_parser == "think"
-        if tool_call_parser == "auto":
-            return cls(
-                tool_format=taught or HERMES,
-                is_taught_tools=taught is not None,
-                reasoning="think" if thinks else "none",
-            )
-        return cls(
-            tool_format=TOOL_FORMATS.get(tool_call_parser),
-            is_taught_tools="tools" in template,  # the option says what we don't recognize
-            reasoning="think" if thinks else "none",
-        )
 
 
 class ConversationWriter:

@@ -19,8 +19,9 @@ from sixfold.core.errors import ConfigError, SourceError
 from sixfold.core.family import LoadContext
 from sixfold.core.runtime.linear import PackedLinear
 from sixfold.core.runtime.step_linear import StepGatedLinear
+from sixfold.plugins.llm.answer_style import AnswerStyle
 from sixfold.plugins.llm.attention import ATTENTION, paged_attention
-from sixfold.plugins.llm.conversation import AnswerStyle, ConversationWriter
+from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.facts import ModelFacts, read_facts
 from sixfold.plugins.llm.fuse import optimize
@@ -91,8 +92,7 @@ def load(context: LoadContext) -> TransformersModel:
             "kv_cache_tokens": decoder.cache.num_tokens,
             "vocab_size": facts.vocab_size,
             "has_chat_template": codec.has_chat_template,
-            "tool_call_parser": "none" if style.tool_format is None else style.tool_format.name,
-            "reasoning_parser": style.reasoning,
+            **style.details,
         },
     )
     grammars = GrammarCompiler(codec, vocab_size=facts.vocab_size, eos_ids=facts.eos_ids)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.models
 _ROOT = Path(__file__).resolve().parents[3]
 _MAX_TOKENS = 400
 """No bounded schema needs more; one without bounds may."""
-_AT_ONCE = 20
+_AT_ONCE = 125
 _HEALTH_CHECKS: Any = hypothesis.HealthCheck  # an enumeration whose metaclass types leave out
 
 
@@ -31,7 +31,7 @@ _HEALTH_CHECKS: Any = hypothesis.HealthCheck  # an enumeration whose metaclass t
 def smollm(load_tiny: Any) -> Iterator[TransformersModel]:
     settings = load_config(_ROOT / "examples" / "demo.yaml")
     resolved = resolve_entry(settings.models["chat"], load_plugins(), settings.cache_dir, lambda _w, _d, _t: None)
-    model = load_tiny(resolved.path, dtype="auto", kv_cache_bytes=1 << 29)
+    model = load_tiny(resolved.path, dtype="auto", kv_cache_bytes=1 << 30)
     yield model
     model.close()
 
