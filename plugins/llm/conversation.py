@@ -68,22 +68,23 @@ class ConversationWriter:
         """
         spec = request_input.params.grammar
         chat = request_input if isinstance(request_input, ChatInput) else None
-        format = self._style.tool_format
-        if chat is not None and chat.must_call and format is not None:
+        answers: list[dict[str, Any]] = []
+        if spec is not None and not (chat is not None and chat.must_call):
+            answers.append(answer_grammar(spec))
+        # A model that may call, or else must answer in a form, may do either; a call is held to its schema then.
+        if chat is not None and chat.tools and (chat.must_call or answers) and self._style.tool_format is not None:
             tools = [tool for tool in chat.tools if chat.must_call_name in (None, tool.name)]
-            answer = tool_grammar(format, tools, is_parallel=chat.allow_parallel_calls, literal=self._literal)
-            param = "tools"
-        elif spec is not None:
-            answer, param = answer_grammar(spec), spec.param
-        else:
+            is_parallel = chat.allow_parallel_calls
+            answers.append(tool_grammar(self._style.tool_format, tools, is_parallel=is_parallel, literal=self._literal))
+        if not answers:
             return None
         text = whole_grammar(
-            answer,
+            answers,
             thinks=chat is not None and self.thinks,
             opens_in_reasoning=opens_in_reasoning,
             literal=self._literal,
         )
-        return self._grammars.compile(text, param=param)
+        return self._grammars.compile(text, param="tools" if spec is None else spec.param)
 
     def _literal(self, marker: str) -> str:
         token_id = self._codec.special_token_id(marker)

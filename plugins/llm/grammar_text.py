@@ -20,7 +20,6 @@ Literalize = Callable[[str], str]
 """Gives a marker as the grammar must name it: a quoted text, or the id of a special token."""
 
 _MAX_PARALLEL_CALLS = 16
-_ANSWER = "answer"
 _SPACED = {"whitespace_pattern": "[ ]?"}
 _COMPACT = {"whitespace_flexible": False}
 
@@ -79,25 +78,31 @@ def tool_grammar(
     return {"lark_grammar": "\n".join(rules) + "\n"}
 
 
-def whole_grammar(answer: dict[str, Any], *, thinks: bool, opens_in_reasoning: bool, literal: Literalize) -> str:
-    """The grammar's final text: the answer alone, or free reasoning and then the answer.
+def whole_grammar(
+    answers: Sequence[dict[str, Any]], *, thinks: bool, opens_in_reasoning: bool, literal: Literalize
+) -> str:
+    """The grammar's final text: one of the answers, on some models after free reasoning.
 
     Args:
-        answer: From `answer_grammar` or `tool_grammar`.
+        answers: From `answer_grammar` and `tool_grammar`; at least one.
         thinks: Whether the model marks its reasoning.
         opens_in_reasoning: Whether the prompt ended within it.
         literal: Names the markers.
     """
-    if not thinks:
-        return json.dumps({"grammars": [answer]})
-    closes = literal(CLOSES)
-    if closes.startswith("<"):  # a special token
-        think = f"think: /(?s:.*)/ {closes}"
-    else:
-        think = f"think[suffix={closes}]: /(?s:.*)/"
-    before = "think" if opens_in_reasoning else f"({literal(OPENS)} think)?"
-    lark = f"start: {before} gap @{_ANSWER}\n{think}\ngap: /\\n{{0,2}}/\n"
-    return json.dumps({"grammars": [{"lark_grammar": lark}, {"name": _ANSWER} | answer]})
+    if len(answers) == 1 and not thinks:
+        return json.dumps({"grammars": list(answers)})
+    named = [{"name": f"answer_{place}"} | answer for place, answer in enumerate(answers)]
+    answer = " | ".join(f"@{one['name']}" for one in named)
+    lark = f"start: {'reasoning ' if thinks else ''}({answer})\n"
+    if thinks:
+        closes = literal(CLOSES)
+        if closes.startswith("<"):  # a special token
+            lark += f"think: /(?s:.*)/ {closes}\n"
+        else:
+            lark += f"think[suffix={closes}]: /(?s:.*)/\n"
+        begin = "think" if opens_in_reasoning else f"({literal(OPENS)} think)?"
+        lark += f"reasoning: {begin} gap\ngap: /\\n{{0,2}}/\n"
+    return json.dumps({"grammars": [{"lark_grammar": lark}, *named]})
 
 
 def _alternatives(tools: Sequence[ToolSpec]) -> str:

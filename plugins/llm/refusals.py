@@ -129,13 +129,6 @@ def _check_tools(body: ChatBody) -> None:
         raise InvalidRequest(
             f"There is no tool {choice.function.name[:64]!r}; there are {', '.join(names)}.", param="tool_choice"
         )
-    form = body.response_format
-    given = [name for name in _STRUCTURED if getattr(body, name) is not None]
-    if given or (form is not None and form.type != "text"):
-        name = given[0] if given else "response_format"
-        raise InvalidRequest(
-            f"An answer that must be a call can't have the form of {name!r}. Leave out one of them.", param=name
-        )
 
 
 def _check_message(message: Message, path: str) -> None:

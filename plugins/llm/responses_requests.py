@@ -159,10 +159,6 @@ def _check_tools(body: ResponsesBody) -> None:
         raise InvalidRequest(
             f"There is no tool {choice.name[:64]!r}; there are {', '.join(names)}.", param="tool_choice"
         )
-    if _grammar(body) is not None:
-        raise InvalidRequest(
-            "An answer that must be a call can't have a format. Leave out one of them.", param="text.format"
-        )
 
 
 def _messages(items: Sequence[InputItem], param: str) -> list[ChatMessage]:

@@ -210,6 +210,27 @@ def test_a_form_begins_after_reasoning(
     assert sequence.grammar.is_complete is is_complete
 
 
+@pytest.mark.parametrize(
+    ("must_call", "text", "is_allowed"),
+    [
+        (False, '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', True),
+        (False, "yes", True),
+        (False, "Well, yes", False),
+        (True, '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', True),
+        (True, "yes", False),
+    ],
+)
+def test_an_answer_with_tools_and_a_form_is_a_call_or_of_the_form(
+    llama: TransformersModel, must_call: bool, text: str, is_allowed: bool
+) -> None:
+    params = SamplingParams(grammar=GrammarSpec(kind="choice", text='["yes", "no"]'))
+    sequence = prepared(llama, ChatInput(messages=HISTORY[:2], tools=TOOLS, must_call=must_call, params=params))
+    assert sequence.grammar is not None
+    for token_id in codec_of(llama).encode(text, add_special_tokens=False):
+        sequence.grammar.accept(token_id)
+    assert (sequence.grammar.failure is None) is is_allowed
+
+
 def test_a_bad_schema_of_a_tool_that_must_be_called_is_refused(
     llama: TransformersModel, error_of: Callable[..., RequestError]
 ) -> None:

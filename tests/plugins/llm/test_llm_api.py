@@ -181,14 +181,6 @@ REFUSED_CHAT: list[tuple[dict[str, Any], str]] = [
         },
         "tool_choice",
     ),
-    (
-        {
-            "tools": [{"type": "function", "function": {"name": "f"}}],
-            "tool_choice": "required",
-            "response_format": {"type": "json_object"},
-        },
-        "response_format",
-    ),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"functions": [{}]}, "functions"),
     ({"function_call": "auto"}, "function_call"),

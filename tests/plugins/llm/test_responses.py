@@ -339,7 +339,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [TOOL | {"parameters": {"type": "string"}}]}, "tools.0.parameters.type"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),
-    ({"tools": [TOOL], "tool_choice": "required", "text": {"format": {"type": "json_object"}}}, "text.format"),
     ({"input": []}, "input"),
     ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type"),
     ({"input": [{"role": "user"}]}, "input.0.content"),
