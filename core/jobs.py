@@ -95,9 +95,24 @@ class JobStore:
         await asyncio.get_running_loop().run_in_executor(self._thread, close)
         self._thread.shutdown()
 
-    async def create(self, kind: str, owner: str, payload: Mapping[str, Any], state: str) -> str:
-        """Adds a job and returns its new id; it is on the disk then."""
-        job_id = f"{kind}_{secrets.token_hex(16)}"
+    @staticmethod
+    def new_id(kind: str) -> str:
+        """An id that nobody can guess."""
+        return f"{kind}_{secrets.token_hex(16)}"
+
+    async def create(
+        self, kind: str, owner: str, payload: Mapping[str, Any], state: str, *, job_id: str | None = None
+    ) -> str:
+        """Adds a job and returns its id; it is on the disk then.
+
+        Args:
+            kind: The plugin's name for this sort of job.
+            owner: Whose it is.
+            payload: What else to keep.
+            state: Where it begins.
+            job_id: From `new_id`, for a job that was promised before it is stored; made here unless given.
+        """
+        job_id = job_id or self.new_id(kind)
         text, now_s = json.dumps(payload), self._clock()
         await self._do(
             lambda connection: connection.execute(
@@ -214,6 +229,14 @@ class JobStore:
         def delete(connection: sqlite3.Connection) -> bool:
             done = connection.execute("DELETE FROM jobs WHERE id = ? AND owner = coalesce(?, owner)", (job_id, owner))
             return done.rowcount == 1
+
+        return await self._do(delete)
+
+    async def delete_unchanged_since(self, kind: str, time_s: float) -> int:
+        """Removes the jobs of a kind that were last changed before a Unix time; returns how many."""
+
+        def delete(connection: sqlite3.Connection) -> int:
+            return connection.execute("DELETE FROM jobs WHERE kind = ? AND updated_s < ?", (kind, time_s)).rowcount
 
         return await self._do(delete)
 

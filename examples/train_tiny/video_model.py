@@ -1,5 +1,7 @@
 """The video model: an LTX-Video pipeline of stock classes, small enough to keep in a repository."""
 
+from typing import Any
+
 import torch
 from diffusers import (
     AutoencoderKLLTXVideo,
@@ -69,7 +71,8 @@ def build_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
         eos_token_id=tokenizer.eos_token_id,
     )
     encoder = T5EncoderModel(config)
-    nn.init.normal_(encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight)
+    blocks: Any = encoder.encoder.block
+    nn.init.normal_(blocks[0].layer[0].SelfAttention.relative_attention_bias.weight)
     return encoder
 
 

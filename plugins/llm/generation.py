@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 FinishReason = Literal["stop", "length"]
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
 TemplateValue = str | int | float | bool | None
+
+
+class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an answer must look like, to the character.
+
+    Attributes:
+        kind: How ``text`` is to be read.
+        text: A JSON schema; a regular expression; a JSON list of strings; a grammar in Lark's or llama.cpp's notation.
+            Empty for ``json_object``.
+        param: The parameter that it came from, for the error that a bad one gets.
+        is_compact: Whether JSON has no whitespace at all; otherwise it may have one space where it may have any.
+    """
+
+    kind: GrammarKind
+    text: str = ""
+    param: str = "response_format"
+    is_compact: bool = False
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -29,6 +47,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         stop_token_ids: Tokens that end the answer, as the model's own end tokens do.
         ignore_eos: The model's end tokens do not end the answer.
         num_top_logprobs: Alternatives to report per token; 0 reports only the chosen one, None reports nothing.
+        grammar: What the answer must look like; None for free text.
     """
 
     max_tokens: int | None = None
@@ -46,14 +65,51 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     num_top_logprobs: int | None = None
+    grammar: GrammarSpec | None = None
+
+
+class ToolSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A function that the model may call.
+
+    Attributes:
+        name: Its name.
+        description: What it does.
+        parameters: The JSON schema of its arguments; None if it was not told: any object.
+        is_strict: Whether the schema must be honoured in full; otherwise keywords that can't be enforced are hints.
+    """
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    is_strict: bool = False
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that the model made in an earlier turn; ``arguments`` is the text of a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One turn of a conversation, text only."""
+    """One turn of a conversation, text only.
+
+    Attributes:
+        role: ``system``, ``user``, ``assistant`` or ``tool``.
+        content: Its text; empty where the turn is nothing but calls.
+        name: Who speaks, if the client tells.
+        reasoning: What the model thought before its answer, if the client sends it back.
+        tool_calls: Of an assistant's turn.
+        tool_call_id: Of a tool's turn: the call that it answers.
+    """
 
     role: str
     content: str
     name: str | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 class ChatInput(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
@@ -66,6 +122,10 @@ class ChatInput(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
         stream: Whether increments are wanted; without, only the result is sent.
         template_kwargs: Further variables of the model's chat template.
         cache_salt: Only requests of the same salt share cached prefixes.
+        tools: What the model may call; empty where it may not.
+        must_call: Whether the answer has to be a call.
+        must_call_name: The one tool to call; None leaves the choice.
+        allow_parallel_calls: Whether an answer may have several calls.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -74,6 +134,10 @@ class ChatInput(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
     stream: bool = False
     template_kwargs: dict[str, TemplateValue] = {}
     cache_salt: str | None = None
+    tools: tuple[ToolSpec, ...] = ()
+    must_call: bool = False
+    must_call_name: str | None = None
+    allow_parallel_calls: bool = True
 
 
 class CompletionInput(msgspec.Struct, frozen=True, kw_only=True, tag="completion"):
@@ -116,6 +180,7 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True, tag="delta", omit_def
         num_tokens: Tokens that this delta accounts for.
         logprobs: Of these tokens, when asked for.
         finish_reason: Set in the last delta of the choice.
+        opens_in_reasoning: Whether the prompt ended within the model's reasoning, so that the answer begins with it.
     """
 
     choice: int
@@ -123,14 +188,16 @@ class TextDelta(msgspec.Struct, frozen=True, kw_only=True, tag="delta", omit_def
     num_tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+    opens_in_reasoning: bool = False
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One finished answer."""
+    """One finished answer; ``opens_in_reasoning`` as in `TextDelta`."""
 
     text: str
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
+    opens_in_reasoning: bool = False
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True, tag="generation"):

@@ -9,9 +9,13 @@ import torch
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError
 from sixfold.core.family import LoadContext
+from sixfold.plugins.llm.answer_style import AnswerStyle
+from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.decoder_loader import LoadedDecoder, load_decoder, read_files
 from sixfold.plugins.llm.draft_model import DraftModelProposer
 from sixfold.plugins.llm.facts import ModelFacts
+from sixfold.plugins.llm.grammar import GrammarCompiler
+from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import announce
 from sixfold.plugins.llm.kv_cache import KvCache
 from sixfold.plugins.llm.model import TransformersModel
@@ -47,6 +51,9 @@ def load(context: LoadContext) -> TransformersModel:
         )
     max_model_len = _max_model_len(facts, options, cache, context.model_name)
     events = None if options.kv_events is None else announce(options.kv_events, cache)
+    style = AnswerStyle.of(
+        codec.template, tool_call_parser=options.tool_call_parser, reasoning_parser=options.reasoning_parser
+    )
     info = ModelInfo(
         max_model_len=max_model_len,
         parameters=loaded.num_parameters,
@@ -56,11 +63,14 @@ def load(context: LoadContext) -> TransformersModel:
             "kv_cache_tokens": cache.num_tokens,
             "vocab_size": facts.vocab_size,
             "has_chat_template": codec.has_chat_template,
+            **style.details,
             **({} if events is None else events.endpoints),
         },
     )
+    grammars = GrammarCompiler(codec, vocab_size=facts.vocab_size, eos_ids=facts.eos_ids)
     preparer = Preparer(
         codec=codec,
+        conversations=ConversationWriter(codec, style, grammars),
         defaults=facts.defaults,
         eos_ids=facts.eos_ids,
         vocab_size=facts.vocab_size,
@@ -72,6 +82,7 @@ def load(context: LoadContext) -> TransformersModel:
         preparer=preparer,
         codec=codec,
         info=info,
+        masks=GrammarMasks(vocab_size=facts.vocab_size, num_mask_tokens=max(facts.vocab_size, codec.num_tokens)),
         speculator=make_speculator(options.speculation, proposer),
         events=events,
     )

@@ -21,6 +21,7 @@ from sixfold.plugins.llm.generation import (
     TokenLogprob,
     TopToken,
 )
+from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import KvAnnouncer
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
 from sixfold.plugins.llm.sampler import RowLogprobs, SampledToken, sample
@@ -44,6 +45,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         preparer: Makes its sequences.
         codec: Its tokenizer, for the text of logprobs.
         info: Facts about it.
+        masks: Of its vocabulary.
         speculator: Guesses tokens ahead.
         events: Announces cached prefixes; None if nobody is told.
     """
@@ -55,6 +57,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         preparer: Preparer,
         codec: TextCodec,
         info: ModelInfo,
+        masks: GrammarMasks,
         speculator: Speculator,
         events: KvAnnouncer | None = None,
     ) -> None:
@@ -63,6 +66,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._preparer = preparer
         self._codec = codec
         self._info = info
+        self._masks = masks
         self._speculator = speculator
         self._events = events
         self._num_prompt_tokens = 0
@@ -135,8 +139,10 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         """The tokens sampled for each place in the batch: the next one, and one after each draft."""
         with torch.inference_mode():
             layout = lay_out(sequences, units, block_size=self._cache.block_size, device=self._decoder.device)
+            pending = self._masks.begin([sequences[i].grammar for i in layout.sampled])
             logits = self._decoder.forward(layout)
-            tokens = [] if logits is None else sample(logits, sampled_rows(sequences, layout.sampled))
+            rows = sampled_rows(sequences, layout.sampled)
+            tokens = [] if logits is None else sample(logits, rows, pending.wait())
         result: dict[int, list[SampledToken]] = {}
         for i, token in zip(layout.sampled, tokens, strict=True):
             result.setdefault(i, []).append(token)
@@ -159,19 +165,22 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             self._cache.erase(sequence, begin, end)
             sequence.suspect = sequence.may_draft = False
             return Outcome()
+        num_output = sequence.num_output_tokens
+        num_accepted = 0
         for token, draft in zip(sampled, (*drafts, None), strict=True):
-            if token.token_id is None:
-                message = "The model gave no finite probabilities for this request. Shorten or change the input."
-                return Outcome(done=True, error=StepFailed(message))
-            self._num_generated_tokens += 1
+            failure = None if sequence.grammar is None else sequence.grammar.failure
+            if token.token_id is None or failure is not None:
+                return Outcome(done=True, error=_step_failed(sequence, failure))
             logprob = None if token.logprobs is None else self._describe(token.token_id, token.logprobs)
             sequence.append(token.token_id, logprob)
             if sequence.finish_reason is not None or token.token_id != draft:
                 break
-        # All but the last token are computed; what lies behind belongs to wrong drafts and will be written over.
-        sequence.num_computed = len(sequence.token_ids) - 1
+            num_accepted += 1
+        # What lies behind belongs to wrong drafts and will be written over.
+        sequence.num_computed = end - len(drafts) + num_accepted
+        self._num_generated_tokens += sequence.num_output_tokens - num_output
         sequence.suspect = False
-        self._speculator.observe(sequence, len(drafts), sequence.num_computed - (end - len(drafts)))
+        self._speculator.observe(sequence, len(drafts), num_accepted)
         self._cache.publish(sequence)
         return Outcome(output=sequence.take_delta(), done=sequence.finish_reason is not None)
 
@@ -197,6 +206,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             "prompt_tokens": sum(s.num_prompt_tokens for s in sequences if s.counts_prompt),
             "completion_tokens": sum(s.num_output_tokens for s in sequences),
             "cached_tokens": sum(s.num_cached or 0 for s in sequences if s.counts_prompt),
+            "reasoning_tokens": sum(map(self._preparer.num_reasoning_tokens, sequences)),
         }
         return Finish(
             result=Generation(choices=choices), usage=Usage(counts=counts), finish_reason=choices[0].finish_reason
@@ -209,7 +219,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._decoder.run([[0] * min(_WARM_UP_PROMPT_TOKENS, self._info.max_model_len or 1)])
 
     def close(self) -> None:
-        """Tells routers that the cache is gone."""
+        """Ends the thread of the masks, and tells routers that the cache is gone."""
+        self._masks.close()
         if self._events is not None:
             self._events.close()
 
@@ -226,3 +237,12 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             "prefix_cache_hits_total": prefix.num_hit_tokens,
             **self._speculator.stats(),
         }
+
+
+def _step_failed(sequence: SequenceState, grammar_failure: str | None) -> StepFailed:
+    if grammar_failure is not None:
+        return StepFailed(f"The answer's form could not be followed any further: {grammar_failure}")
+    what = "no finite probabilities for this request"
+    if sequence.grammar is not None:
+        what += ", or its vocabulary can't spell what the answer's form wants next"
+    return StepFailed(f"The model gave {what}. Shorten or change the input.")

@@ -85,3 +85,8 @@ class TransformersOptions(BaseModel):
 
     kv_events: KvEventOptions | None = None
     """Announces cached prefixes to routers."""
+    tool_call_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral"] = "auto"
+    """How the model writes calls of tools. ``auto``: as its chat template shows; ``none`` refuses tools."""
+
+    reasoning_parser: Literal["auto", "none", "think"] = "auto"
+    """Whether ``<think>`` blocks are kept apart from answers. ``auto``: if the chat template speaks of them."""

@@ -37,7 +37,7 @@ FAMILY = Family(
     output_type=TextDelta | Generation,
     options=TransformersOptions,
     extra="llm",
-    requires=("torch", "transformers", "jinja2", "safetensors"),
+    requires=("torch", "transformers", "jinja2", "safetensors", "llguidance"),
     detect=detect,
     metrics=(
         MetricSpec(name="prompt_tokens_total", kind=MetricKind.COUNTER, help="Prompt tokens computed."),
@@ -70,7 +70,7 @@ def register_families(register: Callable[[Family], None]) -> None:
 
 @hookimpl
 def register_apis(register: Callable[[Api], None]) -> None:
-    """Offers ``/v1/chat/completions`` and ``/v1/completions``."""
+    """Offers ``/v1/chat/completions``, ``/v1/completions`` and ``/v1/responses``."""
     register(
         Api(
             modality="llm",

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sixfold.core.errors import ContextLengthExceeded, InvalidRequest
+from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.detokenizer import Detokenizer
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, SamplingParams
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
+from sixfold.plugins.llm.reasoning import CLOSES, OPENS, num_reasoning_tokens, opens_in_reasoning
 from sixfold.plugins.llm.sampling import SamplingDefaults, resolve_sampling
 from sixfold.plugins.llm.sequence import SequenceState
 from sixfold.plugins.llm.stop import StopMatcher
@@ -39,7 +41,8 @@ def split_input(request_input: ChatInput | CompletionInput) -> Sequence[object]:
 def estimate_tokens(request_input: ChatInput | CompletionInput, max_model_len: int) -> int:
     """Guesses prompt and answer tokens of all choices from lengths alone."""
     if isinstance(request_input, ChatInput):
-        sizes = [sum(len(m.content) // _CHARS_PER_TOKEN + _TOKENS_PER_TURN for m in request_input.messages)]
+        tools = sum(len(str(tool.parameters)) // _CHARS_PER_TOKEN for tool in request_input.tools)
+        sizes = [tools + sum(len(m.content) // _CHARS_PER_TOKEN + _TOKENS_PER_TURN for m in request_input.messages)]
     else:
         sizes = [len(p) // _CHARS_PER_TOKEN + 1 if isinstance(p, str) else len(p) for p in request_input.prompts]
     wanted = request_input.params.max_tokens
@@ -52,6 +55,7 @@ class Preparer:
 
     Args:
         codec: The model's tokenizer.
+        conversations: Writes prompts of chats, and grammars.
         defaults: The model's sampling defaults.
         eos_ids: The model's end tokens.
         vocab_size: Rows of the output head; larger token ids are refused.
@@ -63,6 +67,7 @@ class Preparer:
         self,
         *,
         codec: TextCodec,
+        conversations: ConversationWriter,
         defaults: SamplingDefaults,
         eos_ids: tuple[int, ...],
         vocab_size: int,
@@ -70,6 +75,7 @@ class Preparer:
         prefix: PrefixSharing,
     ) -> None:
         self._codec = codec
+        self._conversations = conversations
         self._defaults = defaults
         self._eos_ids = eos_ids
         self._vocab_size = vocab_size
@@ -86,14 +92,13 @@ class Preparer:
 
         Raises:
             ContextLengthExceeded: Prompt and answer do not fit.
-            InvalidRequest: The template rejects the conversation, or a token id is out of range.
+            InvalidRequest: The template rejects the conversation, a token id is out of range, or a grammar is wrong.
         """
         if isinstance(request_input, ChatInput):
-            text = self._codec.render_chat(request_input.messages, request_input.template_kwargs)
+            text = self._conversations.render(request_input)
             prompt_ids = self._codec.encode(text, add_special_tokens=False)
-            return self._sequences(
-                request_input, prompt_ids, tenant=tenant, param="messages", first_choice=0, echo_text=""
-            )
+            opens = self._conversations.thinks and opens_in_reasoning(text)
+            return self._sequences(request_input, prompt_ids, tenant=tenant, param="messages", opens_in_reasoning=opens)
         assert isinstance(piece, PromptPiece)
         if isinstance(piece.prompt, str):
             prompt_ids = self._codec.encode(piece.prompt, add_special_tokens=True)
@@ -111,6 +116,17 @@ class Preparer:
             echo_text=echo_text if request_input.echo else "",
         )
 
+    def num_reasoning_tokens(self, sequence: SequenceState) -> int:
+        """How many of the generated tokens are reasoning."""
+        if not self._conversations.thinks:
+            return 0
+        return num_reasoning_tokens(
+            sequence.token_ids[sequence.num_prompt_tokens :],
+            self._codec.token_id(CLOSES),
+            opens_in=sequence.opens_in_reasoning,
+            opening_id=self._codec.token_id(OPENS),
+        )
+
     def _sequences(
         self,
         request_input: ChatInput | CompletionInput,
@@ -118,8 +134,9 @@ class Preparer:
         *,
         tenant: str,
         param: str,
-        first_choice: int,
-        echo_text: str,
+        first_choice: int = 0,
+        echo_text: str = "",
+        opens_in_reasoning: bool = False,
     ) -> list[SequenceState]:
         params = request_input.params
         self._check_ids([token for token, _ in params.logit_bias], "logit_bias")
@@ -127,19 +144,22 @@ class Preparer:
         max_output_tokens = self._output_limit(params, len(prompt_ids), param)
         salt = self._prefix.salt(tenant, request_input.cache_salt)
         block_hashes = self._prefix.hashes(prompt_ids, salt)
+        decode = self._codec.decode_with(self._conversations.kept_markers(request_input))
         return [
             SequenceState(
                 choice=first_choice + place,
                 prompt_ids=prompt_ids,
                 sampling=resolve_sampling(params, self._defaults, eos_ids=self._eos_ids, choice=first_choice + place),
                 max_output_tokens=max_output_tokens,
-                detokenizer=Detokenizer(self._codec.decode, prompt_ids),
+                detokenizer=Detokenizer(decode, prompt_ids),
                 stop=StopMatcher(params.stop),
                 counts_prompt=place == 0,
                 stream=request_input.stream,
                 echo_text=echo_text,
                 salt=salt,
                 block_hashes=block_hashes,
+                grammar=self._conversations.grammar(request_input, opens_in_reasoning=opens_in_reasoning),
+                opens_in_reasoning=opens_in_reasoning,
             )
             for place in range(request_input.num_choices)
         ]

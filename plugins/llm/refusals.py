@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from sixfold.core.errors import InvalidRequest
 from sixfold.plugins.llm.schema import ChatBody, CompletionBody, GenerationBody, Message
+from sixfold.plugins.llm.schema_structured import NamedToolChoice
 
 _UNSUPPORTED_CHAT = (
     ("audio", "Audio output is not served."),
-    ("function_call", "Function calling is not supported yet."),
-    ("functions", "Function calling is not supported yet."),
+    ("function_call", "It is OpenAI's older name; send 'tool_choice'."),
+    ("functions", "It is OpenAI's older name; send 'tools'."),
     ("moderation", "Moderation is not supported."),
     ("prediction", "Predicted outputs are not supported yet."),
     ("reasoning_effort", "Set what the model's template knows in chat_template_kwargs instead."),
-    ("tools", "Tool calling is not supported yet."),
     ("verbosity", "Ask for a short or long answer in the messages instead."),
     ("web_search_options", "Web search is not supported."),
 )
-_EMPTY_IN_MESSAGES = ("audio", "function_call", "tool_calls", "tool_call_id", "refusal")
+_EMPTY_IN_MESSAGES = ("audio", "function_call", "refusal")
+
+_ONLY_OF_ROLE = (
+    ("tool_calls", "assistant"),
+    ("reasoning_content", "assistant"),
+    ("reasoning", "assistant"),
+    ("tool_call_id", "tool"),
+)
+_STRUCTURED = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
 def unsupported(param: str, reason: str) -> InvalidRequest:
@@ -34,10 +44,8 @@ def check_chat(body: ChatBody) -> None:
     for param, reason in _UNSUPPORTED_CHAT:
         if getattr(body, param) not in (None, []):
             raise unsupported(param, reason)
-    if body.tool_choice not in (None, "none", "auto"):
-        raise unsupported("tool_choice", "Tool calling is not supported yet.")
-    if body.response_format is not None and body.response_format != {"type": "text"}:
-        raise unsupported("response_format", 'Structured output is not supported yet; use {"type": "text"}.')
+    _check_form(body)
+    _check_tools(body)
     if body.modalities is not None and body.modalities != ["text"]:
         raise unsupported("modalities", 'Only ["text"] is served.')
     if body.store:
@@ -61,6 +69,7 @@ def check_completion(body: CompletionBody) -> None:
         InvalidRequest: Names the parameter.
     """
     _check_stream(body)
+    _check_structured(body)
     if body.best_of not in (None, body.n):
         raise unsupported("best_of", "Only the value of 'n' is served; ask for n answers and choose among them.")
     if body.suffix:
@@ -78,13 +87,84 @@ def _check_stream(body: GenerationBody) -> None:
         raise unsupported("stream_options.include_obfuscation", "Leave it out or send false.")
 
 
+def _check_form(body: ChatBody) -> None:
+    """At most one demand on the answer's form, and a response format that is complete."""
+    form = body.response_format
+    is_free = form is None or form.type == "text"
+    if form is not None and (form.type == "json_schema") != (form.json_schema is not None):
+        raise InvalidRequest(
+            "'response_format.json_schema' goes with the type 'json_schema'.", param="response_format.json_schema"
+        )
+    _check_structured(body, others=() if is_free else ("response_format",))
+
+
+def _check_structured(body: GenerationBody, others: tuple[str, ...] = ()) -> None:
+    given = [*others, *(name for name in _STRUCTURED if getattr(body, name) is not None)]
+    if len(given) > 1:
+        raise InvalidRequest(f"Send only one of {' and '.join(map(repr, given))}.", param=given[-1])
+    outputs = body.structured_outputs
+    if outputs is not None:
+        kinds = (outputs.json_, outputs.regex, outputs.choice, outputs.grammar, outputs.json_object or None)
+        if sum(kind is not None for kind in kinds) != 1:
+            raise InvalidRequest(
+                "'structured_outputs' takes exactly one of json, regex, choice, grammar and json_object.",
+                param="structured_outputs",
+            )
+
+
+def _check_tools(body: ChatBody) -> None:
+    names = [tool.function.name for tool in body.tools or ()]
+    for place, tool in enumerate(body.tools or ()):
+        param = f"tools.{place}.function"
+        if tool.function.name in names[:place]:
+            raise InvalidRequest(f"Two tools have the name {tool.function.name!r}.", param=f"{param}.name")
+        if (tool.function.parameters or {}).get("type", "object") != "object":
+            raise InvalidRequest("The parameters of a function are an object.", param=f"{param}.parameters.type")
+    choice = body.tool_choice
+    if choice in (None, "none", "auto"):
+        return
+    if not names:
+        raise InvalidRequest("'tool_choice' is only allowed with 'tools'.", param="tool_choice")
+    if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
+        raise InvalidRequest(
+            f"There is no tool {choice.function.name[:64]!r}; there are {', '.join(names)}.", param="tool_choice"
+        )
+
+
 def _check_message(message: Message, path: str) -> None:
-    if message.role in ("tool", "function"):
-        raise unsupported(f"{path}.role", f"Messages of role {message.role!r} need tools, which are not supported yet.")
+    if message.role == "function":
+        raise unsupported(f"{path}.role", "It is OpenAI's older name; send the role 'tool'.")
     for name in _EMPTY_IN_MESSAGES:
         if getattr(message, name) not in (None, []):
-            raise unsupported(f"{path}.{name}", "Only text messages are supported yet.")
+            raise unsupported(f"{path}.{name}", "Only text messages are served.")
+    if message.role == "tool" and message.tool_call_id is None:
+        raise InvalidRequest(f"Missing required parameter '{path}.tool_call_id'.", param=f"{path}.tool_call_id")
+    for name, role in _ONLY_OF_ROLE:
+        if getattr(message, name) not in (None, []) and message.role != role:
+            raise InvalidRequest(f"Only messages of role {role!r} have {name!r}.", param=f"{path}.{name}")
+    for place, call in enumerate(message.tool_calls or ()):
+        check_arguments(call.function.arguments, f"{path}.tool_calls.{place}.function.arguments")
+    _check_content(message, path)
+
+
+def check_arguments(arguments: str, param: str) -> None:
+    """Refuses arguments of a call that are no JSON object: a template could not write them.
+
+    Raises:
+        InvalidRequest: Names ``param``.
+    """
+    try:
+        value: object = msgspec.json.decode(arguments)
+    except (msgspec.DecodeError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidRequest("The arguments of a call are the text of a JSON object.", param=param)
+
+
+def _check_content(message: Message, path: str) -> None:
     if message.content is None:
+        if message.tool_calls:
+            return
         raise InvalidRequest(f"Missing required parameter '{path}.content'.", param=f"{path}.content")
     if isinstance(message.content, str):
         return

@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
-from sixfold.plugins.llm.generation import ChatInput, ChatMessage, CompletionInput, SamplingParams
+import msgspec
+
+from sixfold.plugins.llm.generation import (
+    ChatInput,
+    ChatMessage,
+    CompletionInput,
+    GrammarSpec,
+    SamplingParams,
+    ToolCall,
+    ToolSpec,
+)
 from sixfold.plugins.llm.schema import ChatBody, CompletionBody, GenerationBody, Message
+from sixfold.plugins.llm.schema_structured import (
+    JsonObject,
+    NamedToolChoice,
+    ResponseFormat,
+    StructuredOutputs,
+    ToolBody,
+)
 
 _COMPLETION_DEFAULT_TOKENS = 16
 """What OpenAI's reference says of ``max_tokens`` of ``/v1/completions``."""
@@ -14,13 +31,21 @@ def chat_input(body: ChatBody) -> ChatInput:
     num_top = None
     if body.logprobs:
         num_top = body.top_logprobs or 0
+    choice = body.tool_choice
     return ChatInput(
         messages=tuple(_chat_message(message) for message in body.messages),
-        params=_sampling_params(body, body.max_completion_tokens or body.max_tokens, num_top),
+        params=_sampling_params(
+            body, body.max_completion_tokens or body.max_tokens, num_top, _format_grammar(body.response_format)
+        ),
         num_choices=body.n,
         stream=bool(body.stream),
         template_kwargs=body.chat_template_kwargs or {},
         cache_salt=body.cache_salt,
+        # A model that may not call is not told about tools: it could not keep a promise it does not know of.
+        tools=() if choice == "none" else tuple(_tool_spec(tool) for tool in body.tools or ()),
+        must_call=choice == "required" or isinstance(choice, NamedToolChoice),
+        must_call_name=choice.function.name if isinstance(choice, NamedToolChoice) else None,
+        allow_parallel_calls=body.parallel_tool_calls is not False,
     )
 
 
@@ -52,10 +77,73 @@ def _chat_message(message: Message) -> ChatMessage:
     content = message.content
     if not isinstance(content, str):
         content = "".join(part.text or "" for part in content or ())
-    return ChatMessage(role=role, content=content, name=message.name)
+    return ChatMessage(
+        role=role,
+        content=content,
+        name=message.name,
+        reasoning=message.reasoning_content or message.reasoning,
+        tool_calls=tuple(
+            ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+            for call in message.tool_calls or ()
+        ),
+        tool_call_id=message.tool_call_id,
+    )
 
 
-def _sampling_params(body: GenerationBody, max_tokens: int | None, num_top_logprobs: int | None) -> SamplingParams:
+def _tool_spec(tool: ToolBody) -> ToolSpec:
+    function = tool.function
+    return ToolSpec(
+        name=function.name,
+        description=function.description,
+        parameters=function.parameters,
+        is_strict=bool(function.strict),
+    )
+
+
+def _format_grammar(form: ResponseFormat | None) -> GrammarSpec | None:
+    if form is None or form.type == "text":
+        return None
+    if form.json_schema is None or form.json_schema.schema_ is None:
+        return GrammarSpec(kind="json_object")
+    return schema_grammar(form.json_schema.schema_, "response_format.json_schema.schema")
+
+
+def schema_grammar(schema: JsonObject | str, param: str, *, is_compact: bool = False) -> GrammarSpec:
+    """The grammar of JSON of a schema.
+
+    Args:
+        schema: As an object or as text.
+        param: The parameter that it came from.
+        is_compact: Whether JSON shall have no whitespace.
+    """
+    text = schema if isinstance(schema, str) else msgspec.json.encode(schema).decode()
+    return GrammarSpec(kind="json_schema", text=text, param=param, is_compact=is_compact)
+
+
+def _structured_grammar(body: GenerationBody) -> GrammarSpec | None:
+    """What vLLM's extensions ask for; `refusals` saw to it that they ask for one thing."""
+    outputs = body.structured_outputs or StructuredOutputs()
+    prefix = "structured_outputs." if body.structured_outputs is not None else "guided_"
+    schema = outputs.json_ if outputs.json_ is not None else body.guided_json
+    if schema is not None:
+        return schema_grammar(schema, f"{prefix}json", is_compact=outputs.disable_any_whitespace)
+    if outputs.json_object:
+        return GrammarSpec(kind="json_object", param=f"{prefix}json_object", is_compact=outputs.disable_any_whitespace)
+    if regex := outputs.regex or body.guided_regex:
+        return GrammarSpec(kind="regex", text=regex, param=f"{prefix}regex")
+    if choice := outputs.choice or body.guided_choice:
+        return GrammarSpec(kind="choice", text=msgspec.json.encode(choice).decode(), param=f"{prefix}choice")
+    if grammar := outputs.grammar or body.guided_grammar:
+        return GrammarSpec(kind="grammar", text=grammar, param=f"{prefix}grammar")
+    return None
+
+
+def _sampling_params(
+    body: GenerationBody,
+    max_tokens: int | None,
+    num_top_logprobs: int | None,
+    grammar: GrammarSpec | None = None,
+) -> SamplingParams:
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return SamplingParams(
         max_tokens=max_tokens,
@@ -73,4 +161,5 @@ def _sampling_params(body: GenerationBody, max_tokens: int | None, num_top_logpr
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=body.ignore_eos,
         num_top_logprobs=num_top_logprobs,
+        grammar=grammar or _structured_grammar(body),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +17,10 @@ from sixfold.plugins.llm.randomness import uniform
 from sixfold.plugins.llm.sampling import Sampling
 from sixfold.plugins.llm.tensors import bool_list, float_list, index_tensor, int_list, to_tensor
 from sixfold.plugins.llm.truncation import Draw, draw_tokens
+
+BoolArray = npt.NDArray[np.bool_]
+
+_NO_MASKS: Mapping[int, BoolArray] = MappingProxyType({})
 
 
 class SampledRow(Protocol):
@@ -53,29 +59,36 @@ class RowLogprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledToken:
-    """The next token of a row; ``token_id`` is None where the model gave NaN or nothing but minus infinity."""
+    """The next token of a row; ``token_id`` is None where the model gave NaN or nothing but minus infinity, or where the
+    grammar allows nothing."""
 
     token_id: int | None
     logprobs: RowLogprobs | None = None
 
 
-def sample(logits: Tensor, rows: Sequence[SampledRow]) -> list[SampledToken]:
+def sample(
+    logits: Tensor, rows: Sequence[SampledRow], masks: Mapping[int, BoolArray] = _NO_MASKS
+) -> list[SampledToken]:
     """Chooses one token per row. Changes no state, so a failed step can be repeated.
 
     Args:
         logits: [rows, vocabulary], any float type.
         rows: The sequences, in the order of the logits.
+        masks: For rows with a grammar: which tokens it allows, [vocabulary]. It has the last word before the temperature,
+            and no say in the log probabilities.
     """
     # max, not argmax: it also shows rows that are not finite, and argmax of bfloat16 takes four times as long.
     best, likeliest = logits.max(dim=-1)
     valid = bool_list(torch.isfinite(best))
+    for i, mask in masks.items():
+        valid[i] = valid[i] and bool(mask.any())
     token_ids = int_list(likeliest)
-    others = [i for i, row in enumerate(rows) if not row.sampling.is_plain_greedy and valid[i]]
+    others = [i for i, row in enumerate(rows) if valid[i] and (i in masks or not row.sampling.is_plain_greedy)]
     logprobs: dict[int, RowLogprobs] = {}
     if others:
         chosen_rows = [rows[i] for i in others]
         raw = logits[index_tensor(others, logits.device)].float()
-        chosen = _choose(raw, chosen_rows)
+        chosen = _choose(raw, chosen_rows, {place: masks[i] for place, i in enumerate(others) if i in masks})
         for place, token_id, row_logprobs in zip(others, chosen, _logprobs(raw, chosen_rows, chosen), strict=True):
             token_ids[place] = token_id
             if row_logprobs is not None:
@@ -86,10 +99,10 @@ def sample(logits: Tensor, rows: Sequence[SampledRow]) -> list[SampledToken]:
     ]
 
 
-def _choose(raw: Tensor, rows: Sequence[SampledRow]) -> list[int]:
+def _choose(raw: Tensor, rows: Sequence[SampledRow], masks: Mapping[int, BoolArray]) -> list[int]:
     logits = raw.clone()
     _apply_bias(logits, rows)
-    _forbid_early_end(logits, rows)
+    _forbid_early_end(logits, rows, masks)
     apply_penalties(
         logits,
         [
@@ -104,6 +117,7 @@ def _choose(raw: Tensor, rows: Sequence[SampledRow]) -> list[int]:
             if row.token_counts is not None
         ],
     )
+    _apply_masks(logits, masks)
     tokens = logits.argmax(dim=-1)
     drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
     if drawn:
@@ -135,10 +149,27 @@ def _apply_bias(logits: Tensor, rows: Sequence[SampledRow]) -> None:
     logits[to_tensor(at, logits.device), ids] += values
 
 
-def _forbid_early_end(logits: Tensor, rows: Sequence[SampledRow]) -> None:
+def _forbid_early_end(logits: Tensor, rows: Sequence[SampledRow], masks: Mapping[int, BoolArray]) -> None:
     for i, row in enumerate(rows):
         if row.num_output_tokens < row.sampling.min_tokens and row.sampling.end_ids:
-            logits[i, list(row.sampling.end_ids)] = -torch.inf
+            ends = list(row.sampling.end_ids)
+            # A grammar that leaves nothing but the end is right: an answer can't be lengthened then.
+            if i not in masks or masks[i].sum() > masks[i][ends].sum():
+                logits[i, ends] = -torch.inf
+
+
+def _apply_masks(logits: Tensor, masks: Mapping[int, BoolArray]) -> None:
+    if not masks:
+        return
+    if logits.device.type == "cpu":
+        # One thread: a row takes tens of microseconds, less than waking torch's others.
+        rows = logits.numpy()
+        for i, mask in masks.items():
+            np.putmask(rows[i], ~mask, -np.inf)
+        return
+    allowed = to_tensor(np.stack(list(masks.values())), logits.device)
+    at = index_tensor(list(masks), logits.device)
+    logits[at] = logits[at].masked_fill(~allowed, -torch.inf)
 
 
 def _logprobs(raw: Tensor, rows: Sequence[SampledRow], chosen: Sequence[int]) -> list[RowLogprobs | None]:

@@ -8,7 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import ConfigDict, Field, JsonValue, field_validator
+
+from sixfold.plugins.llm.schema_structured import (
+    MAX_CHOICE_OPTIONS,
+    MAX_TOOLS,
+    ChoiceOption,
+    JsonObject,
+    NamedToolChoice,
+    Pattern,
+    ResponseFormat,
+    StrictBody,
+    StructuredOutputs,
+    ToolBody,
+    ToolCallBody,
+)
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 2048
@@ -17,12 +31,6 @@ MAX_TOP_LOGPROBS = 20
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-class StrictBody(BaseModel):
-    """Unknown fields and wrong types are errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class StreamOptions(StrictBody):
@@ -78,6 +86,17 @@ class GenerationBody(StrictBody):
     cache_salt: str | None = Field(default=None, min_length=1, max_length=1024)
     """Extension: only requests of the same salt share cached prefixes."""
 
+    structured_outputs: StructuredOutputs | None = None
+    """Extension: what the answer must look like."""
+    guided_json: JsonObject | str | None = None
+    """Extension: ``structured_outputs.json`` as older clients of vLLM name it; as the next three."""
+    guided_regex: Pattern | None = None
+    """Extension: ``structured_outputs.regex``."""
+    guided_choice: Annotated[list[ChoiceOption], Field(min_length=1, max_length=MAX_CHOICE_OPTIONS)] | None = None
+    """Extension: ``structured_outputs.choice``."""
+    guided_grammar: Pattern | None = None
+    """Extension: ``structured_outputs.grammar``."""
+
     @field_validator("logit_bias")
     @classmethod
     def _keys_are_token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
@@ -106,8 +125,10 @@ class Message(StrictBody):
     annotations: list[JsonValue] | None = None
     audio: JsonValue = None
     function_call: JsonValue = None
-    tool_calls: list[JsonValue] | None = None
+    tool_calls: list[ToolCallBody] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class ChatBody(GenerationBody):
@@ -137,13 +158,15 @@ class ChatBody(GenerationBody):
     store: bool | None = None
     """Only false."""
     parallel_tool_calls: bool | None = None
-    """Accepted: without tools it changes nothing."""
+    """Whether an answer may have several calls; true by default."""
     modalities: list[str] | None = None
     """Only ["text"]."""
-    response_format: dict[str, JsonValue] | None = None
-    """Only {"type": "text"}."""
-    tool_choice: JsonValue = None
-    """Only "none" and "auto"."""
+    response_format: ResponseFormat | None = None
+    """Free text, any JSON object, or JSON of a schema."""
+    tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] | None = None
+    """Functions that the model may call."""
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    """Whether it must."""
     audio: JsonValue = None
     """Refused."""
     function_call: JsonValue = None
@@ -155,8 +178,6 @@ class ChatBody(GenerationBody):
     prediction: JsonValue = None
     """Refused."""
     reasoning_effort: JsonValue = None
-    """Refused."""
-    tools: JsonValue = None
     """Refused."""
     verbosity: JsonValue = None
     """Refused."""

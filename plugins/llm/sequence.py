@@ -8,6 +8,7 @@ from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.detokenizer import Detokenizer
 from sixfold.plugins.llm.draft_pace import DraftPace
 from sixfold.plugins.llm.generation import FinishReason, TextDelta, TokenLogprob
+from sixfold.plugins.llm.grammar import Grammar
 from sixfold.plugins.llm.penalties import TokenCounts
 from sixfold.plugins.llm.sampling import Sampling
 from sixfold.plugins.llm.stop import StopMatcher
@@ -29,6 +30,8 @@ class SequenceState(CachedTokens):
         counts_prompt: Whether this choice accounts for the prompt's tokens: the first of its prompt does.
         stream: Whether deltas are wanted.
         echo_text: The prompt's text, if it precedes the answer.
+        grammar: Of this sequence alone; None for free text.
+        opens_in_reasoning: Whether the prompt ended within the model's reasoning.
     """
 
     __slots__ = (
@@ -42,10 +45,12 @@ class SequenceState(CachedTokens):
         "detokenizer",
         "draft_pace",
         "finish_reason",
+        "grammar",
         "history",
         "max_output_tokens",
         "may_draft",
         "num_prompt_tokens",
+        "opens_in_reasoning",
         "sampling",
         "stop",
         "stream",
@@ -66,6 +71,8 @@ class SequenceState(CachedTokens):
         echo_text: str = "",
         salt: bytes | None = None,
         block_hashes: Sequence[bytes] = (),
+        grammar: Grammar | None = None,
+        opens_in_reasoning: bool = False,
     ) -> None:
         super().__init__(prompt_ids, salt=salt, block_hashes=block_hashes)
         self.choice = choice
@@ -78,7 +85,10 @@ class SequenceState(CachedTokens):
         self.stream = stream
         self.token_counts = TokenCounts(prompt_ids) if sampling.has_penalties else None
         self.finish_reason: FinishReason | None = None
-        self.may_draft = True  # whether tokens may be guessed ahead at all
+        self.grammar = grammar
+        self.opens_in_reasoning = opens_in_reasoning
+        # A grammar would have to follow every guess and come back; what it forces is added at once anyway.
+        self.may_draft = grammar is None
         self.draft_pace = DraftPace()
         self.history: TokenHistory | None = None  # made by the proposer that needs it
         self._texts: list[str] = [echo_text] if echo_text else []
@@ -108,11 +118,26 @@ class SequenceState(CachedTokens):
         return tuple(self._logprobs)
 
     def append(self, token_id: int, logprob: TokenLogprob | None) -> None:
-        """Adds a generated token; sets `finish_reason` at the end."""
+        """Adds a generated token; sets `finish_reason` at the end.
+
+        Tokens that the grammar leaves no choice about are added at once: the next step computes them like a prompt's, which
+        costs little more than one. Where log probabilities are wanted they are generated one by one, for theirs.
+        """
+        self._add(token_id, logprob)
+        if self.grammar is not None and self.sampling.num_top_logprobs is None:
+            while self.finish_reason is None and (forced := self.grammar.forced()):
+                for forced_id in forced:
+                    self._add(forced_id, None)
+                    if self.finish_reason is not None:
+                        break
+
+    def _add(self, token_id: int, logprob: TokenLogprob | None) -> None:
         self.token_ids.append(token_id)
         self._pending_tokens += 1
         if self.token_counts is not None:
             self.token_counts.add(token_id)
+        if self.grammar is not None:
+            self.grammar.accept(token_id)
         num_output = self.num_output_tokens
         may_stop = num_output >= self.sampling.min_tokens
         if token_id in self.sampling.end_ids and num_output > self.sampling.min_tokens:
@@ -125,8 +150,10 @@ class SequenceState(CachedTokens):
             self._add_text(text)
             if stopped:
                 self.finish_reason = "stop"
+            elif self.grammar is not None and self.grammar.is_complete:
+                self._finish_at_limit("stop")
             elif num_output >= self.max_output_tokens:
-                self._finish_at_limit()
+                self._finish_at_limit("length")
 
     def take_delta(self) -> TextDelta | None:
         """What can be sent of all that was added since the last call; None if nothing or if nobody wants it."""
@@ -138,16 +165,17 @@ class SequenceState(CachedTokens):
             num_tokens=self._pending_tokens,
             logprobs=tuple(self._logprobs[self._sent_logprobs :]),
             finish_reason=self.finish_reason,
+            opens_in_reasoning=self.opens_in_reasoning,
         )
         self._pending_text = ""
         self._pending_tokens = 0
         self._sent_logprobs = len(self._logprobs)
         return delta
 
-    def _finish_at_limit(self) -> None:
+    def _finish_at_limit(self, reason: FinishReason) -> None:
         text, stopped = self.stop.push(self.detokenizer.flush())
         self._add_text(text if stopped else text + self.stop.flush())
-        self.finish_reason = "stop" if stopped else "length"
+        self.finish_reason = "stop" if stopped else reason
 
     def _add_text(self, text: str) -> None:
         if text:

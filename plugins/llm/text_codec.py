@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from transformers import AutoTokenizer
 
 from sixfold.core.errors import InvalidRequest
-from sixfold.plugins.llm.generation import ChatMessage, TemplateValue
+from sixfold.plugins.llm.generation import TemplateValue
 
 _RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
 
@@ -42,6 +42,9 @@ class TextCodec:
         self._bytes_of_char = _byte_level_table()
         # Names that would not reach the template but change what rendering does.
         self._reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages"}
+        added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+        special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        self._special_ids = {str(tokenizer.convert_ids_to_tokens(i)): i for i in sorted(special)}
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
@@ -56,6 +59,19 @@ class TextCodec:
     def has_chat_template(self) -> bool:
         """Whether conversations can be rendered."""
         return bool(self._tokenizer.chat_template)
+
+    @property
+    def template(self) -> str:
+        """The chat template's text, or of all if there are several; empty if there is none."""
+        found: Any = self._tokenizer.chat_template
+        if isinstance(found, dict):
+            return "\n".join(cast("dict[str, str]", found).values())
+        return str(found or "")
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary, added tokens included."""
+        return len(self._tokenizer)
 
     @property
     def eos_id(self) -> int | None:
@@ -98,8 +114,46 @@ class TextCodec:
             return bytes(self._bytes_of_char[char] for char in piece)
         return piece.encode()
 
-    def render_chat(self, messages: Sequence[ChatMessage], template_kwargs: dict[str, TemplateValue]) -> str:
+    def fast_tokenizer_json(self) -> str | None:
+        """The tokenizer as the tokenizers library writes it; None if it is none of that library's."""
+        return None if self._backend is None else str(self._backend.to_str())
+
+    def special_token_id(self, text: str) -> int | None:
+        """The id of a special token, one that `decode` leaves out; None if this text is no such token."""
+        # Not by the text alone: many tokenizers give their unknown token's id, a special one, for any text.
+        return self._special_ids.get(text)
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the one token that this text is; None if it is several."""
+        ids = self.encode(text, add_special_tokens=False)
+        return ids[0] if len(ids) == 1 else None
+
+    def decode_with(self, markers: Sequence[str]) -> Callable[[Sequence[int]], str]:
+        """As `decode`, but with these special tokens in the text."""
+        kept = {token_id for token_id in map(self.special_token_id, markers) if token_id is not None}
+        if not kept:
+            return self.decode
+        left_out = set(self._special_ids.values()) - kept
+        whole: Any = self._tokenizer.decode if self._backend is None else self._backend.decode
+
+        def decode(token_ids: Sequence[int]) -> str:
+            with self._lock:
+                return str(whole([i for i in token_ids if i not in left_out], skip_special_tokens=False))
+
+        return decode
+
+    def render_chat(
+        self,
+        turns: Sequence[Mapping[str, object]],
+        template_kwargs: dict[str, TemplateValue],
+        tools: Sequence[Mapping[str, object]] = (),
+    ) -> str:
         """The conversation as the model was trained to read it, up to where its answer begins.
+
+        Args:
+            turns: Messages as templates expect them.
+            template_kwargs: Further variables of the template.
+            tools: For a template that knows them.
 
         Raises:
             InvalidRequest: The model has no template, or its template rejects the conversation.
@@ -112,12 +166,13 @@ class TextCodec:
             if name in self._reserved:
                 param = f"chat_template_kwargs.{name}"
                 raise InvalidRequest(f"{param!r} is not a variable of the template but set by the server.", param=param)
-        turns = [
-            {"role": m.role, "content": m.content} | ({"name": m.name} if m.name is not None else {}) for m in messages
-        ]
         try:
             rendered = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **template_kwargs
+                list(turns),
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=True,
+                **template_kwargs,
             )
         except _RENDER_ERRORS as error:  # templates are programs of their own and complain in many ways
             raise InvalidRequest(

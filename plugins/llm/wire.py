@@ -18,6 +18,12 @@ class CachedTokens(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class ReasoningTokens(msgspec.Struct, frozen=True):
+    """Details of an answer's tokens."""
+
+    reasoning_tokens: int
+
+
 class UsageObject(msgspec.Struct, frozen=True):
     """OpenAI's ``usage``."""
 
@@ -25,12 +31,19 @@ class UsageObject(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: ReasoningTokens
 
 
 def usage_object(counts: Mapping[str, int]) -> UsageObject:
     """OpenAI's form of a finished request's counts."""
     prompt, completion = counts["prompt_tokens"], counts["completion_tokens"]
-    return UsageObject(prompt, completion, prompt + completion, CachedTokens(counts.get("cached_tokens", 0)))
+    return UsageObject(
+        prompt,
+        completion,
+        prompt + completion,
+        CachedTokens(counts.get("cached_tokens", 0)),
+        ReasoningTokens(counts.get("reasoning_tokens", 0)),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

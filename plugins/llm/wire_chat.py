@@ -10,7 +10,8 @@ import msgspec
 from sixfold.core.messages import Finished, Increment
 from sixfold.core.serving.api import Running
 from sixfold.core.serving.sse import DONE
-from sixfold.plugins.llm.generation import FinishReason, Generation, TextDelta, TokenLogprob, TopToken
+from sixfold.plugins.llm.answer_parser import ParsedAnswer, ParserChoice
+from sixfold.plugins.llm.generation import Choice, FinishReason, Generation, TextDelta, TokenLogprob, TopToken
 from sixfold.plugins.llm.wire import JSON, ChunkTemplate, Head, UsageObject, usage_object
 
 
@@ -38,12 +39,30 @@ class LogprobsObject(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
+class FunctionObject(msgspec.Struct, frozen=True):
+    """What is called, and with what: the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallObject(msgspec.Struct, frozen=True):
+    """One call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionObject
+
+
 class MessageObject(msgspec.Struct, frozen=True):
-    """The answer as a turn."""
+    """The answer as a turn. Reasoning has two names: the older one of many servers, and the one that vLLM uses now."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: tuple[ToolCallObject, ...] | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType | None = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class ChoiceObject(msgspec.Struct, frozen=True):
@@ -52,7 +71,7 @@ class ChoiceObject(msgspec.Struct, frozen=True):
     index: int
     message: MessageObject
     logprobs: LogprobsObject | None
-    finish_reason: FinishReason
+    finish_reason: FinishReason | Literal["tool_calls"]
 
 
 class ChatObject(msgspec.Struct, frozen=True):
@@ -66,29 +85,47 @@ class ChatObject(msgspec.Struct, frozen=True):
     usage: UsageObject
 
 
-def chat_object(head: Head, finished: Finished[Generation], *, logprobs: bool) -> ChatObject:
+def chat_object(head: Head, finished: Finished[Generation], *, logprobs: bool, parsers: ParserChoice) -> ChatObject:
     """The whole answer.
 
     Args:
         head: Its id and so on.
         finished: What the runtime gave.
         logprobs: Whether they were asked for.
+        parsers: How each choice is taken apart.
     """
-    choices = tuple(
-        ChoiceObject(
-            index=index,
-            message=MessageObject(role="assistant", content=choice.text),
-            logprobs=_logprobs_object(choice.logprobs) if logprobs else None,
-            finish_reason=choice.finish_reason,
-        )
-        for index, choice in enumerate(finished.result.choices)
+    choices = tuple(_choice_object(i, c, logprobs, parsers) for i, c in enumerate(finished.result.choices))
+    return ChatObject(
+        head.id, "chat.completion", head.created, head.model, choices, usage_object(finished.usage.counts)
     )
-    usage = usage_object(finished.usage.counts)
-    return ChatObject(head.id, "chat.completion", head.created, head.model, choices, usage)
+
+
+def parse_choice(choice: Choice, parsers: ParserChoice) -> ParsedAnswer:
+    """A finished choice, taken apart."""
+    parser = parsers.parser(opens_in_reasoning=choice.opens_in_reasoning)
+    return ParsedAnswer.of([*parser.push(choice.text), *parser.flush()])
+
+
+def _choice_object(index: int, choice: Choice, logprobs: bool, parsers: ParserChoice) -> ChoiceObject:
+    answer = parse_choice(choice, parsers)
+    calls = tuple(ToolCallObject(c.id, "function", FunctionObject(c.name, c.arguments)) for c in answer.calls)
+    reasoning = (answer.reasoning or None) if parsers.thinks else msgspec.UNSET
+    return ChoiceObject(
+        index=index,
+        message=MessageObject(
+            role="assistant",
+            content=answer.text if answer.text or not calls else None,
+            tool_calls=calls or msgspec.UNSET,
+            reasoning_content=reasoning,
+            reasoning=reasoning,
+        ),
+        logprobs=logprobs_object(choice.logprobs) if logprobs else None,
+        finish_reason="tool_calls" if calls and choice.finish_reason == "stop" else choice.finish_reason,
+    )
 
 
 async def chat_chunks(head: Head, running: Running, *, logprobs: bool, include_usage: bool) -> AsyncIterator[bytes]:
-    """The frames of a streamed answer, ``[DONE]`` included.
+    """The frames of a streamed answer that is nothing but text, ``[DONE]`` included; see `wire_chat_parts` for others.
 
     Args:
         head: Its id and so on.
@@ -110,7 +147,7 @@ async def chat_chunks(head: Head, running: Running, *, logprobs: bool, include_u
                     start = starts[delta.choice] = opening + b'"delta":{"content":'
                     yield opening + b'"delta":{"role":"assistant","content":"","refusal":null' + end
                 if delta.logprobs and logprobs:
-                    yield _content_with_logprobs(start, delta, template.end)
+                    yield content_with_logprobs(start, delta, template.end)
                 elif delta.text:
                     yield start + JSON.encode(delta.text) + end
                 if delta.finish_reason is not None:
@@ -124,12 +161,14 @@ async def chat_chunks(head: Head, running: Running, *, logprobs: bool, include_u
     yield DONE
 
 
-def _content_with_logprobs(start: bytes, delta: TextDelta, end: bytes) -> bytes:
-    text, logprobs = JSON.encode(delta.text), JSON.encode(_logprobs_object(delta.logprobs))
+def content_with_logprobs(start: bytes, delta: TextDelta, end: bytes) -> bytes:
+    """A frame with a piece of text and the log probabilities of its tokens."""
+    text, logprobs = JSON.encode(delta.text), JSON.encode(logprobs_object(delta.logprobs))
     return b'%b%b},"logprobs":%b,"finish_reason":null%b' % (start, text, logprobs, end)
 
 
-def _logprobs_object(logprobs: Sequence[TokenLogprob]) -> LogprobsObject:
+def logprobs_object(logprobs: Sequence[TokenLogprob]) -> LogprobsObject:
+    """OpenAI's form of log probabilities."""
     return LogprobsObject(
         content=tuple(
             ChosenTokenObject(

@@ -41,6 +41,29 @@ async def test_a_job_survives_the_store(tmp_path: Path) -> None:
     assert (tmp_path / "jobs.sqlite").stat().st_mode & 0o077 == 0
 
 
+async def test_a_job_can_be_promised_before_it_is_stored(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.sqlite")
+    job_id = store.new_id("resp")
+    assert await store.get(job_id, owner="ward") is None
+    assert await store.create("resp", "ward", {}, "completed", job_id=job_id) == job_id
+    assert await store.get(job_id, owner="ward") is not None
+    await store.close()
+
+
+async def test_jobs_that_did_not_change_for_long_can_be_removed_by_kind(tmp_path: Path) -> None:
+    clock = FakeClock()
+    store = JobStore(tmp_path / "jobs.sqlite", clock=clock)
+    old = await store.create("resp", "ward", {}, "completed")
+    other = await store.create("video", "ward", {}, "queued")
+    clock.advance(10.0)
+    new = await store.create("resp", "ward", {}, "completed")
+    assert await store.delete_unchanged_since("resp", clock() - 5.0) == 1
+    assert await store.get(old, owner="ward") is None
+    assert await store.get(other, owner="ward") is not None
+    assert await store.get(new, owner="ward") is not None
+    await store.close()
+
+
 async def test_of_many_that_want_a_job_one_gets_it(tmp_path: Path) -> None:
     stores = [JobStore(tmp_path / "jobs.sqlite") for _ in range(3)]
     job_id = await stores[0].create("video", "ward", {}, "queued")

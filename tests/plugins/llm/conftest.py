@@ -47,8 +47,11 @@ _SMALL: dict[str, Any] = {
     "pad_token_id": EOS_ID,
 }
 
+_LONG: dict[str, Any] = _SMALL | {"max_position_embeddings": 4096}
+
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**_SMALL),
+    "llama-long": lambda: transformers.LlamaConfig(**_LONG),
     "llama-tied-bias": lambda: transformers.LlamaConfig(
         **_SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
     ),
@@ -263,7 +266,7 @@ def error_of() -> Callable[..., RequestError]:
     return failing
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load_tiny() -> Callable[..., TransformersModel]:
     """Loads a folder: ``load_tiny(path, **options)``."""
     return load_folder

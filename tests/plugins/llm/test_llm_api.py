@@ -2,135 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
-import msgspec
 import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from pydantic import BaseModel
-from starlette.responses import Response
 
-from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import InvalidRequest
-from sixfold.core.family import Family
-from sixfold.core.messages import Event, Finished, Increment, Usage
+from sixfold.core.messages import Event
 from sixfold.core.serving.api import Call
-from sixfold.core.serving.body import parse_json
 from sixfold.plugins.llm.api import LlmAPI
-from sixfold.plugins.llm.generation import (
-    ChatInput,
-    Choice,
-    CompletionInput,
-    Generation,
-    TextDelta,
-    TokenLogprob,
-    TopToken,
-)
-from sixfold.plugins.llm.plugin import FAMILY
-
-USAGE = Usage(counts={"prompt_tokens": 5, "completion_tokens": 3, "cached_tokens": 0})
-LOGPROB = TokenLogprob(
-    chosen=TopToken("é", "é".encode(), -0.5), top=(TopToken("é", "é".encode(), -0.5), TopToken("e", b"e", -1.5))
-)
-CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
-
-
-@dataclass(frozen=True)
-class FakeModel:
-    name: str = "m"
-    family: Family = FAMILY
-    info: ModelInfo = field(default_factory=ModelInfo)
-
-
-class FakeRunning:
-    def __init__(self, events: Sequence[Sequence[Event]]) -> None:
-        self._events = events
-
-    async def __aiter__(self) -> AsyncIterator[Sequence[Event]]:
-        for events in self._events:
-            yield events
-
-
-class FakeCall:
-    """Parses bodies as the server does and answers with given events."""
-
-    request_id = "r"
-    headers: Mapping[str, str] = {}
-
-    def __init__(self, body: object, events: Sequence[Sequence[Event]] = ()) -> None:
-        self._body = json.dumps(body).encode()
-        self._events = events
-        self.input: Any = None
-        self.operation = ""
-        self.frames: list[bytes] = []
-        self.chunks: AsyncIterator[bytes] | None = None
-
-    async def json(self, schema: type[BaseModel]) -> Any:
-        return parse_json(self._body, schema)
-
-    def model(self, name: str, operation: str) -> FakeModel:
-        self.operation = operation
-        return FakeModel(name)
-
-    async def run(self, model: object, input: msgspec.Struct) -> Finished[Any]:
-        self.input = input
-        last = self._events[-1][-1]
-        assert isinstance(last, Finished)
-        return last
-
-    async def start(self, model: object, input: msgspec.Struct) -> FakeRunning:
-        self.input = input
-        return FakeRunning(self._events)
-
-    def respond(self, body: Any, *, media_type: str = "application/json") -> Response:
-        return Response(msgspec.json.encode(body), media_type=media_type)
-
-    def stream_sse(self, chunks: AsyncIterator[bytes]) -> Response:
-        self.chunks = chunks
-        return Response()
-
-    async def read_frames(self) -> list[Any]:
-        assert self.chunks is not None
-        self.frames = [frame async for frame in self.chunks]
-        assert self.frames[-1] == b"data: [DONE]\n\n"
-        for frame in self.frames:
-            assert frame.startswith(b"data: ")
-            assert frame.endswith(b"\n\n")
-            assert frame.count(b"\n") == 2
-        return [json.loads(frame[6:]) for frame in self.frames[:-1]]
-
-
-def finished(*texts: str, logprobs: tuple[TokenLogprob, ...] = ()) -> Finished[Any]:
-    choices = tuple(Choice(text=text, finish_reason="stop", logprobs=logprobs) for text in texts)
-    return Finished(request_id="r", result=Generation(choices=choices), usage=USAGE)
-
-
-def delta(text: str, choice: int = 0, **more: Any) -> Increment[Any]:
-    return Increment(request_id="r", output=TextDelta(choice=choice, text=text, num_tokens=1, **more))
-
-
-STREAM: list[list[Event]] = [
-    [delta("Hel"), delta("A", choice=1)],
-    [delta('lo\n"🙂'), delta("", choice=1, finish_reason="length")],
-    [delta("!", finish_reason="stop"), finished("x", "y")],
-]
-
-
-async def chat(body: dict[str, Any], events: Sequence[Sequence[Event]]) -> tuple[FakeCall, Any]:
-    call = FakeCall(body, events)
-    response = await LlmAPI().chat(cast(Call, call))
-    return call, (await call.read_frames() if body.get("stream") else json.loads(bytes(response.body)))
-
-
-async def complete(body: dict[str, Any], events: Sequence[Sequence[Event]]) -> tuple[FakeCall, Any]:
-    call = FakeCall(body, events)
-    response = await LlmAPI().complete(cast(Call, call))
-    return call, (await call.read_frames() if body.get("stream") else json.loads(bytes(response.body)))
+from sixfold.plugins.llm.generation import ChatInput, CompletionInput
+from tests.plugins.llm.wire_fakes import CHAT, LOGPROB, STREAM, FakeCall, chat, complete, delta, finished
 
 
 async def test_a_chat_answer_is_openais_object() -> None:
@@ -282,11 +166,31 @@ async def test_parameters_that_change_nothing_are_accepted(more: dict[str, Any])
 
 
 REFUSED_CHAT: list[tuple[dict[str, Any], str]] = [
-    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"tools": [{"type": "function"}]}, "tools.0.function"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "tools.1.function.name"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]},
+        "tools.0.function.parameters.type",
+    ),
+    ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+    (
+        {
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+            "tool_choice": {"type": "function", "function": {"name": "g"}},
+        },
+        "tool_choice",
+    ),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"functions": [{}]}, "functions"),
     ({"function_call": "auto"}, "function_call"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "text", "json_schema": {"name": "n"}}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
+    ({"structured_outputs": {}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+    ({"structured_outputs": {"whitespace_pattern": " "}}, "structured_outputs.whitespace_pattern"),
+    ({"guided_json": {}, "guided_choice": ["a"]}, "guided_choice"),
     ({"modalities": ["audio"]}, "modalities"),
     ({"audio": {"voice": "a"}}, "audio"),
     ({"prediction": {"type": "content"}}, "prediction"),
@@ -310,9 +214,19 @@ REFUSED_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"temprature": 1}, "temprature"),
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
-    ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.0.role"),
+    ({"messages": [{"role": "function", "content": "x"}]}, "messages.0.role"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
+    ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages.0.tool_call_id"),
     ({"messages": [{"role": "user"}]}, "messages.0.content"),
-    ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages.0.tool_calls"),
+    ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages.0.tool_calls.0.id"),
+    (
+        {
+            "messages": [
+                {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "[1]"}}]},
+            ]
+        },
+        "messages.0.tool_calls.0.function.arguments",
+    ),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
         "messages.0.content.0.type",

@@ -187,8 +187,8 @@ def test_a_failed_step_changes_nothing_and_can_be_repeated(
     fail = iter([True, False] * 100)
     real = sample
 
-    def sometimes(logits: torch.Tensor, rows: Sequence[Any]) -> Any:
-        tokens = real(logits, rows)
+    def sometimes(logits: torch.Tensor, rows: Sequence[Any], masks: Any) -> Any:
+        tokens = real(logits, rows, masks)
         if next(fail):
             raise RuntimeError("out of luck")
         return tokens

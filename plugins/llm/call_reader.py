@@ -1,0 +1,139 @@
+"""Reads one call of a tool, a JSON object with a name and arguments, from text that arrives in pieces."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Sequence
+
+_PLAIN = re.compile(r'[^"\\{}\[\],:]+')  # a run without any of the characters that JSON's structure is made of
+_ARGUMENTS = ("arguments", "parameters")
+
+
+class CallReader:
+    """Gives the name as soon as it is complete, and the arguments' text as it comes. One per call.
+
+    Until the name is known nothing is given away, so that what turns out to be no call can still be shown as text.
+
+    Args:
+        names: The tools that may be called.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+        self._depth = 0
+        self._in_string = False
+        self._escapes = False  # whether the last character was a backslash
+        self._key: str | None = None  # of the member whose value is being read
+        self._part: list[str] = []  # of a key, or of a value that is read as a whole
+        self._streams = False  # whether the value is the arguments' object
+        self._has_arguments = False
+        self._arguments: list[str] = []  # not given away yet
+        self._raw: list[str] = []
+        self.name: str | None = None
+        """The tool's name, once it is known."""
+        self.is_done = False
+        """Whether the object is complete."""
+        self.has_failed = False
+        """Whether it can't be a call."""
+
+    @property
+    def raw(self) -> str:
+        """All that was read, until the name was known."""
+        return "".join(self._raw)
+
+    def push(self, text: str) -> str:
+        """Reads on; returns what is left once `is_done` or `has_failed`.
+
+        What has no meaning for the structure is read in runs, so that long arguments cost the serving loop little.
+        """
+        place = 0
+        while place < len(text):
+            if self._escapes:
+                end, self._escapes = place + 1, False
+                self._keep(text[place])
+            else:
+                found = _PLAIN.match(text, place)
+                end = found.end() if found else place + 1
+                self._read(text[place:end], is_structure=not found)
+            if self.name is None or self.has_failed:
+                self._raw.append(text[place:end])
+            place = end
+            if self.is_done or self.has_failed:
+                return text[place:]
+        return ""
+
+    def take_arguments(self) -> str:
+        """The arguments' text that has come since the last call; nothing before the name is known."""
+        if self.name is None:
+            return ""
+        taken, self._arguments = "".join(self._arguments), []
+        return taken
+
+    def _read(self, text: str, *, is_structure: bool) -> None:
+        at_top = self._depth == 1 and not self._in_string
+        if self._depth == 0:
+            if text == "{":
+                self._depth = 1
+            elif text.strip():
+                self.has_failed = True
+        elif not is_structure:
+            self._keep(text)
+        elif at_top and text == ":" and self._key is None:
+            self._key, self._part = _text_of(self._part), []
+            self.has_failed = self._key is None
+        elif at_top and text in ",}":
+            self._end_member()
+            if text == "}":
+                self._end_object()
+        else:
+            self._keep(text)
+            self._track(text)
+            if self._streams and self._depth == 1:
+                self._streams = False
+
+    def _keep(self, text: str) -> None:
+        if not self._part and not self._streams:
+            text = text.lstrip()
+            if not text:
+                return
+            self._streams = text == "{" and self._key in _ARGUMENTS and not self._has_arguments
+            self._has_arguments = self._has_arguments or self._streams
+        (self._arguments if self._streams else self._part).append(text)
+
+    def _track(self, char: str) -> None:
+        if self._in_string:
+            self._escapes = char == "\\"
+            self._in_string = char != '"'
+        elif char == '"':
+            self._in_string = True
+        elif char in "{[":
+            self._depth += 1
+        elif char in "}]":
+            self._depth -= 1
+
+    def _end_member(self) -> None:
+        if self._key == "name":
+            self.name = _text_of(self._part)
+            self.has_failed = self.name not in self._names
+        elif self._key in _ARGUMENTS and self._part and not self._has_arguments:
+            # Some models write the object as a string, and null for no arguments.
+            self._arguments = [_text_of(self._part) or "{}"]
+            self._has_arguments = True
+        self._key, self._part = None, []
+
+    def _end_object(self) -> None:
+        if self.name is None:
+            self.has_failed = True
+        if not self._has_arguments:
+            self._arguments = ["{}"]
+        self.is_done = not self.has_failed
+
+
+def _text_of(json_text: Sequence[str]) -> str | None:
+    """The text that a JSON string stands for; None if it is none."""
+    try:
+        value: object = json.loads("".join(json_text))
+    except ValueError:
+        return None
+    return value if isinstance(value, str) else None

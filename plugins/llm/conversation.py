@@ -1,0 +1,112 @@
+"""Writes a conversation as one model reads it, tools included, and says what form its answer must have."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sixfold.core.errors import InvalidRequest
+from sixfold.plugins.llm.answer_style import AnswerStyle
+from sixfold.plugins.llm.generation import ChatInput, ChatMessage, CompletionInput
+from sixfold.plugins.llm.grammar import Grammar, GrammarCompiler
+from sixfold.plugins.llm.grammar_text import answer_grammar, quoted, tool_grammar, whole_grammar
+from sixfold.plugins.llm.reasoning import CLOSES, OPENS
+from sixfold.plugins.llm.text_codec import TextCodec
+from sixfold.plugins.llm.tool_prompt import tool_object, with_tools_in_words
+
+
+class ConversationWriter:
+    """Of one model. Called by several pool threads at once; holds no state that changes.
+
+    Args:
+        codec: The model's tokenizer.
+        style: How the model marks calls and reasoning.
+        grammars: Of its vocabulary.
+    """
+
+    def __init__(self, codec: TextCodec, style: AnswerStyle, grammars: GrammarCompiler) -> None:
+        self._codec = codec
+        self._style = style
+        self._grammars = grammars
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model marks its reasoning."""
+        return self._style.reasoning == "think"
+
+    def render(self, chat: ChatInput) -> str:
+        """The prompt's text.
+
+        Raises:
+            InvalidRequest: The template rejects the conversation, or the model can't be told about tools.
+        """
+        if chat.tools and self._style.tool_format is None:
+            raise InvalidRequest(
+                "This model is served with tool_call_parser: none. Leave out the tools.",
+                param="tools",
+                code="unsupported_parameter",
+            )
+        if self._style.is_taught_tools:
+            turns = [_turn(message) for message in chat.messages]
+            return self._codec.render_chat(turns, chat.template_kwargs, [tool_object(tool) for tool in chat.tools])
+        messages = with_tools_in_words(chat.messages, chat.tools)
+        return self._codec.render_chat([_turn(message) for message in messages], chat.template_kwargs)
+
+    def kept_markers(self, request_input: ChatInput | CompletionInput) -> tuple[str, ...]:
+        """Special tokens that must stay in the answer's text for its parser."""
+        if isinstance(request_input, CompletionInput):
+            return ()
+        thinking = (OPENS, CLOSES) if self.thinks else ()
+        format = self._style.tool_format
+        return thinking + (format.markers if format is not None and request_input.tools else ())
+
+    def grammar(self, request_input: ChatInput | CompletionInput, *, opens_in_reasoning: bool) -> Grammar | None:
+        """What the answer must look like; None if it is free.
+
+        Raises:
+            InvalidRequest: It can't be enforced.
+        """
+        spec = request_input.params.grammar
+        chat = request_input if isinstance(request_input, ChatInput) else None
+        answers: list[dict[str, Any]] = []
+        if spec is not None and not (chat is not None and chat.must_call):
+            answers.append(answer_grammar(spec))
+        # A model that may call, or else must answer in a form, may do either; a call is held to its schema then.
+        if chat is not None and chat.tools and (chat.must_call or answers) and self._style.tool_format is not None:
+            tools = [tool for tool in chat.tools if chat.must_call_name in (None, tool.name)]
+            is_parallel = chat.allow_parallel_calls
+            answers.append(tool_grammar(self._style.tool_format, tools, is_parallel=is_parallel, literal=self._literal))
+        if not answers:
+            return None
+        text = whole_grammar(
+            answers,
+            thinks=chat is not None and self.thinks,
+            opens_in_reasoning=opens_in_reasoning,
+            literal=self._literal,
+        )
+        return self._grammars.compile(text, param="tools" if spec is None else spec.param)
+
+    def _literal(self, marker: str) -> str:
+        token_id = self._codec.special_token_id(marker)
+        return quoted(marker) if token_id is None else f"<[{token_id}]>"
+
+
+def _turn(message: ChatMessage) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.reasoning is not None:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        # Templates write the arguments as JSON themselves, so they get the object.
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    return turn
