@@ -110,10 +110,10 @@ def test_a_failed_step_of_choices_that_share_is_repeated_in_parts(
     model: TransformersModel = load_tiny(model_folder("llama"), speculation={"method": "off"})
     real, step = sample, model.step
 
-    def alone_only(logits: torch.Tensor, rows: Any) -> Any:
+    def alone_only(logits: torch.Tensor, rows: Any, masks: Any) -> Any:
         if len(rows) > 1:
             raise RuntimeError("too many")
-        return real(logits, rows)
+        return real(logits, rows, masks)
 
     def bisect(batch: Any) -> Any:
         try:
