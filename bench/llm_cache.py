@@ -69,7 +69,7 @@ class Reply:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", action="append", choices=("float32", "bfloat16"), help="default both")
-    parser.add_argument("--chats", type=int, default=3, help="conversations of ten turns (default 3)")
+    parser.add_argument("--chats", type=int, default=3, help="conversations of ten turns (default 3), 0 for none")
     parser.add_argument("--completions", type=int, default=30, help="requests while a file is typed (default 30)")
     parser.add_argument("--start", type=int, default=2000, help="characters of the file at the first (default 2000)")
     parser.add_argument("--chat-path", type=Path, help="model folder instead of the demo model")
@@ -92,7 +92,7 @@ def main() -> None:
             samples += uvloop.run(run(server, dtype, args))
             lines += ["", f"Other load with {dtype}: {load.share():.2f}"]
             lines += speculation_lines(server, dtype)
-        every = lines + chat_lines(samples) + completion_lines(samples)
+        every = [*lines, *(chat_lines(samples) if args.chats else ()), *completion_lines(samples)]
         written = report.write(BENCH / "results", facts, samples, every, name="llm-cache")  # what is measured stays
         print("\n".join(every), f"\n\nwritten: {written}", flush=True)
 
