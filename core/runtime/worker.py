@@ -9,6 +9,7 @@ that hangs.
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import importlib
 import logging
@@ -189,6 +190,8 @@ class Worker:
             name="prepare",
         )
         defaults = Limits(max_queue_units=family.default_max_queue_units)
+        if isinstance(model, EngineAdapter):  # bounds what runs itself
+            defaults = dataclasses.replace(defaults, max_running_sequences=model.max_running_requests)
         self.manager = BatchManager(
             model,
             pool=self._pool,
@@ -277,7 +280,7 @@ def load_model(family: Family, load: wire.Load, report: Callable[[float, str], N
         )
     )
     if issubclass(type(model), EngineModel):
-        return EngineAdapter(model, max_engine_units=load.max_step_units or 1 << 20)
+        return EngineAdapter(model, max_engine_units=load.max_step_units)
     if not issubclass(type(model), StepModel):
         raise UsageError(f"{family.loader} returned {type(model).__name__}, not a StepModel or EngineModel.")
     stepped: StepModel[Any, Any, Any] = model
