@@ -65,6 +65,7 @@ class ChatInput(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
         num_choices: Independent answers to generate.
         stream: Whether increments are wanted; without, only the result is sent.
         template_kwargs: Further variables of the model's chat template.
+        model_name: The name under which the client asked for the model: an alias may stand for an adapter.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -72,6 +73,7 @@ class ChatInput(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
     num_choices: int = 1
     stream: bool = False
     template_kwargs: dict[str, TemplateValue] = {}
+    model_name: str = ""
 
 
 class CompletionInput(msgspec.Struct, frozen=True, kw_only=True, tag="completion"):
@@ -79,6 +81,7 @@ class CompletionInput(msgspec.Struct, frozen=True, kw_only=True, tag="completion
 
     Attributes:
         echo: Whether the prompt's text precedes the generated one.
+        model_name: As in `ChatInput`.
     """
 
     prompts: tuple[str | tuple[int, ...], ...]
@@ -86,6 +89,7 @@ class CompletionInput(msgspec.Struct, frozen=True, kw_only=True, tag="completion
     num_choices: int = 1
     stream: bool = False
     echo: bool = False
+    model_name: str = ""
 
 
 class TopToken(msgspec.Struct, frozen=True, array_like=True):

@@ -20,6 +20,7 @@ def chat_input(body: ChatBody) -> ChatInput:
         num_choices=body.n,
         stream=bool(body.stream),
         template_kwargs=body.chat_template_kwargs or {},
+        model_name=body.model,
     )
 
 
@@ -32,6 +33,7 @@ def completion_input(body: CompletionBody) -> CompletionInput:
         num_choices=body.n,
         stream=bool(body.stream),
         echo=bool(body.echo),
+        model_name=body.model,
     )
 
 
