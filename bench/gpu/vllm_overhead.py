@@ -97,7 +97,8 @@ def import_sixfold(site: Path | None) -> None:
     info = package / f"sixfold-{project['version']}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sixfold\nVersion: {project['version']}\n")
-    points = "".join(f"{name} = {target}\n" for name, target in project["entry-points"]["sixfold"].items())
+    wanted = ("sources", "llm")  # the others' HTTP faces need their own extras
+    points = "".join(f"{name} = {project['entry-points']['sixfold'][name]}\n" for name in wanted)
     (info / "entry_points.txt").write_text(f"[sixfold]\n{points}")
     folders = [str(package), *([str(site)] if site else []), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(folders)
@@ -174,6 +175,7 @@ def load_engine(path: Path, options: dict[str, Any]) -> Any:
 async def run_raw(llm: Any, load: Load, name: str, seed: int) -> Round:
     """All streams of the bare engine; runs in the engine's loop."""
     from vllm import SamplingParams
+    from vllm.inputs.engine import tokens_input
     from vllm.sampling_params import RequestOutputKind
 
     async def one(index: int, prompt: tuple[int, ...]) -> Stream:
@@ -184,7 +186,7 @@ async def run_raw(llm: Any, load: Load, name: str, seed: int) -> Round:
             output_kind=RequestOutputKind.DELTA,
         )
         began_s, first_s, last_s, tokens, text = time.perf_counter(), 0.0, 0.0, 0, []
-        async for output in llm.generate({"prompt_token_ids": list(prompt)}, params, f"{name}-{seed}-{index}"):
+        async for output in llm.generate(tokens_input(list(prompt)), params, f"{name}-{seed}-{index}"):
             made = output.outputs[0]
             if made.token_ids:
                 last_s = time.perf_counter() - began_s

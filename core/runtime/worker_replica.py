@@ -25,6 +25,8 @@ from sixfold.core.runtime.replica import EventStream
 
 _log = logging.getLogger(__name__)
 
+_STDERR_FD = 2
+
 
 class LoadError(SixfoldError):
     """The worker could not load the model, for a reason that may pass (memory, a crash)."""
@@ -113,7 +115,13 @@ class WorkerReplica(asyncio.Protocol):
         python = sys.executable if other is None else str(other.python)
         try:
             self._process = await asyncio.create_subprocess_exec(
-                python, "-m", "sixfold.core.runtime.worker", str(fd), pass_fds=(fd,), env=env
+                python,
+                "-m",
+                "sixfold.core.runtime.worker",
+                str(fd),
+                pass_fds=(fd,),
+                env=env,
+                stdout=_STDERR_FD,  # what libraries print must not stand in the server's own output
             )
         except OSError as error:
             ours.close()

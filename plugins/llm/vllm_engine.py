@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 # vLLM reads its switches from the environment, while it is imported. The process has threads already, so its own
@@ -23,6 +24,7 @@ for _name, _value in (
 from vllm import SamplingParams  # noqa: E402 - after the switches
 from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
 from vllm.exceptions import VLLMValidationError  # noqa: E402
+from vllm.inputs.engine import tokens_input  # noqa: E402
 from vllm.lora.request import LoRARequest  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
@@ -45,9 +47,10 @@ class VllmEngine:
     """
 
     def __init__(self, arguments: Mapping[str, Any], counts: EngineCounts, adapters: Mapping[str, str]) -> None:
-        self.llm: Any = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(**arguments), stat_loggers=[_stat_logger(counts)]
-        )
+        # In a thread without an event loop: an AsyncLLM that is made beside one belongs to it, and ours is that of the
+        # adapter, which calls `generate`.
+        with ThreadPoolExecutor(1) as elsewhere:
+            self.llm: Any = elsewhere.submit(_start, dict(arguments), counts).result()
         self._adapters = {
             name: LoRARequest(name, number, path) for number, (name, path) in enumerate(adapters.items(), start=1)
         }
@@ -62,7 +65,7 @@ class VllmEngine:
             skip_clone=True,  # made for this request alone
         )
         outputs: AsyncGenerator[Any, None] = self.llm.generate(
-            {"prompt_token_ids": prompt_ids},
+            tokens_input(prompt_ids),
             parameters,
             request_id,
             lora_request=self._adapters.get(adapter),
@@ -119,6 +122,10 @@ class VllmEngine:
     def vocab_size(self) -> int:
         """Rows of the output head."""
         return int(self.llm.model_config.get_vocab_size())
+
+
+def _start(arguments: dict[str, Any], counts: EngineCounts) -> Any:
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[_stat_logger(counts)])
 
 
 def _stat_logger(counts: EngineCounts) -> Any:
