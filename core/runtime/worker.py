@@ -297,6 +297,7 @@ def main(fd: int) -> int:
     reader = wire.FrameReader()
     decoder = msgspec.msgpack.Decoder(wire.ToWorker)
     worker: Worker | None = None
+    is_ending = False
     while data := sock.recv(1 << 18):
         for payload in reader.feed(data):
             message = decoder.decode(payload)
@@ -311,7 +312,11 @@ def main(fd: int) -> int:
                 worker.cancel(message)
             else:
                 # Beside the reader: clients may still cancel while the rest finishes.
+                is_ending = True
                 threading.Thread(target=_drain, args=(worker, message.timeout_s, sock), name="drain").start()
+    if not is_ending and (worker is None or not worker.failed):
+        # The serving process is gone, so nobody is left to end the processes of an engine: they go with this one.
+        os.killpg(0, signal.SIGKILL)
     return int(worker is not None and worker.failed)
 
 
@@ -323,6 +328,7 @@ def _drain(worker: Worker, timeout_s: float, sock: socket.socket) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     faulthandler.register(signal.SIGUSR1)
+    os.setpgid(0, 0)  # with the processes of an engine, which must not outlive this one: see `WorkerReplica`
     use_one_arena()
     status = main(int(sys.argv[1]))
     sys.stdout.flush()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -136,6 +138,8 @@ class WorkerReplica(asyncio.Protocol):
     async def _watch(self) -> None:
         assert self._process is not None
         status = await self._process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # what an engine of it has left behind, and the memory it holds
         if status != 0:
             _log.error("the worker of %s ended with status %d", self._load.model_name, status)
         if self._transport is not None:
