@@ -140,7 +140,9 @@ class ModelEntry(BaseModel):
     @model_validator(mode="after")
     def _family_of_env(self) -> ModelEntry:
         if self.env is not None and self.family is None:
-            raise ValueError("has an 'env' but no 'family': what is installed there is not looked through. Set 'family'")
+            raise ValueError(
+                "has an 'env' but no 'family': what is installed there is not looked through. Set 'family'"
+            )
         return self
 
     @property
@@ -244,11 +246,11 @@ def _named_entries(models: JsonValue, folder: Path, document: Document) -> JsonV
                 source = f"file:{source['file']}"
             if isinstance(source, str):
                 source = absolute_source(source, folder)
-            entries[name] = {**entry, "name": name} | ({"source": source} if "source" in entry else {})
             env = entry.get("env")
             if isinstance(env, dict) and isinstance(python := env.get("python"), str):
                 # Not resolved: the interpreter of a venv is a link, and what is beside the link makes it one.
-                entries[name]["env"] = env | {"python": str(folder / Path(python).expanduser())}
+                entry = {**entry, "env": {**env, "python": str(folder / Path(python).expanduser())}}
+            entries[name] = {**entry, "name": name} | ({"source": source} if "source" in entry else {})
     return entries
 
 

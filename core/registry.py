@@ -112,7 +112,9 @@ def resolve_entry(entry: ModelEntry, plugins: Plugins, cache_dir: Path, progress
     """
     check_entry(entry, plugins)
     interpreter = None
-    if entry.env is not None and entry.family is not None:  # first: what is wrong with it shows before gigabytes are fetched
+    if (
+        entry.env is not None and entry.family is not None
+    ):  # first: what is wrong with it shows before gigabytes are fetched
         interpreter = resolve_environment(entry, plugins.families[entry.family], plugins, cache_dir, progress)
 
     def fetch(text: str, what: str) -> Path:

@@ -77,9 +77,7 @@ def _refs(value: object) -> tuple[SourceRef, ...]:
         return (value,)
     if isinstance(value, BaseModel):
         return source_refs(value)
-    if isinstance(value, dict):
-        return tuple(ref for inner in cast("dict[str, object]", value).values() for ref in _refs(inner))
-    return ()
+    return tuple(ref for inner in _mapping(value).values() for ref in _refs(inner))
 
 
 def resolve_refs(options: BaseModel, resolve: Callable[[SourceRef], Path]) -> BaseModel:
@@ -95,6 +93,5 @@ def _resolved(value: object, resolve: Callable[[SourceRef], Path]) -> object:
         return value.model_copy(update={"path": resolve(value)})
     if isinstance(value, BaseModel):
         return resolve_refs(value, resolve)
-    if isinstance(value, dict) and _refs(cast("object", value)):
-        return {name: _resolved(inner, resolve) for name, inner in cast("dict[str, object]", value).items()}
-    return value
+    mapping = _mapping(value)
+    return {name: _resolved(inner, resolve) for name, inner in mapping.items()} if _refs(mapping) else value

@@ -276,7 +276,12 @@ class Server:
         import yaml
 
         folder = Path(tempfile.mkdtemp(prefix="serve-"))
-        entry = {"source": f"file:{path}", "family": "llm/vllm", "options": options, "limits": {"max_queue_units": 1 << 30}}
+        entry = {
+            "source": f"file:{path}",
+            "family": "llm/vllm",
+            "options": options,
+            "limits": {"max_queue_units": 1 << 30},
+        }
         config = {"models": {"bench": entry}, "server": {"port": 0}, "cache_dir": str(folder / "cache")}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         self._log = folder / "server.log"

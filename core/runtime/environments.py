@@ -47,7 +47,9 @@ def resolve_environment(
         python, place = wanted.python, f"{place}.python"
     else:
         lines = requirement_lines(entry, family, plugins)
-        python = build_environment(lines, cache_dir, what=f"environment of {entry.name}", place=place, progress=progress)
+        python = build_environment(
+            lines, cache_dir, what=f"environment of {entry.name}", place=place, progress=progress
+        )
     return other_interpreter(python, family, plugins, cache_dir=cache_dir, place=place)
 
 

@@ -128,7 +128,9 @@ def link_installation(family: Family, plugins: Plugins, cache_dir: Path) -> Path
     points = [point for point in importlib.metadata.entry_points(group=PROJECT) if point.dist is not None]
     mine = [point for point in points if point.dist is not None and point.dist.name in distributions]
     packages = dict(_package_folder(point.module) for point in mine) | dict([_package_folder(__name__)])
-    infos = {name: [point for point in mine if point.dist is not None and point.dist.name == name] for name in distributions}
+    infos = {
+        name: [point for point in mine if point.dist is not None and point.dist.name == name] for name in distributions
+    }
     files = {
         f"{name.replace('-', '_')}-{importlib.metadata.version(name)}.dist-info": {
             "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {importlib.metadata.version(name)}\n",

@@ -139,7 +139,9 @@ class WorkerReplica(asyncio.Protocol):
         assert self._process is not None
         status = await self._process.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # what an engine of it has left behind, and the memory it holds
+            os.killpg(
+                self._process.pid, signal.SIGKILL
+            )  # what an engine of it has left behind, and the memory it holds
         if status != 0:
             _log.error("the worker of %s ended with status %d", self._load.model_name, status)
         if self._transport is not None:

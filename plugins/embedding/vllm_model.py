@@ -109,9 +109,7 @@ class VllmEmbeddingModel(EngineModel[tuple[TokenIds, ...], EmbeddingInput, Embed
         if wanted.token_ids:
             return tuple(self._tokenizer.check_ids(wanted.token_ids, first_index=0, truncate_tokens=limit))
         texts = [prompt + text for text in wanted.texts] if prompt else wanted.texts
-        return tuple(
-            self._tokenizer.encode_texts(texts, first_index=0, truncate_tokens=limit, task=wanted.input_type)
-        )
+        return tuple(self._tokenizer.encode_texts(texts, first_index=0, truncate_tokens=limit, task=wanted.input_type))
 
     async def generate(
         self, request: Request[EmbeddingInput], prepared: tuple[TokenIds, ...]

@@ -46,9 +46,7 @@ _OWN = {
 }
 
 
-def engine_arguments(
-    options: VllmOptions, path: Path, *, known: Iterable[str], model_name: str
-) -> dict[str, Any]:
+def engine_arguments(options: VllmOptions, path: Path, *, known: Iterable[str], model_name: str) -> dict[str, Any]:
     """The keyword arguments of ``AsyncEngineArgs``.
 
     Args:

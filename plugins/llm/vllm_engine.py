@@ -129,7 +129,7 @@ def _start(arguments: dict[str, Any], counts: EngineCounts) -> Any:
 
 
 def _stat_logger(counts: EngineCounts) -> Any:
-    class Logger(StatLoggerBase):
+    class Logger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not installed where types are checked
         """Adds each step's reports to ``counts``."""
 
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:

@@ -24,7 +24,12 @@ from tests.servers import DemoServer, start_server, stop_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.models, pytest.mark.timeout(1800)]
 
-PROMPTS = ("Once upon a time", "The capital of France is", "def fibonacci(n):", "Gr\u00fc\u00dfe aus K\u00f6ln \U0001f600")
+PROMPTS = (
+    "Once upon a time",
+    "The capital of France is",
+    "def fibonacci(n):",
+    "Gr\u00fc\u00dfe aus K\u00f6ln \U0001f600",
+)
 SMALL_ENGINE = {"dtype": "float32", "enforce_eager": True, "kv_cache_bytes": 512 << 20}
 
 
@@ -128,7 +133,7 @@ def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(client: openai.OpenA
 
 def test_choices_of_one_seed_differ_and_repeat_and_greedy_ones_are_equal(client: openai.OpenAI) -> None:
     def texts(**how: Any) -> list[str]:
-        made = client.completions.create(model="chat-vllm", prompt="My name is", max_tokens=12, n=2, **how)
+        made: Any = client.completions.create(model="chat-vllm", prompt="My name is", max_tokens=12, n=2, **how)
         assert [choice.index for choice in made.choices] == [0, 1]
         return [choice.text for choice in made.choices]
 
@@ -143,7 +148,9 @@ def test_many_prompts_and_choices_keep_their_places(client: openai.OpenAI) -> No
     made = client.completions.create(
         model="chat-vllm", prompt=["one two", "a b c"], max_tokens=4, n=2, temperature=0, echo=True
     )
-    assert [choice.text.startswith(start) for choice, start in zip(made.choices, ["one"] * 2 + ["a b"] * 2, strict=True)]
+    assert [
+        choice.text.startswith(start) for choice, start in zip(made.choices, ["one"] * 2 + ["a b"] * 2, strict=True)
+    ]
     assert made.usage is not None
     assert made.usage.completion_tokens == 16
 

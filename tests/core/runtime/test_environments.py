@@ -43,7 +43,8 @@ def wheel(folder: Path, name: str) -> Path:
         archive.writestr(f"{name}.py", "answer = 42\n")
         archive.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         archive.writestr(
-            f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            f"{name}-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         )
         archive.writestr(f"{name}-1.0.dist-info/RECORD", "")
     return path
@@ -72,7 +73,7 @@ def test_an_env_needs_a_family_and_its_python_starts_at_the_folder_of_the_file(t
     ("text", "said"),
     [
         ("echo '[[3, 9, 1], []]'", "is Python 3.9.1; workers need 3.11"),
-        ("echo '[[3, 12, 1], [\"vllm\", \"yaml\"]]'", "lacks vllm, yaml, which the family 'llm/vllm' needs"),
+        ('echo \'[[3, 12, 1], ["vllm", "yaml"]]\'', "lacks vllm, yaml, which the family 'llm/vllm' needs"),
         ("echo nonsense", "does not answer as a Python does (nonsense)"),
         ("true", "does not answer as a Python does (it says nothing)"),
     ],
@@ -86,7 +87,7 @@ def test_an_interpreter_that_does_not_fit_is_refused_with_what_to_do(tmp_path: P
 
 
 def test_the_message_about_missing_packages_holds_the_command_that_brings_them(tmp_path: Path) -> None:
-    python = script(tmp_path / "python", "echo '[[3, 12, 1], [\"vllm\", \"yaml\"]]'")
+    python = script(tmp_path / "python", 'echo \'[[3, 12, 1], ["vllm", "yaml"]]\'')
     with pytest.raises(ConfigError, match=rf"Run: {python} -m pip install vllm pyyaml$"):
         other_interpreter(python, LLM, PLUGINS, cache_dir=tmp_path / "cache", place="p")
 
@@ -108,7 +109,8 @@ def test_a_foreign_python_imports_this_installation_and_finds_its_plugins(tmp_pa
         "import importlib.metadata, importlib.util, json\n"
         "core, llm = importlib.util.find_spec('sixfold.core'), importlib.util.find_spec('sixfold.plugins')\n"
         "points = importlib.metadata.entry_points(group='sixfold')\n"
-        "print(json.dumps([core.submodule_search_locations[0], llm is not None, sorted(p.name for p in points if p.dist.name == 'sixfold')]))"
+        "names = sorted(p.name for p in points if p.dist.name == 'sixfold')\n"
+        "print(json.dumps([core.submodule_search_locations[0], llm is not None, names]))"
     )
     # -S: without site-packages there is no installation but the linked one.
     done = subprocess.run(
@@ -203,7 +205,7 @@ def test_an_environment_is_built_once_and_has_what_was_asked_for(
 
 def test_what_pip_says_is_told_and_half_an_environment_is_removed(tmp_path: Path, build: Callable[..., Path]) -> None:
     (tmp_path / "wheels").mkdir()
-    with pytest.raises(ConfigError, match="models.m.env: the environment can't be built") as failure:
+    with pytest.raises(ConfigError, match=r"models\.m\.env: the environment can't be built") as failure:
         build("answers")
     assert "No matching distribution found for answers" in str(failure.value)
     assert [path.suffix for path in (tmp_path / "cache" / "environments").iterdir()] == [".lock"]

@@ -15,7 +15,14 @@ from pydantic import ValidationError
 from sixfold.core.batching.model import DeviceLost, Finish, ModelInfo
 from sixfold.core.errors import ConfigError, ContextLengthExceeded, InvalidRequest, StepFailed
 from sixfold.core.messages import Request
-from sixfold.plugins.llm.generation import ChatInput, ChatMessage, CompletionInput, Generation, SamplingParams, TextDelta
+from sixfold.plugins.llm.generation import (
+    ChatInput,
+    ChatMessage,
+    CompletionInput,
+    Generation,
+    SamplingParams,
+    TextDelta,
+)
 from sixfold.plugins.llm.prepare import Preparer
 from sixfold.plugins.llm.sampling import SamplingDefaults
 from sixfold.plugins.llm.text_codec import TextCodec
@@ -28,7 +35,7 @@ from sixfold.plugins.llm.vllm_sleep import Wakefulness
 from tests.plugins.llm.conftest import EOS_ID, VOCAB_SIZE, byte_tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Made:
     """What vLLM calls a CompletionOutput."""
 
@@ -53,9 +60,9 @@ class FakeEngine:
 
     trouble: Exception | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
-    asked: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    adapters: list[str] = field(default_factory=list)
-    closed: list[str] = field(default_factory=list)
+    asked: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    adapters: list[str] = field(default_factory=list[str])
+    closed: list[str] = field(default_factory=list[str])
 
     async def generate(
         self, prompt_ids: list[int], sampling: Mapping[str, Any], *, stream: bool, request_id: str, adapter: str
@@ -141,7 +148,7 @@ def completion(*prompts: str, stream: bool = False, n: int = 1, echo: bool = Fal
     """A completion request."""
     return CompletionInput(
         prompts=prompts,
-        params=SamplingParams(**({"max_tokens": 3} | params)),
+        params=SamplingParams(**{"max_tokens": 3, **params}),
         num_choices=n,
         stream=stream,
         echo=echo,
@@ -281,9 +288,7 @@ async def test_one_failing_choice_ends_the_others(model: VllmModel, engine: Fake
 
 def collector(num_top: int | None = None, *, stream: bool = True) -> ChoiceCollector:
     """A collector of letters."""
-    return ChoiceCollector(
-        choice=0, stream=stream, num_top_logprobs=num_top, token_bytes=lambda token: bytes([token])
-    )
+    return ChoiceCollector(choice=0, stream=stream, num_top_logprobs=num_top, token_bytes=lambda token: bytes([token]))
 
 
 def test_tokens_without_text_are_sent_with_the_next_text() -> None:
