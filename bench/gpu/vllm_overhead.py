@@ -299,6 +299,7 @@ class Server:
         first = self.process.stdout.readline()
         timer.cancel()
         if " on http://" not in first:
+            self.stop()
             raise RuntimeError(f"the server did not start:\n{self._log.read_text()[-3000:]}")
         self.port = int(first.rsplit(":", 1)[1])
 

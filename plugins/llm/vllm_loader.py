@@ -79,7 +79,7 @@ def make_preparer(path: Path, codec: TextCodec, *, vocab_size: int, max_model_le
     config, generation = files.json("config.json"), files.json("generation_config.json")
     text_config = cast("dict[str, Any]", config.get("text_config") or config)
     declared = generation.get("eos_token_id", text_config.get("eos_token_id"))
-    ends = cast("list[Any]", declared if isinstance(declared, list) else [declared])
+    ends: list[int | None] = cast("list[int | None]", declared) if isinstance(declared, list) else [declared]
     return Preparer(
         codec=codec,
         defaults=SamplingDefaults(**{n: generation[n] for n in _DEFAULT_NAMES if generation.get(n) is not None}),

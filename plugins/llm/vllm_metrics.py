@@ -61,9 +61,13 @@ class EngineCounts:
             totals["spec_decode_draft_tokens_total"] += drafts.num_draft_tokens
             totals["spec_decode_accepted_tokens_total"] += drafts.num_accepted_tokens
 
-    def stats(self) -> Mapping[str, float]:
-        """The values of `METRICS` but for ``kv_blocks_total``."""
-        gauges = list(self._gauges.values())
+    def stats(self, *, idle: bool = False) -> Mapping[str, float]:
+        """The values of `METRICS` but for ``kv_blocks_total``.
+
+        Args:
+            idle: No request is inside: the engine reports with its steps only, so it never says that the last was aborted.
+        """
+        gauges = [] if idle else list(self._gauges.values())
         return {spec.name: self._totals[spec.name] for spec in METRICS if spec.kind is _COUNTER} | {
             "engine_requests_running": sum(running for running, _, _ in gauges),
             "engine_requests_waiting": sum(waiting for _, waiting, _ in gauges),

@@ -101,6 +101,7 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
         self._max_running_requests = max_running_requests
         self._max_running_units = max_running_units
         self._wakefulness = wakefulness
+        self._num_inside = 0
 
     @property
     def info(self) -> ModelInfo:
@@ -152,6 +153,7 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
         """
         if self._wakefulness is not None:
             await self._wakefulness.enter()
+        self._num_inside += 1
         try:
             runs = [self._run(request, choice) for choice in prepared]
             deltas = runs[0].deltas() if len(runs) == 1 else _merged(runs)
@@ -165,6 +167,7 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
                 raise InvalidRequest(f"The engine refuses the request: {error}") from error
             raise
         finally:
+            self._num_inside -= 1
             if self._wakefulness is not None:
                 self._wakefulness.leave()
         yield _finish(runs)
@@ -190,7 +193,7 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
     def stats(self) -> Mapping[str, float]:
         """See `vllm_metrics`."""
         blocks = self._info.details.get("kv_blocks_total", 0)
-        return {**self._counts.stats(), "kv_blocks_total": float(blocks)}
+        return {**self._counts.stats(idle=not self._num_inside), "kv_blocks_total": float(blocks)}
 
     def close(self) -> None:
         """Ends the engine's processes."""

@@ -133,7 +133,9 @@ def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(client: openai.OpenA
 
 def test_choices_of_one_seed_differ_and_repeat_and_greedy_ones_are_equal(client: openai.OpenAI) -> None:
     def texts(**how: Any) -> list[str]:
-        made: Any = client.completions.create(model="chat-vllm", prompt="My name is", max_tokens=12, n=2, **how)
+        made = client.completions.create(
+            model="chat-vllm", prompt="My name is", max_tokens=12, n=2, stream=False, **how
+        )
         assert [choice.index for choice in made.choices] == [0, 1]
         return [choice.text for choice in made.choices]
 

@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import pytest
 from pydantic import ValidationError
 
@@ -148,7 +149,7 @@ def completion(*prompts: str, stream: bool = False, n: int = 1, echo: bool = Fal
     """A completion request."""
     return CompletionInput(
         prompts=prompts,
-        params=SamplingParams(**{"max_tokens": 3, **params}),
+        params=msgspec.structs.replace(SamplingParams(max_tokens=3), **params),
         num_choices=n,
         stream=stream,
         echo=echo,
@@ -270,9 +271,8 @@ async def test_leaving_a_stream_aborts_all_its_choices_at_once(model: VllmModel,
     engine.gate.clear()
     asked = request(completion("a", stream=True, n=n))
     outputs = model.generate(asked, model.prepare(asked))
-    assert isinstance(outputs, AsyncGenerator)
     await anext(outputs)
-    await outputs.aclose()
+    await cast("AsyncGenerator[object, None]", outputs).aclose()
     assert sorted(engine.closed) == [f"r-{choice}" for choice in range(n)]
 
 
@@ -399,6 +399,8 @@ def test_counts_add_up_over_steps_and_ranks() -> None:
     assert (found["engine_requests_running"], found["engine_requests_waiting"]) == (6, 2)
     assert (found["prefix_cache_hits_total"], found["spec_decode_accepted_tokens_total"]) == (8, 6)
     assert found["kv_cache_usage_perc"] == 0.5
+    idle = counts.stats(idle=True)
+    assert (idle["kv_cache_usage_perc"], idle["engine_requests_running"], idle["prompt_tokens_total"]) == (0, 0, 20)
 
 
 # Sleep.
