@@ -5,7 +5,7 @@
 
 Sides, one after the other in each of the rounds, so that a drifting machine hits all alike:
 
-- ``raw``: 256 consumers of ``AsyncLLM.generate`` in the engine's own event loop, nothing of Sixfold.
+- ``raw``: 256 consumers of ``AsyncLLM.generate`` in the engine's own event loop (uvloop where it is), nothing of Sixfold.
 - ``local``: the same engine object under Sixfold's manager, by `LocalReplica`, in this process.
 - ``http``: a server process, its worker with an engine of its own (same options), server-sent events over 256 connections.
 - ``native``: the family ``llm/transformers`` afterwards, alone on the GPU, with ``--native-requests``.
@@ -456,10 +456,16 @@ def main() -> None:
     load = Load(args.requests or (16 if args.tiny else 256), *((32, 16) if args.tiny else (512, 128)), vocab)
     sides = args.sides.split(",")
     table = Table(args.out)
+    try:
+        import uvloop
+
+        runner: Callable[[Any], Any] = uvloop.run
+    except ImportError:
+        runner = asyncio.run
 
     def guarded(side: str, measure: Callable[[], Any]) -> None:
         try:
-            asyncio.run(measure())
+            runner(measure())
         except Exception as error:  # the other sides' figures must not be lost
             import traceback
 

@@ -14,7 +14,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 from sixfold.core.batching.model import (
@@ -30,6 +29,11 @@ from sixfold.core.batching.model import (
 from sixfold.core.errors import RequestError, StepFailed
 from sixfold.core.messages import Cost, Request
 
+try:
+    from uvloop import new_event_loop  # a task wakes for each token: it halves what that costs
+except ImportError:  # another environment need not have it
+    from asyncio import new_event_loop
+
 _log = logging.getLogger(__name__)
 
 _UNBOUNDED = 1 << 40
@@ -37,16 +41,17 @@ _STARTED: Outcome[Any] = Outcome()
 
 
 class EngineSequence:
-    """A request inside the engine. Owner: the device thread, but for ``finish``, which the engine's thread sets."""
+    """A request inside the engine. Owner: the device thread, but for ``task`` and ``finish``: the engine's thread."""
 
-    __slots__ = ("finish", "holds_room", "prepared", "request", "run", "units")
+    __slots__ = ("finish", "holds_room", "is_inside", "prepared", "request", "task", "units")
 
     def __init__(self, request: Request[Any], prepared: Any, units: int) -> None:
         self.request = request
         self.prepared = prepared
         self.units = units
         self.holds_room = False
-        self.run: Future[None] | None = None  # None until it has entered the engine
+        self.is_inside = False  # it has entered the engine
+        self.task: asyncio.Task[None] | None = None
         self.finish: Finish[Any] | None = None
 
 
@@ -73,7 +78,7 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
         self._news: deque[tuple[EngineSequence, Outcome[Any]]] = deque()
         self._has_woken = False
         self._wake: Callable[[], None] = lambda: None
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
 
@@ -101,7 +106,7 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
 
     def cost(self, sequence: EngineSequence) -> Cost | None:
         """Its whole work when it enters; nothing while it is inside."""
-        return Cost(units=sequence.units, min_units=sequence.units) if sequence.run is None else None
+        return None if sequence.is_inside else Cost(units=sequence.units, min_units=sequence.units)
 
     def reserve(self, sequence: EngineSequence, units: int) -> int:
         """Room in the engine; one sequence always fits."""
@@ -117,10 +122,16 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
 
     def step(self, batch: Sequence[Granted[EngineSequence]]) -> Sequence[Outcome[Any]]:
         """Starts the sequences in the engine."""
-        for granted in batch:
-            sequence = granted.sequence
-            sequence.run = asyncio.run_coroutine_threadsafe(self._drive(sequence), self._loop)
+        sequences = [granted.sequence for granted in batch]
+        for sequence in sequences:
+            sequence.is_inside = True
+        # One call for all: each gives the interpreter away and waits until the engine's busy loop gives it back.
+        self._loop.call_soon_threadsafe(self._start, sequences)
         return [_STARTED] * len(batch)
+
+    def _start(self, sequences: Sequence[EngineSequence]) -> None:
+        for sequence in sequences:
+            sequence.task = self._loop.create_task(self._drive(sequence))
 
     def collect(self) -> Sequence[tuple[EngineSequence, Outcome[Any]]]:
         """What the engine has made since the last time.
@@ -167,8 +178,12 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
             sequence.holds_room = False
             self._held_units -= sequence.units
             self._num_held -= 1
-        if sequence.run is not None and sequence.finish is None:
-            sequence.run.cancel()
+        if sequence.is_inside and sequence.finish is None:
+            self._loop.call_soon_threadsafe(self._abort, sequence)
+
+    def _abort(self, sequence: EngineSequence) -> None:
+        if sequence.task is not None:
+            sequence.task.cancel()
 
     def finish(self, request: Request[Any], sequences: Sequence[EngineSequence]) -> Finish[Any]:
         """What the engine yielded last."""
