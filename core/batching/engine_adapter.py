@@ -29,11 +29,6 @@ from sixfold.core.batching.model import (
 from sixfold.core.errors import RequestError, StepFailed
 from sixfold.core.messages import Cost, Request
 
-try:
-    from uvloop import new_event_loop  # a task wakes for each token: it halves what that costs
-except ImportError:  # another environment need not have it
-    from asyncio import new_event_loop
-
 _log = logging.getLogger(__name__)
 
 _UNBOUNDED = 1 << 40
@@ -78,7 +73,7 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
         self._news: deque[tuple[EngineSequence, Outcome[Any]]] = deque()
         self._has_woken = False
         self._wake: Callable[[], None] = lambda: None
-        self._loop = new_event_loop()
+        self._loop = _new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
 
@@ -206,6 +201,14 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop  # a task wakes for each token: it halves what that costs
+    except ImportError:  # another environment need not have it
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 async def _cancel_others() -> None:
