@@ -256,7 +256,8 @@ class AwayModel(FakeStepModel):
 
     def step(self, batch: Sequence[Granted[FakeSequence]]) -> Sequence[Outcome[FakeOutput]]:
         self.away.update(granted.sequence for granted in batch)
-        return [Outcome[FakeOutput]()] * len(batch)
+        nothing_yet: Outcome[FakeOutput] = Outcome()
+        return [nothing_yet] * len(batch)
 
     def collect(self) -> Sequence[tuple[FakeSequence, Outcome[FakeOutput]]]:
         back, self.back = self.back, []
