@@ -52,7 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
     }
     path = tmp_path_factory.mktemp("vllm") / "vllm.yaml"
     path.write_text(yaml.safe_dump(data))
-    started = start_server(path)
+    started = start_server(path, timeout_s=900.0)  # two engines import and start, one after the other
     try:
         yield started
     finally:
