@@ -16,6 +16,7 @@ from typing import Annotated, cast
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from sixfold.core.environment import EnvironmentEntry
 from sixfold.core.errors import ConfigError
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.source_ref import source_text
@@ -122,6 +123,9 @@ class ModelEntry(BaseModel):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")] = "auto"
     """``auto`` (an accelerator if there is one), ``cpu``, or ``cuda:N``."""
 
+    env: EnvironmentEntry | None = None
+    """The Python of this model's workers, see the table below; null: the server's own. Needs ``family``."""
+
     quantization: Annotated[None, BeforeValidator(_quantization)] = None
     """Only null for now: no family declares a scheme yet."""
 
@@ -132,6 +136,14 @@ class ModelEntry(BaseModel):
             if not _NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is no name: it must be text without spaces")
         return value
+
+    @model_validator(mode="after")
+    def _family_of_env(self) -> ModelEntry:
+        if self.env is not None and self.family is None:
+            raise ValueError(
+                "has an 'env' but no 'family': what is installed there is not looked through. Set 'family'"
+            )
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -234,6 +246,10 @@ def _named_entries(models: JsonValue, folder: Path, document: Document) -> JsonV
                 source = f"file:{source['file']}"
             if isinstance(source, str):
                 source = absolute_source(source, folder)
+            env = entry.get("env")
+            if isinstance(env, dict) and isinstance(python := env.get("python"), str):
+                # Not resolved: the interpreter of a venv is a link, and what is beside the link makes it one.
+                entry = {**entry, "env": {**env, "python": str(folder / Path(python).expanduser())}}
             entries[name] = {**entry, "name": name} | ({"source": source} if "source" in entry else {})
     return entries
 

@@ -14,6 +14,8 @@ from sixfold.core.errors import ConfigError
 from sixfold.core.family import Family, ModelFiles
 from sixfold.core.hookspecs import Progress, Source
 from sixfold.core.plugins import Plugins
+from sixfold.core.runtime.environments import resolve_environment
+from sixfold.core.runtime.interpreter import Interpreter
 from sixfold.core.source_ref import resolve_refs, source_refs
 from sixfold.core.validation import did_you_mean, validate
 
@@ -27,12 +29,14 @@ class ResolvedModel:
         family: The family that serves it.
         path: Local, converted files: a folder, or a single file.
         options: The validated instance of the family's options class.
+        interpreter: The Python of its workers; None for the server's own.
     """
 
     entry: ModelEntry
     family: Family
     path: Path
     options: BaseModel
+    interpreter: Interpreter | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +95,8 @@ def check_entry(entry: ModelEntry, plugins: Plugins) -> None:
     _source(entry.source, plugins, f"models.{entry.name}.source")
     if entry.family is not None:
         family = _named_family(entry, entry.family, plugins)
-        _require_installed(entry, family, plugins)
+        if entry.env is None:
+            _require_installed(entry, family, plugins)
         for ref in source_refs(_options(entry, family)):
             _source(ref.source, plugins, f"models.{entry.name}.options")
 
@@ -106,6 +111,11 @@ def resolve_entry(entry: ModelEntry, plugins: Plugins, cache_dir: Path, progress
         SourceError: The files cannot be had.
     """
     check_entry(entry, plugins)
+    interpreter = None
+    if (
+        entry.env is not None and entry.family is not None
+    ):  # first: what is wrong with it shows before gigabytes are fetched
+        interpreter = resolve_environment(entry, plugins.families[entry.family], plugins, cache_dir, progress)
 
     def fetch(text: str, what: str) -> Path:
         source, reference = _source(text, plugins, f"models.{entry.name}.{what}")
@@ -120,7 +130,7 @@ def resolve_entry(entry: ModelEntry, plugins: Plugins, cache_dir: Path, progress
         path = converted or path
     family = plugins.families[entry.family] if entry.family else _detected_family(entry, path, plugins)
     options = resolve_refs(_options(entry, family), lambda ref: fetch(ref.source, "options"))
-    return ResolvedModel(entry=entry, family=family, path=path, options=options)
+    return ResolvedModel(entry=entry, family=family, path=path, options=options, interpreter=interpreter)
 
 
 def _source(text: str, plugins: Plugins, place: str) -> tuple[Source, str]:

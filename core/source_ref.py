@@ -68,19 +68,30 @@ def _mapping(value: object) -> dict[str, object]:
 
 
 def source_refs(options: BaseModel) -> tuple[SourceRef, ...]:
-    """All further sources of a family's options, also of nested ones."""
-    values: list[object] = [getattr(options, name) for name in type(options).model_fields]
-    nested = [ref for value in values if isinstance(value, BaseModel) for ref in source_refs(value)]
-    return (*nested, options) if isinstance(options, SourceRef) else tuple(nested)
+    """All further sources of a family's options, also of nested ones and of mappings such as adapters by name."""
+    return tuple(ref for name in type(options).model_fields for ref in _refs(getattr(options, name)))
+
+
+def _refs(value: object) -> tuple[SourceRef, ...]:
+    if isinstance(value, SourceRef):
+        return (value,)
+    if isinstance(value, BaseModel):
+        return source_refs(value)
+    return tuple(ref for inner in _mapping(value).values() for ref in _refs(inner))
 
 
 def resolve_refs(options: BaseModel, resolve: Callable[[SourceRef], Path]) -> BaseModel:
     """A copy of the options in which every further source has its path."""
-    changed: dict[str, object] = {}
-    for name in type(options).model_fields:
-        value: object = getattr(options, name)
-        if isinstance(value, SourceRef):
-            changed[name] = value.model_copy(update={"path": resolve(value)})
-        elif isinstance(value, BaseModel):
-            changed[name] = resolve_refs(value, resolve)
+    before = {name: getattr(options, name) for name in type(options).model_fields}
+    after = {name: _resolved(value, resolve) for name, value in before.items()}
+    changed = {name: value for name, value in after.items() if value is not before[name]}
     return options.model_copy(update=changed) if changed else options
+
+
+def _resolved(value: object, resolve: Callable[[SourceRef], Path]) -> object:
+    if isinstance(value, SourceRef):
+        return value.model_copy(update={"path": resolve(value)})
+    if isinstance(value, BaseModel):
+        return resolve_refs(value, resolve)
+    mapping = _mapping(value)
+    return {name: _resolved(inner, resolve) for name, inner in mapping.items()} if _refs(mapping) else value

@@ -160,8 +160,12 @@ class FakeStepModel(StepModel[FakeSequence, FakeInput, FakeOutput]):
         self.prepared.extend(sequences)
         return sequences
 
-    def cost(self, sequence: FakeSequence) -> Cost:
+    def cost(self, sequence: FakeSequence) -> Cost | None:
         assert sequence.num_releases == 0
+        return self._next_cost(sequence)
+
+    @staticmethod
+    def _next_cost(sequence: FakeSequence) -> Cost:
         if sequence.divisible_left > 0:
             return Cost(units=sequence.divisible_left, min_units=1, batch_key=sequence.work.key)
         return Cost(units=sequence.work.step_units, min_units=sequence.work.step_units, batch_key=sequence.work.key)
@@ -172,7 +176,7 @@ class FakeStepModel(StepModel[FakeSequence, FakeInput, FakeOutput]):
             return units
         room = self.free_units + sequence.num_held_units - sequence.num_computed_units
         granted = min(units, room)
-        if granted < self.cost(sequence).min_units:
+        if granted < self._next_cost(sequence).min_units:
             return 0
         taken = max(0, sequence.num_computed_units + granted - sequence.num_held_units)
         sequence.num_held_units += taken
@@ -231,7 +235,7 @@ class FakeStepModel(StepModel[FakeSequence, FakeInput, FakeOutput]):
         assert len({granted.sequence.work.key for granted in batch}) == 1
         for granted in batch:
             sequence = granted.sequence
-            cost = self.cost(sequence)
+            cost = self._next_cost(sequence)
             assert not sequence.done
             assert cost.min_units <= granted.units <= cost.units
             if self.memory_units is not None:

@@ -51,7 +51,9 @@ RUNNING: list[DemoServer] = []
 """All that were started and not stopped."""
 
 
-def start_server(config: Path, env: Mapping[str, str] | None = None) -> DemoServer:
+def start_server(
+    config: Path, env: Mapping[str, str] | None = None, *, timeout_s: float = _START_TIMEOUT_S
+) -> DemoServer:
     """Starts ``sixfold serve`` and returns when it has said that its models are up."""
     with (config.parent / "server.log").open("w") as log_file:
         process = subprocess.Popen(
@@ -62,7 +64,7 @@ def start_server(config: Path, env: Mapping[str, str] | None = None) -> DemoServ
             env={**(env or os.environ), "HF_HUB_OFFLINE": "1"},
         )
     # The timer ends a process that never becomes ready, and with it the reading of its output.
-    timer = threading.Timer(_START_TIMEOUT_S, process.kill)
+    timer = threading.Timer(timeout_s, process.kill)
     timer.start()
     try:
         assert process.stdout is not None

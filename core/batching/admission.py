@@ -30,9 +30,7 @@ class DrainRate:
         self._seconds = 0.0
 
     def observe(self, units: int, seconds: float) -> None:
-        """Counts one step."""
-        if seconds <= 0.0:
-            return
+        """Counts one step, or a time in which work went on elsewhere."""
         keep = math.exp(-seconds / _RATE_WINDOW_S)
         self._units = self._units * keep + units
         self._seconds = self._seconds * keep + seconds

@@ -1,8 +1,10 @@
 """Puts a library with an in-flight loop of its own under the core's scheduler, as if it were stepped.
 
-A sequence is a whole request. It starts in the engine when the scheduler first grants it, and a *step* is a wait until the
-engine has made something (or something came in, `interrupt`); so admission, fair order, deadlines, cancellation and metrics
-are the same code as for models that the core steps. What the engine may hold at once is bounded in units by ``reserve``.
+A sequence is a whole request. Its first and only step starts it in the engine; from then on it works elsewhere, and what
+it yields is collected between turns, all requests at once. So admission, fair order, deadlines, cancellation and metrics
+are the same code as for models that the core steps, and a token costs an append here and a list item there: with 256
+streams the engine's own loop shares the interpreter with this thread, and every microsecond a token is 2% of a GPU.
+What the engine may hold at once is bounded by ``reserve``.
 """
 
 from __future__ import annotations
@@ -11,11 +13,8 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import msgspec
 
 from sixfold.core.batching.model import (
     DeviceLost,
@@ -33,20 +32,21 @@ from sixfold.core.messages import Cost, Request
 _log = logging.getLogger(__name__)
 
 _UNBOUNDED = 1 << 40
-_WAIT_S = 0.5  # a step that nothing interrupts still ends, so that deadlines are kept
+_STARTED: Outcome[Any] = Outcome()
 
 
 class EngineSequence:
-    """A request inside the engine. The engine's thread adds to ``outputs``; the device thread owns the rest."""
+    """A request inside the engine. Owner: the device thread, but for ``task`` and ``finish``: the engine's thread."""
 
-    __slots__ = ("finish", "holds_room", "outputs", "request", "run", "units")
+    __slots__ = ("finish", "holds_room", "is_inside", "prepared", "request", "task", "units")
 
-    def __init__(self, request: Request[Any], units: int) -> None:
+    def __init__(self, request: Request[Any], prepared: Any, units: int) -> None:
         self.request = request
+        self.prepared = prepared
         self.units = units
-        self.outputs: deque[msgspec.Struct | Finish[Any] | RequestError] = deque()
         self.holds_room = False
-        self.run: Future[None] | None = None  # None until it has entered the engine
+        self.is_inside = False  # it has entered the engine
+        self.task: asyncio.Task[None] | None = None
         self.finish: Finish[Any] | None = None
 
 
@@ -55,16 +55,25 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
 
     Args:
         engine: Runs on an event loop in a thread that the adapter owns.
-        max_engine_units: Work in units that the engine may hold at once.
+        max_engine_units: Work in units that the engine may hold at once; None for the engine's own bound.
+
+    Attributes:
+        max_running_requests: The engine's own bound.
     """
 
-    def __init__(self, engine: EngineModel[Any, Any], *, max_engine_units: int) -> None:
+    def __init__(self, engine: EngineModel[Any, Any, Any], *, max_engine_units: int | None = None) -> None:
         self._engine = engine
-        self._max_engine_units = max_engine_units
+        self._max_units = max_engine_units or engine.max_running_units
+        self.max_running_requests = engine.max_running_requests
         self._held_units = 0
+        self._num_held = 0
         self._lost: DeviceLost | None = None
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
+        # Filled by the engine's thread, emptied by the device thread. The flag keeps all but the first output after a
+        # `collect` from waking the device thread again: an append and a test instead of a lock and a notification.
+        self._news: deque[tuple[EngineSequence, Outcome[Any]]] = deque()
+        self._has_woken = False
+        self._wake: Callable[[], None] = lambda: None
+        self._loop = _new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
 
@@ -82,54 +91,64 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
         """The engine's own guess."""
         return self._engine.estimate_units(request)
 
-    def interrupt(self) -> None:
-        """Ends the wait of a running step."""
-        self._ready.set()
+    def attach(self, wake: Callable[[], None]) -> None:
+        """See `StepModel`."""
+        self._wake = wake
 
     def prepare(self, request: Request[Any], piece: object) -> Sequence[EngineSequence]:
-        """The engine prepares for itself."""
-        return (EngineSequence(request, self._engine.estimate_units(request)),)
+        """What the engine makes of the request."""
+        return (EngineSequence(request, self._engine.prepare(request), self._engine.estimate_units(request)),)
 
-    def cost(self, sequence: EngineSequence) -> Cost:
-        """Its whole work when it enters, next to nothing while it is inside."""
-        units = sequence.units if sequence.run is None else 1
-        return Cost(units=units, min_units=units)
+    def cost(self, sequence: EngineSequence) -> Cost | None:
+        """Its whole work when it enters; nothing while it is inside."""
+        return None if sequence.is_inside else Cost(units=sequence.units, min_units=sequence.units)
 
     def reserve(self, sequence: EngineSequence, units: int) -> int:
         """Room in the engine; one sequence always fits."""
         if not sequence.holds_room:
-            if self._held_units > 0 and self._held_units + sequence.units > self._max_engine_units:
+            if self._num_held and (
+                self._held_units + sequence.units > self._max_units or self._num_held >= self.max_running_requests
+            ):
                 return 0
             sequence.holds_room = True
             self._held_units += sequence.units
+            self._num_held += 1
         return units
 
     def step(self, batch: Sequence[Granted[EngineSequence]]) -> Sequence[Outcome[Any]]:
-        """Starts the new ones and waits until any has something.
+        """Starts the sequences in the engine."""
+        sequences = [granted.sequence for granted in batch]
+        for sequence in sequences:
+            sequence.is_inside = True
+        # One call for all: each gives the interpreter away and waits until the engine's busy loop gives it back.
+        self._loop.call_soon_threadsafe(self._start, sequences)
+        return [_STARTED] * len(batch)
+
+    def _start(self, sequences: Sequence[EngineSequence]) -> None:
+        for sequence in sequences:
+            sequence.task = self._loop.create_task(self._drive(sequence))
+
+    def collect(self) -> Sequence[tuple[EngineSequence, Outcome[Any]]]:
+        """What the engine has made since the last time.
 
         Raises:
             DeviceLost: The engine said so.
         """
-        for granted in batch:
-            sequence = granted.sequence
-            if sequence.run is None:
-                sequence.run = asyncio.run_coroutine_threadsafe(self._drive(sequence), self._loop)
-        if not any(granted.sequence.outputs for granted in batch):
-            self._ready.wait(_WAIT_S)
-            # Only here, and before taking: what comes later, an output or an interrupt, ends the next wait at once.
-            self._ready.clear()
+        self._has_woken = False  # before the news are taken: what comes later wakes again
         if self._lost is not None:
             raise self._lost
-        return [self._take(granted.sequence) for granted in batch]
+        news = self._news
+        return [news.popleft() for _ in range(len(news))]
 
     async def _drive(self, sequence: EngineSequence) -> None:
         failure: RequestError = StepFailed("The engine ended the request without a result.")
-        finished = False
         try:
-            async for output in self._engine.generate(sequence.request):
-                sequence.outputs.append(output)
-                finished = finished or isinstance(output, Finish)
-                self._ready.set()
+            async for output in self._engine.generate(sequence.request, sequence.prepared):
+                if isinstance(output, Finish):
+                    sequence.finish = output
+                    self._tell(sequence, Outcome(done=True))
+                else:
+                    self._tell(sequence, Outcome(output))
         except RequestError as error:
             failure = error
         except DeviceLost as error:
@@ -139,28 +158,27 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
             failure = StepFailed("The engine failed on this request. The server's log has the reason.")
             failure.__cause__ = error
         finally:  # also when the engine itself cancels; after a release nobody reads it
-            if not finished:
-                sequence.outputs.append(failure)
-            self._ready.set()
+            if sequence.finish is None:
+                self._tell(sequence, Outcome(done=True, error=failure))
 
-    def _take(self, sequence: EngineSequence) -> Outcome[Any]:
-        if not sequence.outputs:
-            return Outcome()
-        output = sequence.outputs.popleft()
-        if isinstance(output, RequestError):
-            return Outcome(done=True, error=output)
-        if isinstance(output, Finish):
-            sequence.finish = output
-            return Outcome(done=True)
-        return Outcome(output=output)
+    def _tell(self, sequence: EngineSequence, outcome: Outcome[Any]) -> None:
+        self._news.append((sequence, outcome))
+        if not self._has_woken:
+            self._has_woken = True
+            self._wake()
 
     def release(self, sequence: EngineSequence) -> None:
         """Aborts what still runs."""
         if sequence.holds_room:
             sequence.holds_room = False
             self._held_units -= sequence.units
-        if sequence.run is not None:
-            sequence.run.cancel()
+            self._num_held -= 1
+        if sequence.is_inside and sequence.finish is None:
+            self._loop.call_soon_threadsafe(self._abort, sequence)
+
+    def _abort(self, sequence: EngineSequence) -> None:
+        if sequence.task is not None:
+            sequence.task.cancel()
 
     def finish(self, request: Request[Any], sequences: Sequence[EngineSequence]) -> Finish[Any]:
         """What the engine yielded last."""
@@ -183,6 +201,14 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop  # a task wakes for each token: it halves what that costs
+    except ImportError:  # another environment need not have it
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 async def _cancel_others() -> None:

@@ -20,6 +20,7 @@ from sixfold.core.errors import RequestError
 from sixfold.core.messages import Cost, Request, Usage
 
 SequenceT = TypeVar("SequenceT")
+PreparedT = TypeVar("PreparedT")
 InputT = TypeVar("InputT", bound=msgspec.Struct)
 OutputT = TypeVar("OutputT", bound=msgspec.Struct)
 
@@ -219,15 +220,39 @@ class StepModel(ReplicaModel[InputT, OutputT], Generic[SequenceT, InputT, Output
         """Makes the request's result from all its finished sequences, in order, after they were released. [pool]"""
 
 
-class EngineModel(ReplicaModel[InputT, OutputT]):
-    """A library with an in-flight loop of its own (vLLM). The core admits, orders, bounds, cancels and measures."""
+class EngineModel(ReplicaModel[InputT, OutputT], Generic[PreparedT, InputT, OutputT]):
+    """A library with an in-flight loop of its own (vLLM). The core admits, orders, bounds, cancels and measures.
+
+    ``PreparedT`` is what `prepare` makes of a request for `generate`, such as token ids.
+    """
+
+    @property
+    def max_running_units(self) -> int:
+        """Work in units that the engine may hold at once; more waits in the core, in fair order. [device, once]"""
+        return 1 << 20
+
+    @property
+    def max_running_requests(self) -> int:
+        """Requests that the engine may hold at once. [device, once]"""
+        return 1 << 16
 
     @abstractmethod
-    def generate(self, request: Request[InputT]) -> AsyncIterator[OutputT | Finish[OutputT]]:
-        """Runs one request; yields increments and, last, a Finish. Closing the iterator aborts within one step. [loop]
+    def prepare(self, request: Request[InputT]) -> PreparedT:
+        """Does what must not hold up the engine's loop: render, tokenize, check. [pool]
 
         Raises:
             RequestError: The input is bad.
+        """
+
+    @abstractmethod
+    def generate(self, request: Request[InputT], prepared: PreparedT) -> AsyncIterator[OutputT | Finish[OutputT]]:
+        """Runs one request; yields increments and, last, a Finish. Closing the iterator aborts within one step.
+
+        [the engine's loop: an event loop in a thread of its own, where every request of the engine runs]
+
+        Raises:
+            RequestError: The input is bad.
+            DeviceLost: The engine can't go on.
         """
 
 

@@ -108,6 +108,7 @@ class Scheduler:
         self._blocked: deque[Entry] = deque()
         self.queue = FairQueue(patience_s)
         self.num_preemptions = 0
+        self.num_elsewhere = 0  # of those that run, as of the last selection
         self.running: dict[Entry, None] = {}  # an ordered set: in the order in which they started
 
     @property
@@ -164,7 +165,9 @@ class Scheduler:
             entry.cost = self._model.cost(entry.sequence)
             if entry.cost is None:
                 entry.waiting_since_s = now_s
-        return [entry for entry in self.running if entry.cost is not None]
+        ready = [entry for entry in self.running if entry.cost is not None]
+        self.num_elsewhere = len(self.running) - len(ready)
+        return ready
 
     def _advance(self, selection: Selection, now_s: float) -> None:
         granted = selection.entries

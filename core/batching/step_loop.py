@@ -76,6 +76,7 @@ class StepLoop:
         self._deadlines: list[tuple[float, int, RequestState]] = []
         self._num_stale_deadlines = 0  # of ended requests
         self._num_unserved = 0
+        self._elsewhere_since_s: float | None = None  # when work outside of steps was last counted, while there is any
         self._events: list[Event] = []
         self._complete: list[RequestState] = []
         self.inbox: deque[Callable[[StepLoop], None]] = deque()
@@ -184,6 +185,7 @@ class StepLoop:
             self.inbox.popleft()(self)
         self._expire()
         self._collect()
+        self._count_elsewhere()
         selection = self._scheduler.select(self._clock())
         while selection.rejected:
             for entry, error in selection.rejected:
@@ -192,7 +194,14 @@ class StepLoop:
         if selection.entries:
             self._step(selection)
         self.flush()
+        if self._scheduler.num_elsewhere or self._elsewhere_since_s is not None:
+            self._elsewhere_since_s = self._clock() if self._scheduler.running else None
         return bool(selection.entries)
+
+    def _count_elsewhere(self) -> None:
+        """Time in which sequences worked outside of steps is time of work, too, for the drain rate."""
+        if self._elsewhere_since_s is not None:
+            self._outbox.stepped(0, self._clock() - self._elsewhere_since_s)
 
     def _expire(self) -> None:
         now_s = self._clock()

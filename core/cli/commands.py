@@ -97,7 +97,8 @@ def _pull_all(settings: Settings, plugins: Plugins, report: ProgressReport) -> t
         except UsageError as error:
             failures.append(_named(entry, str(error)))
         else:
-            found.append(f"{entry.name}: {model.path} ({model.family.name})")
+            python = "" if model.interpreter is None else f", run by {model.interpreter.python}"
+            found.append(f"{entry.name}: {model.path} ({model.family.name}{python})")
     return found, failures
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -136,7 +135,7 @@ class ModelSlot:
         worker = WorkerReplica(
             resolved.family,
             load_message(resolved, num_cpus=len(os.sched_getaffinity(0))),
-            python=sys.executable,
+            interpreter=resolved.interpreter,
             on_progress=lambda fraction, _what: self._report.update_fraction(f"loading {self.name}", fraction),
         )
         try:

@@ -9,6 +9,7 @@ that hangs.
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import importlib
 import logging
@@ -189,6 +190,8 @@ class Worker:
             name="prepare",
         )
         defaults = Limits(max_queue_units=family.default_max_queue_units)
+        if isinstance(model, EngineAdapter):  # bounds what runs itself
+            defaults = dataclasses.replace(defaults, max_running_sequences=model.max_running_requests)
         self.manager = BatchManager(
             model,
             pool=self._pool,
@@ -277,7 +280,7 @@ def load_model(family: Family, load: wire.Load, report: Callable[[float, str], N
         )
     )
     if issubclass(type(model), EngineModel):
-        return EngineAdapter(model, max_engine_units=load.max_step_units or 1 << 20)
+        return EngineAdapter(model, max_engine_units=load.max_step_units)
     if not issubclass(type(model), StepModel):
         raise UsageError(f"{family.loader} returned {type(model).__name__}, not a StepModel or EngineModel.")
     stepped: StepModel[Any, Any, Any] = model
@@ -294,6 +297,7 @@ def main(fd: int) -> int:
     reader = wire.FrameReader()
     decoder = msgspec.msgpack.Decoder(wire.ToWorker)
     worker: Worker | None = None
+    is_ending = False
     while data := sock.recv(1 << 18):
         for payload in reader.feed(data):
             message = decoder.decode(payload)
@@ -308,7 +312,11 @@ def main(fd: int) -> int:
                 worker.cancel(message)
             else:
                 # Beside the reader: clients may still cancel while the rest finishes.
+                is_ending = True
                 threading.Thread(target=_drain, args=(worker, message.timeout_s, sock), name="drain").start()
+    if not is_ending and (worker is None or not worker.failed):
+        # The serving process is gone, so nobody is left to end the processes of an engine: they go with this one.
+        os.killpg(0, signal.SIGKILL)
     return int(worker is not None and worker.failed)
 
 
@@ -320,6 +328,7 @@ def _drain(worker: Worker, timeout_s: float, sock: socket.socket) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     faulthandler.register(signal.SIGUSR1)
+    os.setpgid(0, 0)  # with the processes of an engine, which must not outlive this one: see `WorkerReplica`
     use_one_arena()
     status = main(int(sys.argv[1]))
     sys.stdout.flush()

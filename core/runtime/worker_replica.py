@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -19,10 +21,13 @@ from sixfold.core.errors import ConfigError, NotReady, RequestError, SixfoldErro
 from sixfold.core.family import Family
 from sixfold.core.messages import Event, Failed, Finished, Increment, Request
 from sixfold.core.runtime import wire
+from sixfold.core.runtime.interpreter import Interpreter, clean_environ
 from sixfold.core.runtime.large_bytes import encode_pieces
 from sixfold.core.runtime.replica import EventStream
 
 _log = logging.getLogger(__name__)
+
+_STDERR_FD = 2
 
 
 class LoadError(SixfoldError):
@@ -35,7 +40,7 @@ class WorkerReplica(asyncio.Protocol):
     Args:
         family: Of the model.
         load: What the worker shall load.
-        python: The interpreter to run.
+        interpreter: The Python to run; None for this process's own.
         on_progress: Called with (fraction, what) while the model loads.
     """
 
@@ -44,11 +49,11 @@ class WorkerReplica(asyncio.Protocol):
         family: Family,
         load: wire.Load,
         *,
-        python: str = sys.executable,
+        interpreter: Interpreter | None = None,
         on_progress: Callable[[float, str], None] = lambda _fraction, _what: None,
     ) -> None:
         self._load = load
-        self._python = python
+        self._interpreter = interpreter
         self._on_progress = on_progress
         self.ended = asyncio.Event()  # set once the process has ended, however it ended
         self._encoder = msgspec.msgpack.Encoder()
@@ -101,16 +106,30 @@ class WorkerReplica(asyncio.Protocol):
         # Threads of a step that wait spin for some 30 us (the gap to the next kernel), then sleep. The default spins for
         # milliseconds and starves the serving process and the pools; not spinning at all costs a wake-up per kernel:
         # 82 against 50 ms for a decode step of 24 rows of a 135M model on two cores.
-        env = os.environ | {
+        other = self._interpreter
+        env = {**os.environ} if other is None else clean_environ() | {"PYTHONPATH": str(other.import_path)}
+        env |= {
             "OMP_NUM_THREADS": str(self._load.num_threads),
             "NUMBA_NUM_THREADS": str(self._load.num_threads),
             "GOMP_SPINCOUNT": "10000",
             "TQDM_DISABLE": "1",  # libraries' own bars would tear the one that the serving process shows
         }
-        self._process = await asyncio.create_subprocess_exec(
-            self._python, "-m", "sixfold.core.runtime.worker", str(fd), pass_fds=(fd,), env=env
-        )
-        theirs.close()
+        python = sys.executable if other is None else str(other.python)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                python,
+                "-m",
+                "sixfold.core.runtime.worker",
+                str(fd),
+                pass_fds=(fd,),
+                env=env,
+                stdout=_STDERR_FD,  # what libraries print must not stand in the server's own output
+            )
+        except OSError as error:
+            ours.close()
+            raise LoadError(f"models.{self._load.model_name}: {python} can't be run: {error}") from error
+        finally:
+            theirs.close()
         await loop.create_unix_connection(lambda: self, sock=ours)
         self._watcher = asyncio.create_task(self._watch())
         self._send(self._load)
@@ -119,6 +138,10 @@ class WorkerReplica(asyncio.Protocol):
     async def _watch(self) -> None:
         assert self._process is not None
         status = await self._process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(
+                self._process.pid, signal.SIGKILL
+            )  # what an engine of it has left behind, and the memory it holds
         if status != 0:
             _log.error("the worker of %s ended with status %d", self._load.model_name, status)
         if self._transport is not None:

@@ -12,6 +12,7 @@ from sixfold.plugins.embedding.options import EmbeddingOptions
 from sixfold.plugins.embedding.rerank.options import CrossEncoderOptions
 from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
+from sixfold.plugins.embedding.vllm_options import VllmEmbeddingOptions
 
 _BARE_ENCODERS = frozenset(
     "albert bert camembert deberta deberta-v2 distilbert electra ernie eurobert gte modernbert mpnet nomic_bert "
@@ -142,12 +143,38 @@ CLIP = Family(
 )
 
 
+def detect_for_vllm(files: ModelFiles) -> int:
+    """Half of what the native family says: it serves an entry that names no family wherever it is installed."""
+    is_dense = files.json("config_sentence_transformers.json").get("model_type", "SentenceTransformer")
+    return detect(files) // 2 if is_dense == "SentenceTransformer" else 0
+
+
+VLLM = Family(
+    name="embedding/vllm",
+    summary="Text embeddings by vLLM, on GPUs; for embedders that are language models.",
+    operations=frozenset({"embed"}),
+    loader="sixfold.plugins.embedding.vllm_loader:load",
+    input_type=EmbeddingInput,
+    output_type=EmbeddingOutput,
+    options=VllmEmbeddingOptions,
+    extra="vllm",
+    requires=("vllm", "transformers", "tokenizers"),
+    detect=detect_for_vllm,
+    metrics=(
+        MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Inputs that were embedded."),
+        MetricSpec(name="embedding_tokens_total", kind=MetricKind.COUNTER, help="Tokens that were embedded."),
+    ),
+    default_max_queue_units=8_388_608,
+)
+
+
 @hookimpl
 def register_families(register: Callable[[Family], None]) -> None:
-    """Offers the families of sentence-transformers' models, cross-encoders and text-and-image models."""
+    """Offers the families of sentence-transformers' models, cross-encoders, text-and-image models and vLLM."""
     register(FAMILY)
     register(CROSS_ENCODER)
     register(CLIP)
+    register(VLLM)
 
 
 @hookimpl

@@ -60,11 +60,11 @@ class ConversationWriter:
         format = self._style.tool_format
         return thinking + (format.markers if format is not None and request_input.tools else ())
 
-    def grammar(self, request_input: ChatInput | CompletionInput, *, opens_in_reasoning: bool) -> Grammar | None:
-        """What the answer must look like; None if it is free.
+    def forms(self, request_input: ChatInput | CompletionInput) -> list[dict[str, Any]]:
+        """The forms that an answer may have, as members of llguidance's list; none if it is free.
 
         Raises:
-            InvalidRequest: It can't be enforced.
+            InvalidRequest: A form can't be read.
         """
         spec = request_input.params.grammar
         chat = request_input if isinstance(request_input, ChatInput) else None
@@ -76,11 +76,21 @@ class ConversationWriter:
             tools = [tool for tool in chat.tools if chat.must_call_name in (None, tool.name)]
             is_parallel = chat.allow_parallel_calls
             answers.append(tool_grammar(self._style.tool_format, tools, is_parallel=is_parallel, literal=self._literal))
+        return answers
+
+    def grammar(self, request_input: ChatInput | CompletionInput, *, opens_in_reasoning: bool) -> Grammar | None:
+        """What the answer must look like; None if it is free.
+
+        Raises:
+            InvalidRequest: It can't be enforced.
+        """
+        answers = self.forms(request_input)
         if not answers:
             return None
+        spec = request_input.params.grammar
         text = whole_grammar(
             answers,
-            thinks=chat is not None and self.thinks,
+            thinks=isinstance(request_input, ChatInput) and self.thinks,
             opens_in_reasoning=opens_in_reasoning,
             literal=self._literal,
         )

@@ -206,7 +206,10 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             "prompt_tokens": sum(s.num_prompt_tokens for s in sequences if s.counts_prompt),
             "completion_tokens": sum(s.num_output_tokens for s in sequences),
             "cached_tokens": sum(s.num_cached or 0 for s in sequences if s.counts_prompt),
-            "reasoning_tokens": sum(map(self._preparer.num_reasoning_tokens, sequences)),
+            "reasoning_tokens": sum(
+                self._preparer.num_reasoning_tokens(s.output_ids, opens_in_reasoning=s.opens_in_reasoning)
+                for s in sequences
+            ),
         }
         return Finish(
             result=Generation(choices=choices), usage=Usage(counts=counts), finish_reason=choices[0].finish_reason

@@ -10,6 +10,8 @@ from sixfold.core.hookspecs import Api, Command, Progress, hookimpl
 from sixfold.plugins.llm.cli import COMMAND
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, Generation, TextDelta
 from sixfold.plugins.llm.options import TransformersOptions
+from sixfold.plugins.llm.vllm_metrics import METRICS as VLLM_METRICS
+from sixfold.plugins.llm.vllm_options import VllmOptions
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
@@ -62,10 +64,29 @@ FAMILY = Family(
 )
 
 
+VLLM_FAMILY = Family(
+    name="llm/vllm",
+    summary="What vLLM runs, on GPUs, behind the same API as the native runtime.",
+    operations=frozenset({"chat", "complete"}),
+    loader="sixfold.plugins.llm.vllm_loader:load",
+    input_type=ChatInput | CompletionInput,
+    output_type=TextDelta | Generation,
+    options=VllmOptions,
+    extra="vllm",
+    requires=("vllm", "transformers", "jinja2"),
+    # Below the native runtime, which serves an entry that names no family wherever it is installed.
+    detect=lambda files: detect(files) // 2,
+    metrics=VLLM_METRICS,
+    # A minute of prompts for a small model on one GPU.
+    default_max_queue_units=8_388_608,
+)
+
+
 @hookimpl
 def register_families(register: Callable[[Family], None]) -> None:
-    """Offers the native runtime."""
+    """Offers the native runtime and vLLM."""
     register(FAMILY)
+    register(VLLM_FAMILY)
 
 
 @hookimpl

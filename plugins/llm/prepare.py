@@ -116,14 +116,14 @@ class Preparer:
             echo_text=echo_text if request_input.echo else "",
         )
 
-    def num_reasoning_tokens(self, sequence: SequenceState) -> int:
-        """How many of the generated tokens are reasoning."""
+    def num_reasoning_tokens(self, token_ids: Sequence[int], *, opens_in_reasoning: bool) -> int:
+        """How many of an answer's tokens are reasoning."""
         if not self._conversations.thinks:
             return 0
         return num_reasoning_tokens(
-            sequence.token_ids[sequence.num_prompt_tokens :],
+            token_ids,
             self._codec.token_id(CLOSES),
-            opens_in=sequence.opens_in_reasoning,
+            opens_in=opens_in_reasoning,
             opening_id=self._codec.token_id(OPENS),
         )
 

@@ -46,6 +46,7 @@ def chat_input(body: ChatBody) -> ChatInput:
         must_call=choice == "required" or isinstance(choice, NamedToolChoice),
         must_call_name=choice.function.name if isinstance(choice, NamedToolChoice) else None,
         allow_parallel_calls=body.parallel_tool_calls is not False,
+        model_name=body.model,
     )
 
 
@@ -59,6 +60,7 @@ def completion_input(body: CompletionBody) -> CompletionInput:
         stream=bool(body.stream),
         echo=bool(body.echo),
         cache_salt=body.cache_salt,
+        model_name=body.model,
     )
 
 

@@ -103,6 +103,11 @@ class SequenceState(CachedTokens):
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def output_ids(self) -> list[int]:
+        """The tokens generated so far."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
     def max_drafts(self) -> int:
         """Drafts that could be of use: a step gives one token more than it accepts."""
         return self.max_output_tokens - self.num_output_tokens - 1

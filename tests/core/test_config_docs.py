@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from sixfold.core.config import Limits, ModelEntry, Objective, Settings, load_config
+from sixfold.core.environment import EnvironmentEntry
 from sixfold.core.serving.settings import ApiKeySettings, KeyLimits, ServerSettings
 from sixfold.core.sources.wheel_reference import WheelReference
 
@@ -16,6 +17,7 @@ DOC = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
 SECTIONS: dict[str, type[BaseModel]] = {
     "The file": Settings,
     "models.NAME": ModelEntry,
+    "models.NAME.env": EnvironmentEntry,
     "models.NAME.objective": Objective,
     "models.NAME.limits": Limits,
     "server": ServerSettings,

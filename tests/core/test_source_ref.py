@@ -60,3 +60,22 @@ def test_options_without_sources_are_left_alone() -> None:
     options = Options()
     assert source_refs(options) == ()
     assert resolve_refs(options, lambda _ref: Path()) is options
+
+
+class Adapters(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    adapters: dict[str, SourceRef] = {}
+    other: dict[str, int] = {}
+
+
+def test_a_mapping_of_sources_is_found_and_resolved_by_name() -> None:
+    options = Adapters.model_validate({"adapters": {"sql": "hf:a/b", "law": "file:/law"}, "other": {"n": 1}})
+    assert [ref.source for ref in source_refs(options)] == ["hf:a/b", "file:/law"]
+    resolved = resolve_refs(options, lambda ref: Path("/cache") / ref.source[-1])
+    assert isinstance(resolved, Adapters)
+    assert {name: ref.local_path for name, ref in resolved.adapters.items()} == {
+        "sql": Path("/cache/b"),
+        "law": Path("/cache/w"),
+    }
+    assert resolved.other is options.other

@@ -96,9 +96,8 @@ def start(tmp_path: Path, start_config: Callable[..., DemoServer]) -> Callable[.
     return start_changed
 
 
-@pytest.fixture
-def reverse_server(tmp_path: Path, start_config: Callable[..., DemoServer]) -> DemoServer:
-    """A server of the example plugin, which loads in a second."""
+def install_reverse(tmp_path: Path) -> tuple[Path, Path]:
+    """Puts the example plugin into a folder for the import path; returns it and a model's files."""
     site = tmp_path / "site"
     shutil.copytree(ROOT / "examples" / "reverse_plugin" / "sixfold_reverse", site / "sixfold_reverse")
     info = site / "sixfold_reverse-1.0.dist-info"
@@ -108,7 +107,14 @@ def reverse_server(tmp_path: Path, start_config: Callable[..., DemoServer]) -> D
     files = tmp_path / "files"
     files.mkdir()
     (files / "reverse.json").write_text("{}")
+    assert importlib.util.find_spec("sixfold_reverse") is None
+    return site, files
+
+
+@pytest.fixture
+def reverse_server(tmp_path: Path, start_config: Callable[..., DemoServer]) -> DemoServer:
+    """A server of the example plugin, which loads in a second."""
+    site, files = install_reverse(tmp_path)
     config = tmp_path / "reverse.yaml"
     config.write_text(yaml.safe_dump({"models": {"mirror": {"source": f"file:{files}"}}, "server": {"port": 0}}))
-    assert importlib.util.find_spec("sixfold_reverse") is None
     return start_config(config, env=os.environ | {"PYTHONPATH": str(site)})

@@ -1,4 +1,4 @@
-"""An engine with a loop of its own under the core's scheduler: bounded, aborted, isolated, interrupted."""
+"""An engine with a loop of its own under the core's scheduler: bounded, aborted, isolated, collected between turns."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from sixfold.core.batching import engine_adapter
 from sixfold.core.batching.budget import Objective
 from sixfold.core.batching.engine_adapter import EngineAdapter, EngineSequence
 from sixfold.core.batching.manager import BatchManager, Limits
-from sixfold.core.batching.model import DeviceLost, EngineModel, Finish, Granted, ModelInfo
+from sixfold.core.batching.model import DeviceLost, EngineModel, Finish, Granted, ModelInfo, Outcome
 from sixfold.core.errors import InvalidRequest, RequestError, StepFailed
-from sixfold.core.messages import Event, Failed, Finished, Increment, Request, Usage
+from sixfold.core.messages import Cost, Event, Failed, Finished, Increment, Request, Usage
 from sixfold.core.tokenization.pool import ThreadPiecePool
 
 WAIT_S = 20.0  # only ever reached by a failing test
@@ -38,7 +37,7 @@ class Part(msgspec.Struct, frozen=True):
     index: int
 
 
-class FakeEngine(EngineModel[Ask, Part]):
+class FakeEngine(EngineModel[str, Ask, Part]):
     """Yields as it is told by a gate (open at first); records what is inside and what was aborted."""
 
     def __init__(self) -> None:
@@ -48,6 +47,7 @@ class FakeEngine(EngineModel[Ask, Part]):
         self.closed_with_inside: int | None = None
         self.changed = threading.Condition()
         self.held: set[str] = set()
+        self.left: set[str] = set()
         self.wakes: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
 
     @property
@@ -57,7 +57,11 @@ class FakeEngine(EngineModel[Ask, Part]):
     def estimate_units(self, request: Request[Ask]) -> int:
         return request.input.units
 
-    async def generate(self, request: Request[Ask]) -> AsyncIterator[Part | Finish[Part]]:
+    def prepare(self, request: Request[Ask]) -> str:
+        return f"prepared {request.request_id}"
+
+    async def generate(self, request: Request[Ask], prepared: str) -> AsyncIterator[Part | Finish[Part]]:
+        assert prepared == f"prepared {request.request_id}"
         self._enter(request.request_id)
         try:
             if request.request_id in self.held:
@@ -78,6 +82,7 @@ class FakeEngine(EngineModel[Ask, Part]):
         finally:
             with self.changed:
                 self.inside.discard(request.request_id)
+                self.left.add(request.request_id)
                 self.changed.notify_all()
 
     def _enter(self, request_id: str) -> None:
@@ -111,25 +116,31 @@ class FakeEngine(EngineModel[Ask, Part]):
 
 
 class Rig:
-    """An adapter stepped by hand."""
+    """An adapter driven by hand."""
 
     def __init__(self, max_engine_units: int = 100) -> None:
         self.engine = FakeEngine()
         self.adapter = EngineAdapter(self.engine, max_engine_units=max_engine_units)
+        self.woken = threading.Semaphore(0)
+        self.adapter.attach(self.woken.release)
 
     def prepare(self, request_id: str, ask: Ask) -> EngineSequence:
         request = Request(request_id=request_id, input=ask, arrived_s=0.0)
         return self.adapter.prepare(request, ask)[0]
 
-    def run(self, sequence: EngineSequence) -> tuple[list[Any], RequestError | None]:
-        """Steps one sequence to its end."""
-        outputs: list[Any] = []
-        while True:
-            outcome = self.adapter.step([Granted(sequence, 1)])[0]
-            if outcome.output is not None:
-                outputs.append(outcome.output)
-            if outcome.done:
-                return outputs, outcome.error
+    def start(self, *sequences: EngineSequence) -> None:
+        outcomes = self.adapter.step([Granted(sequence, 1) for sequence in sequences])
+        assert not any(outcome.done or outcome.output for outcome in outcomes)
+
+    def run(self, *sequences: EngineSequence) -> dict[EngineSequence, list[Outcome[Any]]]:
+        """What each sequence did from its start to its end; a lost wake-up would hang it."""
+        self.start(*sequences)
+        found: dict[EngineSequence, list[Outcome[Any]]] = {sequence: [] for sequence in sequences}
+        while not all(outcomes and outcomes[-1].done for outcomes in found.values()):
+            assert self.woken.acquire(timeout=WAIT_S)
+            for sequence, outcome in self.adapter.collect():
+                found[sequence].append(outcome)
+        return found
 
 
 @pytest.fixture
@@ -141,10 +152,18 @@ def rig() -> Iterator[Rig]:
 
 def test_outputs_come_in_order_and_the_finish_is_the_result(rig: Rig) -> None:
     sequence = rig.prepare("r", Ask(count=5))
-    outputs, error = rig.run(sequence)
-    assert (outputs, error) == ([Part(index) for index in range(5)], None)
+    outcomes = rig.run(sequence)[sequence]
+    assert [outcome.output for outcome in outcomes] == [*(Part(index) for index in range(5)), None]
+    assert outcomes[-1].error is None
     rig.adapter.release(sequence)
     assert rig.adapter.finish(sequence.request, [sequence]).result == Part(5)
+
+
+def test_a_request_costs_its_work_once_and_nothing_while_it_is_inside(rig: Rig) -> None:
+    sequence = rig.prepare("r", Ask(units=7))
+    assert rig.adapter.cost(sequence) == Cost(units=7, min_units=7)
+    rig.run(sequence)
+    assert rig.adapter.cost(sequence) is None
 
 
 @pytest.mark.parametrize(
@@ -153,20 +172,24 @@ def test_outputs_come_in_order_and_the_finish_is_the_result(rig: Rig) -> None:
 )
 def test_a_failing_request_fails_alone(rig: Rig, ending: str, expected: type[RequestError]) -> None:
     bad, good = rig.prepare("bad", Ask(ending=ending)), rig.prepare("good", Ask(count=3))
-    errors: list[RequestError] = []
-    live = [bad, good]
-    while live:
-        outcomes = rig.adapter.step([Granted(sequence, 1) for sequence in live])
-        errors.extend(outcome.error for outcome in outcomes if outcome.error is not None)
-        live = [sequence for sequence, outcome in zip(live, outcomes, strict=True) if not outcome.done]
-    assert [type(error) for error in errors] == [expected]
+    outcomes = rig.run(bad, good)
+    assert isinstance(outcomes[bad][-1].error, expected)
+    assert [outcome.error for outcome in outcomes[good]] == [None] * 4
     assert good.finish is not None
 
 
 def test_a_lost_engine_is_a_lost_device(rig: Rig) -> None:
-    sequence = rig.prepare("r", Ask(count=0, ending="lose"))
     with pytest.raises(DeviceLost):
-        rig.run(sequence)
+        rig.run(rig.prepare("r", Ask(count=0, ending="lose")))
+
+
+def test_many_outputs_between_two_turns_wake_the_device_thread_once(rig: Rig) -> None:
+    sequence = rig.prepare("r", Ask(count=50))
+    rig.start(sequence)
+    rig.engine.wait_for(lambda: "r" in rig.engine.left)
+    assert rig.woken.acquire(timeout=WAIT_S)
+    assert not rig.woken.acquire(blocking=False)
+    assert len(rig.adapter.collect()) >= 50
 
 
 def test_what_the_engine_holds_is_bounded_already_before_the_step(rig: Rig) -> None:
@@ -185,11 +208,18 @@ def test_one_request_over_the_bound_still_fits_alone(rig: Rig) -> None:
     assert rig.adapter.reserve(small, 1) == 1
 
 
+def test_no_more_requests_are_inside_than_the_engine_allows(rig: Rig) -> None:
+    rig.adapter.max_running_requests = 2
+    sequences = [rig.prepare(f"r{index}", Ask()) for index in range(3)]
+    assert [rig.adapter.reserve(sequence, 1) for sequence in sequences] == [1, 1, 0]
+    rig.adapter.release(sequences[1])
+    assert rig.adapter.reserve(sequences[2], 1) == 1
+
+
 def test_releasing_a_running_request_aborts_it_in_the_engine(rig: Rig) -> None:
     rig.engine.held.add("r")
     sequence = rig.prepare("r", Ask())
-    rig.adapter.interrupt()
-    rig.adapter.step([Granted(sequence, 1)])
+    rig.start(sequence)
     rig.engine.wait_for(lambda: "r" in rig.engine.wakes)
     rig.adapter.release(sequence)
     rig.engine.wait_for(lambda: not rig.engine.inside)
@@ -201,56 +231,11 @@ def test_releasing_a_request_that_never_started_touches_nothing(rig: Rig) -> Non
     assert not rig.engine.aborted
 
 
-def test_an_interrupt_before_the_wait_is_not_lost(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_adapter, "_WAIT_S", WAIT_S)
-    rig.engine.held.add("r")
-    sequence = rig.prepare("r", Ask())
-    returned = threading.Event()
-
-    def step() -> None:
-        rig.adapter.step([Granted(sequence, 1)])
-        returned.set()
-
-    rig.adapter.interrupt()  # something came in after the loop had looked and before the step
-    thread = threading.Thread(target=step)
-    thread.start()
-    came_back = returned.wait(WAIT_S / 4)
-    rig.adapter.interrupt()
-    thread.join(WAIT_S)
-    assert came_back
-
-
-def test_an_interrupt_ends_a_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_adapter, "_WAIT_S", WAIT_S)
-    rig.engine.held.add("r")
-    sequence = rig.prepare("r", Ask())
-    thread = threading.Thread(target=lambda: rig.adapter.step([Granted(sequence, 1)]))
-    thread.start()
-    rig.engine.wait_for(lambda: "r" in rig.engine.wakes)
-    assert thread.is_alive()
-    rig.adapter.interrupt()
-    thread.join(WAIT_S / 4)
-    assert not thread.is_alive()
-
-
-def test_an_output_ends_a_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_adapter, "_WAIT_S", WAIT_S)
-    rig.engine.held.add("r")
-    sequence = rig.prepare("r", Ask(count=1))
-    outcomes: list[Any] = []
-    thread = threading.Thread(target=lambda: outcomes.extend(rig.adapter.step([Granted(sequence, 1)])))
-    thread.start()
-    rig.engine.let_go("r")
-    thread.join(WAIT_S / 4)
-    assert [outcome.output for outcome in outcomes] == [Part(0)]
-
-
 def test_close_aborts_what_runs_before_the_engine_is_closed() -> None:
     rig = Rig()
     rig.engine.held.add("r")
     sequence = rig.prepare("r", Ask())
-    rig.adapter.interrupt()
-    rig.adapter.step([Granted(sequence, 1)])
+    rig.start(sequence)
     rig.engine.wait_for(lambda: "r" in rig.engine.wakes)
     rig.adapter.release(sequence)
     rig.adapter.close()

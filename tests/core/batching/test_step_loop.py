@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from sixfold.core.batching.model import DeviceLost, Granted, Outcome
+from sixfold.core.batching.model import DeviceLost, Granted, Outcome, StepRange
 from sixfold.core.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -15,7 +15,7 @@ from sixfold.core.errors import (
     StepFailed,
     WorkerDied,
 )
-from sixfold.core.messages import Failed, Finished, Increment
+from sixfold.core.messages import Cost, Failed, Finished, Increment
 from tests.core.batching.loop_harness import LoopHarness
 from tests.fakes import (
     FakeInput,
@@ -238,3 +238,47 @@ def test_the_last_event_tells_where_the_time_went() -> None:
     assert last.timing.queue_s == pytest.approx(2.0)
     assert last.timing.inference_s == pytest.approx(3.0)
     assert last.timing.num_steps == 3
+
+
+class AwayModel(FakeStepModel):
+    """Sequences work elsewhere from their first step on and come back when they are told to."""
+
+    def __init__(self) -> None:
+        super().__init__(fixed_s=0.0, unit_s=0.0, step_range=StepRange(min_units=1, initial_units=99, max_units=99))
+        self.away: set[FakeSequence] = set()
+        self.back: list[FakeSequence] = []
+
+    def cost(self, sequence: FakeSequence) -> Cost | None:
+        return None if sequence in self.away else Cost(units=10, min_units=10)
+
+    def reserve(self, sequence: FakeSequence, units: int) -> int:
+        return units
+
+    def step(self, batch: Sequence[Granted[FakeSequence]]) -> Sequence[Outcome[FakeOutput]]:
+        self.away.update(granted.sequence for granted in batch)
+        nothing_yet: Outcome[FakeOutput] = Outcome()
+        return [nothing_yet] * len(batch)
+
+    def collect(self) -> Sequence[tuple[FakeSequence, Outcome[FakeOutput]]]:
+        back, self.back = self.back, []
+        for sequence in back:
+            sequence.num_emitted = sequence.work.num_steps
+        return [(sequence, Outcome(done=True)) for sequence in back]
+
+
+def test_time_that_sequences_spend_elsewhere_counts_for_the_drain_rate_and_idle_time_does_not() -> None:
+    model = AwayModel()
+    harness = LoopHarness(model)
+    for round_ in range(3):
+        harness.submit(f"r{round_}", one_sequence(FakeWork(num_steps=10)))
+        harness.run(2)
+        model.clock.advance(1.0)
+        harness.run()
+        model.clock.advance(1.0)
+        model.back = list(model.away)
+        harness.run()
+        model.away.clear()
+        harness.assert_nothing_leaked()
+        model.clock.advance(50.0)  # nobody is there
+    # Ten units in two seconds; forgetting old seconds faster than old units moves it by some percent.
+    assert harness.admission.units_per_s == pytest.approx(5.0, rel=0.2)

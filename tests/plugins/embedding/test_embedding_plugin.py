@@ -71,6 +71,7 @@ def test_the_plugin_registers_its_families_and_its_api() -> None:
         "embedding/sentence-transformers",
         "embedding/cross-encoder",
         "embedding/clip",
+        "embedding/vllm",
     }
     assert set(plugins.apis) == {"embedding"}
 

@@ -32,7 +32,7 @@ _HEALTH_CHECKS: Any = hypothesis.HealthCheck  # an enumeration whose metaclass t
 _FORMATS: Any = jsonschema.FormatChecker(formats=("uuid", "ipv4"))
 
 
-@_FORMATS.checks("date")
+@_FORMATS.checks("date")  # type: ignore[untyped-decorator]  # jsonschema ships no types
 def _is_date(instance: object) -> bool:
     """RFC 3339 has a year 0, a leap year, which Python's dates and jsonschema's own check have not."""
     if not isinstance(instance, str) or re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", instance) is None:

