@@ -28,7 +28,9 @@ def calls(row: Row, given: Sequence[list[int]], first: int) -> Iterator[Call]:
     """Requests from prompt number ``first`` on."""
     for index in itertools.count(first):
         body = {"model": row.model, "prompt": given[index % len(given)], "max_tokens": OUTPUT_TOKENS, "stream": True}
-        if row.name == "Sixfold":  # the peers here know no other way than to the full length, greedy, with usage
+        if not row.name.startswith(
+            "transformers"
+        ):  # these know no other way than to the full length, greedy, with usage
             body |= {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
         yield Call(body=json.dumps(body).encode(), num_tokens=OUTPUT_TOKENS)
 

@@ -101,7 +101,11 @@ async def run_embedding(args: argparse.Namespace, texts: Sequence[tuple[str, int
 
 async def run_chat(args: argparse.Namespace, texts: Sequence[tuple[str, int]]) -> list[Sample]:
     rows = wanted(args, chat_rows(args.chat_path, tuple(args.chat_dtype or ["bfloat16"])))
-    given = chat_suite.prompts(texts, args.chat_path)
+    return await run_rows(rows, chat_suite.prompts(texts, args.chat_path), rounds=args.rounds)
+
+
+async def run_rows(rows: Sequence[Row], given: Sequence[list[int]], *, rounds: int) -> list[Sample]:
+    """Completions on all rows, interleaved."""
     samples: list[Sample] = []
     next_prompt = 0
     with running(rows) as servers:
@@ -109,7 +113,7 @@ async def run_chat(args: argparse.Namespace, texts: Sequence[tuple[str, int]]) -
             with only(servers, row) as server:
                 await chat_suite.measure(server, row, given, in_flight=2, num_requests=2, first=next_prompt)
         next_prompt += 2
-        for round_index in range(args.rounds):
+        for round_index in range(rounds):
             for in_flight in chat_suite.CONCURRENCIES:
                 num_requests = max(2, in_flight)
                 for row in rotated(rows, round_index):
@@ -191,14 +195,14 @@ def embedding_lines(samples: Sequence[Sample]) -> list[str]:
     return lines
 
 
-def chat_lines(samples: Sequence[Sample]) -> list[str]:
+def chat_lines(samples: Sequence[Sample], *, by_dtype: bool = True) -> list[str]:
     lines: list[str] = []
     for in_flight in chat_suite.CONCURRENCIES:
         mine = [one for one in samples if one.suite == "chat" and one.workload == f"{in_flight} in flight"]
-        for dtype in dict.fromkeys(one.dtype for one in mine):
+        for dtype in dict.fromkeys(one.dtype for one in mine) if by_dtype else [None]:
             base: Callable[[Sample], bool] = lambda one: one.row == CONTINUOUS_BATCHING  # noqa: E731
             ratios = {"throughput / continuous batching": ("tokens_per_s", base)}
-            ours = [one for one in mine if one.dtype == dtype]
+            ours = [one for one in mine if dtype in (None, one.dtype)]
             title = (
                 f"## Completions: {chat_suite.PROMPT_TOKENS} in, {chat_suite.OUTPUT_TOKENS} out, {in_flight} in flight"
             )

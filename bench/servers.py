@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 420.0  # vLLM imports and warms up for minutes
 STOP_TIMEOUT_S = 15.0
 
 
