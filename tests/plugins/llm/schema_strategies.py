@@ -118,7 +118,7 @@ def _nodes(draw: st.DrawFn, depth: int) -> Schema:
 
 @st.composite
 def schemas(draw: st.DrawFn) -> DrawnSchema:
-    """An object's schema; one in ten has a member without an upper bound: a string, an array or a recursion."""
+    """An object's schema; some have a member without an upper bound: a string, an array or a recursion."""
     schema = draw(_objects(0))
     names = list(schema["properties"])
     if draw(st.integers(0, 3)) == 0:
