@@ -220,32 +220,6 @@ def test_a_text_over_the_limit_is_refused_unless_it_may_be_cut(client: openai.Op
     assert failure.value.code == "context_length_exceeded"
 
 
-async def test_no_process_of_an_engine_outlives_its_worker(server: DemoServer) -> None:
-    """Last: it kills the worker of ``chat-vllm``, which comes back."""
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    engines = {pid: _descendants(pid) for pid in children}
-    worker, processes = next((pid, found) for pid, found in engines.items() if found)
-    os.kill(int(worker), signal.SIGKILL)
-    async with asyncio.timeout(30.0):
-        while any(map(_is_running, processes)):
-            await asyncio.sleep(0.1)
-
-
-def _descendants(pid: str) -> list[str]:
-    found: list[str] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += [child, *_descendants(child)]
-    return found
-
-
-def _is_running(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_an_answer_is_held_to_a_schema_and_a_call_to_its_tool(client: openai.OpenAI) -> None:
     schema = {
         "type": "object",
@@ -273,3 +247,29 @@ def test_an_answer_is_held_to_a_schema_and_a_call_to_its_tool(client: openai.Ope
     assert call.type == "function" and call.function.name == "look_up"
     assert set(json.loads(call.function.arguments)) == {"city", "sunny"}
     assert called.choices[0].finish_reason == "tool_calls"
+
+
+async def test_no_process_of_an_engine_outlives_its_worker(server: DemoServer) -> None:
+    """Last: it kills the worker of ``chat-vllm``, which comes back."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    engines = {pid: _descendants(pid) for pid in children}
+    worker, processes = next((pid, found) for pid, found in engines.items() if found)
+    os.kill(int(worker), signal.SIGKILL)
+    async with asyncio.timeout(30.0):
+        while any(map(_is_running, processes)):
+            await asyncio.sleep(0.1)
+
+
+def _descendants(pid: str) -> list[str]:
+    found: list[str] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [child, *_descendants(child)]
+    return found
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
