@@ -243,8 +243,9 @@ def test_an_answer_is_held_to_a_schema_and_a_call_to_its_tool(client: openai.Ope
         tool_choice="required",
         parallel_tool_calls=False,
     )
-    (call,) = called.choices[0].message.tool_calls or ()
-    assert call.type == "function" and call.function.name == "look_up"
+    calls: Any = called.choices[0].message.tool_calls
+    (call,) = calls
+    assert call.function.name == "look_up"
     assert set(json.loads(call.function.arguments)) == {"city", "sunny"}
     assert called.choices[0].finish_reason == "tool_calls"
 
