@@ -221,7 +221,7 @@ def test_a_text_over_the_limit_is_refused_unless_it_may_be_cut(client: openai.Op
 
 
 def test_an_answer_is_held_to_a_schema_and_a_call_to_its_tool(client: openai.OpenAI) -> None:
-    schema = {
+    schema: Any = {
         "type": "object",
         "properties": {"city": {"type": "string", "maxLength": 20}, "sunny": {"type": "boolean"}},
         "required": ["city", "sunny"],
