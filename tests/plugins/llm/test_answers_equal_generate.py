@@ -13,7 +13,7 @@ import transformers
 
 from sixfold.plugins.llm.generation import CompletionInput, SamplingParams
 from sixfold.plugins.llm.text_codec import TextCodec
-from tests.plugins.llm.conftest import byte_tokenizer
+from tests.plugins.llm.conftest import EOS_ID, byte_tokenizer
 
 PROMPTS = ((72, 101, 108, 108, 111), tuple(range(40, 90)), (200, 3, 200, 3, 200))
 NUM_TOKENS = 24
@@ -84,9 +84,10 @@ def test_a_stop_string_over_token_borders_ends_where_generate_ends(
     # A token is a byte here, so two characters are two tokens; both whole, since generate compares bytes.
     stop = next(text[at : at + 2] for at in range(3, len(text)) if text[at : at + 2].isascii())
     assert len(stop) == 2
-    ids = generate(stock, prompt, min_new_tokens=0, stop_strings=[stop], tokenizer=byte_tokenizer()).sequences
+    ids = generate(stock, prompt, stop_strings=[stop], tokenizer=byte_tokenizer()).sequences
     expected = codec.decode(ids[0, len(prompt) :].tolist())
-    (driven,) = run(llama, [answer(prompt, min_tokens=0, ignore_eos=True, stop=(stop,), num_top_logprobs=None)])
+    no_end = ((EOS_ID, -100.0),)  # as the least length does in generate, which does not hold back its stop strings
+    (driven,) = run(llama, [answer(prompt, min_tokens=0, logit_bias=no_end, stop=(stop,), num_top_logprobs=None)])
     assert driven.texts[0] == expected[: expected.index(stop)] == text[: text.index(stop)]
     assert driven.generation.choices[0].finish_reason == "stop"
 
