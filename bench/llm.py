@@ -84,7 +84,9 @@ def all_rows(model: Path) -> tuple[Row, ...]:
             target=Target(
                 name="vllm-cpu",
                 command=lambda port: [
-                    *[str(vllm.with_name("vllm")), "serve", str(model), "--served-model-name", "chat"],
+                    # Not the command `vllm`: it asks for the version of a package of that name.
+                    *[str(vllm), "-m", "vllm.entrypoints.openai.api_server"],
+                    *["--model", str(model), "--served-model-name", "chat"],
                     *["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--enforce-eager"],
                     *["--max-model-len", "512", "--max-num-seqs", "32", "--no-enable-log-requests"],
                 ],
