@@ -27,7 +27,8 @@ class Answer:
 class Connection(asyncio.Protocol):
     """One keep-alive connection, one request at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int) -> None:
+        self._port = port
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._answer: Answer | None = None
@@ -35,13 +36,20 @@ class Connection(asyncio.Protocol):
 
     @classmethod
     async def open(cls, port: int) -> Connection:
-        _transport, connection = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
+        connection = cls(port)
+        await connection._connect()
         return connection
+
+    async def _connect(self) -> None:
+        await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self._port)
 
     async def request(
         self, method: str, path: str, body: bytes = b"", content_type: str = "application/json"
     ) -> Answer:
         """Sends one request and waits for the whole answer.
+
+        A connection that the server closed after its last answer (llama.cpp does, without saying so) is opened again; the
+        time that takes counts.
 
         Raises:
             ConnectionError: The server closed the connection first.
@@ -51,12 +59,24 @@ class Connection(asyncio.Protocol):
             f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
+        self._answer = answer = Answer(started_s=time.perf_counter())
+        try:
+            await self._exchange(head.encode() + body)
+        except ConnectionError:
+            if answer.parts:
+                raise
+            await self._connect()
+            await self._exchange(head.encode() + body)
+        return answer
+
+    async def _exchange(self, request: bytes) -> None:
+        assert self._transport is not None
         self._parser = httptools.HttpResponseParser(self)
         self._done = asyncio.get_running_loop().create_future()
-        self._answer = answer = Answer(started_s=time.perf_counter())
-        self._transport.write(head.encode() + body)
+        if self._transport.is_closing():
+            raise ConnectionError("the server has closed the connection")
+        self._transport.write(request)
         await self._done
-        return answer
 
     def close(self) -> None:
         if self._transport is not None:
