@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 from sixfold.plugins.llm.device_inbox import DeviceInbox, InboxClosed
 from sixfold.plugins.llm.kv_channel import (
@@ -77,7 +78,7 @@ def fetch_blocks(
 
 
 def _answer(channel: Channel) -> FromOwner:
-    answer = channel.receive(OWNER)
+    answer: FromOwner = channel.receive(OWNER)
     if isinstance(answer, Refusal):
         raise LeaseExpired(answer.reason[:200])
     return answer
@@ -110,7 +111,7 @@ def _pull(channel: Channel, handle: KvHandle, offer: Offer, target: KvImport, in
             if zlib.crc32(data[i * size : (i + 1) * size]) != checksum:
                 raise DamagedBlock(f"Block {place + i} of {offer.num_blocks} was damaged on its way.")
         blocks = from_bytes(data, size)
-        num_written = inbox.call(lambda blocks=blocks: target.write(blocks), channel.patience_s)
+        num_written = inbox.call(partial(target.write, blocks), channel.patience_s)
         place += num_written
         if num_written < count:
             break

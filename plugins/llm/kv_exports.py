@@ -102,9 +102,13 @@ class KvExports:
         Raises:
             LeaseExpired: It was given up.
         """
-        if lease.lease_id not in self._leases:
+        if not self.is_kept(lease):
             raise LeaseExpired("The blocks are not kept any more: their owner needed the room.")
         return self._bytes.read(lease.block_ids[first : first + count])
+
+    def is_kept(self, lease: Lease) -> bool:
+        """Whether the lease's blocks are held yet."""
+        return lease.lease_id in self._leases
 
     def close(self, lease: Lease, *, is_taken: bool) -> None:
         """Ends a transfer. One that failed may be tried again until the lease expires."""

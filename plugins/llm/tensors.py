@@ -38,7 +38,7 @@ def bool_list(tensor: Tensor) -> list[bool]:
 def host_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous uint8 tensor on the host, without a copy."""
     array: npt.NDArray[Any] = tensor.numpy()
-    return memoryview(array).cast("B")
+    return array.data.cast("B")
 
 
 def from_bytes(data: memoryview, row_bytes: int) -> Tensor:

@@ -67,7 +67,8 @@ class Side:
     ) -> None:
         self.cache = make_cache() if cache is None else cache
         self.clock = FakeClock() if clock is None else clock
-        chosen = KvTransferOptions(listen=listen, **({"peers": ("shm", "127.0.0.1")} | options))
+        fields: dict[str, Any] = {"listen": listen, "peers": ("shm", "127.0.0.1")} | options
+        chosen = KvTransferOptions(**fields)
         self.transfer = KvTransfer(chosen, self.cache, fingerprint=fingerprint, clock=self.clock)
         self._turn = threading.Condition()
         self._work: list[Callable[[], None]] = []
@@ -118,9 +119,9 @@ class Side:
 
     def num_used(self) -> int:
         """Blocks that somebody holds, once all transfers have ended and all that has come in is done."""
-        server = self.transfer._server
-        for thread in [] if server is None else [*server._connections.values()]:
-            thread.join(_WAIT_S)
+        for thread in threading.enumerate():
+            if thread.name == "kv-transfer":
+                thread.join(_WAIT_S)
         return self.do(lambda: self.cache.pool.num_used)
 
     def values(self, token_ids: tuple[int, ...] = PROMPT) -> list[torch.Tensor]:

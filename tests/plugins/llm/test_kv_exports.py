@@ -42,13 +42,13 @@ class ExportsMachine(RuleBasedStateMachine):
         try:
             self.read.append(self.exports.open(lease.lease_id, lease.secret))
         except LeaseExpired:
-            assert lease.is_taken or lease.expires_s <= self.clock() or not self.is_kept(lease)
+            assert not self.exports.is_kept(lease)
 
     @precondition(lambda self: self.read)
     @rule(data=st.data())
     def read_blocks(self, data: st.DataObject) -> None:
         lease = data.draw(st.sampled_from(self.read))
-        if self.is_kept(lease):
+        if self.exports.is_kept(lease):
             assert len(self.exports.read(lease, 0, 2)) == min(2, len(lease.block_ids))
         else:
             with pytest.raises(LeaseExpired):
@@ -70,11 +70,8 @@ class ExportsMachine(RuleBasedStateMachine):
         self.exports.give_up(num_free)
         assert self.cache.pool.num_free >= num_free or not self.exports.num_held_blocks
 
-    def is_kept(self, lease: Lease) -> bool:
-        return self.cache.pool.num_used > 0 and lease.lease_id in {kept.lease_id for kept in self.kept()}
-
     def kept(self) -> list[Lease]:
-        return list(self.exports._leases.values())
+        return [lease for lease in self.offered if self.exports.is_kept(lease)]
 
     @invariant()
     def what_is_held_is_what_the_leases_say(self) -> None:

@@ -29,7 +29,7 @@ def servers(
         options = {"dtype": "float32", "kv_cache_bytes": 1 << 20, "kv_transfer": transfer}
         plain = {"dtype": "float32", "kv_cache_bytes": 1 << 20}
         source = f"file:{model_folder('llama')}"
-        models = {"tiny": {"source": source, "options": options}}
+        models: dict[str, Any] = {"tiny": {"source": source, "options": options}}
         if "listen" in transfer:
             models["plain"] = {"source": source, "options": plain}
         config = tmp_path_factory.mktemp("server") / "config.yaml"
