@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import zlib
 from collections.abc import Callable
 
@@ -24,7 +25,8 @@ from sixfold.plugins.llm.kv_handle import (
     PeerGone,
     PeerNotAllowed,
 )
-from sixfold.plugins.llm.kv_transport import SharedMemoryTransport, TcpTransport
+from sixfold.plugins.llm.kv_shared_memory import SharedMemoryTransport
+from sixfold.plugins.llm.kv_transport import TcpTransport
 from sixfold.plugins.llm.options import KvTransferOptions
 from sixfold.plugins.llm.tensors import host_bytes
 from tests.plugins.llm.kv_fakes import BLOCK_SIZE, PROMPT, FakeOwner, Side, compute, make_cache
@@ -173,8 +175,16 @@ def sends_good_then_damaged(channel: Channel) -> None:
 
 
 def sends_nan(channel: Channel) -> None:
+    sends_value(channel, float("nan"))
+
+
+def sends_infinity(channel: Channel) -> None:
+    sends_value(channel, float("-inf"))
+
+
+def sends_value(channel: Channel, value: float) -> None:
     data = owner_blocks(channel)
-    data[BLOCK_BYTES : BLOCK_BYTES + 4] = memoryview(bytes.fromhex("0000c07f"))
+    data[BLOCK_BYTES : BLOCK_BYTES + 4] = struct.pack("<f", value)
     channel.send(Chunk(0, tuple(zlib.crc32(data[i : i + BLOCK_BYTES]) for i in range(0, len(data), BLOCK_BYTES))))
     channel.send_raw(data)
 
@@ -221,6 +231,7 @@ def is_silent(channel: Channel) -> None:
     [
         (sends_good_then_damaged, DamagedBlock, 16),
         (sends_nan, DamagedBlock, 0),
+        (sends_infinity, DamagedBlock, 0),
         (leaves_in_a_chunk, PeerGone, 0),
         (sends_other_blocks, PeerGone, 0),
         (offers_other_blocks, PeerGone, 0),
