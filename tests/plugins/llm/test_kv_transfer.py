@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import time
 import zlib
 from collections.abc import Callable
 
@@ -123,6 +124,18 @@ def test_an_expired_lease_gives_nothing(listen: str) -> None:
         with pytest.raises(LeaseExpired):
             reader.transfer.fetch(handle, prompt())
         assert owner.num_used() == 0
+
+
+def test_an_owner_without_requests_lets_go_of_what_has_expired(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sixfold.plugins.llm.kv_server._EXPIRY_S", 0.01)
+    with Side("shm", lease_s=5) as owner:
+        owner.prefill()
+        assert owner.transfer.stats()["kv_transfer_held_blocks"] == 10
+        owner.clock.advance(5)
+        until_s = time.monotonic() + 30
+        while owner.transfer.stats()["kv_transfer_held_blocks"] and time.monotonic() < until_s:
+            pass
+        assert owner.transfer.stats()["kv_transfer_held_blocks"] == 0
 
 
 @pytest.mark.parametrize("listen", LISTEN)
