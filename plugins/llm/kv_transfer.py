@@ -23,6 +23,18 @@ from sixfold.plugins.llm.sequence import SequenceState
 
 _LOG = logging.getLogger(__name__)
 
+NO_TRANSFERS: Mapping[str, float] = dict.fromkeys(
+    (
+        "kv_transfer_exports_total",
+        "kv_transfer_imports_total",
+        "kv_transfer_imported_tokens_total",
+        "kv_transfer_failures_total",
+        "kv_transfer_held_blocks",
+    ),
+    0.0,
+)
+"""The metrics of a model that exchanges nothing."""
+
 
 class KvTransfer:
     """Both sides of one model. Methods are for the device thread unless they say otherwise.
@@ -146,7 +158,7 @@ class KvTransfer:
             self.fetch_or_compute(wanted.handle, sequences[0])
 
     def stats(self) -> Mapping[str, float]:
-        """Metrics."""
+        """The values of `NO_TRANSFERS`."""
         return {
             "kv_transfer_exports_total": self._counts["exported"],
             "kv_transfer_imports_total": self._counts["imported"],

@@ -23,7 +23,7 @@ from sixfold.plugins.llm.generation import (
 )
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import KvAnnouncer
-from sixfold.plugins.llm.kv_transfer import KvTransfer
+from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS, KvTransfer
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
 from sixfold.plugins.llm.sampler import RowLogprobs, SampledToken, sample
 from sixfold.plugins.llm.sequence import SequenceState
@@ -269,7 +269,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             "prefix_cache_queries_total": prefix.num_queried_tokens,
             "prefix_cache_hits_total": prefix.num_hit_tokens,
             **self._speculator.stats(),
-            **({} if self._transfer is None else self._transfer.stats()),
+            **(NO_TRANSFERS if self._transfer is None else self._transfer.stats()),
         }
 
 

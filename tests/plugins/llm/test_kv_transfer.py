@@ -27,6 +27,7 @@ from sixfold.plugins.llm.kv_handle import (
     PeerNotAllowed,
 )
 from sixfold.plugins.llm.kv_shared_memory import SharedMemoryTransport
+from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS
 from sixfold.plugins.llm.kv_transport import TcpTransport
 from sixfold.plugins.llm.options import KvTransferOptions
 from sixfold.plugins.llm.tensors import host_bytes
@@ -335,6 +336,7 @@ def test_a_failure_is_logged_and_counted_and_fails_no_request(caplog: pytest.Log
     assert "computed here" in caplog.text
     assert (stats["kv_transfer_imports_total"], stats["kv_transfer_failures_total"]) == (1, 1)
     assert stats["kv_transfer_imported_tokens_total"] == 40
+    assert stats.keys() == NO_TRANSFERS.keys()
 
 
 def test_memory_of_another_user_or_of_no_name_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
