@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from sixfold.plugins.llm.kv_handle import KvHandle
+
 FinishReason = Literal["stop", "length"]
 GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
 TemplateValue = str | int | float | bool | None
@@ -68,6 +70,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     grammar: GrammarSpec | None = None
 
 
+class KvTransferParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a request's prompt leaves for another process, or comes from one.
+
+    Attributes:
+        wants_handle: Whether the prompt's blocks shall be kept for another process.
+        handle: Where the prompt's blocks are.
+    """
+
+    wants_handle: bool = False
+    handle: KvHandle | None = None
+
+
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A function that the model may call.
 
@@ -127,6 +141,7 @@ class ChatInput(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
         must_call_name: The one tool to call; None leaves the choice.
         allow_parallel_calls: Whether an answer may have several calls.
         model_name: The name under which the client asked for the model: an alias may stand for an adapter.
+        kv_transfer: Whether another process computes or decodes the prompt.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -140,6 +155,7 @@ class ChatInput(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
     must_call_name: str | None = None
     allow_parallel_calls: bool = True
     model_name: str = ""
+    kv_transfer: KvTransferParams | None = None
 
 
 class CompletionInput(msgspec.Struct, frozen=True, kw_only=True, tag="completion"):
@@ -149,6 +165,7 @@ class CompletionInput(msgspec.Struct, frozen=True, kw_only=True, tag="completion
         echo: Whether the prompt's text precedes the generated one.
         cache_salt: Only requests of the same salt share cached prefixes.
         model_name: As in `ChatInput`.
+        kv_transfer: As in `ChatInput`; only with one prompt.
     """
 
     prompts: tuple[str | tuple[int, ...], ...]
@@ -158,6 +175,7 @@ class CompletionInput(msgspec.Struct, frozen=True, kw_only=True, tag="completion
     echo: bool = False
     cache_salt: str | None = None
     model_name: str = ""
+    kv_transfer: KvTransferParams | None = None
 
 
 class TopToken(msgspec.Struct, frozen=True, array_like=True):
@@ -204,7 +222,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     opens_in_reasoning: bool = False
 
 
-class Generation(msgspec.Struct, frozen=True, kw_only=True, tag="generation"):
-    """The finished request: its choices in order of their index."""
+class Generation(msgspec.Struct, frozen=True, kw_only=True, tag="generation", omit_defaults=True):
+    """The finished request: its choices in order of their index, and where its prompt's blocks can be fetched."""
 
     choices: tuple[Choice, ...]
+    kv_handle: KvHandle | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,8 @@ class KvCache:
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, self._forget)
         self.prefix = PrefixCache(self.pool, block_size)
+        # Asked when fewer than so many blocks are free, before a sequence is told that there is no room.
+        self.make_room: Callable[[int], None] = lambda _num_blocks: None
         # Zeros, not empty: masked positions are multiplied by 0, and 0 times NaN is NaN. On Linux the pages of a zeroed
         # tensor take memory only when they are first written.
         self.tensors: tuple[Tensor, ...] = tuple(
@@ -78,7 +81,7 @@ class KvCache:
             self.prefix.attach(sequence)
         # Drafts are a bet: they may use the room that is left, not the last that others wait for.
         num_known = min(num_tokens, sequence.num_uncomputed)
-        self._take(sequence, num_known)
+        self._take(sequence, num_known, is_needed=True)
         if num_tokens > num_known and self.pool.num_free > self.pool.num_usable // _DRAFT_RESERVE:
             self._take(sequence, num_tokens)
         granted = min(num_tokens, sequence.num_blocks * self.block_size - sequence.num_computed)
@@ -116,9 +119,11 @@ class KvCache:
             for tensor in self.tensors:
                 tensor[block, :, :, position % self.block_size] = 0
 
-    def _take(self, sequence: CachedTokens, num_tokens: int) -> None:
+    def _take(self, sequence: CachedTokens, num_tokens: int, *, is_needed: bool = False) -> None:
         missing = -(-(sequence.num_computed + num_tokens) // self.block_size) - sequence.num_blocks
         if missing > 0:
+            if is_needed and missing > self.pool.num_free:
+                self.make_room(missing)
             sequence.add_blocks(self.pool.allocate(missing))
 
     def _clear(self, blocks: list[int]) -> None:

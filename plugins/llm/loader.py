@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 
@@ -18,6 +19,8 @@ from sixfold.plugins.llm.grammar import GrammarCompiler
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import announce
 from sixfold.plugins.llm.kv_cache import KvCache
+from sixfold.plugins.llm.kv_fingerprint import fingerprint
+from sixfold.plugins.llm.kv_transfer import KvTransfer
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
@@ -51,6 +54,7 @@ def load(context: LoadContext) -> TransformersModel:
         )
     max_model_len = _max_model_len(facts, options, cache, context.model_name)
     events = None if options.kv_events is None else announce(options.kv_events, cache)
+    transfer = _transfer(context, options, cache)
     style = AnswerStyle.of(
         codec.template, tool_call_parser=options.tool_call_parser, reasoning_parser=options.reasoning_parser
     )
@@ -65,6 +69,7 @@ def load(context: LoadContext) -> TransformersModel:
             "has_chat_template": codec.has_chat_template,
             **style.details,
             **({} if events is None else events.endpoints),
+            **({} if transfer is None else transfer.details),
         },
     )
     grammars = GrammarCompiler(codec, vocab_size=facts.vocab_size, eos_ids=facts.eos_ids)
@@ -85,7 +90,19 @@ def load(context: LoadContext) -> TransformersModel:
         masks=GrammarMasks(vocab_size=facts.vocab_size, num_mask_tokens=max(facts.vocab_size, codec.num_tokens)),
         speculator=make_speculator(options.speculation, proposer),
         events=events,
+        transfer=transfer,
     )
+
+
+def _transfer(context: LoadContext, options: TransformersOptions, cache: KvCache) -> KvTransfer | None:
+    if options.kv_transfer is None:
+        return None
+    if options.prefix_cache == "off":
+        raise ConfigError(
+            f"models.{context.model_name}.options.kv_transfer: it needs the prefix cache, through which prompts are found. "
+            "Set prefix_cache to shared or per_key, or remove kv_transfer."
+        )
+    return KvTransfer(options.kv_transfer, cache, fingerprint=fingerprint(context.path, cache), clock=time.monotonic)
 
 
 def _load_draft(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel
-from sixfold.core.errors import StepFailed
+from sixfold.core.errors import InvalidRequest, StepFailed
 from sixfold.core.messages import Cost, Request, Usage
 from sixfold.plugins.llm.batch_layout import lay_out
 from sixfold.plugins.llm.decoder import Decoder
@@ -23,6 +23,7 @@ from sixfold.plugins.llm.generation import (
 )
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import KvAnnouncer
+from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS, KvTransfer
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
 from sixfold.plugins.llm.sampler import RowLogprobs, SampledToken, sample
 from sixfold.plugins.llm.sequence import SequenceState
@@ -48,6 +49,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         masks: Of its vocabulary.
         speculator: Guesses tokens ahead.
         events: Announces cached prefixes; None if nobody is told.
+        transfer: Exchanges computed prompts with other processes; None if there are none.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         masks: GrammarMasks,
         speculator: Speculator,
         events: KvAnnouncer | None = None,
+        transfer: KvTransfer | None = None,
     ) -> None:
         self._decoder = decoder
         self._cache = decoder.cache
@@ -69,6 +72,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._masks = masks
         self._speculator = speculator
         self._events = events
+        self._transfer = transfer
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
 
@@ -86,8 +90,28 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         return split_input(request.input)
 
     def prepare(self, request: Request[ChatInput | CompletionInput], piece: object) -> Sequence[SequenceState]:
-        """Tokenizes one prompt; one sequence per choice."""
-        return self._preparer.prepare(request.input, piece, tenant=request.tenant)
+        """Tokenizes one prompt; one sequence per choice. Waits for the prompt's blocks if another process has them."""
+        sequences = self._preparer.prepare(request.input, piece, tenant=request.tenant)
+        wanted = request.input.kv_transfer
+        if wanted is not None:
+            if self._transfer is None:
+                raise InvalidRequest(
+                    "This model exchanges no prompts. Set its option kv_transfer, or leave out 'kv_transfer_params'.",
+                    param="kv_transfer_params",
+                )
+            self._transfer.prepare(wanted, sequences)
+        return sequences
+
+    def attach(self, wake: Callable[[], None]) -> None:
+        """Transfers between processes need the device's time without a request."""
+        if self._transfer is not None:
+            self._transfer.attach(wake)
+
+    def collect(self) -> Sequence[tuple[SequenceState, Outcome[TextDelta | Generation]]]:
+        """Does what transfers wait for; sequences do nothing outside of steps."""
+        if self._transfer is not None and self._transfer.run() and self._events is not None:
+            self._events.flush()
+        return ()
 
     def cost(self, sequence: SequenceState) -> Cost:
         """The gap between known and computed tokens, which may be computed in parts, and the drafts to verify.
@@ -182,6 +206,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         sequence.suspect = False
         self._speculator.observe(sequence, len(drafts), num_accepted)
         self._cache.publish(sequence)
+        if sequence.finish_reason is not None and sequence.wants_kv_handle and self._transfer is not None:
+            sequence.kv_handle = self._transfer.offer(sequence, sequence.num_prompt_tokens)
         return Outcome(output=sequence.take_delta(), done=sequence.finish_reason is not None)
 
     def _describe(self, token_id: int, logprobs: RowLogprobs) -> TokenLogprob:
@@ -212,7 +238,9 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             ),
         }
         return Finish(
-            result=Generation(choices=choices), usage=Usage(counts=counts), finish_reason=choices[0].finish_reason
+            result=Generation(choices=choices, kv_handle=sequences[0].kv_handle),
+            usage=Usage(counts=counts),
+            finish_reason=choices[0].finish_reason,
         )
 
     def warm_up(self) -> None:
@@ -222,8 +250,10 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._decoder.run([[0] * min(_WARM_UP_PROMPT_TOKENS, self._info.max_model_len or 1)])
 
     def close(self) -> None:
-        """Ends the thread of the masks, and tells routers that the cache is gone."""
+        """Ends the thread of the masks and all transfers, and tells routers that the cache is gone."""
         self._masks.close()
+        if self._transfer is not None:
+            self._transfer.close()
         if self._events is not None:
             self._events.close()
 
@@ -239,6 +269,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             "prefix_cache_queries_total": prefix.num_queried_tokens,
             "prefix_cache_hits_total": prefix.num_hit_tokens,
             **self._speculator.stats(),
+            **(NO_TRANSFERS if self._transfer is None else self._transfer.stats()),
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sixfold.core.source_ref import SourceRef
 
@@ -57,6 +57,37 @@ class KvEventOptions(BaseModel):
     """First frame of every message."""
 
 
+class KvTransferOptions(BaseModel):
+    """How computed prompts leave for other processes and come from them (disaggregated prefill and decode).
+
+    Peers are trusted as the model's own files are: what they send is taken for the prompt's keys and values.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    listen: str | None = None
+    """Where others fetch from: ``HOST:PORT`` (the address that they reach; port 0 takes a free one), or ``shm`` for
+    processes of this host. Without it, nothing leaves."""
+
+    peers: tuple[str, ...] = ()
+    """Whom handles may point to: ``HOST``, ``HOST:PORT``, or ``shm``. Without it, nothing is fetched."""
+
+    lease_s: float = Field(default=30.0, gt=0, le=3600)
+    """How long a finished prompt is kept for whoever was given its handle."""
+
+    timeout_s: float = Field(default=30.0, gt=0, le=600)
+    """Longest transfer; after it, the prompt is computed."""
+
+    @field_validator("listen")
+    @classmethod
+    def _listens_on_one_address(cls, value: str | None) -> str | None:
+        if value is not None and value != "shm":
+            host, colon, port = value.rpartition(":")
+            if not (host and colon and port.isdecimal()) or host in ("0.0.0.0", "[::]", "*"):
+                raise ValueError(f"must be shm, or HOST:PORT with the address that others reach, not {value!r}")
+        return value
+
+
 class TransformersOptions(BaseModel):
     """Options of the family ``llm/transformers``."""
 
@@ -85,6 +116,10 @@ class TransformersOptions(BaseModel):
 
     kv_events: KvEventOptions | None = None
     """Announces cached prefixes to routers."""
+
+    kv_transfer: KvTransferOptions | None = None
+    """Exchanges computed prompts with other processes."""
+
     tool_call_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral"] = "auto"
     """How the model writes calls of tools. ``auto``: as its chat template shows; ``none`` refuses tools."""
 

@@ -58,6 +58,17 @@ FAMILY = Family(
             kind=MetricKind.COUNTER,
             help="Guessed tokens that were right.",
         ),
+        MetricSpec(
+            name="kv_transfer_exports_total", kind=MetricKind.COUNTER, help="Prompts offered to other processes."
+        ),
+        MetricSpec(name="kv_transfer_imports_total", kind=MetricKind.COUNTER, help="Prompts fetched from others."),
+        MetricSpec(name="kv_transfer_imported_tokens_total", kind=MetricKind.COUNTER, help="Their tokens that came."),
+        MetricSpec(
+            name="kv_transfer_failures_total", kind=MetricKind.COUNTER, help="Prompts computed since fetching failed."
+        ),
+        MetricSpec(
+            name="kv_transfer_held_blocks", kind=MetricKind.GAUGE, help="Cache blocks kept for other processes."
+        ),
     ),
     # A few minutes of work for a small model on two cores.
     default_max_queue_units=131_072,

@@ -41,6 +41,7 @@ def check_chat(body: ChatBody) -> None:
         InvalidRequest: Names the parameter.
     """
     _check_stream(body)
+    _check_kv_transfer(body)
     for param, reason in _UNSUPPORTED_CHAT:
         if getattr(body, param) not in (None, []):
             raise unsupported(param, reason)
@@ -69,6 +70,10 @@ def check_completion(body: CompletionBody) -> None:
         InvalidRequest: Names the parameter.
     """
     _check_stream(body)
+    _check_kv_transfer(body)
+    is_many = not isinstance(body.prompt, str) and len(body.prompt) > 1 and not isinstance(body.prompt[0], int)
+    if body.kv_transfer_params is not None and is_many:
+        raise unsupported("kv_transfer_params", "Send one prompt a request.")
     _check_structured(body)
     if body.best_of not in (None, body.n):
         raise unsupported("best_of", "Only the value of 'n' is served; ask for n answers and choose among them.")
@@ -85,6 +90,12 @@ def _check_stream(body: GenerationBody) -> None:
         raise InvalidRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
     if body.stream_options.include_obfuscation:
         raise unsupported("stream_options.include_obfuscation", "Leave it out or send false.")
+
+
+def _check_kv_transfer(body: GenerationBody) -> None:
+    wanted = body.kv_transfer_params
+    if wanted is not None and wanted.do_remote_decode and body.stream:
+        raise unsupported("kv_transfer_params", "A stream has no place for the handle; leave out 'stream'.")
 
 
 def _check_form(body: ChatBody) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import msgspec
 
+from sixfold.core.errors import InvalidRequest
 from sixfold.plugins.llm.generation import (
     ChatInput,
     ChatMessage,
     CompletionInput,
     GrammarSpec,
+    KvTransferParams,
     SamplingParams,
     ToolCall,
     ToolSpec,
 )
+from sixfold.plugins.llm.kv_handle import KvHandle
 from sixfold.plugins.llm.schema import ChatBody, CompletionBody, GenerationBody, Message
 from sixfold.plugins.llm.schema_structured import (
     JsonObject,
@@ -47,6 +50,7 @@ def chat_input(body: ChatBody) -> ChatInput:
         must_call_name=choice.function.name if isinstance(choice, NamedToolChoice) else None,
         allow_parallel_calls=body.parallel_tool_calls is not False,
         model_name=body.model,
+        kv_transfer=_kv_transfer(body),
     )
 
 
@@ -61,7 +65,21 @@ def completion_input(body: CompletionBody) -> CompletionInput:
         echo=bool(body.echo),
         cache_salt=body.cache_salt,
         model_name=body.model,
+        kv_transfer=_kv_transfer(body),
     )
+
+
+def _kv_transfer(body: GenerationBody) -> KvTransferParams | None:
+    wanted = body.kv_transfer_params
+    if wanted is None or not (wanted.do_remote_decode or wanted.handle):
+        return None
+    try:
+        handle = None if wanted.handle is None else msgspec.convert(wanted.handle, KvHandle)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(
+            f"'handle' is not what a server gave: {error}. Send it unchanged.", param="kv_transfer_params.handle"
+        ) from error
+    return KvTransferParams(wants_handle=wanted.do_remote_decode, handle=handle)
 
 
 def _prompts(body: CompletionBody) -> tuple[str | tuple[int, ...], ...]:

@@ -42,6 +42,17 @@ class StreamOptions(StrictBody):
     """Random padding against traffic analysis; only false can be honoured."""
 
 
+class KvTransferBody(StrictBody):
+    """vLLM's ``kv_transfer_params``: how the prompt is computed by one server and the answer given by another."""
+
+    do_remote_decode: bool = False
+    """The answer's ``kv_transfer_params`` shall have a handle of the prompt, for another server."""
+    do_remote_prefill: bool = False
+    """Accepted; it is the handle that counts."""
+    handle: JsonObject | None = None
+    """From another server's answer, unchanged."""
+
+
 class GenerationBody(StrictBody):
     """What both endpoints share."""
 
@@ -85,6 +96,9 @@ class GenerationBody(StrictBody):
     """Extension: the model's end tokens do not end the answer."""
     cache_salt: str | None = Field(default=None, min_length=1, max_length=1024)
     """Extension: only requests of the same salt share cached prefixes."""
+
+    kv_transfer_params: KvTransferBody | None = None
+    """Extension: whether another server computes or decodes the prompt."""
 
     structured_outputs: StructuredOutputs | None = None
     """Extension: what the answer must look like."""

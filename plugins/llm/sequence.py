@@ -9,6 +9,7 @@ from sixfold.plugins.llm.detokenizer import Detokenizer
 from sixfold.plugins.llm.draft_pace import DraftPace
 from sixfold.plugins.llm.generation import FinishReason, TextDelta, TokenLogprob
 from sixfold.plugins.llm.grammar import Grammar
+from sixfold.plugins.llm.kv_handle import KvHandle
 from sixfold.plugins.llm.penalties import TokenCounts
 from sixfold.plugins.llm.sampling import Sampling
 from sixfold.plugins.llm.stop import StopMatcher
@@ -47,6 +48,7 @@ class SequenceState(CachedTokens):
         "finish_reason",
         "grammar",
         "history",
+        "kv_handle",
         "max_output_tokens",
         "may_draft",
         "num_prompt_tokens",
@@ -55,6 +57,7 @@ class SequenceState(CachedTokens):
         "stop",
         "stream",
         "token_counts",
+        "wants_kv_handle",
     )
 
     def __init__(
@@ -90,6 +93,8 @@ class SequenceState(CachedTokens):
         # A grammar would have to follow every guess and come back; what it forces is added at once anyway.
         self.may_draft = grammar is None
         self.draft_pace = DraftPace()
+        self.wants_kv_handle = False
+        self.kv_handle: KvHandle | None = None  # given when the answer is done
         self.history: TokenHistory | None = None  # made by the proposer that needs it
         self._texts: list[str] = [echo_text] if echo_text else []
         self._logprobs: list[TokenLogprob] = []

@@ -33,3 +33,14 @@ def float_list(tensor: Tensor) -> list[float]:
 def bool_list(tensor: Tensor) -> list[bool]:
     """Values of a one-dimensional tensor of booleans."""
     return cast("list[bool]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+
+
+def host_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous uint8 tensor on the host, without a copy."""
+    array: npt.NDArray[Any] = tensor.numpy()
+    return array.data.cast("B")
+
+
+def from_bytes(data: memoryview, row_bytes: int) -> Tensor:
+    """[rows, row_bytes] uint8 over writable memory, without a copy."""
+    return torch.frombuffer(data, dtype=torch.uint8).view(-1, row_bytes)  # pyright: ignore[reportUnknownMemberType]  # untyped in torch

@@ -157,6 +157,10 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
                 its form.
         """
         wanted = request.input
+        if wanted.kv_transfer is not None:
+            raise InvalidRequest(
+                "'kv_transfer_params' are not passed to vLLM yet. Leave them out.", param="kv_transfer_params"
+            )
         form = structured_outputs(self._conversations, wanted)
         markers = self._conversations.kept_markers(wanted)
         return tuple(

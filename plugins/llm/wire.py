@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from sixfold.plugins.llm.generation import Generation
+from sixfold.plugins.llm.kv_handle import KvHandle
+
 JSON = msgspec.json.Encoder()
 
 
@@ -32,6 +35,18 @@ class UsageObject(msgspec.Struct, frozen=True):
     total_tokens: int
     prompt_tokens_details: CachedTokens
     completion_tokens_details: ReasoningTokens
+
+
+class KvTransferObject(msgspec.Struct, frozen=True):
+    """What the server that gives the answer needs, to be sent there as the request's ``kv_transfer_params``."""
+
+    handle: KvHandle
+    do_remote_prefill: bool = True
+
+
+def kv_transfer_object(generation: Generation) -> KvTransferObject | msgspec.UnsetType:
+    """The handle of a finished request, if it has one."""
+    return msgspec.UNSET if generation.kv_handle is None else KvTransferObject(generation.kv_handle)
 
 
 def usage_object(counts: Mapping[str, int]) -> UsageObject:

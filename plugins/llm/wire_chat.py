@@ -12,7 +12,15 @@ from sixfold.core.serving.api import Running
 from sixfold.core.serving.sse import DONE
 from sixfold.plugins.llm.answer_parser import ParsedAnswer, ParserChoice
 from sixfold.plugins.llm.generation import Choice, FinishReason, Generation, TextDelta, TokenLogprob, TopToken
-from sixfold.plugins.llm.wire import JSON, ChunkTemplate, Head, UsageObject, usage_object
+from sixfold.plugins.llm.wire import (
+    JSON,
+    ChunkTemplate,
+    Head,
+    KvTransferObject,
+    UsageObject,
+    kv_transfer_object,
+    usage_object,
+)
 
 
 class TokenObject(msgspec.Struct, frozen=True):
@@ -83,6 +91,7 @@ class ChatObject(msgspec.Struct, frozen=True):
     model: str
     choices: tuple[ChoiceObject, ...]
     usage: UsageObject
+    kv_transfer_params: KvTransferObject | msgspec.UnsetType = msgspec.UNSET
 
 
 def chat_object(head: Head, finished: Finished[Generation], *, logprobs: bool, parsers: ParserChoice) -> ChatObject:
@@ -95,9 +104,8 @@ def chat_object(head: Head, finished: Finished[Generation], *, logprobs: bool, p
         parsers: How each choice is taken apart.
     """
     choices = tuple(_choice_object(i, c, logprobs, parsers) for i, c in enumerate(finished.result.choices))
-    return ChatObject(
-        head.id, "chat.completion", head.created, head.model, choices, usage_object(finished.usage.counts)
-    )
+    usage, transfer = usage_object(finished.usage.counts), kv_transfer_object(finished.result)
+    return ChatObject(head.id, "chat.completion", head.created, head.model, choices, usage, transfer)
 
 
 def parse_choice(choice: Choice, parsers: ParserChoice) -> ParsedAnswer:

@@ -11,7 +11,15 @@ from sixfold.core.messages import Finished, Increment
 from sixfold.core.serving.api import Running
 from sixfold.core.serving.sse import DONE
 from sixfold.plugins.llm.generation import FinishReason, Generation, TextDelta, TokenLogprob
-from sixfold.plugins.llm.wire import JSON, ChunkTemplate, Head, UsageObject, usage_object
+from sixfold.plugins.llm.wire import (
+    JSON,
+    ChunkTemplate,
+    Head,
+    KvTransferObject,
+    UsageObject,
+    kv_transfer_object,
+    usage_object,
+)
 
 
 class LogprobsObject(msgspec.Struct, frozen=True):
@@ -41,6 +49,7 @@ class CompletionObject(msgspec.Struct, frozen=True):
     model: str
     choices: tuple[ChoiceObject, ...]
     usage: UsageObject
+    kv_transfer_params: KvTransferObject | msgspec.UnsetType = msgspec.UNSET
 
 
 def completion_object(head: Head, finished: Finished[Generation], *, logprobs: bool) -> CompletionObject:
@@ -61,7 +70,8 @@ def completion_object(head: Head, finished: Finished[Generation], *, logprobs: b
         for index, choice in enumerate(finished.result.choices)
     )
     usage = usage_object(finished.usage.counts)
-    return CompletionObject(head.id, "text_completion", head.created, head.model, choices, usage)
+    transfer = kv_transfer_object(finished.result)
+    return CompletionObject(head.id, "text_completion", head.created, head.model, choices, usage, transfer)
 
 
 async def completion_chunks(

@@ -26,6 +26,7 @@ from sixfold.plugins.llm.generation import (
     CompletionInput,
     Generation,
     GrammarSpec,
+    KvTransferParams,
     SamplingParams,
     TextDelta,
     ToolSpec,
@@ -524,6 +525,12 @@ def test_a_form_that_the_engine_can_not_hold_is_refused(engine: FakeEngine, code
     with pytest.raises(InvalidRequest, match="marks its reasoning") as after:
         thinking.prepare(request(chat(grammar=SCHEMA)))
     assert after.value.param == "response_format"
+
+
+def test_prompts_of_other_processes_are_refused_since_vllm_is_not_told_of_them(model: VllmModel) -> None:
+    with pytest.raises(InvalidRequest, match="not passed to vLLM") as refused:
+        model.prepare(request(chat(kv_transfer=KvTransferParams(wants_handle=True))))
+    assert refused.value.param == "kv_transfer_params"
 
 
 async def test_blocks_are_shared_within_a_key_and_a_salt_only(model: VllmModel, engine: FakeEngine) -> None:

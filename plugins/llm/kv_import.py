@@ -1,0 +1,73 @@
+"""Brings another process's blocks into the cache, where the next request with their tokens finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.kv_bytes import KvBytes
+from sixfold.plugins.llm.kv_cache import KvCache
+from sixfold.plugins.llm.kv_handle import DamagedBlock
+
+
+class KvImport:
+    """One transfer's hold on the cache: a sequence whose tokens are read instead of computed. Used on the device thread.
+
+    What was written can be found at once, and stays if the rest never comes. After `end` nobody holds it, so it can be
+    lost again to others that need room; it is the last that would be.
+
+    Args:
+        cache: Where the blocks go.
+        token_ids: What the blocks hold, full blocks only.
+        salt: Who may find them; see `CachedTokens`.
+        block_hashes: One for each of the blocks.
+        running: Has this one from `begin` to `end`, so that the room can be had back.
+    """
+
+    def __init__(
+        self,
+        cache: KvCache,
+        token_ids: Sequence[int],
+        *,
+        salt: bytes,
+        block_hashes: Sequence[bytes],
+        running: set[KvImport],
+    ) -> None:
+        self._cache = cache
+        self._running = running
+        self._bytes = KvBytes(cache.tensors)
+        # One more than the blocks hold: a sequence never finds all its tokens, because it must compute the last.
+        self._sequence = CachedTokens([*token_ids, 0], salt=salt, block_hashes=block_hashes)
+
+    def begin(self) -> int:
+        """Holds the blocks that are here already; returns how many."""
+        self._running.add(self)
+        self._cache.prefix.attach(self._sequence)
+        return self._sequence.num_blocks
+
+    def write(self, data: Tensor) -> int:
+        """Adds the blocks that follow; returns for how many of them there was room.
+
+        Args:
+            data: [blocks, block_bytes] uint8, proved to be what was sent.
+
+        Raises:
+            DamagedBlock: They hold what is no number.
+        """
+        if self not in self._running:
+            return 0
+        block_ids = self._cache.pool.allocate(len(data))
+        if block_ids and not self._bytes.write(block_ids, data[: len(block_ids)]):
+            self._cache.pool.release(block_ids)
+            raise DamagedBlock("The blocks that came hold values that are not finite.")
+        self._sequence.add_blocks(block_ids)
+        self._sequence.num_computed += len(block_ids) * self._cache.block_size
+        self._cache.publish(self._sequence)
+        return len(block_ids)
+
+    def end(self) -> None:
+        """Lets the blocks go; harmless if it was called before. Nothing is written any more."""
+        self._running.discard(self)
+        self._cache.free(self._sequence)
