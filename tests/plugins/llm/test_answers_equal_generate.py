@@ -55,7 +55,7 @@ def test_log_probabilities_are_those_of_the_stock_model(
     expected = generate(stock, prompt, output_logits=True)
     (driven,) = run(llama, [answer(prompt)])
     tokens = expected.sequences[0, len(prompt) :].tolist()
-    rows = torch.stack(expected.logits)[:, 0].float().log_softmax(-1)
+    rows: Any = torch.stack(expected.logits)[:, 0].float().log_softmax(-1)
     made = driven.generation.choices[0].logprobs
     chosen = [token.chosen.logprob for token in made]
     top = [[alternative.logprob for alternative in token.top] for token in made]
