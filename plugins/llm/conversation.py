@@ -29,6 +29,33 @@ class ConversationWriter:
         self._style = style
         self._grammars = grammars
 
+    @classmethod
+    def of_model(
+        cls,
+        codec: TextCodec,
+        *,
+        tool_call_parser: str,
+        reasoning_parser: str,
+        vocab_size: int,
+        eos_ids: tuple[int, ...],
+    ) -> ConversationWriter:
+        """That of a model, whichever family runs it.
+
+        Args:
+            codec: The model's tokenizer.
+            tool_call_parser: The option of this name.
+            reasoning_parser: The option of this name.
+            vocab_size: Rows of the output head.
+            eos_ids: The model's end tokens.
+        """
+        style = AnswerStyle.of(codec.template, tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser)
+        return cls(codec, style, GrammarCompiler(codec, vocab_size=vocab_size, eos_ids=eos_ids))
+
+    @property
+    def details(self) -> dict[str, str]:
+        """See `AnswerStyle.details`."""
+        return self._style.details
+
     @property
     def thinks(self) -> bool:
         """Whether the model marks its reasoning."""

@@ -10,12 +10,10 @@ import torch
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError
 from sixfold.core.family import LoadContext
-from sixfold.plugins.llm.answer_style import AnswerStyle
 from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.decoder_loader import LoadedDecoder, load_decoder, read_files
 from sixfold.plugins.llm.draft_model import DraftModelProposer
 from sixfold.plugins.llm.facts import ModelFacts
-from sixfold.plugins.llm.grammar import GrammarCompiler
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import announce
 from sixfold.plugins.llm.kv_cache import KvCache
@@ -47,16 +45,15 @@ def load(context: LoadContext) -> TransformersModel:
     )
     cache, facts = loaded.decoder.cache, loaded.facts
     draft = _load_draft(context, options, loaded, codec)
-    proposer = None
-    if draft is not None:
-        proposer = DraftModelProposer(
-            draft.decoder, vocab_size=facts.vocab_size, max_model_len=draft.facts.max_model_len
-        )
     max_model_len = _max_model_len(facts, options, cache, context.model_name)
     events = None if options.kv_events is None else announce(options.kv_events, cache)
     transfer = _transfer(context, options, cache)
-    style = AnswerStyle.of(
-        codec.template, tool_call_parser=options.tool_call_parser, reasoning_parser=options.reasoning_parser
+    conversations = ConversationWriter.of_model(
+        codec,
+        tool_call_parser=options.tool_call_parser,
+        reasoning_parser=options.reasoning_parser,
+        vocab_size=facts.vocab_size,
+        eos_ids=facts.eos_ids,
     )
     info = ModelInfo(
         max_model_len=max_model_len,
@@ -67,15 +64,14 @@ def load(context: LoadContext) -> TransformersModel:
             "kv_cache_tokens": cache.num_tokens,
             "vocab_size": facts.vocab_size,
             "has_chat_template": codec.has_chat_template,
-            **style.details,
+            **conversations.details,
             **({} if events is None else events.endpoints),
             **({} if transfer is None else transfer.details),
         },
     )
-    grammars = GrammarCompiler(codec, vocab_size=facts.vocab_size, eos_ids=facts.eos_ids)
     preparer = Preparer(
         codec=codec,
-        conversations=ConversationWriter(codec, style, grammars),
+        conversations=conversations,
         defaults=facts.defaults,
         eos_ids=facts.eos_ids,
         vocab_size=facts.vocab_size,
@@ -88,7 +84,7 @@ def load(context: LoadContext) -> TransformersModel:
         codec=codec,
         info=info,
         masks=GrammarMasks(vocab_size=facts.vocab_size, num_mask_tokens=max(facts.vocab_size, codec.num_tokens)),
-        speculator=make_speculator(options.speculation, proposer),
+        speculator=make_speculator(options.speculation, _proposer(draft, facts)),
         events=events,
         transfer=transfer,
     )
@@ -103,6 +99,12 @@ def _transfer(context: LoadContext, options: TransformersOptions, cache: KvCache
             "Set prefix_cache to shared or per_key, or remove kv_transfer."
         )
     return KvTransfer(options.kv_transfer, cache, fingerprint=fingerprint(context.path, cache), clock=time.monotonic)
+
+
+def _proposer(draft: LoadedDecoder | None, facts: ModelFacts) -> DraftModelProposer | None:
+    if draft is None:
+        return None
+    return DraftModelProposer(draft.decoder, vocab_size=facts.vocab_size, max_model_len=draft.facts.max_model_len)
 
 
 def _load_draft(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, SourceError
 from sixfold.core.family import LoadContext, ModelFiles
-from sixfold.plugins.llm.answer_style import AnswerStyle
 from sixfold.plugins.llm.conversation import ConversationWriter
-from sixfold.plugins.llm.grammar import GrammarCompiler
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
 from sixfold.plugins.llm.prepare import Preparer
 from sixfold.plugins.llm.sampling import SamplingDefaults
@@ -21,6 +19,9 @@ from sixfold.plugins.llm.vllm_metrics import EngineCounts
 from sixfold.plugins.llm.vllm_model import VllmModel
 from sixfold.plugins.llm.vllm_options import VllmOptions
 from sixfold.plugins.llm.vllm_sleep import Wakefulness
+
+if TYPE_CHECKING:
+    from sixfold.plugins.llm.vllm_engine import VllmEngine  # imports vLLM
 
 _DEFAULT_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -43,19 +44,25 @@ def load(context: LoadContext) -> VllmModel:
         options, context.path, known=vllm_engine.ENGINE_ARGUMENTS, model_name=context.model_name
     )
     counts = EngineCounts()
-    adapters = {name: str(ref.local_path) for name, ref in options.adapters.items()}
     context.report(0.15, "starting vLLM")
+    adapters = {name: str(ref.local_path) for name, ref in options.adapters.items()}
     try:
         engine = vllm_engine.VllmEngine(arguments, counts, adapters)
     except (ValueError, TypeError, NotImplementedError) as error:  # how vLLM refuses a configuration
         raise ConfigError(f"models.{context.model_name}: vLLM refuses the model or its options: {error}") from error
+    return _model(context.path, options, codec, engine, counts)
+
+
+def _model(path: Path, options: VllmOptions, codec: TextCodec, engine: VllmEngine, counts: EngineCounts) -> VllmModel:
+    """The family's model over a started engine."""
     num_tokens = engine.num_blocks * engine.block_size
-    style = AnswerStyle.of(
-        codec.template, tool_call_parser=options.tool_call_parser, reasoning_parser=options.reasoning_parser
-    )
-    defaults, eos_ids = read_defaults(context.path, codec)
-    conversations = ConversationWriter(
-        codec, style, GrammarCompiler(codec, vocab_size=engine.vocab_size, eos_ids=eos_ids)
+    defaults, eos_ids = read_defaults(path, codec)
+    conversations = ConversationWriter.of_model(
+        codec,
+        tool_call_parser=options.tool_call_parser,
+        reasoning_parser=options.reasoning_parser,
+        vocab_size=engine.vocab_size,
+        eos_ids=eos_ids,
     )
     info = ModelInfo(
         max_model_len=engine.max_model_len,
@@ -66,7 +73,7 @@ def load(context: LoadContext) -> VllmModel:
             "kv_blocks_total": engine.num_blocks,
             "vocab_size": engine.vocab_size,
             "has_chat_template": codec.has_chat_template,
-            **style.details,
+            **conversations.details,
         },
     )
     return VllmModel(
