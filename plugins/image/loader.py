@@ -37,7 +37,7 @@ def load(context: LoadContext) -> ImageModel:
     context.report(0.1, "reading weights")
     try:
         pipeline = _D.DiffusionPipeline.from_pretrained(
-            str(context.path), torch_dtype=dtype_of(options, device), local_files_only=True
+            str(context.path), dtype=dtype_of(options, device), local_files_only=True
         )
     except (OSError, ValueError, AttributeError, ImportError) as error:
         raise SourceError(f"diffusers can't load the model: {error}") from error
