@@ -12,7 +12,6 @@ manual, volume 2).
 from __future__ import annotations
 
 import functools
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -20,36 +19,17 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from sixfold.core.runtime.bf16_dots import gelu_16, has_bf16_dot, round_16, round_32, silu_16, tile
-from sixfold.core.runtime.jit import (
-    F32,
-    U32,
-    bits,
-    get_num_threads,
-    has_openmp,
-    kernel,
-    piece,
-    round_to_bfloat16,
-    widen,
-)
+from sixfold.core.runtime.bf16_dots import has_bf16_dot, tile
+from sixfold.core.runtime.epilogue import PANEL_COLUMNS, After, finish
+from sixfold.core.runtime.jit import F32, U32, bits, get_num_threads, has_openmp, kernel, piece
 
-PANEL_COLUMNS = 32
-_TILE_ROWS = 12
+TILE_ROWS = 12
+"""Most rows of one tile."""
 
 NONE = np.empty(0, F32)
 """Stands for no bias."""
-_NO_ROWS = np.empty((0, 0), np.uint16)
-
-
-class After(IntEnum):
-    """What is done with each sum before it is rounded."""
-
-    NOTHING = 0
-    ADD = 1  # the other operand
-    MULTIPLY = 2  # likewise
-    SILU = 3
-    GELU = 4  # the exact one
-    GATE = 5  # silu of the first half of each panel, times the second half
+NO_ROWS = np.empty((0, 0), np.uint16)
+"""Stands for no other operand."""
 
 
 @functools.cache
@@ -65,9 +45,10 @@ _tile_9, _tile_10, _tile_11, _tile_12 = tile(9), tile(10), tile(11), tile(12)
 
 
 @piece
-def _multiply_tile(
+def multiply_tile(
     count: Any, rows: Any, row_bytes: Any, panel: Any, num_pairs: Any, sums: Any, next_0: Any, next_1: Any
 ) -> None:
+    """Up to 12 rows by a panel; see `bf16_dots.tile`."""
     # numba has no tables of intrinsics
     if count == 12:
         _tile_12(rows, row_bytes, panel, num_pairs, sums, next_0, next_1)
@@ -101,16 +82,12 @@ def _multiply(
 ) -> None:
     num_rows, dim = rows.shape
     num_panels, num_pairs = panels.shape[0], panels.shape[1]
-    num_columns = result.shape[1]
-    width = 16 if after == 5 else 32
     num_tiles = (num_rows + 11) // 12
     for part in prange(row_parts * column_parts):
         row_part, column_part = part // column_parts, part % column_parts
         sums, scratch = np.empty((12, 32), F32), np.empty(32, F32)
         sums_bits, scratch_bits = sums.view(U32), scratch.view(U32)
         for p in range(column_part * num_panels // column_parts, (column_part + 1) * num_panels // column_parts):
-            column = p * width
-            count = min(width, num_columns - column)
             first_tile, last_tile = row_part * num_tiles // row_parts, (row_part + 1) * num_tiles // row_parts
             for t in range(first_tile, last_tile):
                 first = t * num_rows // num_tiles
@@ -122,7 +99,7 @@ def _multiply(
                     next_0, next_1 = num_pairs * 128, num_pairs * 128 + 64
                 elif t - first_tile < 2:
                     next_0 = next_1 = num_pairs * 128 + 64 * (t - first_tile)
-                _multiply_tile(
+                multiply_tile(
                     tile_rows,
                     np.uint64(rows.ctypes.data) + np.uint64(first * dim * 2),
                     dim * 2,
@@ -132,37 +109,7 @@ def _multiply(
                     next_0,
                     next_1,
                 )
-                for r in range(tile_rows):
-                    row = sums[r]
-                    row_at = np.uint64(row.ctypes.data)
-                    if len(bias):
-                        for i in range(32):
-                            row[i] += bias[p * 32 + i]
-                    if after == 1:
-                        widen(scratch_bits, other[first + r, column:], count)
-                        for i in range(count):
-                            row[i] += scratch[i]
-                    elif after == 2:
-                        widen(scratch_bits, other[first + r, column:], count)
-                        for i in range(count):
-                            row[i] *= scratch[i]
-                    elif after == 3:
-                        silu_16(row_at)
-                        silu_16(row_at + np.uint64(64))
-                    elif after == 4:
-                        gelu_16(row_at)
-                        gelu_16(row_at + np.uint64(64))
-                    elif after == 5:
-                        silu_16(row_at)
-                        for i in range(16):
-                            row[i] *= row[16 + i]
-                    to = np.uint64(result.ctypes.data) + np.uint64(2 * ((first + r) * num_columns + column))
-                    if count == 32:
-                        round_32(row_at, to)
-                    elif count == 16:
-                        round_16(row_at, to)
-                    else:
-                        round_to_bfloat16(result[first + r, column:], sums_bits[r], count)
+                finish(sums, sums_bits, scratch, scratch_bits, tile_rows, first, p, bias, other, result, after)
 
 
 class PackedWeight:
@@ -180,7 +127,7 @@ class PackedWeight:
         assert gate is None or (bias is None and gate.shape == weight.shape), "a gate is as large, and has no bias"
         self.out_features, self.in_features = weight.shape
         self.gated = gate is not None
-        self.panels = _panels(weight if gate is None else _side_by_side(gate, weight))
+        self.panels = _panels(weight if gate is None else side_by_side(gate, weight))
         self._bias: Any = NONE
         if bias is not None:
             padding = (0, -self.out_features % PANEL_COLUMNS)
@@ -202,13 +149,13 @@ class PackedWeight:
             return result
         threads = get_num_threads()
         column_parts = min(threads, len(self.panels))
-        row_parts = min(threads // column_parts, -(-len(rows) // _TILE_ROWS))
+        row_parts = min(threads // column_parts, -(-len(rows) // TILE_ROWS))
         run = _multiply.serial if threads == 1 else _multiply.parallel
         run(
             bits(rows.contiguous()),
             self.panels,
             self._bias,
-            _NO_ROWS if other is None else bits(other.reshape(-1, self.out_features).contiguous()),
+            NO_ROWS if other is None else bits(other.reshape(-1, self.out_features).contiguous()),
             bits(result).reshape(-1, self.out_features),
             int(after),
             row_parts,
@@ -217,7 +164,7 @@ class PackedWeight:
         return result
 
 
-def _side_by_side(gate: Tensor, weight: Tensor) -> Tensor:
+def side_by_side(gate: Tensor, weight: Tensor) -> Tensor:
     """Halves of panels by turns: 16 columns of the gate, then the same 16 of the weight."""
     padding = (0, 0, 0, -len(weight) % 16)
     halves = [torch.nn.functional.pad(part.detach(), padding).view(-1, 16, part.shape[1]) for part in (gate, weight)]

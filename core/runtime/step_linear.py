@@ -27,7 +27,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sixfold.core.runtime.bf16_matmul import After, PackedWeight, is_fastest
+from sixfold.core.runtime.bf16_matmul import PackedWeight, is_fastest
+from sixfold.core.runtime.epilogue import After
 from sixfold.core.runtime.linear import Activation, PackedLinear
 
 _FUSED_ACTIVATIONS: Mapping[Activation, After] = {"none": After.NOTHING, "silu": After.SILU, "gelu": After.GELU}
