@@ -23,8 +23,7 @@ from sixfold.core.runtime.bf16_dots import has_bf16_dot, tile
 from sixfold.core.runtime.epilogue import PANEL_COLUMNS, After, finish
 from sixfold.core.runtime.jit import F32, U32, bits, get_num_threads, has_openmp, kernel, piece
 
-TILE_ROWS = 12
-"""Most rows of one tile."""
+_TILE_ROWS = 12
 
 NONE = np.empty(0, F32)
 """Stands for no bias."""
@@ -45,10 +44,9 @@ _tile_9, _tile_10, _tile_11, _tile_12 = tile(9), tile(10), tile(11), tile(12)
 
 
 @piece
-def multiply_tile(
+def _multiply_tile(
     count: Any, rows: Any, row_bytes: Any, panel: Any, num_pairs: Any, sums: Any, next_0: Any, next_1: Any
 ) -> None:
-    """Up to 12 rows by a panel; see `bf16_dots.tile`."""
     # numba has no tables of intrinsics
     if count == 12:
         _tile_12(rows, row_bytes, panel, num_pairs, sums, next_0, next_1)
@@ -99,7 +97,7 @@ def _multiply(
                     next_0, next_1 = num_pairs * 128, num_pairs * 128 + 64
                 elif t - first_tile < 2:
                     next_0 = next_1 = num_pairs * 128 + 64 * (t - first_tile)
-                multiply_tile(
+                _multiply_tile(
                     tile_rows,
                     np.uint64(rows.ctypes.data) + np.uint64(first * dim * 2),
                     dim * 2,
@@ -149,7 +147,7 @@ class PackedWeight:
             return result
         threads = get_num_threads()
         column_parts = min(threads, len(self.panels))
-        row_parts = min(threads // column_parts, -(-len(rows) // TILE_ROWS))
+        row_parts = min(threads // column_parts, -(-len(rows) // _TILE_ROWS))
         run = _multiply.serial if threads == 1 else _multiply.parallel
         run(
             bits(rows.contiguous()),

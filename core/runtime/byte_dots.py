@@ -1,4 +1,4 @@
-"""Intrinsics for numba kernels over weights of 8 or 4 bits: AVX512-VNNI's dot product of bytes, and widening to bfloat16.
+"""Intrinsics for numba kernels over weights of 8 or 4 bits: AVX512-VNNI's dot product of bytes.
 
 Weights come in panels of 32 columns. A panel is a run of blocks, each of 32 input features (a group): 32 bfloat16 scales, for
 4 bits 32 bfloat16 offsets, and then the numbers, four neighbouring input features (a quad) of a column side by side. Numbers of
@@ -17,13 +17,13 @@ from typing import Any
 from numba import int64, uint64, void
 from numba.extending import intrinsic
 
-from sixfold.core.runtime.vector_emitter import I16, NARROW, PAIRS, SUMS, WORDS, Emitter, ir
+from sixfold.core.runtime.vector_emitter import BYTES, I32, SUMS, WORDS, Emitter, ir
 
 GROUP = 32
 """Input features that share a scale."""
 _QUADS = GROUP // 4
-ROW_GROUP_BYTES = GROUP + 16
-"""Of a row of quantized inputs: a group's bytes; its scale, and that times the sum of the bytes (float32); -128 times the sum."""
+_HIGH_SHIFT = 7  # of the first of two planes: then the second has room for a rounded rest
+_SMALLEST = 1e-30  # a group of nothing larger counts as zeros: the inverse of its scale would be infinite
 
 
 @functools.cache
@@ -38,24 +38,29 @@ def block_bytes(num_bits: int) -> int:
     return 64 + 32 * GROUP if num_bits == 8 else 128 + 16 * GROUP
 
 
+def row_group_bytes(num_planes: int) -> int:
+    """Size of one group of a row: its numbers, a plane of signed bytes after the other; its scale, and that times the sum of
+    the numbers (float32); -128 times the sum (int32); and 4 bytes that are not used.
+
+    One plane holds numbers from -127 to 127. With two they are the first's times 128 plus the second's, 15 bits in all: more
+    than bfloat16 has, for all numbers above a 256th of the group's largest.
+    """
+    return GROUP * num_planes + 16
+
+
 class _Block:
     """The parts of one group, loaded where they are wanted."""
 
     def __init__(self, emitter: Emitter, address: Any, num_bits: int) -> None:
         self._e, self._address, self._bits = emitter, address, num_bits
 
-    def _widened(self, start: int) -> list[Any]:
-        """32 bfloat16 as two vectors of float32."""
-        e, b = self._e, self._e.builder
-        narrow = [e.load(e.offset(self._address, start + 32 * half), ir.VectorType(I16, 16), 32) for half in range(2)]
-        return [b.bitcast(b.shl(b.zext(value, WORDS), e.words(16)), SUMS) for value in narrow]
-
     def scales(self) -> list[Any]:
-        return self._widened(0)
+        """Of the columns, as two vectors."""
+        return self._e.widened(self._address)
 
     def offsets(self) -> list[Any]:
         """What is added to number times scale."""
-        return self._widened(64)
+        return self._e.widened(self._e.offset(self._address, 64))
 
     def quads(self) -> list[list[Any]]:
         """Of each quad, two vectors of 16 columns with four unsigned bytes each."""
@@ -72,40 +77,54 @@ class _Block:
         return found
 
 
-def byte_tile(num_rows: int, num_bits: int) -> Any:
+def byte_tile(num_rows: int, num_bits: int, num_planes: int) -> Any:
     """An intrinsic ``(rows, row_bytes, panel, num_groups, sums, ahead)``: some quantized rows times a panel.
 
-    rows: Address of the first; each is num_groups times `ROW_GROUP_BYTES`. panel: At the start of a cache line.
+    rows: Address of the first; each is num_groups times `row_group_bytes`. panel: At the start of a cache line.
     sums: [num_rows, 32], float32, written. ahead: How far from a block those lines lie that are prefetched beside it.
     """
-    size = block_bytes(num_bits)
+    size, row_size, facts = block_bytes(num_bits), row_group_bytes(num_planes), GROUP * num_planes
 
     def emit(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         rows, row_bytes, panel, num_groups, sums, ahead = arguments
         e = Emitter(builder)
         starts = [e.offset(rows, builder.mul(row_bytes, e.constant(r))) for r in range(num_rows)]
 
+        def whole_sums(block: _Block, inputs: list[Any]) -> list[Any]:
+            # Numbers of 8 bits are 128 too large, so a sum begins with what that adds. It is held by the last plane.
+            zero = e.words(0)
+            first = [e.spread_word(e.offset(at, facts + 8)) if num_bits == 8 else zero for at in inputs]
+            planes = [[value if plane == num_planes - 1 else zero for plane in range(num_planes)] for value in first]
+            totals = [[[value, value] for value in row] for row in planes]
+            for quad, weights in enumerate(block.quads()):
+                for r, at in enumerate(inputs):
+                    for plane in range(num_planes):
+                        spread = e.spread_word(e.offset(at, GROUP * plane + 4 * quad))
+                        for half in range(2):
+                            totals[r][plane][half] = e.dot_bytes(totals[r][plane][half], weights[half], spread)
+            if num_planes == 2:
+                shift = e.words(_HIGH_SHIFT)
+                return [
+                    builder.add(builder.shl(row[0][half], shift), row[1][half]) for row in totals for half in range(2)
+                ]
+            return [row[0][half] for row in totals for half in range(2)]
+
         def body(group: Any, held: list[Any]) -> list[Any]:
             here = e.offset(panel, builder.mul(group, e.constant(size)))
             for line in range(size // 64):
                 e.prefetch(e.offset(e.offset(here, ahead), 64 * line))
-            in_row = builder.mul(group, e.constant(ROW_GROUP_BYTES))
+            in_row = builder.mul(group, e.constant(row_size))
             inputs = [e.offset(start, in_row) for start in starts]
             block = _Block(e, here, num_bits)
-            # Numbers of 8 bits are 128 too large, so a sum begins with what that adds.
-            first = [e.spread_word(e.offset(at, GROUP + 8)) if num_bits == 8 else e.words(0) for at in inputs]
-            totals = [value for value in first for _half in range(2)]
-            for quad, weights in enumerate(block.quads()):
-                spread = [e.spread_word(e.offset(at, 4 * quad)) for at in inputs]
-                totals = [e.dot_bytes(total, weights[i % 2], spread[i // 2]) for i, total in enumerate(totals)]
+            totals = whole_sums(block, inputs)
             scales, offsets = block.scales(), block.offsets() if num_bits == 4 else []
             new: list[Any] = []
             for i, value in enumerate(held):
                 at, half = inputs[i // 2], i % 2
-                factor = builder.fmul(scales[half], builder.bitcast(e.spread_word(e.offset(at, GROUP)), SUMS))
+                factor = builder.fmul(scales[half], builder.bitcast(e.spread_word(e.offset(at, facts)), SUMS))
                 value = e.call("fma", builder.sitofp(totals[i], SUMS), factor, value)
                 if num_bits == 4:
-                    share = builder.bitcast(e.spread_word(e.offset(at, GROUP + 4)), SUMS)
+                    share = builder.bitcast(e.spread_word(e.offset(at, facts + 4)), SUMS)
                     value = e.call("fma", offsets[half], share, value)
                 new.append(value)
             return new
@@ -120,44 +139,45 @@ def byte_tile(num_rows: int, num_bits: int) -> Any:
     return intrinsic(build)
 
 
-def _widening(num_bits: int) -> Any:
-    size = block_bytes(num_bits)
+def _quantizing(num_planes: int) -> Any:
+    levels = 127.0 if num_planes == 1 else 127.0 * 2**_HIGH_SHIFT
+    facts = GROUP * num_planes
 
     def emit(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        panel, num_groups, pairs, ahead = arguments
+        group, to = arguments
         e = Emitter(builder)
-        interleaved = [i // 2 + 16 * (i % 2) for i in range(32)]
-
-        def body(group: Any, _held: list[Any]) -> list[Any]:
-            here = e.offset(panel, builder.mul(group, e.constant(size)))
-            for line in range(size // 64):
-                e.prefetch(e.offset(e.offset(here, ahead), 64 * line))
-            to = e.offset(pairs, builder.mul(group, e.constant(64 * GROUP)))
-            block = _Block(e, here, num_bits)
-            scales = block.scales()
-            offsets = block.offsets() if num_bits == 4 else [builder.fmul(s, e.filled(-128.0)) for s in scales]
-            for quad, halves in enumerate(block.quads()):
-                for half, words in enumerate(halves):
-                    narrow: list[Any] = []
-                    for place in range(4):
-                        number = builder.and_(builder.lshr(words, e.words(8 * place)), e.words(0xFF))
-                        wide = e.call("fma", builder.sitofp(number, SUMS), scales[half], offsets[half])
-                        narrow.append(builder.fptrunc(wide, NARROW))
-                    for pair in range(2):
-                        both = e.shuffle(narrow[2 * pair], narrow[2 * pair + 1], interleaved)
-                        e.store(both, e.offset(to, 256 * quad + 128 * pair + 64 * half), PAIRS, 64)
-            return []
-
-        e.loop(num_groups, [], body)
+        wide = e.widened(group)
+        # The bits of positive numbers are in the numbers' order, and those of what is no number come last.
+        sizes = [builder.and_(builder.bitcast(value, WORDS), e.words(0x7FFFFFFF)) for value in wide]
+        largest = e.call_words("umax", *sizes)
+        top = builder.bitcast(e.reduce_words("umax", largest), ir.FloatType())
+        scale = builder.fdiv(top, ir.Constant(ir.FloatType(), levels))
+        inverse = builder.fdiv(ir.Constant(ir.FloatType(), levels), top)
+        usable = builder.fcmp_ordered(">", top, ir.Constant(ir.FloatType(), _SMALLEST))
+        inverse = e.spread_value(builder.select(usable, inverse, ir.Constant(ir.FloatType(), 0.0)))
+        numbers = [builder.fptosi(e.call("rint", builder.fmul(value, inverse)), WORDS) for value in wide]
+        for half, value in enumerate(numbers):
+            planes = [value]
+            if num_planes == 2:
+                shift = e.words(_HIGH_SHIFT)
+                high = builder.ashr(builder.add(value, e.words(1 << (_HIGH_SHIFT - 1))), shift)
+                planes = [high, builder.sub(value, builder.shl(high, shift))]
+            for plane, part in enumerate(planes):
+                e.store(builder.trunc(part, BYTES), e.offset(to, GROUP * plane + 16 * half), BYTES, 1)
+        total = e.reduce_words("add", builder.add(*numbers))
+        share = builder.fmul(scale, builder.sitofp(total, ir.FloatType()))
+        e.store(scale, e.offset(to, facts), ir.FloatType(), 4)
+        e.store(share, e.offset(to, facts + 4), ir.FloatType(), 4)
+        e.store(builder.mul(total, e.constant(-128, I32)), e.offset(to, facts + 8), I32, 4)
         return context.get_dummy_value()
 
-    def build(_context: Any, panel: Any, num_groups: Any, pairs: Any, ahead: Any) -> Any:
-        return void(uint64, int64, uint64, int64), emit
+    def build(_context: Any, group: Any, to: Any) -> Any:
+        return void(uint64, uint64), emit
 
     return intrinsic(build)
 
 
-widen_8 = _widening(8)
-"""``(panel, num_groups, pairs, ahead)``: a panel of 8 bits as bfloat16 pairs, as `bf16_dots.tile` wants them."""
-widen_4 = _widening(4)
-"""Likewise of 4 bits."""
+quantize_8 = _quantizing(1)
+"""``(group, to)``: 32 bfloat16 to the group of a row of one plane. What is no number, or not finite, makes the scale so."""
+quantize_15 = _quantizing(2)
+"""Likewise of two planes."""

@@ -1,11 +1,10 @@
 """Products of bfloat16 rows with weights of 8 or 4 bits, for CPUs with AVX512-VNNI and AVX512-BF16.
 
-Few rows are bound by the weights' bytes, so fewer bytes are faster. Two ways to multiply share one layout (`byte_dots`):
+Few rows are bound by the weights' bytes, so fewer bytes are faster. Each row's groups of 32 are turned into bytes that share a
+scale, and bytes are multiplied: with one plane of bytes twice as many at a time as bfloat16 pairs. A second plane keeps what
+the first rounds away, so that only the weights are quantized; it costs a second product of the same bytes.
 
-- exact inputs: each panel is widened to bfloat16 in the cache, and multiplied as in `bf16_matmul`;
-- quantized inputs: each row's groups of 32 are rounded to 8 bits, and bytes are multiplied: twice as many at a time.
-
-Either way a row's result is the same to the bit whatever rows are beside it.
+A row's result is the same to the bit whatever rows are beside it.
 """
 
 from __future__ import annotations
@@ -19,22 +18,20 @@ from numba import prange
 from torch import Tensor
 
 from sixfold.core.runtime.bf16_dots import has_bf16_dot
-from sixfold.core.runtime.bf16_matmul import NO_ROWS, NONE, TILE_ROWS, multiply_tile, side_by_side
+from sixfold.core.runtime.bf16_matmul import NO_ROWS, NONE, side_by_side
 from sixfold.core.runtime.byte_dots import (
     GROUP,
-    ROW_GROUP_BYTES,
     block_bytes,
     byte_tile,
     has_byte_dot,
-    widen_4,
-    widen_8,
+    quantize_8,
+    quantize_15,
+    row_group_bytes,
 )
 from sixfold.core.runtime.epilogue import PANEL_COLUMNS, After, finish
-from sixfold.core.runtime.jit import F32, I32, U32, bits, get_num_threads, has_openmp, kernel, piece, widen
+from sixfold.core.runtime.jit import F32, U32, bits, get_num_threads, has_openmp, kernel, piece
 
 Bits = Literal[4, 8]
-
-_BYTE_TILE_ROWS = 6  # 12 sums of integers and 12 of groups: as many as there are registers for
 
 # Below this many numbers the second thread takes longer to wake than it saves.
 _PARALLEL_ELEMENTS = 65_536
@@ -48,78 +45,98 @@ def has_byte_products() -> bool:
     return has_openmp() and has_bf16_dot() and has_byte_dot()
 
 
-_w8_1, _w8_2, _w8_3, _w8_4, _w8_5, _w8_6 = (byte_tile(rows, 8) for rows in range(1, 7))
-_w4_1, _w4_2, _w4_3, _w4_4, _w4_5, _w4_6 = (byte_tile(rows, 4) for rows in range(1, 7))
+# As many rows to a tile as there are registers for: two sums of integers for each row and plane, and two of groups.
+_w8_1_1, _w8_1_2, _w8_1_3, _w8_1_4, _w8_1_5, _w8_1_6 = (byte_tile(rows, 8, 1) for rows in range(1, 7))
+_w8_2_1, _w8_2_2, _w8_2_3, _w8_2_4 = (byte_tile(rows, 8, 2) for rows in range(1, 5))
+_w4_1_1, _w4_1_2, _w4_1_3, _w4_1_4, _w4_1_5, _w4_1_6 = (byte_tile(rows, 4, 1) for rows in range(1, 7))
+_w4_2_1, _w4_2_2, _w4_2_3, _w4_2_4 = (byte_tile(rows, 4, 2) for rows in range(1, 5))
+_TILE_ROWS = {1: 6, 2: 4}
 
 
 @piece
-def _multiply_8(count: Any, rows: Any, row_bytes: Any, panel: Any, num_groups: Any, sums: Any, ahead: Any) -> None:
+def _tile_8_1(count: Any, rows: Any, row_bytes: Any, panel: Any, num_groups: Any, sums: Any, ahead: Any) -> None:
     if count == 6:
-        _w8_6(rows, row_bytes, panel, num_groups, sums, ahead)
+        _w8_1_6(rows, row_bytes, panel, num_groups, sums, ahead)
     elif count == 5:
-        _w8_5(rows, row_bytes, panel, num_groups, sums, ahead)
+        _w8_1_5(rows, row_bytes, panel, num_groups, sums, ahead)
     elif count == 4:
-        _w8_4(rows, row_bytes, panel, num_groups, sums, ahead)
+        _w8_1_4(rows, row_bytes, panel, num_groups, sums, ahead)
     elif count == 3:
-        _w8_3(rows, row_bytes, panel, num_groups, sums, ahead)
+        _w8_1_3(rows, row_bytes, panel, num_groups, sums, ahead)
     elif count == 2:
-        _w8_2(rows, row_bytes, panel, num_groups, sums, ahead)
+        _w8_1_2(rows, row_bytes, panel, num_groups, sums, ahead)
     else:
-        _w8_1(rows, row_bytes, panel, num_groups, sums, ahead)
+        _w8_1_1(rows, row_bytes, panel, num_groups, sums, ahead)
 
 
 @piece
-def _multiply_4(count: Any, rows: Any, row_bytes: Any, panel: Any, num_groups: Any, sums: Any, ahead: Any) -> None:
-    if count == 6:
-        _w4_6(rows, row_bytes, panel, num_groups, sums, ahead)
-    elif count == 5:
-        _w4_5(rows, row_bytes, panel, num_groups, sums, ahead)
-    elif count == 4:
-        _w4_4(rows, row_bytes, panel, num_groups, sums, ahead)
+def _tile_8_2(count: Any, rows: Any, row_bytes: Any, panel: Any, num_groups: Any, sums: Any, ahead: Any) -> None:
+    if count == 4:
+        _w8_2_4(rows, row_bytes, panel, num_groups, sums, ahead)
     elif count == 3:
-        _w4_3(rows, row_bytes, panel, num_groups, sums, ahead)
+        _w8_2_3(rows, row_bytes, panel, num_groups, sums, ahead)
     elif count == 2:
-        _w4_2(rows, row_bytes, panel, num_groups, sums, ahead)
+        _w8_2_2(rows, row_bytes, panel, num_groups, sums, ahead)
     else:
-        _w4_1(rows, row_bytes, panel, num_groups, sums, ahead)
+        _w8_2_1(rows, row_bytes, panel, num_groups, sums, ahead)
+
+
+@piece
+def _tile_4_1(count: Any, rows: Any, row_bytes: Any, panel: Any, num_groups: Any, sums: Any, ahead: Any) -> None:
+    if count == 6:
+        _w4_1_6(rows, row_bytes, panel, num_groups, sums, ahead)
+    elif count == 5:
+        _w4_1_5(rows, row_bytes, panel, num_groups, sums, ahead)
+    elif count == 4:
+        _w4_1_4(rows, row_bytes, panel, num_groups, sums, ahead)
+    elif count == 3:
+        _w4_1_3(rows, row_bytes, panel, num_groups, sums, ahead)
+    elif count == 2:
+        _w4_1_2(rows, row_bytes, panel, num_groups, sums, ahead)
+    else:
+        _w4_1_1(rows, row_bytes, panel, num_groups, sums, ahead)
+
+
+@piece
+def _tile_4_2(count: Any, rows: Any, row_bytes: Any, panel: Any, num_groups: Any, sums: Any, ahead: Any) -> None:
+    if count == 4:
+        _w4_2_4(rows, row_bytes, panel, num_groups, sums, ahead)
+    elif count == 3:
+        _w4_2_3(rows, row_bytes, panel, num_groups, sums, ahead)
+    elif count == 2:
+        _w4_2_2(rows, row_bytes, panel, num_groups, sums, ahead)
+    else:
+        _w4_2_1(rows, row_bytes, panel, num_groups, sums, ahead)
 
 
 @kernel
-def _quantize_rows(rows: Any, numbers: Any, factors: Any, sums: Any) -> None:
-    """bfloat16 rows to what `byte_dots.byte_tile` reads: the three arrays are one memory, seen as int8, float32 and int32."""
+def _quantize_rows(rows: Any, result: Any, num_planes: Any) -> None:
     num_rows, dim = rows.shape
-    num_groups = numbers.shape[1]
     num_chunks = min(num_rows, 64)
+    num_whole = dim // 32
+    group_bytes = 32 * num_planes + 16
     for chunk in prange(num_chunks):
-        wide, whole = np.empty(32, F32), np.empty(32, I32)
-        wide_bits = wide.view(U32)
+        last = np.zeros(32, np.uint16)
         for r in range(chunk * num_rows // num_chunks, (chunk + 1) * num_rows // num_chunks):
-            for g in range(num_groups):
-                count = min(32, dim - 32 * g)
-                for i in range(count, 32):
-                    wide[i] = F32(0)
-                widen(wide_bits, rows[r, 32 * g :], count)
-                top = F32(0)
-                for i in range(32):
-                    top = max(top, abs(wide[i]))
-                inverse = F32(127) / top if top > F32(1e-30) else F32(0)
-                total = I32(0)
-                for i in range(32):
-                    whole[i] = I32(np.rint(wide[i] * inverse))
-                    total += whole[i]
-                for i in range(32):
-                    numbers[r, g, i] = np.int8(whole[i])
-                scale = top / F32(127)
-                factors[r, g, 8] = scale
-                factors[r, g, 9] = scale * F32(total)
-                sums[r, g, 10] = I32(-128) * total
+            to = np.uint64(result.ctypes.data) + np.uint64(r * result.shape[1])
+            for g in range((dim + 31) // 32):
+                group = np.uint64(rows.ctypes.data) + np.uint64(2 * (r * dim + 32 * g))
+                if g == num_whole:
+                    for i in range(dim - 32 * g):
+                        last[i] = rows[r, 32 * g + i]
+                    group = np.uint64(last.ctypes.data)
+                if num_planes == 1:
+                    quantize_8(group, to + np.uint64(group_bytes * g))
+                else:
+                    quantize_15(group, to + np.uint64(group_bytes * g))
 
 
 @kernel
-def _multiply_bytes(
+def _multiply(
     rows: Any,
     panels: Any,
     num_bits: Any,
+    num_planes: Any,
     bias: Any,
     other: Any,
     result: Any,
@@ -128,63 +145,32 @@ def _multiply_bytes(
     column_parts: Any,
 ) -> None:
     num_rows, row_bytes = rows.shape
-    num_groups = row_bytes // 48
+    num_groups = row_bytes // (32 * num_planes + 16)
     num_panels, panel_bytes = panels.shape
-    num_tiles = (num_rows + 5) // 6
+    most = 6 if num_planes == 1 else 4
+    num_tiles = (num_rows + most - 1) // most
     for part in prange(row_parts * column_parts):
         row_part, column_part = part // column_parts, part % column_parts
         sums, scratch = np.empty((6, 32), F32), np.empty(32, F32)
         sums_bits, scratch_bits = sums.view(U32), scratch.view(U32)
+        to = np.uint64(sums.ctypes.data)
         first_tile, last_tile = row_part * num_tiles // row_parts, (row_part + 1) * num_tiles // row_parts
         for p in range(column_part * num_panels // column_parts, (column_part + 1) * num_panels // column_parts):
             panel = np.uint64(panels.ctypes.data) + np.uint64(p * panel_bytes)
             for t in range(first_tile, last_tile):
                 first = t * num_rows // num_tiles
-                tile_rows = (t + 1) * num_rows // num_tiles - first
+                count = (t + 1) * num_rows // num_tiles - first
                 here = np.uint64(rows.ctypes.data) + np.uint64(first * row_bytes)
                 ahead = panel_bytes if t == first_tile else 0  # the next panel is fetched by the first tile of this one
-                if num_bits == 8:
-                    _multiply_8(tile_rows, here, row_bytes, panel, num_groups, np.uint64(sums.ctypes.data), ahead)
+                if num_bits == 8 and num_planes == 1:
+                    _tile_8_1(count, here, row_bytes, panel, num_groups, to, ahead)
+                elif num_bits == 8:
+                    _tile_8_2(count, here, row_bytes, panel, num_groups, to, ahead)
+                elif num_planes == 1:
+                    _tile_4_1(count, here, row_bytes, panel, num_groups, to, ahead)
                 else:
-                    _multiply_4(tile_rows, here, row_bytes, panel, num_groups, np.uint64(sums.ctypes.data), ahead)
-                finish(sums, sums_bits, scratch, scratch_bits, tile_rows, first, p, bias, other, result, after)
-
-
-@kernel
-def _multiply_widened(
-    rows: Any,
-    panels: Any,
-    num_bits: Any,
-    bias: Any,
-    other: Any,
-    result: Any,
-    after: Any,
-    row_parts: Any,
-    column_parts: Any,
-) -> None:
-    num_rows, dim = rows.shape
-    num_panels, panel_bytes = panels.shape
-    num_groups, num_pairs = (dim + 31) // 32, dim // 2
-    num_tiles = (num_rows + 11) // 12
-    for part in prange(row_parts * column_parts):
-        row_part, column_part = part // column_parts, part % column_parts
-        sums, scratch = np.empty((12, 32), F32), np.empty(32, F32)
-        sums_bits, scratch_bits = sums.view(U32), scratch.view(U32)
-        memory = np.empty(num_groups * 2048 + 64, np.uint8)
-        pairs = (np.uint64(memory.ctypes.data) + np.uint64(63)) & ~np.uint64(63)
-        first_tile, last_tile = row_part * num_tiles // row_parts, (row_part + 1) * num_tiles // row_parts
-        for p in range(column_part * num_panels // column_parts, (column_part + 1) * num_panels // column_parts):
-            panel = np.uint64(panels.ctypes.data) + np.uint64(p * panel_bytes)
-            if num_bits == 8:
-                widen_8(panel, num_groups, pairs, panel_bytes)
-            else:
-                widen_4(panel, num_groups, pairs, panel_bytes)
-            for t in range(first_tile, last_tile):
-                first = t * num_rows // num_tiles
-                tile_rows = (t + 1) * num_rows // num_tiles - first
-                here = np.uint64(rows.ctypes.data) + np.uint64(first * dim * 2)
-                multiply_tile(tile_rows, here, dim * 2, pairs, num_pairs, np.uint64(sums.ctypes.data), 0, 64)
-                finish(sums, sums_bits, scratch, scratch_bits, tile_rows, first, p, bias, other, result, after)
+                    _tile_4_2(count, here, row_bytes, panel, num_groups, to, ahead)
+                finish(sums, sums_bits, scratch, scratch_bits, count, first, p, bias, other, result, after)
 
 
 class QuantizedWeight:
@@ -194,18 +180,19 @@ class QuantizedWeight:
         weight: [out_features, in_features], any float type; in_features must be even.
         bias: [out_features], or None.
         num_bits: 8: symmetric, a scale for each group of 32 inputs. 4: with an offset, too.
-        exact_inputs: False rounds rows to 8 bits before the product, in groups of 32.
+        keeps_inputs: Whether rows keep their accuracy: 15 bits for each group of 32, where bfloat16 has 8. Else they are
+            rounded to 8 bits for each group.
         gate: As ``weight``: then results are ``silu(x @ gate.T) * (x @ weight.T)``, and there is no bias.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, *, num_bits: Bits, exact_inputs: bool, gate: Tensor | None = None
+        self, weight: Tensor, bias: Tensor | None, *, num_bits: Bits, keeps_inputs: bool, gate: Tensor | None = None
     ) -> None:
         assert weight.shape[1] % 2 == 0, "see can_quantize"
         assert gate is None or (bias is None and gate.shape == weight.shape), "a gate is as large, and has no bias"
         self.out_features, self.in_features = weight.shape
         self.num_bits: Bits = num_bits
-        self.exact_inputs = exact_inputs
+        self._num_planes = 2 if keeps_inputs else 1
         self.panels = _panels(weight if gate is None else side_by_side(gate, weight), num_bits)
         self._bias: Any = NONE
         if bias is not None:
@@ -227,15 +214,13 @@ class QuantizedWeight:
             return result
         threads = get_num_threads()
         column_parts = min(threads, len(self.panels))
-        tile_rows = TILE_ROWS if self.exact_inputs else _BYTE_TILE_ROWS
-        row_parts = min(threads // column_parts, -(-len(rows) // tile_rows))
-        multiply = _multiply_widened if self.exact_inputs else _multiply_bytes
-        run = multiply.serial if threads == 1 else multiply.parallel
-        inputs = bits(rows.contiguous())
+        row_parts = min(threads // column_parts, -(-len(rows) // _TILE_ROWS[self._num_planes]))
+        run = _multiply.serial if threads == 1 else _multiply.parallel
         run(
-            inputs if self.exact_inputs else quantize_rows(inputs),
+            _quantized(bits(rows.contiguous()), self._num_planes),
             self.panels,
             self.num_bits,
+            self._num_planes,
             self._bias,
             NO_ROWS if other is None else bits(other.reshape(-1, self.out_features).contiguous()),
             bits(result).reshape(-1, self.out_features),
@@ -246,13 +231,12 @@ class QuantizedWeight:
         return result
 
 
-def quantize_rows(rows: Any) -> Any:
-    """[rows, dim] of bfloat16 bits to [rows, bytes] as `byte_dots.byte_tile` reads them."""
-    num_groups = -(-rows.shape[1] // GROUP)
-    numbers = np.empty((len(rows), num_groups, ROW_GROUP_BYTES), np.int8)
+def _quantized(rows: Any, num_planes: int) -> Any:
+    """[rows, dim] of bfloat16 bits to [rows, bytes] as `byte_tile` reads them."""
+    result = np.empty((len(rows), -(-rows.shape[1] // GROUP) * row_group_bytes(num_planes)), np.uint8)
     run = _quantize_rows.serial if rows.size < _PARALLEL_ELEMENTS else _quantize_rows.parallel
-    run(rows, numbers, numbers.view(F32), numbers.view(I32))
-    return numbers.reshape(len(rows), -1)
+    run(rows, result, num_planes)
+    return result
 
 
 def _panels(weight: Tensor, num_bits: Bits) -> Any:

@@ -31,6 +31,7 @@ SUMS = ir.VectorType(ir.FloatType(), 16)
 WORDS = ir.VectorType(I32, 16)
 PAIRS = ir.VectorType(_BFloat(), 32)
 HALVES = ir.VectorType(I16, 32)
+BYTES = ir.VectorType(I8, 16)
 NARROW = ir.VectorType(_BFloat(), 16)
 _DOT = "llvm.x86.avx512bf16.dpbf16ps.512"
 _DOT_BYTES = "llvm.x86.avx512.vpdpbusd.512"
@@ -91,9 +92,12 @@ class Emitter:
 
     def spread_word(self, address: Any) -> Any:
         """32 bits, sixteen times."""
-        undefined = ir.Constant(WORDS, ir.Undefined)
-        word = self.builder.insert_element(undefined, self.load(address, I32, 2), self.constant(0, I32))
-        return self.shuffle(word, undefined, [0] * 16)
+        return self.spread_value(self.load(address, I32, 2))
+
+    def spread_value(self, value: Any) -> Any:
+        """An int32 or float32, sixteen times."""
+        undefined = ir.Constant(ir.VectorType(value.type, 16), ir.Undefined)
+        return self.shuffle(self.builder.insert_element(undefined, value, self.constant(0, I32)), undefined, [0] * 16)
 
     def words(self, value: int) -> Any:
         """A number, sixteen times."""
@@ -125,6 +129,20 @@ class Emitter:
     def call(self, name: str, *values: Any) -> Any:
         """An LLVM intrinsic on vectors of 16 float32."""
         return self.builder.call(self._declared(f"llvm.{name}.v16f32", SUMS, [SUMS] * len(values)), values)
+
+    def call_words(self, name: str, *values: Any) -> Any:
+        """An LLVM intrinsic on vectors of 16 int32."""
+        return self.builder.call(self._declared(f"llvm.{name}.v16i32", WORDS, [WORDS] * len(values)), values)
+
+    def reduce_words(self, name: str, value: Any) -> Any:
+        """One int32 from 16, by one of LLVM's reductions."""
+        return self.builder.call(self._declared(f"llvm.vector.reduce.{name}.v16i32", I32, [WORDS]), [value])
+
+    def widened(self, address: Any) -> list[Any]:
+        """32 neighbouring bfloat16 as two vectors of float32."""
+        b = self.builder
+        narrow = [self.load(self.offset(address, 32 * half), ir.VectorType(I16, 16), 2) for half in range(2)]
+        return [b.bitcast(b.shl(b.zext(value, WORDS), self.words(16)), SUMS) for value in narrow]
 
     def polynomial(self, x: Any, coefficients: Sequence[float]) -> Any:
         """Of the highest power first."""
