@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, f
 
 from sixfold.core.environment import EnvironmentEntry
 from sixfold.core.errors import ConfigError
+from sixfold.core.runtime.quantization.policy import QuantizationPolicy, written_policy
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.source_ref import source_text
 from sixfold.core.validation import validate
@@ -86,11 +87,6 @@ class Limits(BaseModel):
     """A request older than this fails with 504; null: requests may take for ever."""
 
 
-def _quantization(value: JsonValue) -> None:
-    if value is not None:
-        raise ValueError("no installed family declares a quantization scheme yet. Remove the key or set it to null")
-
-
 class ModelEntry(BaseModel):
     """One model of the registry: which files, which family serves them, and under which bounds."""
 
@@ -126,8 +122,8 @@ class ModelEntry(BaseModel):
     env: EnvironmentEntry | None = None
     """The Python of this model's workers, see the table below; null: the server's own. Needs ``family``."""
 
-    quantization: Annotated[None, BeforeValidator(_quantization)] = None
-    """Only null for now: no family declares a scheme yet."""
+    quantization: Annotated[QuantizationPolicy | None, BeforeValidator(written_policy)] = None
+    """Fewer bits for weights: a scheme such as ``int8``, or the mapping below; null: as the files have them."""
 
     @field_validator("name", "aliases")
     @classmethod

@@ -14,6 +14,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict
 
 from sixfold.core.errors import SourceError
+from sixfold.core.runtime.quantization.policy import Method, QuantizationPolicy
 
 
 class NoOptions(BaseModel):
@@ -90,6 +91,7 @@ class LoadContext:
         device: "cpu" or "cuda:N".
         num_threads: CPU threads that the replica may use for steps.
         options: The validated instance of the family's ``options`` class.
+        quantization: What the entry asks for, of the methods that the family declares; None for nothing.
         report: Call with (fraction 0..1, what is being done) while loading.
     """
 
@@ -98,6 +100,7 @@ class LoadContext:
     device: str
     num_threads: int
     options: BaseModel
+    quantization: QuantizationPolicy | None = None
     report: Callable[[float, str], None] = field(default=lambda _fraction, _what: None)
 
 
@@ -118,6 +121,9 @@ class Family:
         requires: Import names that must be installed.
         detect: Says from the model's own files how sure it is to be the right family: 0 no, 100 certainly.
         metrics: What its models report.
+        quantization: What its loader can do with an entry's ``quantization``.
+        quality: ``"package.module:function"`` that ``sixfold quantize-report`` calls, imported then: takes LoadContext,
+            returns a `QualityProbe`. Empty if the family measures nothing.
         default_max_queue_units: Work in units that may wait before new requests get 429.
     """
 
@@ -132,6 +138,8 @@ class Family:
     requires: tuple[str, ...] = ()
     detect: Callable[[ModelFiles], int] = field(default=lambda _files: 0)
     metrics: tuple[MetricSpec, ...] = ()
+    quantization: frozenset[Method] = frozenset()
+    quality: str = ""
     default_max_queue_units: int = 1_000_000
 
     @property

@@ -16,6 +16,7 @@ from sixfold.core.hookspecs import Progress, Source
 from sixfold.core.plugins import Plugins
 from sixfold.core.runtime.environments import resolve_environment
 from sixfold.core.runtime.interpreter import Interpreter
+from sixfold.core.runtime.quantization.methods import check_declared
 from sixfold.core.source_ref import resolve_refs, source_refs
 from sixfold.core.validation import did_you_mean, validate
 
@@ -90,13 +91,14 @@ def check_entry(entry: ModelEntry, plugins: Plugins) -> None:
     """Refuses what can be refused without the model's files, before anything is fetched or unloaded.
 
     Raises:
-        ConfigError: Unknown scheme or family, a missing extra, or options that the given family refuses.
+        ConfigError: Unknown scheme or family, a missing extra, or options or a quantization that the given family refuses.
     """
     _source(entry.source, plugins, f"models.{entry.name}.source")
     if entry.family is not None:
         family = _named_family(entry, entry.family, plugins)
         if entry.env is None:
             _require_installed(entry, family, plugins)
+        _check_quantization(entry, family)
         for ref in source_refs(_options(entry, family)):
             _source(ref.source, plugins, f"models.{entry.name}.options")
 
@@ -129,8 +131,15 @@ def resolve_entry(entry: ModelEntry, plugins: Plugins, cache_dir: Path, progress
         )
         path = converted or path
     family = plugins.families[entry.family] if entry.family else _detected_family(entry, path, plugins)
+    _check_quantization(entry, family)
     options = resolve_refs(_options(entry, family), lambda ref: fetch(ref.source, "options"))
     return ResolvedModel(entry=entry, family=family, path=path, options=options, interpreter=interpreter)
+
+
+def _check_quantization(entry: ModelEntry, family: Family) -> None:
+    if entry.quantization is not None:
+        place = f"models.{entry.name}.quantization"
+        check_declared(entry.quantization, family.quantization, family=family.name, place=place)
 
 
 def _source(text: str, plugins: Plugins, place: str) -> tuple[Source, str]:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sixfold.core.batching.budget import ObjectiveKind
 from sixfold.core.batching.model import ModelInfo
@@ -18,6 +18,7 @@ from sixfold.core.family import Family
 from sixfold.core.plugins import Plugins
 from sixfold.core.registry import RegistryDiff, ResolvedModel, resolve_entry
 from sixfold.core.runtime import wire
+from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.core.runtime.worker_replica import WorkerReplica
 from sixfold.core.serving.directory import ModelState
 
@@ -197,6 +198,7 @@ def load_message(resolved: ResolvedModel, *, num_cpus: int) -> wire.Load:
         num_threads=num_cpus,
         num_pool_threads=max(2, num_cpus),
         options=resolved.options.model_dump(mode="json"),
+        quantization=_written(entry.quantization),
         max_queue_units=entry.limits.max_queue_units,
         max_running_sequences=entry.limits.max_running_sequences,
         max_step_units=entry.limits.max_step_units,
@@ -204,6 +206,11 @@ def load_message(resolved: ResolvedModel, *, num_cpus: int) -> wire.Load:
         objective_kind=kind.value,
         objective_target_s=targets[kind],
     )
+
+
+def _written(policy: QuantizationPolicy | None) -> dict[str, Any] | None:
+    # What was not given is not sent: of a skip rule, exactly one field is.
+    return None if policy is None else policy.model_dump(mode="json", exclude_unset=True)
 
 
 class ModelHost:

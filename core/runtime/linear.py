@@ -19,7 +19,7 @@ A fused gelu costs 5-10% of the product where a separate one costs 20-90%; a fus
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Literal, cast
+from typing import Literal, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -149,6 +149,11 @@ class PackedLinear(nn.Module):
         )
 
 
+def is_stock_linear(module: object) -> TypeGuard[nn.Linear]:
+    """Whether this is torch's own layer with a plain weight: neither a subclass nor quantized by torchao."""
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter
+
+
 def pack_linears(
     module: nn.Module,
     *,
@@ -156,7 +161,8 @@ def pack_linears(
     skip: Collection[str] = (),
     kind: type[PackedLinear] = PackedLinear,
 ) -> int:
-    """Replaces every ``nn.Linear`` below ``module`` by a `PackedLinear`; subclasses of ``nn.Linear`` are left alone.
+    """Replaces every ``nn.Linear`` below ``module`` by a `PackedLinear`; subclasses of it and
+    quantized layers are left alone.
 
     Each stock layer is let go before the next is packed, so the peak is one layer above the result. A layer that has
     several places stays shared. A weight that another module owns too (an output head tied to a token table) stays
@@ -176,7 +182,7 @@ def pack_linears(
     for parent_name, parent in modules:
         for name, child in parent.named_children():
             full_name = f"{parent_name}.{name}" if parent_name else name
-            if type(child) is nn.Linear and name not in skip and full_name not in skip:
+            if is_stock_linear(child) and name not in skip and full_name not in skip:
                 places.setdefault(id(child), []).append((parent, name))
     for layer_places in places.values():
         first_parent, first_name = layer_places[0]

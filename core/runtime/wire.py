@@ -28,6 +28,7 @@ class Load(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True)
     num_threads: int
     num_pool_threads: int
     options: dict[str, Any]
+    quantization: dict[str, Any] | None = None
     max_queue_units: int | None = None
     max_running_sequences: int | None = None
     max_step_units: int | None = None

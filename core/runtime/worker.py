@@ -37,6 +37,7 @@ from sixfold.core.plugins import load_plugins
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.allocator import keep_freed_memory, use_one_arena
 from sixfold.core.runtime.devices import resolve_device
+from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.core.tokenization.pool import ThreadPiecePool
 
 _log = logging.getLogger(__name__)
@@ -276,6 +277,7 @@ def load_model(family: Family, load: wire.Load, report: Callable[[float, str], N
             device=resolve_device(load.device),
             num_threads=load.num_threads,
             options=family.options.model_validate(load.options),
+            quantization=None if load.quantization is None else QuantizationPolicy.model_validate(load.quantization),
             report=report,
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from transformers.utils import logging as transformers_logging
 
 from sixfold.core.errors import ConfigError, SourceError
 from sixfold.core.runtime.linear import PackedLinear
+from sixfold.core.runtime.quantization.apply import held_bytes
+from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.core.runtime.step_linear import StepGatedLinear
 from sixfold.plugins.llm.attention import ATTENTION, paged_attention
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.facts import ModelFacts, read_facts
-from sixfold.plugins.llm.fuse import optimize
 from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
 from sixfold.plugins.llm.memory import default_kv_cache_bytes
+from sixfold.plugins.llm.optimization import Passes
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.probe import PROBE_ATTENTION, OtherLogits, check_agreement, probe_layers, record_attention
 from sixfold.plugins.llm.tensors import int_list
@@ -49,12 +52,14 @@ class LoadedDecoder:
         facts: What its files say.
         num_parameters: Number of weights.
         num_bytes: Of weights and cache.
+        quantization: What is quantized, in a few words; empty for nothing.
     """
 
     decoder: Decoder
     facts: ModelFacts
     num_parameters: int
     num_bytes: int
+    quantization: str
 
 
 def load_decoder(
@@ -65,6 +70,7 @@ def load_decoder(
     device: torch.device,
     model_name: str,
     num_blocks: int | None = None,
+    quantization: QuantizationPolicy | None = None,
     report: Callable[[float, str], None],
 ) -> LoadedDecoder:
     """Loads, optimizes and checks a decoder.
@@ -76,6 +82,7 @@ def load_decoder(
         device: Where it goes.
         model_name: For messages.
         num_blocks: Of its cache; by the options if None.
+        quantization: Which layers are kept in fewer bits.
         report: See `LoadContext`.
 
     Raises:
@@ -91,20 +98,22 @@ def load_decoder(
     facts = read_facts(path, model, codec)
     num_parameters = sum(p.numel() for p in model.parameters())
     report(0.6, "packing weights")
+    passes = Passes(quantization=quantization, model_name=model_name, fuse=options.compute_packed)
     try:
-        fuse = options.compute_packed
-        decoder = _to_paged(model, facts, options, model_name, num_blocks=num_blocks, fuse=fuse)
+        decoder, quantized = _to_paged(model, facts, options, passes, num_blocks=num_blocks)
     except OtherLogits as error:
         if not options.compute_packed:
             raise
         _LOG.warning("%s Its layers are not fused.", error)
         model = read_files(lambda: _read_model(path, dtype, device), "weights")
-        decoder = _to_paged(model, facts, options, model_name, num_blocks=num_blocks, fuse=False)
+        passes = dataclasses.replace(passes, fuse=False)
+        decoder, quantized = _to_paged(model, facts, options, passes, num_blocks=num_blocks)
     return LoadedDecoder(
         decoder=decoder,
         facts=facts,
         num_parameters=num_parameters,
         num_bytes=_weight_bytes(model) + decoder.cache.num_bytes,
+        quantization=quantized,
     )
 
 
@@ -112,20 +121,18 @@ def _to_paged(
     model: Any,
     facts: ModelFacts,
     options: TransformersOptions,
-    model_name: str,
+    passes: Passes,
     *,
     num_blocks: int | None,
-    fuse: bool,
-) -> Decoder:
-    """Moves a stock model onto the paged cache and proves that it still computes the same."""
-    device, dtype = model.device, model.dtype
+) -> tuple[Decoder, str]:
+    """Moves a stock model onto the paged cache and proves that it still computes the same; says what is quantized."""
+    device, dtype, model_name = model.device, model.dtype, passes.model_name
     tokens = _check_tokens(facts.vocab_size)
     with torch.inference_mode():
         reference: Tensor = model(input_ids=torch.tensor([tokens], device=device), use_cache=False).logits[0, -1]
     model.set_attn_implementation(PROBE_ATTENTION)
     layers = probe_layers(model, num_layers=facts.num_layers, model_name=model_name)
-    if options.compute_packed:
-        optimize(model, fuse=fuse)
+    quantized = passes.run(model, packed=options.compute_packed)
     model.set_attn_implementation(ATTENTION)
     decoder = Decoder(model, _make_cache(layers, options, num_blocks=num_blocks, dtype=dtype, device=device))
     logits = decoder.run([tokens], _CHECK_CHUNKS)
@@ -134,8 +141,15 @@ def _to_paged(
             f"models.{model_name}.options.kv_cache_bytes: room for {decoder.cache.num_tokens} tokens is too little. "
             f"Set at least {sum(_CHECK_CHUNKS) * decoder.cache.num_bytes // decoder.cache.num_tokens}."
         )
-    check_agreement(reference, logits[0], dtype=dtype, model_name=model_name, class_name=type(model).__name__)
-    return decoder
+    check_agreement(
+        reference,
+        logits[0],
+        dtype=dtype,
+        model_name=model_name,
+        class_name=type(model).__name__,
+        quantized=passes.quantization is not None,
+    )
+    return decoder, quantized
 
 
 def choose_dtype(option: str, device: torch.device) -> torch.dtype:
@@ -173,7 +187,7 @@ def _read_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
 def _weight_bytes(model: nn.Module) -> int:
     linears = [m for m in model.modules() if isinstance(m, PackedLinear | StepGatedLinear)]
     packed = [linear.num_bytes for linear in linears if linear.is_packed]
-    return sum(p.nbytes for p in model.parameters()) + sum(packed)
+    return held_bytes(model) + sum(packed)
 
 
 def _check_tokens(vocab_size: int) -> list[int]:

@@ -12,9 +12,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sixfold.core.runtime.linear import pack_linears
+from sixfold.core.runtime.linear import is_stock_linear, pack_linears
+from sixfold.core.runtime.quantized_linear import QuantizedLinear
 from sixfold.core.runtime.step_linear import StepLinear
-from sixfold.plugins.llm.fused_layer import fuse_layers
+from sixfold.plugins.llm.fused_layer import NO_SCHEMES, Schemes, fuse_layers
 from sixfold.plugins.llm.norms import replace_rms_norms
 
 _MERGED_NAMES: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -43,7 +44,7 @@ class MergedPart(nn.Module):
 
     linear: nn.Module
 
-    def __init__(self, merged: _Merged, place: int, *, linear: nn.Linear | None, first: MergedPart | None) -> None:
+    def __init__(self, merged: _Merged, place: int, *, linear: nn.Module | None, first: MergedPart | None) -> None:
         super().__init__()
         self._merged = merged
         self._place = place
@@ -64,24 +65,30 @@ class MergedPart(nn.Module):
         return part
 
 
-def merge_projections(model: nn.Module) -> int:
-    """Replaces query, key and value (and gate and up) projections by parts of one layer; returns how many groups."""
+def merge_projections(model: nn.Module, schemes: Schemes = NO_SCHEMES) -> int:
+    """Replaces query, key and value (and gate and up) projections by parts of one layer; returns how many groups.
+
+    Args:
+        model: Changed.
+        schemes: Layers that will be quantized: only those merge that are kept in the same way, and they are then.
+    """
     num_groups = 0
     for module in list(model.modules()):
         for names in _MERGED_NAMES:
             linears = [getattr(module, name, None) for name in names]
-            if _mergeable(linears):
-                _merge(module, names, [linear for linear in linears if isinstance(linear, nn.Linear)])
+            if _mergeable(linears, schemes):
+                _merge(module, names, [linear for linear in linears if isinstance(linear, nn.Linear)], schemes)
                 num_groups += 1
     return num_groups
 
 
-def _mergeable(layers: Sequence[object]) -> bool:
-    linears = [layer for layer in layers if type(layer) is nn.Linear]
+def _mergeable(layers: Sequence[object], schemes: Schemes) -> bool:
+    linears = [layer for layer in layers if is_stock_linear(layer)]
     if len(linears) != len(layers):
         return False
     kinds = {
-        (linear.in_features, _bias(linear) is None, linear.weight.dtype, linear.weight.device) for linear in linears
+        (linear.in_features, _bias(linear) is None, linear.weight.dtype, linear.weight.device, schemes.get(linear))
+        for linear in linears
     }
     return len(kinds) == 1
 
@@ -90,9 +97,13 @@ def _bias(linear: nn.Linear) -> Tensor | None:
     return cast("Tensor | None", linear.bias)  # torch declares it as always there
 
 
-def _merge(module: nn.Module, names: tuple[str, ...], linears: list[nn.Linear]) -> None:
+def _merge(module: nn.Module, names: tuple[str, ...], linears: list[nn.Linear], schemes: Schemes) -> None:
     first = linears[0]
     sizes = tuple(linear.out_features for linear in linears)
+    scheme = schemes.get(first)
+    if scheme is not None:
+        _place(module, names, sizes, QuantizedLinear.from_linears(linears, scheme))
+        return
     merged_linear = nn.Linear(
         first.in_features, sum(sizes), bias=False, dtype=first.weight.dtype, device=torch.device("meta")
     )
@@ -100,22 +111,37 @@ def _merge(module: nn.Module, names: tuple[str, ...], linears: list[nn.Linear]) 
     biases = [bias.detach() for bias in map(_bias, linears) if bias is not None]
     if biases:
         merged_linear.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+    _place(module, names, sizes, merged_linear)
+
+
+def _place(module: nn.Module, names: tuple[str, ...], sizes: tuple[int, ...], linear: nn.Module) -> None:
     merged = _Merged(sizes)
-    owner = MergedPart(merged, 0, linear=merged_linear, first=None)
+    owner = MergedPart(merged, 0, linear=linear, first=None)
     setattr(module, names[0], owner)
     for place, name in enumerate(names[1:], start=1):
         setattr(module, name, MergedPart(merged, place, linear=None, first=owner))
 
 
-def optimize(model: nn.Module, *, fuse: bool) -> None:
+def quantize_linears(model: nn.Module, schemes: Schemes) -> None:
+    """Replaces the layers that are still there of those that are to be quantized."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            scheme = schemes.get(child)
+            if scheme is not None and isinstance(child, nn.Linear):
+                setattr(parent, name, QuantizedLinear.from_linears([child], scheme))
+
+
+def optimize(model: nn.Module, *, fuse: bool, schemes: Schemes = NO_SCHEMES) -> None:
     """Applies all passes in place; the model can only infer afterwards.
 
     Args:
         model: Changed.
         fuse: Whether whole layers may be replaced, too.
+        schemes: Layers that are quantized.
     """
     if fuse:
-        fuse_layers(model)
-    merge_projections(model)
+        fuse_layers(model, schemes)
+    merge_projections(model, schemes)
     replace_rms_norms(model)
+    quantize_linears(model, schemes)
     pack_linears(model, kind=StepLinear)

@@ -6,7 +6,8 @@ recognised by its parts, not by its class; that it computes the same is proved w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from transformers import activations
 
 from sixfold.core.runtime.kernels import can_run, rms_norm
+from sixfold.core.runtime.linear import is_stock_linear
+from sixfold.core.runtime.quantized_linear import ByteScheme, QuantizedLinear
 from sixfold.core.runtime.step_linear import StepGatedLinear, StepLinear
 from sixfold.plugins.llm.attention import PagedStep, gather_context, prefill_mask
 from sixfold.plugins.llm.batch_layout import PrefillChunk
@@ -27,6 +30,10 @@ _PARTS: frozenset[str] = frozenset(
 )
 _HEAD_NORMS: frozenset[str] = frozenset(("self_attn.q_norm", "self_attn.k_norm"))
 
+Schemes = Mapping[nn.Module, ByteScheme]
+"""How those stock linear layers are kept that are quantized by this project's kernels."""
+NO_SCHEMES: Schemes = MappingProxyType({})
+
 # Scores of more than this are left to torch's fused kernel, which needs no memory for them.
 _MAX_SCORES = 1 << 20
 
@@ -36,9 +43,10 @@ class FusedLayer(nn.Module):
 
     Args:
         layer: The stock layer, for which `can_fuse` said yes. It is not kept.
+        schemes: How those of its linear layers are kept that are quantized.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, schemes: Schemes = NO_SCHEMES) -> None:
         super().__init__()
         stock: Any = layer
         attention, mlp = stock.self_attn, stock.mlp
@@ -46,13 +54,10 @@ class FusedLayer(nn.Module):
         self._head_dim: int = attention.head_dim
         self._scaling: float = attention.scaling
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        biases = [p.bias for p in projections]
-        self.qkv = StepLinear(
-            torch.cat([p.weight for p in projections]), None if biases[0] is None else torch.cat(biases)
-        )
-        self.joined = StepLinear.from_linear(attention.o_proj)
-        self.gated = StepGatedLinear(mlp.gate_proj, mlp.up_proj)
-        self.down = StepLinear.from_linear(mlp.down_proj)
+        self.qkv = _linear(projections, schemes)
+        self.joined = _linear((attention.o_proj,), schemes)
+        self.gated = _gated(mlp.gate_proj, mlp.up_proj, schemes)
+        self.down = _linear((mlp.down_proj,), schemes)
         self._attended_dim: int = attention.o_proj.in_features
         self._first_norm, self._eps = _norm(stock.input_layernorm)
         self._second_norm, self._second_eps = _norm(stock.post_attention_layernorm)
@@ -144,18 +149,35 @@ def _attend_chunk(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     return torch.bmm(torch.softmax(scores, dim=-1), value).view(num_heads, num_tokens, dim)
 
 
-def fuse_layers(model: nn.Module) -> int:
+def _linear(linears: Sequence[nn.Linear], schemes: Schemes) -> nn.Module:
+    """One layer of several that share their input."""
+    scheme = schemes.get(linears[0])
+    if scheme is not None:
+        return QuantizedLinear.from_linears(linears, scheme)
+    biases = [cast("Tensor | None", linear.bias) for linear in linears]  # torch's stub forgets bias=False
+    bias = None if biases[0] is None else torch.cat([bias for bias in biases if bias is not None])
+    return StepLinear(torch.cat([linear.weight for linear in linears]), bias)
+
+
+def _gated(gate: nn.Linear, up: nn.Linear, schemes: Schemes) -> nn.Module:
+    scheme = schemes.get(up)
+    if scheme is None:
+        return StepGatedLinear(gate, up)
+    return QuantizedLinear(up.weight, None, scheme, gate=gate.weight)
+
+
+def fuse_layers(model: nn.Module, schemes: Schemes = NO_SCHEMES) -> int:
     """Replaces all layers that can be fused; returns their number. Each stock layer is let go before the next."""
     count = 0
     for modules in [m for m in model.modules() if isinstance(m, nn.ModuleList)]:
         for index, layer in enumerate(modules):
-            if can_fuse(layer):
-                modules[index] = FusedLayer(layer)
+            if can_fuse(layer, schemes):
+                modules[index] = FusedLayer(layer, schemes)
                 count += 1
     return count
 
 
-def can_fuse(layer: nn.Module) -> bool:
+def can_fuse(layer: nn.Module, schemes: Schemes = NO_SCHEMES) -> bool:
     """Whether the layer has exactly the parts of a Llama layer (with Qwen3's head norms or without) that run here."""
     stock: Any = layer
     modules = cast("Iterator[tuple[str, nn.Module]]", layer.named_modules())  # untyped in torch
@@ -165,7 +187,7 @@ def can_fuse(layer: nn.Module) -> bool:
         return False
     attention, mlp = stock.self_attn, stock.mlp
     linears = [layer.get_submodule(name) for name in _PARTS if name.endswith("proj")]
-    plain = all(type(linear) is nn.Linear for linear in linears)
+    plain = all(is_stock_linear(linear) for linear in linears)
     if not plain or not can_run(mlp.up_proj.weight.device, mlp.up_proj.weight.dtype):
         return False
     norms = [stock.input_layernorm, stock.post_attention_layernorm]
@@ -173,8 +195,11 @@ def can_fuse(layer: nn.Module) -> bool:
     same_biases = (
         len({attention.q_proj.bias is None, attention.k_proj.bias is None, attention.v_proj.bias is None}) == 1
     )
+    merged = (("q_proj", "k_proj", "v_proj"), attention), (("gate_proj", "up_proj"), mlp)
+    same_schemes = all(len({schemes.get(getattr(parent, name)) for name in names}) == 1 for names, parent in merged)
     return (
-        isinstance(mlp.act_fn, nn.SiLU | activations.SiLUActivation)
+        same_schemes
+        and isinstance(mlp.act_fn, nn.SiLU | activations.SiLUActivation)
         and getattr(attention, "sliding_window", None) is None
         and attention.head_dim % 2 == 0
         and same_biases

@@ -17,7 +17,7 @@ _SAMPLE_BYTES = 4096
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
-def fingerprint(folder: Path, cache: KvCache) -> str:
+def fingerprint(folder: Path, cache: KvCache, *, quantization: str = "") -> str:
     """Of a model's files and of its cache, in hex.
 
     Whole weights would take minutes to read, so every tensor is sampled at its begin, middle and end: a fine-tuned model
@@ -26,11 +26,13 @@ def fingerprint(folder: Path, cache: KvCache) -> str:
     Args:
         folder: The model's files.
         cache: Where its blocks are.
+        quantization: How its weights are kept, if not as in the files.
     """
     digest = hashlib.blake2b(digest_size=16)
     shapes = [list(tensor.shape[1:]) for tensor in cache.tensors]
     dtype = str(cache.tensors[0].dtype)
     digest.update(msgspec.json.encode([_FORMAT, sys.byteorder, dtype, cache.block_size, shapes]))
+    digest.update(quantization.encode())
     config = folder / "config.json"
     digest.update(config.read_bytes() if config.exists() else b"")
     for path in sorted(p for p in folder.iterdir() if p.suffix in _WEIGHT_SUFFIXES):

@@ -41,13 +41,19 @@ def load(context: LoadContext) -> TransformersModel:
     context.report(0.05, "reading the tokenizer")
     codec: TextCodec = read_files(lambda: TextCodec.load(context.path), "tokenizer")
     loaded = load_decoder(
-        context.path, codec, options, device=device, model_name=context.model_name, report=context.report
+        context.path,
+        codec,
+        options,
+        device=device,
+        model_name=context.model_name,
+        quantization=context.quantization,
+        report=context.report,
     )
     cache, facts = loaded.decoder.cache, loaded.facts
     draft = _load_draft(context, options, loaded, codec)
     max_model_len = _max_model_len(facts, options, cache, context.model_name)
     events = None if options.kv_events is None else announce(options.kv_events, cache)
-    transfer = _transfer(context, options, cache)
+    transfer = _transfer(context, options, cache, loaded.quantization)
     conversations = ConversationWriter.of_model(
         codec,
         tool_call_parser=options.tool_call_parser,
@@ -64,6 +70,7 @@ def load(context: LoadContext) -> TransformersModel:
             "kv_cache_tokens": cache.num_tokens,
             "vocab_size": facts.vocab_size,
             "has_chat_template": codec.has_chat_template,
+            **({"quantization": loaded.quantization} if loaded.quantization else {}),
             **conversations.details,
             **({} if events is None else events.endpoints),
             **({} if transfer is None else transfer.details),
@@ -90,7 +97,9 @@ def load(context: LoadContext) -> TransformersModel:
     )
 
 
-def _transfer(context: LoadContext, options: TransformersOptions, cache: KvCache) -> KvTransfer | None:
+def _transfer(
+    context: LoadContext, options: TransformersOptions, cache: KvCache, quantization: str
+) -> KvTransfer | None:
     if options.kv_transfer is None:
         return None
     if options.prefix_cache == "off":
@@ -98,7 +107,12 @@ def _transfer(context: LoadContext, options: TransformersOptions, cache: KvCache
             f"models.{context.model_name}.options.kv_transfer: it needs the prefix cache, through which prompts are found. "
             "Set prefix_cache to shared or per_key, or remove kv_transfer."
         )
-    return KvTransfer(options.kv_transfer, cache, fingerprint=fingerprint(context.path, cache), clock=time.monotonic)
+    return KvTransfer(
+        options.kv_transfer,
+        cache,
+        fingerprint=fingerprint(context.path, cache, quantization=quantization),
+        clock=time.monotonic,
+    )
 
 
 def _proposer(draft: LoadedDecoder | None, facts: ModelFacts) -> DraftModelProposer | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, Command, Progress, hookimpl
+from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.plugins.llm.cli import COMMAND
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, Generation, TextDelta
 from sixfold.plugins.llm.options import TransformersOptions
@@ -70,6 +71,7 @@ FAMILY = Family(
             name="kv_transfer_held_blocks", kind=MetricKind.GAUGE, help="Cache blocks kept for other processes."
         ),
     ),
+    quantization=LINEAR_METHODS,
     # A few minutes of work for a small model on two cores.
     default_max_queue_units=131_072,
 )

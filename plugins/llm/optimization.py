@@ -1,0 +1,93 @@
+"""What is done to a stock decoder between reading and serving: quantization, as the policy says, and the cheaper passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from sixfold.core.runtime.quantization.apply import Component, apply_plan, byte_schemes, plan_components, summary
+from sixfold.core.runtime.quantization.hardware import check_hardware, look_at
+from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.core.runtime.quantization.policy import ComponentPolicy, QuantizationPolicy
+from sixfold.plugins.llm.fuse import optimize, quantize_linears
+from sixfold.plugins.llm.fused_layer import Schemes
+
+LM_HEAD = "lm_head"
+"""The component that turns the last hidden state into logits."""
+
+_MODEL = "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """How a decoder is changed.
+
+    Attributes:
+        quantization: Which layers are kept in fewer bits.
+        model_name: For messages.
+        fuse: Whether whole layers may be replaced.
+    """
+
+    quantization: QuantizationPolicy | None
+    model_name: str
+    fuse: bool
+
+    def run(self, model: nn.Module, *, packed: bool) -> str:
+        """Changes the model in place; returns what is quantized, in a few words.
+
+        Args:
+            model: As transformers loaded it.
+            packed: Whether layers are packed and merged.
+
+        Raises:
+            ConfigError: The policy does not fit the model, the hardware or what is installed.
+        """
+        schemes: Schemes = {}
+        text = ""
+        if self.quantization is not None:
+            schemes, text = self._quantize(model, self.quantization)
+        if packed:
+            optimize(model, fuse=self.fuse, schemes=schemes)
+        else:
+            quantize_linears(model, schemes)
+        return text
+
+    def _quantize(self, model: Any, policy: QuantizationPolicy) -> tuple[Schemes, str]:
+        """What this project's kernels take is left for later, since layers merge first; the rest is done."""
+        place = f"models.{self.model_name}.quantization"
+        hardware = look_at(model.device)
+        check_hardware(policy, LINEAR_METHODS, hardware, place=place)
+        parts = components(model)
+        plans = plan_components(parts, with_better_head(policy), place=place)
+        schemes: Schemes = {}
+        for name, decisions in plans.items():
+            module = parts[name].module
+            own = byte_schemes(module, decisions) if hardware.has_byte_products else {}
+            names = {name for name, layer in module.named_modules() if layer in own}
+            rest = [decision for decision in decisions if decision.layer.name not in names]
+            apply_plan(module, rest, hardware=hardware, place=place)
+            schemes = {**schemes, **own}
+        return schemes, summary(plans)
+
+
+def components(model: Any) -> dict[str, Component]:
+    """The parts that a policy may name: the layers, and the head."""
+    found = {_MODEL: Component(module=getattr(model, model.base_model_prefix))}
+    head = model.get_output_embeddings()
+    if isinstance(head, nn.Linear):
+        found[LM_HEAD] = Component(module=nn.ModuleDict({LM_HEAD: head}))
+    return found
+
+
+def with_better_head(policy: QuantizationPolicy) -> QuantizationPolicy:
+    """With 4 bits, the head gets 8 unless the policy names it.
+
+    It is where an error shows at once, and llama.cpp's files of 4 bits keep it in more for the same reason.
+    """
+    if LM_HEAD in policy.components or policy.scheme not in ("int4", "nvfp4"):
+        return policy
+    what = policy.what if policy.what != "kv_cache" else "weights"
+    part = ComponentPolicy(scheme="int8", what=what)
+    return policy.model_copy(update={"components": {**policy.components, LM_HEAD: part}})
