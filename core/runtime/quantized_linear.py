@@ -56,6 +56,7 @@ class QuantizedLinear(nn.Module):
         self._panels = QuantizedWeight(
             weight, bias, num_bits=scheme.num_bits, keeps_inputs=scheme.keeps_inputs, gate=gate
         )
+        self.register_buffer("panels", torch.from_numpy(self._panels.panels), persistent=False)  # so that it is counted
 
     @classmethod
     def from_linears(cls, linears: Sequence[nn.Linear], scheme: ByteScheme) -> QuantizedLinear:
@@ -64,11 +65,6 @@ class QuantizedLinear(nn.Module):
         biases = [cast("Tensor | None", linear.bias) for linear in linears]  # torch's stub forgets bias=False
         bias = None if biases[0] is None else torch.cat([bias for bias in biases if bias is not None])
         return cls(torch.cat(weights) if len(weights) > 1 else weights[0], bias, scheme)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of weights and biases, scales and padding included."""
-        return self._panels.num_bytes
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[..., in_features] to [..., out_features].

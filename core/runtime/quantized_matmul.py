@@ -199,11 +199,6 @@ class QuantizedWeight:
             padding = (0, -self.out_features % PANEL_COLUMNS)
             self._bias = torch.nn.functional.pad(bias.detach().float(), padding).contiguous().numpy()
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of weight and bias, scales and padding included."""
-        return int(self.panels.nbytes + self._bias.nbytes)
-
     def multiply(self, x: Tensor, *, after: After = After.NOTHING, other: Tensor | None = None) -> Tensor:
         """See `PackedWeight.multiply`."""
         if x.shape[-1] != self.in_features or x.dtype is not torch.bfloat16:

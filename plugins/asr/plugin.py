@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
+from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.plugins.asr.options import FasterWhisperOptions, TransformersOptions
 from sixfold.plugins.asr.schema import AsrInput, AsrOutput
 
@@ -70,6 +71,8 @@ TRANSFORMERS = Family(
     requires=("torch", "transformers", "faster_whisper", "av", "onnxruntime", "scipy"),
     detect=detect_transformers,
     metrics=WHISPER_METRICS,
+    quantization=LINEAR_METHODS,
+    quality="sixfold.plugins.asr.quality:SpeechQuality",
     default_max_queue_units=1_000_000,
 )
 

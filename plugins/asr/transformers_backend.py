@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,13 +38,24 @@ class TransformersBackend:
         dtype: Of the weights.
         beam_size: At temperature 0.
         best_of: Above it.
+        prepare: Called with the model before it is used.
     """
 
     is_multilingual: bool
 
-    def __init__(self, path: Path, *, device: str, dtype: torch.dtype, beam_size: int, best_of: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        beam_size: int,
+        best_of: int,
+        prepare: Callable[[Any], object] = lambda _model: None,
+    ) -> None:
         model: Any = _LIBRARY.from_pretrained(path, dtype=dtype, local_files_only=True)
         self._model = model.to(device).eval()
+        prepare(self._model)
         self._device = device
         self._dtype = dtype
         self._beam_size = beam_size

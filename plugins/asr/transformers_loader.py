@@ -11,6 +11,9 @@ from transformers import AutoModelForCTC, AutoProcessor
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import SourceError
 from sixfold.core.family import LoadContext
+from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.core.runtime.quantization.modules import Component, quantize_loaded
+from sixfold.core.runtime.quantization.policy import patterns
 from sixfold.plugins.asr.ctc import CtcModel
 from sixfold.plugins.asr.loader import load_speakers
 from sixfold.plugins.asr.options import TransformersOptions
@@ -47,6 +50,7 @@ def load(context: LoadContext) -> WhisperModel | CtcModel:
                 dtype=dtype,
                 beam_size=options.beam_size,
                 best_of=options.best_of,
+                prepare=lambda model: details.update(_quantize(whisper_components(model), context)),
             )
             details["multilingual"] = backend.is_multilingual
             return WhisperModel(
@@ -56,10 +60,25 @@ def load(context: LoadContext) -> WhisperModel | CtcModel:
         processor = _PROCESSOR.from_pretrained(context.path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise SourceError(f"transformers can't load the model: {error}") from error
-    info = ModelInfo(parameters=sum(p.numel() for p in network.parameters()), details=details)
-    return CtcModel(
-        network.to(context.device).eval(), processor, info=info, max_audio_s=options.max_audio_s, speakers=speakers
-    )
+    num_parameters = sum(p.numel() for p in network.parameters())
+    network = network.to(context.device).eval()
+    details.update(_quantize({"model": Component(module=network, defaults=patterns("output"))}, context))
+    info = ModelInfo(parameters=num_parameters, details=details)
+    return CtcModel(network, processor, info=info, max_audio_s=options.max_audio_s, speakers=speakers)
+
+
+def whisper_components(model: Any) -> dict[str, Component]:
+    """The parts of Whisper that a policy may name. Its output layer is the token table, and stays."""
+    return {
+        "encoder": Component(module=model.model.encoder),
+        "decoder": Component(module=model.model.decoder),
+    }
+
+
+def _quantize(components: dict[str, Component], context: LoadContext) -> dict[str, str]:
+    place = f"models.{context.model_name}.quantization"
+    done = quantize_loaded(components, context.quantization, LINEAR_METHODS, place=place)
+    return {"quantization": done} if done else {}
 
 
 def _dtype(name: str, device: str) -> torch.dtype:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import activations
 
-from sixfold.core.runtime.linear import Activation, PackedLinear
+from sixfold.core.runtime.linear import Activation, PackedLinear, is_stock_linear
 from sixfold.plugins.embedding.attention import PackedAttention
 
 _LINEARS = (
@@ -84,7 +84,7 @@ def can_fuse(layer: nn.Module) -> bool:
     if parts != expected or _activation(layer) is None:
         return False
     linears = [_find(layer, name) for name in _LINEARS]
-    if not all(type(linear) is nn.Linear and cast("Tensor | None", linear.bias) is not None for linear in linears):
+    if not all(is_stock_linear(linear) and cast("Tensor | None", linear.bias) is not None for linear in linears):
         return False
     attention = _find(layer, "attention.self")
     return not getattr(attention, "is_causal", False) and not getattr(attention, "is_decoder", False)

@@ -13,6 +13,9 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import SourceError
 from sixfold.core.family import LoadContext, ModelFiles
 from sixfold.core.runtime.linear import pack_linears
+from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.core.runtime.quantization.modules import Component, held_bytes, quantize_loaded
+from sixfold.core.runtime.quantization.policy import patterns
 from sixfold.plugins.embedding.attention import PackedAttention
 from sixfold.plugins.embedding.encoder import Encoder, EncoderInput
 from sixfold.plugins.embedding.forward import GroupedForward, PackedForward
@@ -24,6 +27,9 @@ from sixfold.plugins.embedding.pipeline import Pipeline
 from sixfold.plugins.embedding.tokenizing import TextTokenizer
 
 _LOG = logging.getLogger(__name__)
+
+QUANTIZATION_SKIP = patterns("pooler")
+"""Linear layers that keep their type unless an entry says otherwise."""
 
 MODES = ("fused", "packed", "grouped", "stock")
 """From the fastest to the one that can't fail; "stock" is "grouped" with the library's own linear layers."""
@@ -52,7 +58,11 @@ def load(context: LoadContext) -> EmbeddingModel:
     torch.set_num_threads(context.num_threads)
     dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
     context.report(0.1, "reading weights")
-    pipeline = _pipeline_class(context.path)(context.path, context.device, dtype)
+    quantized: dict[str, str] = {}
+    pipeline = _pipeline_class(context.path)(
+        context.path, context.device, dtype, lambda transformer: quantized.update(_quantize(transformer, context))
+    )
+    weight_bytes = pipeline.num_parameters * dtype.itemsize if not quantized else held_bytes(pipeline.transformer)
     tokenizer = pipeline.tokenizer(options.max_seq_length)
     prompts = pipeline.prompts(options.default_prompt_name)
     context.report(0.5, "checking the vectors against the library's")
@@ -68,13 +78,14 @@ def load(context: LoadContext) -> EmbeddingModel:
         # Late interaction is made for it.
         "reranks": options.rerank_by_similarity or encoder.output_types == ("multi_vector",),
         "similarity": pipeline.similarity,
+        **quantized,
     }
     context.report(1.0, f"runs {encoder.mode}")
     return EmbeddingModel(
         info=ModelInfo(
             max_model_len=tokenizer.max_tokens,
             parameters=pipeline.num_parameters,
-            memory_bytes=pipeline.num_parameters * dtype.itemsize,
+            memory_bytes=weight_bytes,
             details=details,
         ),
         encoder=encoder,
@@ -85,6 +96,13 @@ def load(context: LoadContext) -> EmbeddingModel:
         parts_pay=context.device == "cpu" and encoder.mode == "fused",
         similarity=pipeline.similarity,
     )
+
+
+def _quantize(transformer: torch.nn.Module, context: LoadContext) -> dict[str, str]:
+    place = f"models.{context.model_name}.quantization"
+    components = {"transformer": Component(module=transformer, defaults=QUANTIZATION_SKIP)}
+    done = quantize_loaded(components, context.quantization, LINEAR_METHODS, place=place)
+    return {"quantization": done} if done else {}
 
 
 def _pipeline_class(path: Path) -> type[Pipeline]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ class Pipeline:
         path: The model's folder.
         device: "cpu" or "cuda:N".
         dtype: Of the transformer; the tail stays float32.
+        prepare: Called with the transformer whenever it has been read.
 
     Raises:
         SourceError: The folder is no such model, or needs Python code of its own.
@@ -38,13 +39,21 @@ class Pipeline:
 
     _CLASS: Any = SentenceTransformer
 
-    def __init__(self, path: Path, device: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: str,
+        dtype: torch.dtype,
+        prepare: Callable[[nn.Module], object] = lambda _transformer: None,
+    ) -> None:
         self.dtype = dtype
+        self._prepare = prepare
         self._path = path
         self._device = device
         self._library = self._load()
         self._check_modules()
         self.num_parameters = sum(parameter.numel() for parameter in self._library.parameters())
+        self._prepare(self.transformer)
 
     @property
     def transformer(self) -> Any:
@@ -90,6 +99,7 @@ class Pipeline:
     def reload(self) -> None:
         """Reads the weights again, after a trial changed the modules."""
         self._library = self._load()
+        self._prepare(self.transformer)
 
     @property
     def output_types(self) -> tuple[OutputType, ...]:

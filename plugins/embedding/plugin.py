@@ -7,6 +7,7 @@ from typing import cast
 
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
+from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.plugins.embedding.clip.options import ClipOptions
 from sixfold.plugins.embedding.options import EmbeddingOptions
 from sixfold.plugins.embedding.rerank.options import CrossEncoderOptions
@@ -70,6 +71,8 @@ FAMILY = Family(
     extra="embedding",
     requires=("torch", "transformers", "sentence_transformers"),
     detect=detect,
+    quantization=LINEAR_METHODS,
+    quality="sixfold.plugins.embedding.quality:EmbeddingQuality",
     metrics=(
         MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Inputs that were embedded."),
         MetricSpec(name="embedding_tokens_total", kind=MetricKind.COUNTER, help="Tokens that were embedded."),

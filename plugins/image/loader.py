@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 import diffusers
@@ -12,11 +13,13 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, InvalidRequest, SourceError
 from sixfold.core.family import LoadContext
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
+from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.core.runtime.quantization.modules import Component, held_bytes, quantize_loaded
 from sixfold.plugins.image.drawing import Planner
 from sixfold.plugins.image.model import ImageModel
 from sixfold.plugins.image.options import ImageOptions
 from sixfold.plugins.image.roles import find_roles
-from sixfold.plugins.image.rules import DENOISERS
+from sixfold.plugins.image.rules import DENOISERS, QUANTIZATION_SKIP
 from sixfold.plugins.image.sizes import SizeRules
 
 _LOG = logging.getLogger(__name__)
@@ -63,6 +66,8 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         )
     if "vae" in modules and device.type == "cuda":
         cast(Any, modules["vae"]).to(memory_format=torch.channels_last)
+    parameters = sum(p.numel() for module in modules.values() for p in module.parameters())
+    quantized = _quantize(modules, context)
     caches = (
         {}
         if options.compile
@@ -78,8 +83,7 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
     if options.row_cache_threshold is not None and not caches:
         raise ConfigError("row_cache_threshold: this model's blocks can't be cached (or compile is on). Remove it.")
     planner = Planner(roles=find_roles(pipeline), sizes=size_rules(pipeline, denoisers[0], options), options=options)
-    parameters = sum(p.numel() for module in modules.values() for p in module.parameters())
-    held = sum(p.nbytes for module in modules.values() for p in module.parameters())
+    held = sum(held_bytes(module) for module in modules.values())
     roles, sizes = planner.roles, planner.sizes
     details: dict[str, str | int | float | bool] = {
         "pipeline": type(pipeline).__name__,
@@ -90,6 +94,7 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         "generates": roles.generate is not None,
         "edits": roles.edit is not None,
         "fills_masks": roles.inpaint is not None,
+        **({"quantization": quantized} if quantized else {}),
     }
     context.report(1.0, "loaded")
     return ImageModel(
@@ -99,6 +104,19 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         caches=caches,
         num_threads=context.num_threads,
     )
+
+
+def _quantize(modules: Mapping[str, torch.nn.Module], context: LoadContext) -> str:
+    """Denoisers follow an entry's policy, other parts only where it names them."""
+    place = f"models.{context.model_name}.quantization"
+    options = cast(ImageOptions, context.options)
+    if context.quantization is not None and options.compile and context.device == "cpu":
+        raise ConfigError(f"{place}: what is quantized on a CPU can't be compiled. Remove options.compile.")
+    components = {
+        name: Component(module=module, defaults=QUANTIZATION_SKIP, unless_named=name not in DENOISERS)
+        for name, module in modules.items()
+    }
+    return quantize_loaded(components, context.quantization, LINEAR_METHODS, place=place)
 
 
 def dtype_of(options: ImageOptions, device: torch.device) -> torch.dtype:

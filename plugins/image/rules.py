@@ -8,8 +8,12 @@ from torch import Tensor
 
 from sixfold.core.rendezvous.calls import CallRules, TextPadding
 from sixfold.core.rendezvous.scoped import LanePart, PipelinePlan
+from sixfold.core.runtime.quantization.policy import patterns
 
 DENOISERS = frozenset({"transformer", "transformer_2", "unet", "controlnet"})
+
+QUANTIZATION_SKIP = patterns("embedder", "modulation", "output", r"re:.*\.img_mlp\.net\.2")
+"""Linear layers of denoisers that keep their type: small, and an error in them reaches every token; the last one is Qwen's."""
 _IDS = frozenset({"img_ids", "txt_ids", "image_rotary_emb"})
 _ENCODERS = frozenset({"text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4", "image_encoder"})
 _TOKENIZERS = frozenset({"tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4", "processor", "feature_extractor"})

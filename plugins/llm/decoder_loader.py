@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from sixfold.core.errors import ConfigError, SourceError
 from sixfold.core.runtime.linear import PackedLinear
-from sixfold.core.runtime.quantization.apply import held_bytes
+from sixfold.core.runtime.quantization.modules import held_bytes
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.core.runtime.step_linear import StepGatedLinear
 from sixfold.plugins.llm.attention import ATTENTION, paged_attention
@@ -94,7 +94,7 @@ def load_decoder(
     _ATTENTION_TABLE.register(PROBE_ATTENTION, record_attention)
     dtype = choose_dtype(options.dtype, device)
     report(0.2, "reading weights")
-    model = read_files(lambda: _read_model(path, dtype, device), "weights")
+    model = read_files(lambda: read_model(path, dtype, device), "weights")
     facts = read_facts(path, model, codec)
     num_parameters = sum(p.numel() for p in model.parameters())
     report(0.6, "packing weights")
@@ -105,7 +105,7 @@ def load_decoder(
         if not options.compute_packed:
             raise
         _LOG.warning("%s Its layers are not fused.", error)
-        model = read_files(lambda: _read_model(path, dtype, device), "weights")
+        model = read_files(lambda: read_model(path, dtype, device), "weights")
         passes = dataclasses.replace(passes, fuse=False)
         decoder, quantized = _to_paged(model, facts, options, passes, num_blocks=num_blocks)
     return LoadedDecoder(
@@ -178,7 +178,8 @@ def read_files(read: Callable[[], Any], what: str) -> Any:
         ) from error
 
 
-def _read_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def read_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The stock model of a folder, in evaluation mode."""
     config = _CONFIGS.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     model = _MODELS.from_pretrained(path, config=config, dtype=dtype, local_files_only=True, trust_remote_code=False)
     return model.to(device).eval()

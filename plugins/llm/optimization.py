@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from sixfold.core.runtime.quantization.apply import Component, apply_plan, byte_schemes, plan_components, summary
+from sixfold.core.runtime.quantization.apply import apply_plan, byte_schemes, plan_components, summary
 from sixfold.core.runtime.quantization.hardware import check_hardware, look_at
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.core.runtime.quantization.modules import Component
 from sixfold.core.runtime.quantization.policy import ComponentPolicy, QuantizationPolicy
 from sixfold.plugins.llm.fuse import optimize, quantize_linears
 from sixfold.plugins.llm.fused_layer import Schemes

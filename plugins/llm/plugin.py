@@ -72,6 +72,7 @@ FAMILY = Family(
         ),
     ),
     quantization=LINEAR_METHODS,
+    quality="sixfold.plugins.llm.quality:DecoderQuality",
     # A few minutes of work for a small model on two cores.
     default_max_queue_units=131_072,
 )

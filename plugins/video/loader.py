@@ -14,6 +14,9 @@ from sixfold.core.errors import SourceError
 from sixfold.core.family import LoadContext, ModelFiles
 from sixfold.core.rendezvous.calls import CallRules
 from sixfold.core.rendezvous.scoped import LanePart, PipelinePlan
+from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.core.runtime.quantization.modules import Component, held_bytes, quantize_loaded
+from sixfold.core.runtime.quantization.policy import patterns
 from sixfold.plugins.video.encoding import choose_format
 from sixfold.plugins.video.inspection import DENOISERS, inspect_pipeline
 from sixfold.plugins.video.model import VideoModel
@@ -24,6 +27,9 @@ _LOG = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FLOAT32_VAES = frozenset({"AutoencoderKLWan"})
+
+# Small, and an error in them reaches every token.
+_QUANTIZATION_SKIP = patterns("embedder", "modulation", "output")
 
 _RULES = {
     # Rotary tables have the size of the positions first, which may be the number of rows by chance.
@@ -47,17 +53,16 @@ def load(context: LoadContext) -> VideoModel:
     dtype = _dtype(options, device)
     context.report(0.1, "reading weights")
     pipeline = read_pipeline(context.path, dtype, keeps_vae=options.dtype == "auto").to(device)
+    num_parameters = sum(p.numel() for part in _modules(pipeline).values() for p in part.parameters())
+    quantized = _quantize(pipeline, context)
     context.report(0.9, "looking at the pipeline")
     can = inspect_pipeline(pipeline, options, dtype=str(dtype).removeprefix("torch."), codec=form.codec)
-    weights = [
-        p for part in pipeline.components.values() if isinstance(part, torch.nn.Module) for p in part.parameters()
-    ]
     context.report(1.0, f"runs {can.pipeline}")
     return VideoModel(
         info=ModelInfo(
-            parameters=sum(p.numel() for p in weights),
-            memory_bytes=sum(p.numel() * p.element_size() for p in weights),
-            details=can.details(),
+            parameters=num_parameters,
+            memory_bytes=sum(held_bytes(part) for part in _modules(pipeline).values()),
+            details={**can.details(), **({"quantization": quantized} if quantized else {})},
         ),
         pipeline=pipeline,
         plan=plan_of(pipeline),
@@ -67,6 +72,20 @@ def load(context: LoadContext) -> VideoModel:
         num_threads=context.num_threads,
         call_arguments=options.call_arguments,
     )
+
+
+def _modules(pipeline: Any) -> dict[str, torch.nn.Module]:
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def _quantize(pipeline: Any, context: LoadContext) -> str:
+    """Denoisers follow an entry's policy, other parts only where it names them."""
+    components = {
+        name: Component(module=module, defaults=_QUANTIZATION_SKIP, unless_named=name not in DENOISERS)
+        for name, module in _modules(pipeline).items()
+    }
+    place = f"models.{context.model_name}.quantization"
+    return quantize_loaded(components, context.quantization, LINEAR_METHODS, place=place)
 
 
 def read_pipeline(path: Path, dtype: torch.dtype, *, keeps_vae: bool) -> Any:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from sixfold.core.errors import ConfigError
@@ -23,8 +21,9 @@ from sixfold.core.runtime.quantization.methods import (
     INT8_WEIGHTS,
     NVFP4_BOTH,
 )
-from sixfold.core.runtime.quantization.plan import Decision, LinearShape, plan
-from sixfold.core.runtime.quantization.policy import Method, QuantizationPolicy, SkipRules
+from sixfold.core.runtime.quantization.modules import INSTALL, Component
+from sixfold.core.runtime.quantization.plan import Decision, LinearShape, check_rules, plan
+from sixfold.core.runtime.quantization.policy import Method, QuantizationPolicy
 from sixfold.core.runtime.quantized_linear import ByteScheme, QuantizedLinear, can_quantize
 from sixfold.core.validation import did_you_mean
 
@@ -45,21 +44,6 @@ _TORCHAO: Mapping[Method, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Component:
-    """A part of a model that a policy may name.
-
-    Attributes:
-        module: Its linear layers are meant.
-        defaults: What the word ``defaults`` in a skip list stands for.
-        unless_named: Whether it keeps its type unless the policy names it.
-    """
-
-    module: nn.Module
-    defaults: SkipRules = ()
-    unless_named: bool = False
-
-
 def linear_shapes(module: nn.Module) -> tuple[LinearShape, ...]:
     """The stock linear layers below a module, by name; a layer that has several places is there once."""
     return tuple(LinearShape(name, layer.out_features, layer.in_features) for name, layer in _linears(module).items())
@@ -78,15 +62,18 @@ def plan_components(
         raise ConfigError(
             f"{place}.components.{unknown}: the model has no such part. {did_you_mean(unknown, components)}"
         )
+    shapes = {name: linear_shapes(component.module) for name, component in components.items()}
+    check_rules(list(shapes.values()), policy.skip, place=f"{place}.skip")
     plans: dict[str, tuple[Decision, ...]] = {}
     for name, component in components.items():
-        own = policy.of(name)
-        if own is None or (component.unless_named and name not in policy.components):
+        own, named = policy.of(name), name in policy.components
+        if own is None or (component.unless_named and not named):
             continue
-        named = f"{place}.components.{name}" if name in policy.components else place
-        plans[name] = plan(linear_shapes(component.module), own, defaults=component.defaults, place=named)
+        if own.skip is not policy.skip:
+            check_rules([shapes[name]], own.skip, place=f"{place}.components.{name}.skip")
+        plans[name] = plan(shapes[name], own, defaults=component.defaults)
     if not any(decision.method for decisions in plans.values() for decision in decisions):
-        raise ConfigError(f"{place}: the model has no linear layer to quantize. Remove the key.")
+        raise ConfigError(f"{place}: nothing is left to quantize. Skip less, or remove the key.")
     return plans
 
 
@@ -156,23 +143,9 @@ def summary(plans: Mapping[str, Collection[Decision]]) -> str:
     return ", ".join(parts)
 
 
-def held_bytes(module: nn.Module) -> int:
-    """Memory of all weights, quantized ones included."""
-    own = sum(m.num_bytes for m in _modules(module).values() if isinstance(m, QuantizedLinear))
-    return own + sum(_tensor_bytes(parameter) for parameter in module.parameters())
-
-
-def _tensor_bytes(tensor: torch.Tensor) -> int:
-    # torchao's tensors report the size of what they stand for; what they hold is in tensors of their own.
-    names = [*getattr(tensor, "tensor_data_names", ()), *(getattr(tensor, "optional_tensor_data_names", None) or ())]
-    if not names:
-        return tensor.nbytes
-    return sum(part.nbytes for name in names if (part := getattr(tensor, name, None)) is not None)
-
-
 def _quantize_by_torchao(module: nn.Module, method: Method, chosen: set[int], *, place: str) -> None:
     if method not in _TORCHAO or importlib.util.find_spec("torchao") is None:
-        raise ConfigError(f"{place}: {method} needs torchao here. Run: pip install 'sixfold[quantization]'")
+        raise ConfigError(f"{place}: {method} needs torchao here, which is not installed. {INSTALL}")
     package, config = _TORCHAO[method]
     try:
         torchao: Any = importlib.import_module("torchao.quantization")

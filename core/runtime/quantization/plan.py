@@ -13,6 +13,9 @@ from sixfold.core.runtime.quantization.policy import DEFAULTS, Method, Quantizat
 KINDS: Mapping[str, re.Pattern[str]] = {
     "attention": re.compile(r"(^|\.)[^.]*(attn|attention)[^.]*(\.|$)"),
     "mlp": re.compile(r"(^|\.)(mlp|[^.]*_mlp|ff|ff_[^.]*|ffn|feed_forward|fc[123]|intermediate|net)(\.|$)"),
+    "embedder": re.compile(r"(^[^.]*_in(\.|$))|((^|\.)([^.]*embed[^.]*|caption_projection)(\.|$))"),
+    "modulation": re.compile(r"(^|\.)([^.]*_mod|[^.]*modulation[^.]*|ada[^.]*|norm[^.]*\.linear|time_emb_proj)(\.|$)"),
+    "output": re.compile(r"^(norm_out|proj_out|final_layer|lm_head)(\.|$)"),
 }
 """Words that stand for layers of one kind, however the model names them."""
 
@@ -55,40 +58,41 @@ class Decision:
 
 
 def plan(
-    layers: Sequence[LinearShape], policy: QuantizationPolicy, *, defaults: SkipRules = (), place: str
+    layers: Sequence[LinearShape], policy: QuantizationPolicy, *, defaults: SkipRules = ()
 ) -> tuple[Decision, ...]:
     """One decision a layer, in their order. The first rule that fits is the reason.
 
     Args:
         layers: Of one component.
         policy: For it.
-        defaults: What the word ``defaults`` stands for. These may fit nothing.
-        place: Where the policy stands in the configuration, for messages.
-
-    Raises:
-        ConfigError: A rule of the policy fits no layer, or the rules leave nothing to quantize.
+        defaults: What the word ``defaults`` stands for.
     """
     blocks = _blocks(layers)
     reasons: dict[str, str] = {}
     for rule in policy.skip:
-        if rule.pattern == DEFAULTS:
-            for default in defaults:
-                for layer in filter(_test(default, blocks), layers):
-                    reasons.setdefault(layer.name, f"skip: {DEFAULTS} ({default})")
-            continue
-        fitting = list(filter(_test(rule, blocks), layers))
-        if not fitting:
-            raise ConfigError(f"{place}.skip: '{rule}' fits no linear layer. {_choices(layers)}")
-        for layer in fitting:
-            reasons.setdefault(layer.name, f"skip: {rule}")
-    if layers and len(reasons) == len(layers):
-        raise ConfigError(f"{place}.skip: nothing is left to quantize: {len(layers)} layers are skipped. Skip less.")
+        is_word = rule.pattern == DEFAULTS
+        for inner in defaults if is_word else (rule,):
+            reason = f"skip: {DEFAULTS} ({inner})" if is_word else f"skip: {rule}"
+            for layer in filter(_test(inner, blocks), layers):
+                reasons.setdefault(layer.name, reason)
     return tuple(
         Decision(layer, None, reasons[layer.name])
         if layer.name in reasons
         else Decision(layer, policy.method, str(policy.method))
         for layer in layers
     )
+
+
+def check_rules(components: Sequence[Sequence[LinearShape]], rules: SkipRules, *, place: str) -> None:
+    """Refuses a rule that fits no layer of any of the components: it is a mistake, and would be ignored in silence.
+
+    Raises:
+        ConfigError: Shows which layers there are.
+    """
+    for rule in rules:
+        fits = (any(map(_test(rule, _blocks(layers)), layers)) for layers in components)
+        if rule.pattern != DEFAULTS and not any(fits):
+            raise ConfigError(f"{place}: '{rule}' fits no linear layer. {_choices(components)}")
 
 
 def group_of(name: str) -> str:
@@ -127,7 +131,7 @@ def _test(rule: SkipRule, blocks: Sequence[str]) -> Callable[[LinearShape], bool
     return lambda layer: part in f".{layer.name}."
 
 
-def _choices(layers: Sequence[LinearShape]) -> str:
-    groups = list(dict.fromkeys(group_of(layer.name) for layer in layers))
+def _choices(components: Sequence[Sequence[LinearShape]]) -> str:
+    groups = list(dict.fromkeys(group_of(layer.name) for layers in components for layer in layers))
     shown = ", ".join(groups[:12]) + (", ..." if len(groups) > 12 else "")
     return f"Kinds: {', '.join(KINDS)}. Layers: {shown or 'none'}."
