@@ -1,4 +1,4 @@
-"""The built-in commands: serve, pull, models and plugins."""
+"""The built-in commands: serve, pull, models, quantize-report and plugins."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from sixfold.core.cli import quantize_report
 from sixfold.core.cli.listing import model_lines, plugin_lines
 from sixfold.core.cli.progress import ProgressReport
 from sixfold.core.config import ModelEntry, Settings, absolute_source, default_cache_dir, load_config
@@ -36,6 +37,12 @@ def builtin_commands(plugins: Plugins) -> tuple[Command, ...]:
         command("serve", "Serve the models of a configuration file over HTTP.", _configure_serve, _serve),
         command("pull", "Fetch and convert model files, without serving them.", _configure_pull, _pull),
         command("models", "List the models of a configuration file.", _configure_models, _models),
+        command(
+            "quantize-report",
+            "Measure what quantization does to a model: quality, size and speed, by groups of layers.",
+            quantize_report.configure,
+            quantize_report.run,
+        ),
         command(
             "plugins", "List plugins and what they offer, or why they do not work.", lambda _parser: None, _plugins
         ),
