@@ -135,7 +135,7 @@ def text_lines(report: dict[str, Any]) -> list[str]:
             row["quantized"],
             str(row["layers"]),
             f"{row['weight_bytes'] / _MEBIBYTE:.1f}",
-            *(f"{row['figures'][name]:.4g}" for name in names),
+            *(f"{row['figures'][name]:.4g}" if name in row["figures"] else "-" for name in names),
         )
         for row in rows
     ]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCTC, AutoProcessor
+from transformers import AutoModelForCTC, AutoProcessor, WhisperForConditionalGeneration
 
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import SourceError
 from sixfold.core.family import LoadContext
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.core.runtime.quantization.modules import Component, quantize_loaded
-from sixfold.core.runtime.quantization.policy import patterns
+from sixfold.core.runtime.quantization.policy import QuantizationPolicy, patterns
 from sixfold.plugins.asr.ctc import CtcModel
 from sixfold.plugins.asr.loader import load_speakers
 from sixfold.plugins.asr.options import TransformersOptions
@@ -22,6 +23,7 @@ from sixfold.plugins.asr.whisper import WhisperModel
 
 _CTC: Any = AutoModelForCTC
 _PROCESSOR: Any = AutoProcessor
+_WHISPER: Any = WhisperForConditionalGeneration
 
 
 def load(context: LoadContext) -> WhisperModel | CtcModel:
@@ -62,9 +64,54 @@ def load(context: LoadContext) -> WhisperModel | CtcModel:
         raise SourceError(f"transformers can't load the model: {error}") from error
     num_parameters = sum(p.numel() for p in network.parameters())
     network = network.to(context.device).eval()
-    details.update(_quantize({"model": Component(module=network, defaults=patterns("output"))}, context))
+    details.update(_quantize(ctc_components(network), context))
     info = ModelInfo(parameters=num_parameters, details=details)
     return CtcModel(network, processor, info=info, max_audio_s=options.max_audio_s, speakers=speakers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A model of transformers with what prepares its inputs, for measurements.
+
+    Attributes:
+        model: In evaluation mode, on its device.
+        processor: Features, and words of token ids.
+        components: What a policy may name.
+        is_whisper: Else a CTC model.
+    """
+
+    model: Any
+    processor: Any
+    components: dict[str, Component]
+    is_whisper: bool
+
+
+def read_network(context: LoadContext, policy: QuantizationPolicy | None) -> Network:
+    """The stock model, quantized.
+
+    Raises:
+        SourceError: The folder holds neither Whisper nor a CTC model.
+        ConfigError: The policy does not fit.
+    """
+    options = context.options
+    assert isinstance(options, TransformersOptions)
+    is_whisper = json.loads((context.path / "config.json").read_text()).get("model_type") == "whisper"
+    library = _WHISPER if is_whisper else _CTC
+    dtype = _dtype(options.dtype, context.device)
+    try:
+        model: Any = library.from_pretrained(context.path, dtype=dtype, local_files_only=True)
+        processor = _PROCESSOR.from_pretrained(context.path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"transformers can't load the model: {error}") from error
+    model = model.to(context.device).eval()
+    components = whisper_components(model) if is_whisper else ctc_components(model)
+    quantize_loaded(components, policy, LINEAR_METHODS, place=f"models.{context.model_name}.quantization")
+    return Network(model=model, processor=processor, components=components, is_whisper=is_whisper)
+
+
+def ctc_components(network: Any) -> dict[str, Component]:
+    """The whole model; its output layer stays unless the policy has another list."""
+    return {"model": Component(module=network, defaults=patterns("output"))}
 
 
 def whisper_components(model: Any) -> dict[str, Component]:

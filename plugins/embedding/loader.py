@@ -15,7 +15,7 @@ from sixfold.core.family import LoadContext, ModelFiles
 from sixfold.core.runtime.linear import pack_linears
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.core.runtime.quantization.modules import Component, held_bytes, quantize_loaded
-from sixfold.core.runtime.quantization.policy import patterns
+from sixfold.core.runtime.quantization.policy import QuantizationPolicy, patterns
 from sixfold.plugins.embedding.attention import PackedAttention
 from sixfold.plugins.embedding.encoder import Encoder, EncoderInput
 from sixfold.plugins.embedding.forward import GroupedForward, PackedForward
@@ -56,12 +56,9 @@ def load(context: LoadContext) -> EmbeddingModel:
     options = context.options
     assert isinstance(options, EmbeddingOptions)
     torch.set_num_threads(context.num_threads)
-    dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
     context.report(0.1, "reading weights")
-    quantized: dict[str, str] = {}
-    pipeline = _pipeline_class(context.path)(
-        context.path, context.device, dtype, lambda transformer: quantized.update(_quantize(transformer, context))
-    )
+    pipeline, quantized = read_pipeline(context, context.quantization)
+    dtype = pipeline.dtype
     weight_bytes = pipeline.num_parameters * dtype.itemsize if not quantized else held_bytes(pipeline.transformer)
     tokenizer = pipeline.tokenizer(options.max_seq_length)
     prompts = pipeline.prompts(options.default_prompt_name)
@@ -78,7 +75,7 @@ def load(context: LoadContext) -> EmbeddingModel:
         # Late interaction is made for it.
         "reranks": options.rerank_by_similarity or encoder.output_types == ("multi_vector",),
         "similarity": pipeline.similarity,
-        **quantized,
+        **({"quantization": quantized} if quantized else {}),
     }
     context.report(1.0, f"runs {encoder.mode}")
     return EmbeddingModel(
@@ -98,11 +95,26 @@ def load(context: LoadContext) -> EmbeddingModel:
     )
 
 
-def _quantize(transformer: torch.nn.Module, context: LoadContext) -> dict[str, str]:
-    place = f"models.{context.model_name}.quantization"
-    components = {"transformer": Component(module=transformer, defaults=QUANTIZATION_SKIP)}
-    done = quantize_loaded(components, context.quantization, LINEAR_METHODS, place=place)
-    return {"quantization": done} if done else {}
+def read_pipeline(context: LoadContext, policy: QuantizationPolicy | None) -> tuple[Pipeline, str]:
+    """The library's modules, and what of them is quantized.
+
+    Raises:
+        SourceError: The folder is no text embedding model, or needs code of its own.
+        ConfigError: The policy does not fit.
+    """
+    done = ""
+
+    def quantize(transformer: torch.nn.Module) -> None:
+        nonlocal done
+        components = {"transformer": Component(module=transformer, defaults=QUANTIZATION_SKIP)}
+        place = f"models.{context.model_name}.quantization"
+        done = quantize_loaded(components, policy, LINEAR_METHODS, place=place)
+
+    options = context.options
+    assert isinstance(options, EmbeddingOptions)
+    dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
+    pipeline = _pipeline_class(context.path)(context.path, context.device, dtype, quantize)
+    return pipeline, done
 
 
 def _pipeline_class(path: Path) -> type[Pipeline]:

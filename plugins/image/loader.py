@@ -15,6 +15,7 @@ from sixfold.core.family import LoadContext
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.core.runtime.quantization.modules import Component, held_bytes, quantize_loaded
+from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.plugins.image.drawing import Planner
 from sixfold.plugins.image.model import ImageModel
 from sixfold.plugins.image.options import ImageOptions
@@ -33,18 +34,25 @@ def load(context: LoadContext) -> ImageModel:
         SourceError: The folder is no pipeline that diffusers can load.
         ConfigError: An option does not fit the model.
     """
+    torch.set_num_threads(context.num_threads)
+    context.report(0.1, "reading weights")
+    return build(read_pipeline(context), context)
+
+
+def read_pipeline(context: LoadContext) -> Any:
+    """The stock pipeline of the folder, on the CPU.
+
+    Raises:
+        SourceError: The folder is no pipeline that diffusers can load.
+    """
     options = context.options
     assert isinstance(options, ImageOptions)
-    torch.set_num_threads(context.num_threads)
-    device = torch.device(context.device)
-    context.report(0.1, "reading weights")
     try:
-        pipeline = _D.DiffusionPipeline.from_pretrained(
-            str(context.path), dtype=dtype_of(options, device), local_files_only=True
+        return _D.DiffusionPipeline.from_pretrained(
+            str(context.path), dtype=dtype_of(options, torch.device(context.device)), local_files_only=True
         )
     except (OSError, ValueError, AttributeError, ImportError) as error:
         raise SourceError(f"diffusers can't load the model: {error}") from error
-    return build(pipeline, context)
 
 
 def build(pipeline: Any, context: LoadContext) -> ImageModel:
@@ -56,7 +64,7 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
     options = cast(ImageOptions, context.options)
     device = torch.device(context.device)
     pipeline.to(device)
-    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    modules = modules_of(pipeline)
     for module in modules.values():
         module.eval().requires_grad_(False)
     denoisers = [module for name, module in modules.items() if name in DENOISERS]
@@ -67,7 +75,7 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
     if "vae" in modules and device.type == "cuda":
         cast(Any, modules["vae"]).to(memory_format=torch.channels_last)
     parameters = sum(p.numel() for module in modules.values() for p in module.parameters())
-    quantized = _quantize(modules, context)
+    quantized = quantize_parts(modules, context.quantization, context)
     caches = (
         {}
         if options.compile
@@ -106,17 +114,28 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
     )
 
 
-def _quantize(modules: Mapping[str, torch.nn.Module], context: LoadContext) -> str:
-    """Denoisers follow an entry's policy, other parts only where it names them."""
+def modules_of(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """The networks of a pipeline by name."""
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def quantize_parts(
+    modules: Mapping[str, torch.nn.Module], policy: QuantizationPolicy | None, context: LoadContext
+) -> str:
+    """Quantizes in place and says what: denoisers follow a policy, other parts only where it names them.
+
+    Raises:
+        ConfigError: The policy does not fit.
+    """
     place = f"models.{context.model_name}.quantization"
     options = cast(ImageOptions, context.options)
-    if context.quantization is not None and options.compile and context.device == "cpu":
+    if policy is not None and options.compile and context.device == "cpu":
         raise ConfigError(f"{place}: what is quantized on a CPU can't be compiled. Remove options.compile.")
     components = {
         name: Component(module=module, defaults=QUANTIZATION_SKIP, unless_named=name not in DENOISERS)
         for name, module in modules.items()
     }
-    return quantize_loaded(components, context.quantization, LINEAR_METHODS, place=place)
+    return quantize_loaded(components, policy, LINEAR_METHODS, place=place)
 
 
 def dtype_of(options: ImageOptions, device: torch.device) -> torch.dtype:

@@ -18,7 +18,7 @@ from sixfold.core.runtime.jit import set_num_threads
 from sixfold.core.runtime.quantization.apply import linear_shapes
 from sixfold.core.runtime.quantization.plan import LinearShape
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
-from sixfold.core.runtime.quantization.quality import Quality, QualityProbe
+from sixfold.core.runtime.quantization.quality import Quality, QualityProbe, read_text, sample_text
 from sixfold.plugins.llm.batch_layout import lay_out
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.decoder import Decoder
@@ -27,7 +27,6 @@ from sixfold.plugins.llm.optimization import components
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.text_codec import TextCodec
 
-_TEXT = Path(__file__).with_name("quality_text.md")
 _WINDOW_TOKENS = 256
 _MAX_WINDOWS = 16
 _NUM_STEPS = 12
@@ -42,15 +41,11 @@ class DecoderQuality(QualityProbe):
         self._options = context.options.model_copy(update={"kv_cache_bytes": None})
         self._device = torch.device(context.device)
         self._codec: TextCodec = read_files(lambda: TextCodec.load(context.path), "tokenizer")
-        path = inputs or _TEXT
-        try:
-            text = path.read_text(encoding="utf-8").partition("-->")[2 if inputs is None else 0].strip()
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--inputs: {path} is no text file: {error}.") from error
+        text = sample_text() if inputs is None else read_text(inputs)
         token_ids = self._codec.encode(text, add_special_tokens=False)
         whole = len(token_ids) // _WINDOW_TOKENS
         if not whole:
-            raise ConfigError(f"--inputs: {path} has {len(token_ids)} tokens. Give at least {_WINDOW_TOKENS}.")
+            raise ConfigError(f"--inputs: the text has {len(token_ids)} tokens. Give at least {_WINDOW_TOKENS}.")
         self._windows = [
             token_ids[i * _WINDOW_TOKENS : (i + 1) * _WINDOW_TOKENS] for i in range(min(whole, _MAX_WINDOWS))
         ]
@@ -71,7 +66,7 @@ class DecoderQuality(QualityProbe):
         model = read_files(lambda: read_model(self.context.path, dtype, self._device), "weights")
         return {name: linear_shapes(part.module) for name, part in components(model).items()}
 
-    def measure(self, policy: QuantizationPolicy | None) -> Quality:
+    def measure(self, policy: QuantizationPolicy | None, *, timed: bool) -> Quality:
         """See `QualityProbe`."""
         loaded = load_decoder(
             self.context.path,
@@ -94,14 +89,15 @@ class DecoderQuality(QualityProbe):
         if policy is None:
             self._likeliest, self._perplexity = likeliest, perplexity
         assert self._likeliest is not None, "the first call is without a policy"
+        figures = {
+            "perplexity": perplexity,
+            "perplexity_ratio": perplexity / self._perplexity,
+            "top1_agreement": float((likeliest == self._likeliest).float().mean()),
+        }
+        if timed:
+            figures |= {f"step_of_{count}_ms": self._step_ms(decoder, count) for count in (1, 8)}
         return Quality(
-            figures={
-                "perplexity": perplexity,
-                "perplexity_ratio": perplexity / self._perplexity,
-                "top1_agreement": float((likeliest == self._likeliest).float().mean()),
-                "step_of_1_ms": self._step_ms(decoder, 1),
-                "step_of_8_ms": self._step_ms(decoder, 8),
-            },
+            figures=figures,
             weight_bytes=loaded.num_bytes - decoder.cache.num_bytes,
         )
 

@@ -7,9 +7,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sixfold.core.errors import ConfigError
 from sixfold.core.family import LoadContext
 from sixfold.core.runtime.quantization.plan import LinearShape
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
+
+
+def sample_text() -> str:
+    """English prose of ten subjects, and a little code: written for this project and under its licence."""
+    text = Path(__file__).with_name("quality_text.md").read_text(encoding="utf-8")
+    return text.partition("-->")[2].strip()
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that hold something.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError(f"--inputs: {path} is empty.")
+    return lines
+
+
+def read_text(path: Path) -> str:
+    """A file that a person named.
+
+    Raises:
+        ConfigError: It is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--inputs: {path} can't be read as text: {error}.") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +81,12 @@ class QualityProbe(ABC):
         """The linear layers of each component that a policy may name."""
 
     @abstractmethod
-    def measure(self, policy: QuantizationPolicy | None) -> Quality:
-        """Loads the model anew under a policy and measures it. None, the first call, is what later calls compare with.
+    def measure(self, policy: QuantizationPolicy | None, *, timed: bool) -> Quality:
+        """Loads the model anew under a policy and measures it.
+
+        Args:
+            policy: None, the first call, is what later calls compare with.
+            timed: Whether times are among the figures.
 
         Raises:
             ConfigError: The policy does not fit.

@@ -76,6 +76,8 @@ def measure(
 ) -> Iterator[Row]:
     """Yields a row for the unquantized model, one for the policy, and one for each group alone.
 
+    Groups are not timed: a layer that is alone in its type may keep others from being merged with it.
+
     Args:
         probe: Of the model.
         policy: What is looked at.
@@ -87,11 +89,15 @@ def measure(
     """
     layers = probe.layers()
     report(BASE)
-    yield Row(name=BASE, num_layers=0, quality=probe.measure(None))
+    yield Row(name=BASE, num_layers=0, quality=probe.measure(None, timed=True))
     report(WHOLE)
-    yield Row(name=WHOLE, num_layers=sum(map(len, layers.values())), quality=probe.measure(policy))
+    yield Row(name=WHOLE, num_layers=sum(map(len, layers.values())), quality=probe.measure(policy, timed=True))
     groups = groups_of(layers) if by_group else ()
     for group in groups:
         report(f"{group.component}: {group.name}")
         alone = policy_of(group, policy, layers)
-        yield Row(name=f"{group.component}: {group.name}", num_layers=group.num_layers, quality=probe.measure(alone))
+        yield Row(
+            name=f"{group.component}: {group.name}",
+            num_layers=group.num_layers,
+            quality=probe.measure(alone, timed=False),
+        )
