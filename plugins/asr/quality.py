@@ -105,7 +105,10 @@ def _transcribe(network: Network, clip: NDArray[np.float32]) -> str:
     model, processor = network.model, network.processor
     features: Any = processor(clip, sampling_rate=16_000, return_tensors="pt")
     if network.is_whisper:
-        ids = model.generate(features.input_features.to(model.device, model.dtype), do_sample=False, num_beams=1)
+        # With timestamps, since a window without them does not end where the words do.
+        ids = model.generate(
+            features.input_features.to(model.device, model.dtype), return_timestamps=True, num_beams=1, do_sample=False
+        )
     else:
         ids = model(features.input_values.to(model.device, model.dtype)).logits.argmax(-1)
     return str(processor.batch_decode(ids, skip_special_tokens=True)[0])

@@ -147,10 +147,18 @@ def _quantize_by_torchao(module: nn.Module, method: Method, chosen: set[int], *,
     if method not in _TORCHAO or importlib.util.find_spec("torchao") is None:
         raise ConfigError(f"{place}: {method} needs torchao here, which is not installed. {INSTALL}")
     package, config = _TORCHAO[method]
+    left = set(chosen)
+
+    def is_next(layer: nn.Module, _name: str) -> bool:
+        # torchao comes by a layer once for each of its places, and can't quantize it twice.
+        found = id(layer) in left
+        left.discard(id(layer))
+        return found
+
     try:
         torchao: Any = importlib.import_module("torchao.quantization")
         configs: Any = importlib.import_module(package)
-        torchao.quantize_(module, getattr(configs, config)(), filter_fn=lambda layer, _name: id(layer) in chosen)
+        torchao.quantize_(module, getattr(configs, config)(), filter_fn=is_next)
     except (ImportError, AttributeError, AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
         raise ConfigError(f"{place}: torchao can't do {method} here: {error}. Choose another scheme.") from error
 

@@ -25,11 +25,12 @@ _WEIGHTS_ADVICE = "Set what: weights or what: weights+activations, or remove the
 
 
 def nearest(method: Method, available: Collection[Method]) -> Method | None:
-    """The most alike of what is available: as many bits first, then the same parts of the model."""
+    """The most alike of what is available: as many bits first, then the same parts of the model and the same kind of numbers."""
 
-    def distance(other: Method) -> tuple[int, bool, bool, Method]:
+    def distance(other: Method) -> tuple[int, bool, bool, bool, Method]:
         bits = abs(_BITS[other.scheme] - _BITS[method.scheme])
-        return bits, other.scheme != method.scheme, other.what != method.what, other
+        is_other_kind = other.scheme.startswith("int") != method.scheme.startswith("int")
+        return bits, other.scheme != method.scheme, other.what != method.what, is_other_kind, other
 
     return min(available, key=distance, default=None)
 
