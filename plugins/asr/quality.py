@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,30 +24,33 @@ from sixfold.plugins.asr.transformers_loader import Network, read_network
 
 _TABLE = "transcription.tsv"
 _MAX_CLIP_S = 30.0
+_MARK = re.compile(r"<\|[^|]*\|>")  # timestamps are no special tokens to the processor
 
 
 class SpeechQuality(QualityProbe):
     """See `QualityProbe`. Inputs are a folder of recordings of at most 30 s with a ``transcription.tsv``: the name of a file
-    without its ending, a tab, and the words."""
+    without its ending, a tab, the words, and where they are not English a further tab and the language's code."""
 
     def __init__(self, context: LoadContext, inputs: Path | None) -> None:
         super().__init__(context, inputs)
         if inputs is None:
             raise ConfigError(
                 f"Speech is measured on recordings: give --inputs FOLDER, with recordings and a {_TABLE} of lines "
-                "NAME<tab>WORDS."
+                "NAME<tab>WORDS<tab>LANGUAGE."
             )
         torch.set_num_threads(context.num_threads)
         self._clips: list[NDArray[np.float32]] = []
         self._words: list[list[str]] = []
+        self._languages: list[str] = []
         for line in read_lines(inputs / _TABLE):
-            name, _, text = line.partition("\t")
+            name, text, language, *_ = (*line.split("\t"), "", "")
             path = next((path for path in sorted(inputs.glob(f"{name}.*"))), None)
             if path is None:
                 raise ConfigError(f"--inputs: {inputs} has no recording {name!r}, which its {_TABLE} names.")
             blocks = decode_file(path.read_bytes(), max_duration_s=_MAX_CLIP_S)
             self._clips.append(np.concatenate(list(blocks)).astype(np.float32) / 32_768)
             self._words.append(words_of(text))
+            self._languages.append(language or "en")
         self._expected: list[list[str]] | None = None
 
     @property
@@ -63,7 +67,10 @@ class SpeechQuality(QualityProbe):
         """See `QualityProbe`."""
         network = read_network(self.context, policy)
         began_s = time.perf_counter()
-        found = [words_of(_transcribe(network, clip)) for clip in self._clips]
+        found = [
+            words_of(_transcribe(network, clip, language))
+            for clip, language in zip(self._clips, self._languages, strict=True)
+        ]
         seconds = time.perf_counter() - began_s
         if policy is None:
             self._expected = found
@@ -101,14 +108,15 @@ def _distance(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 @torch.inference_mode()
-def _transcribe(network: Network, clip: NDArray[np.float32]) -> str:
+def _transcribe(network: Network, clip: NDArray[np.float32], language: str) -> str:
     model, processor = network.model, network.processor
     features: Any = processor(clip, sampling_rate=16_000, return_tensors="pt")
     if network.is_whisper:
         # With timestamps, since a window without them does not end where the words do.
+        asked = {"language": language} if model.generation_config.is_multilingual else {}
         ids = model.generate(
-            features.input_features.to(model.device, model.dtype), return_timestamps=True, num_beams=1, do_sample=False
+            features.input_features.to(model.device, model.dtype), return_timestamps=True, num_beams=1, **asked
         )
     else:
         ids = model(features.input_values.to(model.device, model.dtype)).logits.argmax(-1)
-    return str(processor.batch_decode(ids, skip_special_tokens=True)[0])
+    return _MARK.sub("", str(processor.batch_decode(ids, skip_special_tokens=True)[0]))

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
@@ -9,6 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from sixfold.core.config import Limits, ModelEntry, Objective, Settings, load_config
 from sixfold.core.environment import EnvironmentEntry
+from sixfold.core.runtime.quantization.policy import ComponentPolicy, QuantizationPolicy, SkipRule
 from sixfold.core.serving.settings import ApiKeySettings, KeyLimits, ServerSettings
 from sixfold.core.sources.wheel_reference import WheelReference
 
@@ -20,11 +22,20 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "models.NAME.env": EnvironmentEntry,
     "models.NAME.objective": Objective,
     "models.NAME.limits": Limits,
+    "models.NAME.quantization": QuantizationPolicy,
+    "models.NAME.quantization.skip[]": SkipRule,
+    "models.NAME.quantization.components.NAME": ComponentPolicy,
     "server": ServerSettings,
     "server.api_keys[]": ApiKeySettings,
     "server.api_keys[].limits": KeyLimits,
 }
-WORDED_DEFAULTS = {"all defaults", "the key", "`throughput`", "`$XDG_CACHE_HOME/sixfold`, else `~/.cache/sixfold`"}
+WORDED_DEFAULTS = {
+    "`[defaults]`",
+    "all defaults",
+    "the key",
+    "`throughput`",
+    "`$XDG_CACHE_HOME/sixfold`, else `~/.cache/sixfold`",
+}
 
 
 def rows(title: str) -> dict[str, tuple[str, str]]:
@@ -73,11 +84,16 @@ def test_every_field_has_a_docstring_in_the_code(model: type[BaseModel]) -> None
     assert [name for name, field in model.model_fields.items() if not field.description] == []
 
 
+def alternatives(annotation: Any) -> list[Any]:
+    """The type and all that it is made of."""
+    return [annotation, *(inner for argument in get_args(annotation) for inner in alternatives(argument))]
+
+
 def test_no_settings_class_is_left_out() -> None:
     def nested(model: type[BaseModel]) -> set[type[BaseModel]]:
         found = {model}
         for field in model.model_fields.values():
-            for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            for candidate in alternatives(field.annotation):
                 if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                     found |= nested(candidate)
         return found
@@ -87,7 +103,7 @@ def test_no_settings_class_is_left_out() -> None:
 
 def test_the_examples_are_valid(tmp_path: Path) -> None:
     examples = re.findall(r"```yaml\n(.*?)```", DOC, flags=re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for text in [*examples, (ROOT / "examples" / "demo.yaml").read_text(encoding="utf-8")]:
         path = tmp_path / "sixfold.yaml"
         path.write_text(text, encoding="utf-8")

@@ -114,9 +114,29 @@ def test_an_objective_names_exactly_one_known_target(tmp_path: Path) -> None:
     assert "models.a.objective.p95_ttf_s: unknown key. Did you mean 'p95_ttft_s'?" in message
 
 
-def test_a_quantization_is_refused_while_no_family_declares_one(tmp_path: Path) -> None:
-    message = refuse(tmp_path, "models: {a: {source: 'xs:y', quantization: int8}}")
-    assert "models.a.quantization: no installed family declares a quantization scheme yet" in message
+def test_a_quantization_with_a_mistake_is_refused_with_its_line_and_what_is_allowed(tmp_path: Path) -> None:
+    def message(policy: str) -> str:
+        return refuse(tmp_path, f"models:\n  a:\n    source: xs:y\n    quantization:\n{policy}")
+
+    assert "FILE:5: models.a.quantization.scheme: Input should be 'fp8', 'int8', 'int4' or" in message(
+        "      scheme: int5"
+    )
+    assert "FILE:4: models.a.quantization.scheme: is required." in message("      skip: [attention]")
+    text = "      scheme: int8\n      skips: [attention]"
+    assert "FILE:6: models.a.quantization.skips: unknown key. Did you mean 'skip'?" in message(text)
+    text = "      scheme: int8\n      skip:\n        - attention\n        - 're:('"
+    assert "FILE:8: models.a.quantization.skip[1].pattern: 're:(' is no regular expression" in message(text)
+    text = "      scheme: int8\n      skip:\n        - {first_block: 2}"
+    assert "FILE:7: models.a.quantization.skip[0].first_block: unknown key. Did you mean 'first_blocks'?" in message(
+        text
+    )
+    text = "      scheme: int8\n      skip: [{first_blocks: 2, last_blocks: 2}]"
+    assert "skip[0]: must be text, {first_blocks: N} or {last_blocks: N}." in message(text)
+    text = "      scheme: int8\n      components:\n        head: {shceme: int8}"
+    assert "FILE:7: models.a.quantization.components.head.shceme: unknown key." in message(text)
+    assert "models.a.quantization.scheme: Input should be" in refuse(
+        tmp_path, "models: {a: {source: 'xs:y', quantization: int5}}"
+    )
 
 
 def test_a_source_without_a_scheme_is_refused(tmp_path: Path) -> None:
