@@ -1,9 +1,8 @@
-"""bfloat16 products of few rows: this project's kernel and oneDNN's packed linear, in one run.
+"""Products of few rows: oneDNN's packed linear, this project's bfloat16 kernel, and those for 8 and 4 bits, in one run.
 
     python bench/bf16_matmul.py [--rows 1,8,24,256] [--repeats 15]
 
-Shapes are those of SmolLM2-135M. Each figure is the best and the median time of one product, in ms; weights of thirty
-layers are used by turns, so that they come from memory as in a model. The floor is the larger of operations over the
+Shapes are those of SmolLM2-135M. Each figure is the median time of one product, in ms; weights of thirty layers are used by turns, so that they come from memory as in a model. The floor is the larger of operations over the
 best rate seen in this run and bytes over the best bandwidth.
 """
 
@@ -19,10 +18,17 @@ from torch import nn
 
 from sixfold.core.runtime.jit import set_num_threads
 from sixfold.core.runtime.linear import PackedLinear
+from sixfold.core.runtime.quantized_linear import ByteScheme, QuantizedLinear
 from sixfold.core.runtime.step_linear import StepLinear, has_panels
 
 SHAPES = ((960, 576), (576, 576), (3072, 576), (576, 1536), (49_152, 576))
 NUM_LAYERS = 30
+BYTE_SCHEMES = {
+    "int8": ByteScheme(num_bits=8, keeps_inputs=True),
+    "int8+8": ByteScheme(num_bits=8, keeps_inputs=False),
+    "int4": ByteScheme(num_bits=4, keeps_inputs=True),
+    "int4+8": ByteScheme(num_bits=4, keeps_inputs=False),
+}
 
 
 def main() -> None:
@@ -38,8 +44,9 @@ def main() -> None:
     rate = peak_flops()
     bandwidth = read_bandwidth()
     print(f"torch {torch.__version__}, {args.threads} threads, {rate / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.0f} GB/s\n")
-    print("| rows | weight | oneDNN best / median ms | ours best / median ms | ours / oneDNN | floor ms |")
-    print("|---|---|---|---|---|---|")
+    print("Medians in ms; the floor is bfloat16's. +8 rounds inputs to 8 bits, too.\n")
+    print(f"| rows | weight | oneDNN | bf16 | {' | '.join(BYTE_SCHEMES)} | floor |")
+    print("|---|---|---|---|" + "---|" * (len(BYTE_SCHEMES) + 1))
     for rows in map(int, args.rows.split(",")):
         for shape in SHAPES:
             measure(rows, *shape, args.repeats, rate, bandwidth)
@@ -49,19 +56,18 @@ def measure(rows: int, outputs: int, inputs: int, repeats: int, rate: float, ban
     num_layers = NUM_LAYERS if outputs < 10_000 else 1
     stock = [nn.Linear(inputs, outputs, bias=False, dtype=torch.bfloat16) for _ in range(num_layers)]
     x = torch.randn(rows, inputs, dtype=torch.bfloat16)
-    contenders = [[kind.from_linear(linear) for linear in stock] for kind in (PackedLinear, StepLinear)]
-    times_s: list[list[float]] = [[], []]
+    contenders: list[list[nn.Module]] = [
+        [kind.from_linear(linear) for linear in stock] for kind in (PackedLinear, StepLinear)
+    ]
+    contenders += [[QuantizedLinear.from_linears([linear], s) for linear in stock] for s in BYTE_SCHEMES.values()]
+    times_s: list[list[float]] = [[] for _ in contenders]
     with torch.inference_mode():
         for _ in range(repeats + 2):
             for layers, times in zip(contenders, times_s, strict=True):
                 times.append(elapsed(lambda layers=layers: [layer(x) for layer in layers]) / num_layers)
-    (theirs, their_median), (ours, our_median) = ((min(t[2:]), statistics.median(t[2:])) for t in times_s)
     floor = max(2 * rows * outputs * inputs / rate, 2 * outputs * inputs / bandwidth)
-    print(
-        f"| {rows} | {outputs:,} x {inputs} | {theirs * 1e3:.3f} / {their_median * 1e3:.3f} | "
-        f"{ours * 1e3:.3f} / {our_median * 1e3:.3f} | {their_median / our_median:.2f} | {floor * 1e3:.3f} |",
-        flush=True,
-    )
+    cells = [f"{statistics.median(times[2:]) * 1e3:.3f}" for times in times_s]
+    print(f"| {rows} | {outputs:,} x {inputs} | {' | '.join(cells)} | {floor * 1e3:.3f} |", flush=True)
 
 
 def elapsed(work: Callable[[], object]) -> float:

