@@ -2,8 +2,9 @@
 
     python bench/bf16_matmul.py [--rows 1,8,24,256] [--repeats 15]
 
-Shapes are those of SmolLM2-135M. Each figure is the median time of one product, in ms; weights of thirty layers are used by turns, so that they come from memory as in a model. The floor is the larger of operations over the
-best rate seen in this run and bytes over the best bandwidth.
+Shapes are those of SmolLM2-135M. Each figure is the median time of one product, in ms; weights of thirty layers are used by
+turns, so that they come from memory as in a model. The floor is the larger of operations over the best rate seen in this run
+and bytes over the best bandwidth.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import JsonValue
 
@@ -33,8 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, help="YAML file whose entry MODEL is, with its family, options and policy"
     )
     parser.add_argument("--family", help="family, where the files do not tell")
-    parser.add_argument("--scheme", choices=Scheme.__args__, help="type of the numbers (the entry's, else int8)")
-    parser.add_argument("--what", choices=[what for what in What.__args__ if what != "kv_cache"], help="(weights)")
+    parser.add_argument("--scheme", choices=get_args(Scheme), help="type of the numbers (the entry's, else int8)")
+    parser.add_argument("--what", choices=[what for what in get_args(What) if what != "kv_cache"], help="(weights)")
     parser.add_argument(
         "--skip", action="append", metavar="RULE", help="a skip rule, such as attention; may be repeated"
     )

@@ -48,7 +48,7 @@ class SpeechQuality(QualityProbe):
             if path is None:
                 raise ConfigError(f"--inputs: {inputs} has no recording {name!r}, which its {_TABLE} names.")
             blocks = decode_file(path.read_bytes(), max_duration_s=_MAX_CLIP_S)
-            self._clips.append(np.concatenate(list(blocks)).astype(np.float32) / 32_768)
+            self._clips.append(np.concatenate(list(blocks)).astype(np.float32) / np.float32(32_768))
             self._words.append(words_of(text))
             self._languages.append(language or "en")
         self._expected: list[list[str]] | None = None
