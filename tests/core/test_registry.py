@@ -17,6 +17,9 @@ from sixfold.core.family import Family, ModelFiles
 from sixfold.core.hookspecs import Progress, Source, hookimpl
 from sixfold.core.plugins import Plugins, load_plugins, new_manager
 from sixfold.core.registry import RegistryDiff, check_entry, diff, resolve_entry
+from sixfold.core.runtime.host import load_message
+from sixfold.core.runtime.quantization.methods import INT8_WEIGHTS
+from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.core.source_ref import SourceRef
 
 
@@ -233,3 +236,31 @@ def test_an_unknown_scheme_inside_the_options_is_refused_before_anything_is_fetc
     entry = ModelEntry(name="m", source="here:model", family="shapes/a", options={"voice": "ther:voice"})
     with pytest.raises(ConfigError, match=r"models\.m\.options.*'ther'.*here"):
         check_entry(entry, plugins)
+
+
+def test_a_quantization_that_the_family_does_not_offer_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    source = FolderSource()
+    able = replace(family("a/able", 50), quantization=frozenset({INT8_WEIGHTS}))
+    plugins = plugins_of(able, source=source)
+    with pytest.raises(ConfigError, match=r"models\.m\.quantization: a/able does not offer fp8 weights\. .*int8"):
+        check_entry(entry(family="a/able", quantization="fp8"), plugins)
+    assert source.num_calls == 0
+    with pytest.raises(ConfigError, match="does not offer fp8 weights"):
+        resolve_entry(entry(quantization="fp8"), plugins, tmp_path, ignore)
+    assert resolve_entry(entry(quantization="int8"), plugins, tmp_path, ignore).family is able
+
+
+def test_another_quantization_is_a_change_that_reloads() -> None:
+    old, new = entry(), entry(quantization="int8")
+    assert diff({"m": old}, {"m": new}).changed[0].fields == {"quantization"}
+
+
+def test_the_policy_reaches_the_worker_as_it_was_written(tmp_path: Path) -> None:
+    able = replace(family("a/able", 50), quantization=frozenset({INT8_WEIGHTS}))
+    policy = {"scheme": "int8", "skip": ["attention", {"first_blocks": 2}], "components": {"head": None}}
+    resolved = resolve_entry(entry(quantization=policy), plugins_of(able), tmp_path, ignore)
+    sent = load_message(resolved, num_cpus=1).quantization
+    assert sent is not None
+    assert (
+        QuantizationPolicy.model_validate(msgspec.json.decode(msgspec.json.encode(sent))) == resolved.entry.quantization
+    )
