@@ -8,7 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sixfold.core.errors import InvalidRequest
-from sixfold.plugins.image.schema import ImageInput, Operation, OutputFormat, Quality
+from sixfold.plugins.image.schema import ImageInput, LoraChoice, Operation, OutputFormat, Quality
+
+_MAX_ADAPTERS = 8
 
 _QUALITIES: dict[str, Quality] = {
     "auto": "medium",
@@ -20,13 +22,24 @@ _QUALITIES: dict[str, Quality] = {
 }
 
 
+class LoraBody(BaseModel):
+    """An adapter to draw with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(min_length=1)]
+    """As the operator named it."""
+    scale: Annotated[float, Field(ge=-10.0, le=10.0, allow_inf_nan=False)] = 1.0
+    """Its share; 1 is what it was trained for."""
+
+
 class PictureBody(BaseModel):
     """What all three operations share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    """Name or alias of the model."""
+    """Name or alias of the model; ``NAME:ADAPTER`` draws with one of its adapters."""
     n: Annotated[int, Field(ge=1)] = 1
     """How many pictures; each has a seed of its own, which the answer names."""
     size: str | None = None
@@ -53,6 +66,8 @@ class PictureBody(BaseModel):
     """Class name of a diffusers scheduler that fits the model."""
     row_cache_threshold: Annotated[float, Field(le=1.0)] | None = None
     """First-block caching, see the model's options; negative for none."""
+    lora: Annotated[list[LoraBody], Field(max_length=_MAX_ADAPTERS)] = []
+    """Adapters to draw with, after the one of the model's name."""
     exact: bool = False
     """Runs alone: the last bit does not depend on other requests."""
 
@@ -121,8 +136,10 @@ def request_input(
     images: tuple[bytes, ...] = (),
     mask: bytes | None = None,
     strength: float | None = None,
+    adapter: str | None = None,
 ) -> ImageInput:
     """The whole request as it goes to the model."""
+    named = () if adapter is None else (LoraChoice(name=adapter),)
     streamed = body if isinstance(body, StreamedBody) else None
     return ImageInput(
         operation=operation,
@@ -142,5 +159,6 @@ def request_input(
         strength=strength,
         scheduler=body.scheduler,
         row_cache_threshold=body.row_cache_threshold,
+        lora=(*named, *(LoraChoice(name=each.name, scale=each.scale) for each in body.lora)),
         exact=body.exact,
     )

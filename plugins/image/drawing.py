@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from sixfold.core.errors import ContextLengthExceeded, InvalidRequest
+from sixfold.core.rendezvous.adapters import Adapters
 from sixfold.plugins.image.media import edit_mask, flatten, read_image
 from sixfold.plugins.image.options import ImageOptions
 from sixfold.plugins.image.roles import Role, Roles
-from sixfold.plugins.image.schema import ImageInput, Quality
+from sixfold.plugins.image.schema import ImageInput, LoraChoice, Quality
 from sixfold.plugins.image.sizes import SizeRules
 
 _D: Any = diffusers
@@ -38,6 +39,7 @@ class Drawing:
         num_steps: That will run.
         seed: Of the generator.
         text_tokens: Of the prompt.
+        adapters: With which the modules run.
         scheduler: Class of the request's own scheduler; None keeps the model's.
     """
 
@@ -48,6 +50,7 @@ class Drawing:
     num_steps: int
     seed: int
     text_tokens: int
+    adapters: Adapters = ()
     scheduler: Any = None
 
 
@@ -91,6 +94,7 @@ class Planner:
             num_steps=steps,
             seed=(seed + index) % (MAX_SEED + 1),
             text_tokens=count_tokens(role.pipeline, wanted.prompt, role.defaults.get("max_sequence_length")),
+            adapters=self._adapters(wanted.lora),
             scheduler=self._scheduler(role, wanted.scheduler),
         )
 
@@ -188,6 +192,16 @@ class Planner:
             negative = " "  # these pipelines do without guidance when there is none at all
         if negative is not None:
             arguments["negative_prompt"] = negative
+
+    def _adapters(self, chosen: Sequence[LoraChoice]) -> Adapters:
+        known = self.options.lora
+        for index, choice in enumerate(chosen):
+            if choice.name not in known:
+                has = f"only {', '.join(sorted(known))}" if known else "none at all"
+                raise InvalidRequest(f"lora: this model has no adapter {choice.name[:100]!r}, {has}.", param="lora")
+            if any(choice.name == other.name for other in chosen[:index]):
+                raise InvalidRequest(f"lora: {choice.name!r} is given twice; give it once.", param="lora")
+        return tuple((choice.name, choice.scale) for choice in chosen)
 
     def _scheduler(self, role: Role, name: str | None) -> Any:
         name = name or self.options.scheduler

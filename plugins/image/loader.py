@@ -12,6 +12,7 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, InvalidRequest, SourceError
 from sixfold.core.family import LoadContext
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
+from sixfold.plugins.image.adapters import load_adapters
 from sixfold.plugins.image.drawing import Planner
 from sixfold.plugins.image.model import ImageModel
 from sixfold.plugins.image.options import ImageOptions
@@ -52,6 +53,11 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
     """
     options = cast(ImageOptions, context.options)
     device = torch.device(context.device)
+    if options.lora and options.compile:
+        raise ConfigError(
+            "options.lora: compiled blocks keep the adapters they were compiled with. Remove lora or compile."
+        )
+    switches = load_adapters(pipeline, options.lora)
     pipeline.to(device)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     for module in modules.values():
@@ -90,6 +96,7 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         "generates": roles.generate is not None,
         "edits": roles.edit is not None,
         "fills_masks": roles.inpaint is not None,
+        "lora": " ".join(options.lora),
     }
     context.report(1.0, "loaded")
     return ImageModel(
@@ -97,6 +104,7 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         info=ModelInfo(parameters=parameters, memory_bytes=held, details=details),
         device=device,
         caches=caches,
+        switches=switches,
         num_threads=context.num_threads,
     )
 

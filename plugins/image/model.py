@@ -14,6 +14,7 @@ from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import Parked, PipelineSide
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Request, Usage
+from sixfold.core.rendezvous.adapters import AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
@@ -43,6 +44,7 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         info: What the loader found out.
         device: Where the modules are.
         caches: Row caches, by the identity of their module.
+        switches: Of the adapters of modules, likewise.
         num_threads: CPU threads of steps.
     """
 
@@ -53,17 +55,18 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         info: ModelInfo,
         device: torch.device,
         caches: Mapping[int, RowCache],
+        switches: Mapping[int, AdapterSwitch],
         num_threads: int,
     ) -> None:
         options = planner.options
-        super().__init__(device, caches, options.max_cache_bytes)
+        super().__init__(device, caches, options.max_cache_bytes, switches)
         self._planner = planner
         self._options = options
         self._info = info
         self._num_threads = num_threads
         self._lane = Lane("decode", device, num_threads=options.decode_threads)
-        self._scope = PipelineScope(plan(options.text_multiple), self._lane)
-        self._exact_scope = PipelineScope(plan(0), self._lane)
+        self._scope = PipelineScope(plan(options.text_multiple), self._lane, switches)
+        self._exact_scope = PipelineScope(plan(0), self._lane, switches)
         self._writers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="previews")
         self._units_per_pixel = 1 / 256  # of one step; measured when warm
         self._num_pictures = 0
@@ -144,6 +147,7 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
             side,
             variant=owner if wanted.exact else None,
             owner=owner,
+            adapters=drawing.adapters,
             scheduler=copy.deepcopy if new_scheduler is None else lambda own: new_scheduler.from_config(own.config),
         )
 

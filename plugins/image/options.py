@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from sixfold.core.source_ref import SourceRef
+
+_AdapterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
 class ImageOptions(BaseModel):
@@ -43,6 +47,8 @@ class ImageOptions(BaseModel):
     steps. 0 pads nothing."""
     max_step_units: int = Field(default=65_536, ge=1)
     """Most latent positions of one step."""
+    lora: dict[_AdapterName, SourceRef] = {}
+    """Sources of LoRA adapters (safetensors) by the names under which requests choose them. All are kept in memory."""
     compile: bool = False
     """Compiles the blocks of the denoiser (``torch.compile``, for any number of rows). Takes minutes at the start."""
     decode_threads: int = Field(default=1, ge=1)

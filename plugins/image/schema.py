@@ -11,6 +11,13 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 Operation = Literal["generate", "edit", "vary"]
 
 
+class LoraChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter that a request chooses, and its share."""
+
+    name: str
+    scale: float = 1.0
+
+
 class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
     """One request for pictures.
 
@@ -32,6 +39,7 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
         strength: How much of the input image is drawn anew.
         scheduler: Class name of a diffusers scheduler.
         row_cache_threshold: See `ImageOptions`; a negative value turns caching off.
+        lora: Adapters to draw with, in order; () draws with the model as it is.
         exact: Runs alone, for a result that does not depend on any other request to the last bit.
     """
 
@@ -52,6 +60,7 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
     strength: float | None = None
     scheduler: str | None = None
     row_cache_threshold: float | None = None
+    lora: tuple[LoraChoice, ...] = ()
     exact: bool = False
 
 

@@ -16,6 +16,7 @@ from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import PipelineSide
 from sixfold.core.errors import RequestError
 from sixfold.core.messages import Failed, Request, Usage
+from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
@@ -52,16 +53,18 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
         *,
         plan: PipelinePlan = PLAN,
         caches: Mapping[int, RowCache] | None = None,
+        switches: Mapping[int, AdapterSwitch] | None = None,
         max_units: int = 1 << 20,
     ) -> None:
-        super().__init__(torch.device("cpu"), caches)
+        super().__init__(torch.device("cpu"), caches, switches=switches)
         self.lane = Lane("decode", torch.device("cpu"))
-        self.scope = PipelineScope(plan, self.lane)
+        self.scope = PipelineScope(plan, self.lane, switches)
         self.pipeline = pipeline
         self.works = works
         self.results: dict[str, Any] = {}
         self.exact: set[str] = set()
         self.thresholds: dict[str, float] = {}
+        self.adapters: dict[str, Adapters] = {}
         self.schedulers: dict[str, Any] = {}
         self.seen_cache_bytes: list[int] = []
         self.batches: list[list[str]] = []
@@ -89,6 +92,7 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
             side,
             owner=CallOwner(request_id=name, cache_threshold=self.thresholds.get(name)),
             variant=name if name in self.exact else None,
+            adapters=self.adapters.get(name, ()),
             scheduler=copy.deepcopy if scheduler is None else lambda own: scheduler.from_config(own.config),
         )
         self.results[name] = picture(scoped(**self.works[name]()))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import httpx
 import numpy as np
 import openai
@@ -18,6 +19,7 @@ from PIL import Image
 
 from tests.plugins.image.conftest import pixels, png
 from tests.servers import DemoServer, start_server, stop_server
+from tests.tiny_adapters import save_adapter
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "seed": 5}
 
@@ -25,8 +27,11 @@ FAST: dict[str, Any] = {"num_inference_steps": 3, "seed": 5}
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
     root = tmp_path_factory.mktemp("server")
+    stock = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    adapter = save_adapter(stock, root / "ink", seed=1, parts={"unet": ("to_q", "to_v")})
+    options = {"max_pixels": 4096, "num_inference_steps": 4, "lora": {"ink": f"file:{adapter}"}}
     data = {
-        "models": {"draw": {"source": f"file:{folder}", "options": {"max_pixels": 4096, "num_inference_steps": 4}}},
+        "models": {"draw": {"source": f"file:{folder}", "options": options}},
         "server": {"port": 0, "data_dir": str(root / "data")},
     }
     config = root / "image.yaml"
@@ -86,6 +91,24 @@ def test_the_same_seed_draws_the_same_picture_whoever_draws_beside_it(
         (single,) = ask("a cat", seed=5 + index, num_inference_steps=3 + index % 3)
         difference = pixels(base64.b64decode(single.b64_json)) - pixels(base64.b64decode(answer.data[0].b64_json))
         assert np.abs(difference).max() <= 1
+
+
+def test_an_adapter_is_chosen_by_the_models_name_or_by_a_field_also_of_a_form(
+    client: openai.OpenAI, server: DemoServer
+) -> None:
+    def ask(model: str = "draw", **more: Any) -> Any:
+        answer: Any = client.images.generate(model=model, prompt="a", extra_body={**FAST, **more})
+        return pixels(base64.b64decode(answer.data[0].b64_json))
+
+    plain, named = ask(), ask("draw:ink")
+    assert np.abs(plain - named).max() > 8
+    np.testing.assert_array_equal(named, ask(lora=[{"name": "ink"}]))
+    np.testing.assert_array_equal(plain, ask(lora=[{"name": "ink", "scale": 0}]))
+    fields = {"model": "draw", "prompt": "a", "lora": '[{"name": "chalk"}]'}
+    answer = httpx.post(f"{server.url}/v1/images/edits", data=fields, files={"image": ("a.png", png())}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lora")
+    with pytest.raises(openai.NotFoundError, match="no adapter 'chalk', only ink"):
+        ask("draw:chalk")
 
 
 def test_a_url_leads_to_the_file(client: openai.OpenAI) -> None:
@@ -164,6 +187,8 @@ def test_a_variation_is_like_its_image_and_not_the_same(server: DemoServer) -> N
         ({"style": "vivid"}, "style"),
         ({"cfg": 3}, "cfg"),
         ({"scheduler": "Magic"}, "scheduler"),
+        ({"lora": [{"name": "chalk"}]}, "lora"),
+        ({"lora": [{"name": "ink", "scale": 11}]}, "lora.0.scale"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": "x" * 200}, "prompt"),
         ({"stream": True, "size": "31x31"}, "size"),
