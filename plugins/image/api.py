@@ -93,7 +93,9 @@ class ImageAPI(ModalityAPI):
         if isinstance(body, StreamedBody) and body.stream:
             running = await call.start(model, wanted)
             default_size = str(model.info.details.get("default_size", ""))
-            return call.stream_sse(image_events(echo, running, prefix=prefix, default_size=default_size))
+            return call.stream_sse(
+                image_events(echo, running, prefix=prefix, default_size=default_size, tells_steps=body.progress)
+            )
         finished = await call.run(model, wanted)
         result: ImageResult = finished.result
         urls: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sixfold.core.errors import InvalidRequest
-from sixfold.plugins.image.schema import ImageInput, LoraChoice, Operation, OutputFormat, Quality
+from sixfold.plugins.image.schema import ImageInput, LoraChoice, Operation, OutputFormat, PreviewKind, Quality
 
 _MAX_ADAPTERS = 8
 
@@ -105,6 +105,10 @@ class StreamedBody(PictureBody):
     """Sends events."""
     partial_images: Annotated[int, Field(ge=0, le=3)] = 0
     """How many intermediate pictures a stream sends for each picture."""
+    preview: PreviewKind | None = None
+    """How they are made: ``decode`` by the autoencoder, ``linear`` cheaply, blurred and of nearly the right colours."""
+    progress: bool = False
+    """Whether a stream tells each step."""
 
     @model_validator(mode="after")
     def _check_stream(self) -> Self:
@@ -112,6 +116,10 @@ class StreamedBody(PictureBody):
             raise InvalidRequest("background transparent: this server draws opaque pictures only.", param="background")
         if self.partial_images and not self.stream:
             raise InvalidRequest("partial_images needs stream=true.", param="partial_images")
+        if self.preview is not None and not self.partial_images:
+            raise InvalidRequest("preview is of partial images; ask for some with partial_images.", param="preview")
+        if self.progress and not self.stream:
+            raise InvalidRequest("progress needs stream=true.", param="progress")
         if self.stream and self.response_format == "url":
             raise InvalidRequest("A stream sends b64_json; leave response_format out.", param="response_format")
         return self
@@ -152,6 +160,7 @@ def request_input(
         output_format=body.output_format,
         output_compression=body.output_compression,
         partial_images=streamed.partial_images if streamed is not None else 0,
+        preview=streamed.preview if streamed is not None else None,
         seed=body.first_seed,
         negative_prompt=body.negative_prompt,
         num_inference_steps=body.num_inference_steps,

@@ -40,6 +40,7 @@ class Drawing:
         seed: Of the generator.
         text_tokens: Of the prompt.
         adapters: With which the modules run.
+        linear_preview: Whether previews are made without the decoder.
         scheduler: Class of the request's own scheduler; None keeps the model's.
     """
 
@@ -51,6 +52,7 @@ class Drawing:
     seed: int
     text_tokens: int
     adapters: Adapters = ()
+    linear_preview: bool = False
     scheduler: Any = None
 
 
@@ -62,11 +64,15 @@ class Planner:
         roles: What the model can do.
         sizes: What it can draw.
         options: The operator's.
+        caches_blocks: Whether the model's blocks can be cached.
+        previews_linearly: Whether it has previews without the decoder.
     """
 
     roles: Roles
     sizes: SizeRules
     options: ImageOptions
+    caches_blocks: bool
+    previews_linearly: bool
 
     def plan(self, wanted: ImageInput, index: int) -> Drawing:
         """The plan of the picture with this index. [pool]
@@ -95,6 +101,7 @@ class Planner:
             seed=(seed + index) % (MAX_SEED + 1),
             text_tokens=count_tokens(role.pipeline, wanted.prompt, role.defaults.get("max_sequence_length")),
             adapters=self._adapters(wanted.lora),
+            linear_preview=self._linear_preview(wanted),
             scheduler=self._scheduler(role, wanted.scheduler),
         )
 
@@ -104,6 +111,11 @@ class Planner:
         Raises:
             InvalidRequest: Its figures are out of bounds.
         """
+        threshold = wanted.row_cache_threshold
+        if threshold is not None and threshold >= 0.0 and not self.caches_blocks:
+            raise InvalidRequest(
+                "row_cache_threshold: this model's blocks can't be cached. Leave it out.", param="row_cache_threshold"
+            )
         if wanted.n > self.options.max_n:
             raise InvalidRequest(f"n is {wanted.n}; at most {self.options.max_n} pictures at once.", param="n")
         roles = self.roles
@@ -192,6 +204,12 @@ class Planner:
             negative = " "  # these pipelines do without guidance when there is none at all
         if negative is not None:
             arguments["negative_prompt"] = negative
+
+    def _linear_preview(self, wanted: ImageInput) -> bool:
+        linear = (wanted.preview or self.options.preview) == "linear"
+        if linear and not self.previews_linearly:
+            raise InvalidRequest("preview linear: this model has none. Leave preview out.", param="preview")
+        return linear
 
     def _adapters(self, chosen: Sequence[LoraChoice]) -> Adapters:
         known = self.options.lora

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, cast
 
 import diffusers
@@ -14,6 +15,7 @@ from sixfold.core.family import LoadContext
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.plugins.image.adapters import load_adapters
 from sixfold.plugins.image.drawing import Planner
+from sixfold.plugins.image.linear_map import LinearMap, fit_linear_map
 from sixfold.plugins.image.model import ImageModel
 from sixfold.plugins.image.options import ImageOptions
 from sixfold.plugins.image.roles import find_roles
@@ -69,25 +71,62 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         )
     if "vae" in modules and device.type == "cuda":
         cast(Any, modules["vae"]).to(memory_format=torch.channels_last)
-    caches = (
-        {}
-        if options.compile
-        else {id(module): RowCache(blocks) for module in denoisers if (blocks := transformer_blocks(module))}
+    _check(pipeline, options)
+    caches = _compile_or_cache(denoisers, options)
+    linear_map = _linear_map(pipeline)
+    planner = Planner(
+        roles=find_roles(pipeline),
+        sizes=size_rules(pipeline, denoisers[0], options),
+        options=options,
+        caches_blocks=bool(caches),
+        previews_linearly=linear_map is not None,
     )
+    parameters = sum(p.numel() for module in modules.values() for p in module.parameters())
+    held = sum(p.nbytes for module in modules.values() for p in module.parameters())
+    context.report(1.0, "loaded")
+    return ImageModel(
+        planner=planner,
+        info=ModelInfo(parameters=parameters, memory_bytes=held, details=_details(pipeline, planner)),
+        device=device,
+        caches=caches,
+        switches=switches,
+        linear_map=linear_map,
+        num_threads=context.num_threads,
+    )
+
+
+def _check(pipeline: Any, options: ImageOptions) -> None:
     vae = getattr(pipeline, "vae", None)
     if options.dtype == "float16" and vae is not None and getattr(vae.config, "force_upcast", False):
         # The pipeline would change the type of the shared autoencoder during each request.
         raise ConfigError("dtype float16: this model's autoencoder overflows in it. Use bfloat16 or float32.")
+
+
+def _compile_or_cache(denoisers: Sequence[torch.nn.Module], options: ImageOptions) -> dict[int, RowCache]:
+    """Row caches by the identity of their module; none of compiled modules, whose blocks can't be wrapped."""
     if options.compile:
         for module in denoisers:
             cast(Any, module).compile_repeated_blocks(dynamic=True)
+        caches: dict[int, RowCache] = {}
+    else:
+        caches = {id(module): RowCache(blocks) for module in denoisers if (blocks := transformer_blocks(module))}
     if options.row_cache_threshold is not None and not caches:
         raise ConfigError("row_cache_threshold: this model's blocks can't be cached (or compile is on). Remove it.")
-    planner = Planner(roles=find_roles(pipeline), sizes=size_rules(pipeline, denoisers[0], options), options=options)
-    parameters = sum(p.numel() for module in modules.values() for p in module.parameters())
-    held = sum(p.nbytes for module in modules.values() for p in module.parameters())
-    roles, sizes = planner.roles, planner.sizes
-    details: dict[str, str | int | float | bool] = {
+    return caches
+
+
+def _linear_map(pipeline: Any) -> LinearMap | None:
+    """None for pipelines without an autoencoder, or with one that works otherwise: these have no cheap previews."""
+    try:
+        return fit_linear_map(pipeline.vae, int(pipeline.vae_scale_factor))
+    except Exception as error:  # the border between the core and a model's code; pictures are drawn all the same
+        _LOG.warning("%s has no linear previews: %s", type(pipeline).__name__, error)
+        return None
+
+
+def _details(pipeline: Any, planner: Planner) -> dict[str, str | int | float | bool]:
+    roles, sizes, options = planner.roles, planner.sizes, planner.options
+    return {
         "pipeline": type(pipeline).__name__,
         "default_size": f"{sizes.default[0]}x{sizes.default[1]}",
         "size_multiple": sizes.multiple,
@@ -98,15 +137,6 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         "fills_masks": roles.inpaint is not None,
         "lora": " ".join(options.lora),
     }
-    context.report(1.0, "loaded")
-    return ImageModel(
-        planner=planner,
-        info=ModelInfo(parameters=parameters, memory_bytes=held, details=details),
-        device=device,
-        caches=caches,
-        switches=switches,
-        num_threads=context.num_threads,
-    )
 
 
 def dtype_of(options: ImageOptions, device: torch.device) -> torch.dtype:

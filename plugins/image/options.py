@@ -40,6 +40,8 @@ class ImageOptions(BaseModel):
     """Class name of a diffusers scheduler in place of the model's own."""
     row_cache_threshold: float | None = Field(default=None, ge=0.0, le=1.0)
     """First-block caching: steps whose first block changes less than this are mostly skipped. None computes all."""
+    preview: Literal["decode", "linear"] = "decode"
+    """How partial images are made where a request does not say: by the decoder, or by a linear map, blurred and cheap."""
     max_cache_bytes: int = Field(default=4 * 1024**3, ge=0)
     """Most memory that caches of all running requests may take; a request beyond it waits."""
     text_multiple: int = Field(default=16, ge=0)

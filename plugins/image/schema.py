@@ -8,6 +8,7 @@ import msgspec
 
 Quality = Literal["low", "medium", "high"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+PreviewKind = Literal["decode", "linear"]
 Operation = Literal["generate", "edit", "vary"]
 
 
@@ -32,6 +33,7 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
         output_format: Of the pictures.
         output_compression: 0 to 100, for jpeg and webp; None for the encoder's default.
         partial_images: How many intermediate pictures to send.
+        preview: How they are made; None leaves it to the model's options.
         seed: Of the first picture, the next ones follow it; None draws one.
         negative_prompt: What not to draw.
         num_inference_steps: Instead of the quality's.
@@ -53,6 +55,7 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
     output_format: OutputFormat = "png"
     output_compression: int | None = None
     partial_images: int = 0
+    preview: PreviewKind | None = None
     seed: int | None = None
     negative_prompt: str | None = None
     num_inference_steps: int | None = None

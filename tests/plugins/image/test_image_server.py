@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,19 @@ def test_a_stream_sends_partial_images_and_then_the_picture(client: openai.OpenA
     assert shapes == {(32, 32, 3)}
 
 
+def test_a_stream_tells_each_step_if_it_is_asked_to(server: DemoServer) -> None:
+    body = {"model": "draw", "prompt": "a", "n": 2, "stream": True, "progress": True, **FAST}
+    body |= {"partial_images": 1, "preview": "linear"}
+    answer = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60)
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line[:6] == "data: "]
+    steps = [event for event in events if event["type"] == "image_generation.progress"]
+    for index in range(2):
+        own = [event for event in steps if event["image_index"] == index]
+        assert [(event["step"], event["num_steps"]) for event in own] == [(1, 3), (2, 3), (3, 3)]
+    others = [event["type"] for event in events if event not in steps]
+    assert sorted(others) == ["image_generation.completed"] * 2 + ["image_generation.partial_image"] * 2
+
+
 def test_edits_take_a_form_with_image_and_mask(client: openai.OpenAI) -> None:
     answer: Any = client.images.edit(
         model="draw",
@@ -184,6 +198,8 @@ def test_a_variation_is_like_its_image_and_not_the_same(server: DemoServer) -> N
         ({"partial_images": 4, "stream": True}, "partial_images"),
         ({"n": 0}, "n"),
         ({"n": 11}, "n"),
+        ({"preview": "linear"}, "preview"),
+        ({"progress": True}, "progress"),
         ({"style": "vivid"}, "style"),
         ({"cfg": 3}, "cfg"),
         ({"scheduler": "Magic"}, "scheduler"),
