@@ -167,9 +167,14 @@ class Planner:
         steps: int,
     ) -> int:
         """Adds what an image pipeline takes; returns the steps that will run."""
-        if len(sources) > 1:
-            raise InvalidRequest(f"{len(sources)} images were sent; this model starts from one.", param="image")
-        arguments["image"] = flatten(sources[0]).resize(size, Image.Resampling.LANCZOS)
+        most = max(1, role.max_references)
+        if len(sources) > most:
+            raise InvalidRequest(f"{len(sources)} images were sent; this model takes {most}.", param="image")
+        if role.max_references:
+            images = [_checked(flatten(source), role.pipeline) for source in sources]
+            arguments["image"] = images if most > 1 else images[0]
+        else:
+            arguments["image"] = flatten(sources[0]).resize(size, Image.Resampling.LANCZOS)
         if mask is not None:
             arguments["mask_image"] = mask.resize(size, Image.Resampling.NEAREST)
         if not role.takes("strength"):
@@ -233,6 +238,21 @@ class Planner:
                 f"scheduler {name[:60]!r}: this model takes {', '.join(sorted(known))}.", param="scheduler"
             )
         return known[name]
+
+
+def _checked(image: Image.Image, pipeline: Any) -> Image.Image:
+    """The image, if the pipeline has nothing against it.
+
+    Raises:
+        InvalidRequest: It is too small, too large or too long for the model.
+    """
+    check = getattr(pipeline.image_processor, "check_image_input", None)
+    if check is not None:
+        try:
+            check(image)
+        except ValueError as error:
+            raise InvalidRequest(f"The model can't use an image: {error}", param="image") from error
+    return image
 
 
 def count_tokens(pipeline: Any, prompt: str, max_sequence_length: Any) -> int:

@@ -64,7 +64,7 @@ def fit_linear_map(vae: Any, scale: int) -> LinearMap:
         pictures = pictures.unsqueeze(2)  # of one frame
     latents: list[Tensor] = []
     colours: list[Tensor] = []
-    for picture in pictures.split(1):  # one at a time: little memory, at the size of a small picture
+    for picture in torch.split(pictures, 1):  # one at a time: little memory, at the size of a small picture
         encoded = vae.encode(picture)
         latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded[0]
         decoded = vae.decode(latent, return_dict=False)[0]

@@ -135,6 +135,7 @@ def _details(pipeline: Any, planner: Planner) -> dict[str, str | int | float | b
         "generates": roles.generate is not None,
         "edits": roles.edit is not None,
         "fills_masks": roles.inpaint is not None,
+        "max_input_images": 0 if roles.edit is None else max(1, roles.edit.max_references),
         "lora": " ".join(options.lora),
     }
 
@@ -155,7 +156,7 @@ def size_rules(pipeline: Any, denoiser: Any, options: ImageOptions) -> SizeRules
     scale = int(getattr(pipeline, "vae_scale_factor", 8))
     config = denoiser.config
     patch = getattr(config, "patch_size", None) or (getattr(config, "all_patch_size", None) or (1,))[0]
-    packed = hasattr(pipeline, "_unpack_latents")
+    packed = hasattr(pipeline, "_unpack_latents") or hasattr(pipeline, "_unpack_latents_with_ids")
     multiple = scale * max(patch if isinstance(patch, int) else int(patch[-1]), 2 if packed else 1)
     sample = getattr(pipeline, "default_sample_size", None) or getattr(config, "sample_size", None) or 128
     side = max(multiple, int(sample if isinstance(sample, int) else sample[-1]) * scale // multiple * multiple)

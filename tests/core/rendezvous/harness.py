@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -159,3 +160,24 @@ def works_for(tiny: TinyPipeline, count: int = 6) -> dict[str, Callable[[], dict
 def picture(output: Any) -> NDArray[np.float32]:
     """The pixels of a pipeline's output."""
     return np.asarray(next(iter(output.values())))
+
+
+def hold_first_step(model: Any, *, until_prepared: int) -> None:
+    """Makes the first step wait until so many requests are ready: small clips would end before others have begun."""
+    changed, num_prepared = threading.Condition(), 0
+    prepare, forward = model.prepare, model.forward
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal num_prepared
+        sequences = prepare(*arguments)
+        with changed:
+            num_prepared += 1
+            changed.notify_all()
+        return sequences
+
+    def held(calls: Any) -> Any:
+        with changed:
+            assert changed.wait_for(lambda: num_prepared >= until_prepared, 120), "the others were not prepared"
+        return forward(calls)
+
+    model.prepare, model.forward = counted, held

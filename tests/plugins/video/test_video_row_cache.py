@@ -24,8 +24,9 @@ from sixfold.plugins.video.messages import VideoInput
 from sixfold.plugins.video.options import VideoOptions
 from sixfold.plugins.video.planning import plan
 from sixfold.plugins.video.schema import CreateBody
+from tests.core.rendezvous.harness import hold_first_step
 from tests.plugins.video.conftest import Load, clip
-from tests.plugins.video.test_video_equality import alone, hold_first_step, last_event, serving, submit, videos
+from tests.plugins.video.test_video_equality import alone, last_event, serving, submit, videos
 from tests.plugins.video.test_video_planning import CAN
 
 __all__ = ["videos"]  # a fixture
