@@ -317,7 +317,7 @@ def load_native(path: Path, tiny: bool) -> Any:
     import transformers
 
     from sixfold.core.family import LoadContext
-    from sixfold.plugins.llm import loader
+    from sixfold.plugins.llm import decoder_loader, loader
     from sixfold.plugins.llm.options import TransformersOptions
 
     def random_model(folder: Path, dtype: Any, device: Any) -> Any:
@@ -326,7 +326,7 @@ def load_native(path: Path, tiny: bool) -> Any:
             config = transformers.AutoConfig.from_pretrained(folder)
             return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
-    loader._read_model = random_model
+    decoder_loader._read_model = random_model
     return loader.load(
         LoadContext(
             model_name="bench",
