@@ -74,7 +74,11 @@ def sdxl(tiny: bool) -> Any:
     )
     with torch.device("cpu"):  # where `from_pretrained` leaves it, too
         scheduler = diffusers.EulerDiscreteScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
+            steps_offset=1,
         )
     return diffusers.StableDiffusionXLPipeline(
         vae=kl_vae(tiny, 4, scaling_factor=0.13025),

@@ -336,6 +336,7 @@ def load_native(path: Path, tiny: bool) -> Any:
             options=TransformersOptions(
                 dtype="float32" if tiny else "bfloat16",
                 max_model_len=1024,
+                prefix_cache="off",
                 kv_cache_bytes=(64 << 20) if tiny else (12 << 30),
             ),
         )
