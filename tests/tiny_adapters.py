@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 
-_Config: Any = LoraConfig
-_state_dict: Any = get_peft_model_state_dict
+_Peft: Any = peft  # typed in part
 
 
 def save_adapter(pipeline: Any, path: Path, *, seed: int, parts: Mapping[str, Sequence[str]]) -> Path:
@@ -27,8 +25,8 @@ def save_adapter(pipeline: Any, path: Path, *, seed: int, parts: Mapping[str, Se
     layers: dict[str, Any] = {}
     for part, names in parts.items():
         module: Any = copy.deepcopy(getattr(pipeline, part))
-        module.add_adapter(_Config(r=2, lora_alpha=4, target_modules=list(names)), "new")
-        state = _state_dict(module, adapter_name="new")
+        module.add_adapter(_Peft.LoraConfig(r=2, lora_alpha=4, target_modules=list(names)), "new")
+        state = _Peft.utils.get_peft_model_state_dict(module, adapter_name="new")
         generator = torch.Generator().manual_seed(seed)
         layers[f"{part}_lora_layers"] = {
             name: torch.randn(value.shape, generator=generator) * 0.5 for name, value in state.items()

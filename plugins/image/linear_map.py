@@ -75,8 +75,9 @@ def fit_linear_map(vae: Any, scale: int) -> LinearMap:
     known = torch.cat([channels, torch.ones_like(channels[:, :1])], dim=1)
     wanted = torch.cat(colours).flatten(2).movedim(1, -1).flatten(0, 1)
     # On the CPU in float64: it takes milliseconds, and channels may be nearly dependent.
-    weights = torch.linalg.lstsq(known.double().cpu(), wanted.double().cpu(), driver="gelsd").solution
-    return LinearMap(weights=weights.float().to(weight.device))
+    linalg: Any = torch.linalg  # without types
+    found: Any = linalg.lstsq(known.double().cpu(), wanted.double().cpu(), driver="gelsd")
+    return LinearMap(weights=found.solution.float().to(weight.device))
 
 
 def coloured_pictures(side: int) -> Tensor:

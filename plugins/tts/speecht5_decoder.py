@@ -113,10 +113,10 @@ class SpeechT5Decoder:
             hidden = layer.final_layer_norm(hidden)
         postnet, config = self._network.speech_decoder_postnet, self._config
         frames = postnet.feat_out(hidden).view(len(rows), config.reduction_factor, config.num_mel_bins)
-        ends = (torch.sigmoid(postnet.prob_out(hidden)).sum(dim=-1) >= self.THRESHOLD).tolist()
+        ends: Any = torch.sigmoid(postnet.prob_out(hidden)).sum(dim=-1) >= self.THRESHOLD
         return [
             NextFrame(frame, is_last=bool(end) or len(row.frames) + 1 >= row.max_frames)
-            for row, frame, end in zip(rows, frames, ends, strict=True)
+            for row, frame, end in zip(rows, frames, ends.tolist(), strict=True)
         ]
 
     def spectrogram(self, row: SpokenRow) -> Tensor:

@@ -116,4 +116,4 @@ def _read_array(where: str, path: Path) -> Any:
 
 
 def _tensor(speaker: NDArray[np.float32], network: Any) -> Tensor:
-    return torch.from_numpy(speaker).to(device=network.device, dtype=network.dtype)
+    return torch.as_tensor(speaker, device=network.device, dtype=network.dtype)

@@ -9,8 +9,8 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 
 from sixfold.core.errors import ConfigError
 from sixfold.core.source_ref import SourceRef
@@ -22,6 +22,7 @@ from tests.tiny_adapters import save_adapter
 from tests.tiny_pipelines import pixart
 
 D: Any = diffusers
+Safe: Any = safetensors.torch  # typed in part
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -94,14 +95,14 @@ async def test_a_wrong_choice_is_refused_with_the_name_of_the_field(
 def test_files_that_fit_no_part_of_the_model_are_refused_by_name(
     load_image_model: Load, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    state = load_file(adapters["ink"] / "pytorch_lora_weights.safetensors")
+    state = Safe.load_file(adapters["ink"] / "pytorch_lora_weights.safetensors")
     wrong = tmp_path / "wrong.safetensors"
-    save_file({name: value.repeat(3, 3) for name, value in state.items()}, wrong)
+    Safe.save_file({name: value.repeat(3, 3) for name, value in state.items()}, wrong)
     with pytest.raises(ConfigError, match=r"options.lora.chalk: wrong.safetensors does not fit"):
         load_image_model(lora=sources({"chalk": wrong}))
     with pytest.raises(ConfigError, match=r"options.lora.chalk: .* no .safetensors file"):
         load_image_model(lora=sources({"chalk": tmp_path / "nothing"}))
-    save_file({name: value for name, value in state.items()}, tmp_path / "other.safetensors")
+    Safe.save_file({name: value for name, value in state.items()}, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"2 of them: other.safetensors, wrong.safetensors"):
         load_image_model(lora=sources({"chalk": tmp_path}))
 

@@ -28,7 +28,8 @@ FAST: dict[str, Any] = {"num_inference_steps": 3, "seed": 5}
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
     root = tmp_path_factory.mktemp("server")
-    stock = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    untyped: Any = diffusers
+    stock = untyped.StableDiffusionPipeline.from_pretrained(folder)
     adapter = save_adapter(stock, root / "ink", seed=1, parts={"unet": ("to_q", "to_v")})
     options = {"max_pixels": 4096, "num_inference_steps": 4, "lora": {"ink": f"file:{adapter}"}}
     data = {

@@ -78,7 +78,7 @@ def stock_sound(folder: Path, sequence: Any, voice: str) -> NDArray[np.float64]:
     """What ``generate_speech`` makes of the sentence alone with the same seed."""
     network, vocoder = Network.from_pretrained(folder), Vocoder.from_pretrained(folder / "vocoder")
     with np.load(folder / "voices.npz") as voices:
-        speaker = torch.from_numpy(voices[voice])[None]
+        speaker = torch.as_tensor(voices[voice])[None]
     Random.manual_seed(sequence.seed)
     with torch.no_grad():
         ids = torch.as_tensor(sequence.ids)[None]

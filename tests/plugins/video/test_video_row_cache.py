@@ -123,6 +123,10 @@ def test_the_threshold_is_the_models_unless_the_request_says_another() -> None:
     assert planned(0.08, row_cache_threshold=-1) is None
 
 
+def no_blocks(_module: Any) -> list[Any]:
+    return []
+
+
 def test_a_pipeline_whose_blocks_can_not_be_cached_refuses_the_field_and_the_option(
     load_tiny: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +134,6 @@ def test_a_pipeline_whose_blocks_can_not_be_cached_refuses_the_field_and_the_opt
     with pytest.raises(InvalidRequest, match="can't be cached") as refused:
         plan(body, dataclasses.replace(CAN, row_cache=False), reference=None)
     assert refused.value.param == "row_cache_threshold"
-    monkeypatch.setattr("sixfold.plugins.video.loader.transformer_blocks", lambda _module: [])
+    monkeypatch.setattr("sixfold.plugins.video.loader.transformer_blocks", no_blocks)
     with pytest.raises(ConfigError, match="WanPipeline's blocks can't be cached"):
         load_tiny("wan", row_cache_threshold=0.1)
