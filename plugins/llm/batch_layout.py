@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.prompt_images import feature_rows
 from sixfold.plugins.llm.sampling import IntArray
 from sixfold.plugins.llm.tensors import index_tensor, to_tensor
 
@@ -89,6 +90,8 @@ class BatchLayout:
         sampled: Indices into the granted sequences, in the order of `logit_rows`; one for the last known token of each
             that is computed to its end, followed by one for each of its drafts.
         logit_rows: [sampled] rows of the flat batch whose logits are needed.
+        image_rows: [features] rows of the flat batch that take an image's features instead of their token's embedding.
+        image_features: [features, hidden size]; None if there are none.
         masks: Attention masks made so far, by group and sliding window; filled by the attention function.
         rows: Row numbers made so far; the same for all layers of one shape.
     """
@@ -102,6 +105,8 @@ class BatchLayout:
     contexts: AttentionRows
     sampled: tuple[int, ...]
     logit_rows: Tensor
+    image_rows: Tensor
+    image_features: Tensor | None = None
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=lambda: {})
     rows: dict[tuple[int, int, int], Tensor] = field(default_factory=lambda: {})
     short: dict[int, AttentionRows] = field(default_factory=lambda: {})
@@ -171,6 +176,8 @@ def lay_out(
     prefills: list[PrefillChunk] = []
     sampled: list[int] = []
     logit_rows: list[int] = []
+    image_rows: list[IntArray] = []
+    image_features: list[Tensor] = []
     at = 0
     for i in order:
         sequence, begin, context = sequences[i], sequences[i].num_computed, contexts[i]
@@ -184,6 +191,9 @@ def lay_out(
         tables[i, :num_blocks] = sequence.block_table[:num_blocks]
         if units[i] > 1:
             prefills.append(_prefill_chunk(sequence, at, end, context, block_size, device))
+        for rows_of_image, features in feature_rows(sequence.images, begin, context):
+            image_rows.append(rows_of_image + at)
+            image_features.append(features)
         if context >= num_known:
             rows = range(at + num_known - begin - 1, end)
             sampled.extend([i] * len(rows))
@@ -205,6 +215,8 @@ def lay_out(
         ),
         sampled=tuple(sampled),
         logit_rows=index_tensor(logit_rows, device),
+        image_rows=to_tensor(np.concatenate([*image_rows, np.empty(0, dtype=np.int64)]), device),
+        image_features=torch.cat(image_features) if image_features else None,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sixfold.plugins.llm.prompt_images import PromptImage
 from sixfold.plugins.llm.sampling import IntArray
 
 
@@ -16,6 +17,7 @@ class CachedTokens:
         token_ids: The prompt; generated tokens are appended.
         salt: Only sequences of equal salt share blocks; None shares with nobody.
         block_hashes: Of the prompt's full blocks, as far as they are known.
+        images: Those of the prompt, in order.
 
     Attributes:
         drafts: Tokens that may follow the known ones, to be verified in the next step.
@@ -27,6 +29,7 @@ class CachedTokens:
         "block_hashes",
         "block_table",
         "drafts",
+        "images",
         "num_blocks",
         "num_cached",
         "num_computed",
@@ -37,12 +40,18 @@ class CachedTokens:
     )
 
     def __init__(
-        self, token_ids: Sequence[int], *, salt: bytes | None = None, block_hashes: Sequence[bytes] = ()
+        self,
+        token_ids: Sequence[int],
+        *,
+        salt: bytes | None = None,
+        block_hashes: Sequence[bytes] = (),
+        images: Sequence[PromptImage] = (),
     ) -> None:
         self.token_ids = list(token_ids)
         self.drafts: Sequence[int] = ()
         self.salt = salt
         self.block_hashes = list(block_hashes)
+        self.images = images
         self.num_published = 0
         self.num_cached: int | None = None
         self.num_computed = 0

@@ -12,6 +12,7 @@ from sixfold.plugins.llm.attention import PAGED_STEP, PagedStep
 from sixfold.plugins.llm.batch_layout import BatchLayout, lay_out
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.kv_cache import KvCache
+from sixfold.plugins.llm.prompt_images import PromptImage
 
 
 class Decoder:
@@ -32,7 +33,7 @@ class Decoder:
         """Fills the cache for all rows; returns the logits of the wanted ones, [rows, vocabulary], or None if none is."""
         step = PagedStep(layout=layout, caches=self.cache.tensors)
         arguments: dict[str, Any] = {
-            "input_ids": layout.token_ids,
+            **self._embedded(layout),
             "position_ids": layout.position_ids,
             "use_cache": False,
             PAGED_STEP: step,
@@ -43,17 +44,30 @@ class Decoder:
         logits: Tensor = self._model(**arguments, logits_to_keep=layout.logit_rows).logits
         return logits[0]
 
-    def run(self, prompts: Sequence[Sequence[int]], chunks: Sequence[int] = ()) -> Tensor | None:
+    def _embedded(self, layout: BatchLayout) -> dict[str, Tensor]:
+        if layout.image_features is None:
+            return {"input_ids": layout.token_ids}
+        embeddings: Tensor = self._model.get_input_embeddings()(layout.token_ids)
+        embeddings[0, layout.image_rows] = layout.image_features.to(embeddings.dtype)
+        return {"inputs_embeds": embeddings}
+
+    def run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        chunks: Sequence[int] = (),
+        images: Sequence[PromptImage] = (),
+    ) -> Tensor | None:
         """Computes prompts outside of any request and gives their blocks back; for warm-up and checks.
 
         Args:
             prompts: Token ids.
             chunks: Tokens of each prompt to compute per forward pass; all at once by default.
+            images: Encoded ones of each prompt.
 
         Returns:
             [prompts, vocabulary], the logits after each prompt; None when the cache has no room.
         """
-        rows = [CachedTokens(prompt) for prompt in prompts]
+        rows = [CachedTokens(prompt, images=images) for prompt in prompts]
         logits: Tensor | None = None
         try:
             for size in chunks or [len(prompts[0])]:

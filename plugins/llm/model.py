@@ -30,6 +30,7 @@ from sixfold.plugins.llm.sequence import SequenceState
 from sixfold.plugins.llm.speculation import Speculator
 from sixfold.plugins.llm.step_sharing import share_in_step
 from sixfold.plugins.llm.text_codec import TextCodec
+from sixfold.plugins.llm.vision import NO_IMAGES, VisionTower
 
 _WARM_UP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 64)
 _WARM_UP_PROMPT_TOKENS = 256
@@ -50,6 +51,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         speculator: Guesses tokens ahead.
         events: Announces cached prefixes; None if nobody is told.
         transfer: Exchanges computed prompts with other processes; None if there are none.
+        vision: Looks at images; None if the model reads text only.
+        tokens_per_image: What an image is taken for in admission.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         speculator: Speculator,
         events: KvAnnouncer | None = None,
         transfer: KvTransfer | None = None,
+        vision: VisionTower | None = None,
+        tokens_per_image: int = 0,
     ) -> None:
         self._decoder = decoder
         self._cache = decoder.cache
@@ -73,6 +78,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._speculator = speculator
         self._events = events
         self._transfer = transfer
+        self._vision = vision
+        self._tokens_per_image = tokens_per_image
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
 
@@ -83,7 +90,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
 
     def estimate_units(self, request: Request[ChatInput | CompletionInput]) -> int:
         """Guesses tokens from text lengths."""
-        return estimate_tokens(request.input, self._info.max_model_len or 1)
+        return estimate_tokens(request.input, self._info.max_model_len or 1, self._tokens_per_image)
 
     def split(self, request: Request[ChatInput | CompletionInput]) -> Sequence[object]:
         """One piece per prompt."""
@@ -103,7 +110,9 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         return sequences
 
     def attach(self, wake: Callable[[], None]) -> None:
-        """Transfers between processes need the device's time without a request."""
+        """Transfers between processes need the device's time without a request; images are looked at beside the steps."""
+        if self._vision is not None:
+            self._vision.attach(wake)
         if self._transfer is not None:
             self._transfer.attach(wake)
 
@@ -113,32 +122,59 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             self._events.flush()
         return ()
 
-    def cost(self, sequence: SequenceState) -> Cost:
+    def cost(self, sequence: SequenceState) -> Cost | None:
         """The gap between known and computed tokens, which may be computed in parts, and the drafts to verify.
 
-        A sequence that starts will find the head of its prompt in the cache, or part of it if blocks go meanwhile.
+        A sequence that starts will find the head of its prompt in the cache, or part of it if blocks go meanwhile. One that
+        has come to an image is elsewhere until the image is encoded; one that waits may start: what is before it is computed.
         """
         num_found = 0 if sequence.num_blocks else self._cache.prefix.num_found(sequence)
-        return Cost(units=sequence.num_uncomputed - num_found + len(sequence.drafts), min_units=1)
+        units = sequence.num_uncomputed - num_found + len(sequence.drafts)
+        visible = self._num_visible(sequence, sequence.num_computed + num_found)
+        if visible == 0 and sequence.num_blocks:
+            return None
+        return Cost(units=units if visible is None else min(units, max(visible, 1)), min_units=1)
 
     def reserve(self, sequence: SequenceState, units: int) -> int:
         """Takes cache blocks."""
         return self._cache.reserve(sequence, units)
 
     def preempt(self, sequence: SequenceState) -> None:
-        """Gives the sequence's cache away; what nobody else takes meanwhile is found again."""
+        """Gives the sequence's cache away; what nobody else takes meanwhile is found again. Its images stay encoded."""
         self._cache.free(sequence)
         self._speculator.release(sequence)
 
     def release(self, sequence: SequenceState) -> None:
-        """Gives the sequence's cache back."""
+        """Gives the sequence's cache and images back."""
         self._cache.free(sequence)
         self._speculator.release(sequence)
+        if self._vision is not None:
+            self._vision.release(sequence.images)
 
     def step(self, batch: Sequence[Granted[SequenceState]]) -> Sequence[Outcome[TextDelta | Generation]]:
-        """Computes the granted tokens of all sequences in one forward pass, and the next tokens of those that caught up."""
-        sequences = [granted.sequence for granted in batch]
-        units = [min(g.units, g.sequence.num_uncomputed + len(g.sequence.drafts)) for g in batch]
+        """Computes the granted tokens of all sequences in one forward pass, and the next tokens of those that caught up.
+
+        Nothing is computed for a sequence that started in front of an image that is not encoded yet.
+        """
+        units = [self._num_computable(granted) for granted in batch]
+        computed = [granted.sequence for granted, n in zip(batch, units, strict=True) if n]
+        outcomes = iter(self._step(computed, [n for n in units if n])) if computed else iter(())
+        return [next(outcomes) if n else _unseen(granted.sequence) for granted, n in zip(batch, units, strict=True)]
+
+    def _num_visible(self, sequence: SequenceState, begin: int) -> int | None:
+        if self._vision is None or not sequence.images:
+            return None
+        return self._vision.num_visible(sequence.images, begin)
+
+    def _num_computable(self, granted: Granted[SequenceState]) -> int:
+        sequence = granted.sequence
+        if any(image.failure is not None for image in sequence.images):
+            return 0
+        units = min(granted.units, sequence.num_uncomputed + len(sequence.drafts))
+        visible = self._num_visible(sequence, sequence.num_computed)
+        return units if visible is None else min(units, visible)
+
+    def _step(self, sequences: Sequence[SequenceState], units: list[int]) -> Sequence[Outcome[TextDelta | Generation]]:
         for sequence in sequences:
             sequence.suspect = True  # until the logits after its last token prove to be finite
         spans = share_in_step(sequences, units, block_size=self._cache.block_size)
@@ -252,6 +288,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
     def close(self) -> None:
         """Ends the thread of the masks and all transfers, and tells routers that the cache is gone."""
         self._masks.close()
+        if self._vision is not None:
+            self._vision.close()
         if self._transfer is not None:
             self._transfer.close()
         if self._events is not None:
@@ -269,8 +307,21 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             "prefix_cache_queries_total": prefix.num_queried_tokens,
             "prefix_cache_hits_total": prefix.num_hit_tokens,
             **self._speculator.stats(),
+            **(NO_IMAGES if self._vision is None else self._vision.stats()),
             **(NO_TRANSFERS if self._transfer is None else self._transfer.stats()),
         }
+
+
+def _unseen(sequence: SequenceState) -> Outcome[TextDelta | Generation]:
+    """The outcome of a sequence that has nothing to compute: it waits for an image, or one of them failed."""
+    for image in sequence.images:
+        if image.failure is not None:
+            error = StepFailed(
+                "The model failed on an image of this request. The server's log has the reason under the request's id."
+            )
+            error.__cause__ = image.failure
+            return Outcome(done=True, error=error)
+    return Outcome()
 
 
 def _step_failed(sequence: SequenceState, grammar_failure: str | None) -> StepFailed:

@@ -114,6 +114,15 @@ class TransformersOptions(BaseModel):
     compute_packed: bool = True
     """Whether linear layers are packed for the processor and merged where they share an input."""
 
+    images: bool = True
+    """Whether images in chats are read, where the model can."""
+
+    max_images: int = Field(default=16, ge=1, le=1024)
+    """Most images of a request."""
+
+    max_image_pixels: int = Field(default=33_554_432, ge=4096)
+    """Largest image, as width times height; larger ones are refused before a pixel is decoded."""
+
     kv_events: KvEventOptions | None = None
     """Announces cached prefixes to routers."""
 

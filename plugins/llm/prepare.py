@@ -9,7 +9,9 @@ from sixfold.core.errors import ContextLengthExceeded, InvalidRequest
 from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.detokenizer import Detokenizer
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, SamplingParams
+from sixfold.plugins.llm.image_placer import ImagePlacer
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
+from sixfold.plugins.llm.prompt_images import PromptImage
 from sixfold.plugins.llm.reasoning import CLOSES, OPENS, num_reasoning_tokens, opens_in_reasoning
 from sixfold.plugins.llm.sampling import SamplingDefaults, resolve_sampling
 from sixfold.plugins.llm.sequence import SequenceState
@@ -38,11 +40,13 @@ def split_input(request_input: ChatInput | CompletionInput) -> Sequence[object]:
     return tuple(PromptPiece(index, prompt) for index, prompt in enumerate(request_input.prompts))
 
 
-def estimate_tokens(request_input: ChatInput | CompletionInput, max_model_len: int) -> int:
+def estimate_tokens(request_input: ChatInput | CompletionInput, max_model_len: int, tokens_per_image: int = 0) -> int:
     """Guesses prompt and answer tokens of all choices from lengths alone."""
     if isinstance(request_input, ChatInput):
         tools = sum(len(str(tool.parameters)) // _CHARS_PER_TOKEN for tool in request_input.tools)
-        sizes = [tools + sum(len(m.content) // _CHARS_PER_TOKEN + _TOKENS_PER_TURN for m in request_input.messages)]
+        text = sum(len(m.content) // _CHARS_PER_TOKEN + _TOKENS_PER_TURN for m in request_input.messages)
+        images = tokens_per_image * sum(len(m.images) for m in request_input.messages)
+        sizes = [tools + text + images]
     else:
         sizes = [len(p) // _CHARS_PER_TOKEN + 1 if isinstance(p, str) else len(p) for p in request_input.prompts]
     wanted = request_input.params.max_tokens
@@ -61,6 +65,7 @@ class Preparer:
         vocab_size: Rows of the output head; larger token ids are refused.
         max_model_len: Longest prompt plus answer.
         prefix: Who shares cache blocks with whom.
+        images: Puts images into prompts; None if the model reads text only.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Preparer:
         vocab_size: int,
         max_model_len: int,
         prefix: PrefixSharing,
+        images: ImagePlacer | None = None,
     ) -> None:
         self._codec = codec
         self._conversations = conversations
@@ -81,6 +87,7 @@ class Preparer:
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._prefix = prefix
+        self._images = images
 
     def prepare(self, request_input: ChatInput | CompletionInput, piece: object, *, tenant: str) -> list[SequenceState]:
         """The sequences of one piece: one per choice.
@@ -92,13 +99,21 @@ class Preparer:
 
         Raises:
             ContextLengthExceeded: Prompt and answer do not fit.
-            InvalidRequest: The template rejects the conversation, a token id is out of range, or a grammar is wrong.
+            InvalidRequest: The template rejects the conversation, a token id is out of range, a grammar is wrong, or an
+                image can't be read.
         """
         if isinstance(request_input, ChatInput):
             text = self._conversations.render(request_input)
             prompt_ids = self._codec.encode(text, add_special_tokens=False)
             opens = self._conversations.thinks and opens_in_reasoning(text)
-            return self._sequences(request_input, prompt_ids, tenant=tenant, param="messages", opens_in_reasoning=opens)
+            parts = [image for message in request_input.messages for image in message.images]
+            images: tuple[PromptImage, ...] = ()
+            if parts and self._images is not None:
+                num_holders = request_input.num_choices
+                prompt_ids, images = self._images.place(prompt_ids, parts, num_holders=num_holders)
+            return self._sequences(
+                request_input, prompt_ids, tenant=tenant, param="messages", opens_in_reasoning=opens, images=images
+            )
         assert isinstance(piece, PromptPiece)
         if isinstance(piece.prompt, str):
             prompt_ids = self._codec.encode(piece.prompt, add_special_tokens=True)
@@ -137,13 +152,14 @@ class Preparer:
         first_choice: int = 0,
         echo_text: str = "",
         opens_in_reasoning: bool = False,
+        images: tuple[PromptImage, ...] = (),
     ) -> list[SequenceState]:
         params = request_input.params
         self._check_ids([token for token, _ in params.logit_bias], "logit_bias")
         self._check_ids(params.stop_token_ids, "stop_token_ids")
         max_output_tokens = self._output_limit(params, len(prompt_ids), param)
         salt = self._prefix.salt(tenant, request_input.cache_salt)
-        block_hashes = self._prefix.hashes(prompt_ids, salt)
+        block_hashes = self._prefix.hashes(prompt_ids, salt, images)
         decode = self._codec.decode_with(self._conversations.kept_markers(request_input))
         return [
             SequenceState(
@@ -158,6 +174,7 @@ class Preparer:
                 echo_text=echo_text,
                 salt=salt,
                 block_hashes=block_hashes,
+                images=images,
                 grammar=self._conversations.grammar(request_input, opens_in_reasoning=opens_in_reasoning),
                 opens_in_reasoning=opens_in_reasoning,
             )

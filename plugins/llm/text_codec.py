@@ -68,6 +68,10 @@ class TextCodec:
             return "\n".join(cast("dict[str, str]", found).values())
         return str(found or "")
 
+    def use_template(self, template: str | None) -> None:
+        """Takes the template of a processor, for a tokenizer that has none. Before the codec is used by several threads."""
+        self._tokenizer.chat_template = template
+
     @property
     def num_tokens(self) -> int:
         """Size of the vocabulary, added tokens included."""
