@@ -11,6 +11,7 @@ from sixfold.plugins.llm.generation import ChatInput, ChatMessage, CompletionInp
 from sixfold.plugins.llm.grammar import Grammar, GrammarCompiler
 from sixfold.plugins.llm.grammar_text import answer_grammar, quoted, tool_grammar, whole_grammar
 from sixfold.plugins.llm.reasoning import CLOSES, OPENS
+from sixfold.plugins.llm.refusals import text_only
 from sixfold.plugins.llm.text_codec import TextCodec
 from sixfold.plugins.llm.tool_prompt import tool_object, with_tools_in_words
 
@@ -152,15 +153,6 @@ class ConversationWriter:
     def _literal(self, marker: str) -> str:
         token_id = self._codec.special_token_id(marker)
         return quoted(marker) if token_id is None else f"<[{token_id}]>"
-
-
-def text_only(param: str) -> InvalidRequest:
-    """The error for an image that nobody could look at."""
-    return InvalidRequest(
-        "This model reads text only. Leave images out, or ask a model that reads them: /v1/models lists which do.",
-        param=param,
-        code="unsupported_parameter",
-    )
 
 
 def _takes_parts(codec: TextCodec) -> bool:

@@ -12,6 +12,7 @@ from sixfold.core.pictures import flatten, read_picture
 from sixfold.plugins.llm.generation import ImagePart
 from sixfold.plugins.llm.image_processor import ImageProcessor, ProcessedImage
 from sixfold.plugins.llm.prompt_images import PromptImage
+from sixfold.plugins.llm.refusals import check_image_count
 
 
 class ImagePlacer:
@@ -22,12 +23,15 @@ class ImagePlacer:
         image_token_id: What the features of images stand in the place of.
         max_images: Of a request.
         max_pixels: Of an image.
+
+    Attributes:
+        max_images: One, where the processor makes of several images otherwise than of each.
     """
 
     def __init__(self, processor: ImageProcessor, *, image_token_id: int, max_images: int, max_pixels: int) -> None:
         self._processor = processor
         self._image_token_id = image_token_id
-        self._max_images = max_images if processor.treats_images_alone() else 1
+        self.max_images = max_images if processor.treats_images_alone() else 1
         self._max_pixels = max_pixels
 
     def place(
@@ -43,11 +47,7 @@ class ImagePlacer:
         Raises:
             InvalidRequest: An image can't be read, there are too many, or the template did not write one mark for each.
         """
-        if len(parts) > self._max_images:
-            raise InvalidRequest(
-                f"The request has {len(parts)} images; this model takes at most {self._max_images} at once.",
-                param=parts[self._max_images].param,
-            )
+        check_image_count([part.param for part in parts], self.max_images)
         if prompt_ids.count(self._image_token_id) != len(parts):
             raise InvalidRequest(
                 f"The model's chat template wrote {prompt_ids.count(self._image_token_id)} marks for {len(parts)} images: "

@@ -26,6 +26,7 @@ from sixfold.plugins.llm.prefix_sharing import PrefixSharing
 from sixfold.plugins.llm.prepare import Preparer
 from sixfold.plugins.llm.speculation import make_speculator
 from sixfold.plugins.llm.text_codec import TextCodec
+from sixfold.plugins.llm.token_describer import TokenDescriber
 from sixfold.plugins.llm.vision import VisionTower
 
 
@@ -55,6 +56,7 @@ def load(context: LoadContext) -> TransformersModel:
     if vision is not None and not codec.has_chat_template:
         codec.use_template(vision.processor.chat_template)
     draft = _load_draft(context, options, loaded, codec)
+    placer = None if vision is None else _image_placer(vision, options)
     max_model_len = _max_model_len(facts, options, cache, context.model_name)
     events = None if options.kv_events is None else announce(options.kv_events, cache)
     transfer = _transfer(context, options, cache)
@@ -75,7 +77,8 @@ def load(context: LoadContext) -> TransformersModel:
             "kv_cache_tokens": cache.num_tokens,
             "vocab_size": facts.vocab_size,
             "has_chat_template": codec.has_chat_template,
-            "images": vision is not None,
+            "images": placer is not None,
+            **({} if placer is None else {"max_images": placer.max_images}),
             **conversations.details,
             **({} if events is None else events.endpoints),
             **({} if transfer is None else transfer.details),
@@ -89,12 +92,12 @@ def load(context: LoadContext) -> TransformersModel:
         vocab_size=facts.vocab_size,
         max_model_len=max_model_len,
         prefix=PrefixSharing(mode=options.prefix_cache, block_size=options.block_size_tokens),
-        images=None if vision is None else _image_placer(vision, options),
+        images=placer,
     )
     return TransformersModel(
         decoder=loaded.decoder,
         preparer=preparer,
-        codec=codec,
+        describer=TokenDescriber(codec),
         info=info,
         masks=GrammarMasks(vocab_size=facts.vocab_size, num_mask_tokens=max(facts.vocab_size, codec.num_tokens)),
         speculator=make_speculator(options.speculation, _proposer(draft, facts)),

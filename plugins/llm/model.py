@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel
-from sixfold.core.errors import InvalidRequest, StepFailed
+from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Cost, Request, Usage
 from sixfold.plugins.llm.batch_layout import lay_out
 from sixfold.plugins.llm.decoder import Decoder
@@ -18,18 +18,17 @@ from sixfold.plugins.llm.generation import (
     CompletionInput,
     Generation,
     TextDelta,
-    TokenLogprob,
-    TopToken,
 )
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import KvAnnouncer
 from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS, KvTransfer
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
-from sixfold.plugins.llm.sampler import RowLogprobs, SampledToken, sample
+from sixfold.plugins.llm.sampler import SampledToken, sample
 from sixfold.plugins.llm.sequence import SequenceState
 from sixfold.plugins.llm.speculation import Speculator
+from sixfold.plugins.llm.step_failures import step_failed, unseen
 from sixfold.plugins.llm.step_sharing import share_in_step
-from sixfold.plugins.llm.text_codec import TextCodec
+from sixfold.plugins.llm.token_describer import TokenDescriber
 from sixfold.plugins.llm.vision import NO_IMAGES, VisionTower
 
 _WARM_UP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 64)
@@ -45,7 +44,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
     Args:
         decoder: The model and its cache.
         preparer: Makes its sequences.
-        codec: Its tokenizer, for the text of logprobs.
+        describer: Of its tokens, for log probabilities.
         info: Facts about it.
         masks: Of its vocabulary.
         speculator: Guesses tokens ahead.
@@ -60,7 +59,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         *,
         decoder: Decoder,
         preparer: Preparer,
-        codec: TextCodec,
+        describer: TokenDescriber,
         info: ModelInfo,
         masks: GrammarMasks,
         speculator: Speculator,
@@ -72,7 +71,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._decoder = decoder
         self._cache = decoder.cache
         self._preparer = preparer
-        self._codec = codec
+        self._describer = describer
         self._info = info
         self._masks = masks
         self._speculator = speculator
@@ -159,7 +158,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         units = [self._num_computable(granted) for granted in batch]
         computed = [granted.sequence for granted, n in zip(batch, units, strict=True) if n]
         outcomes = iter(self._step(computed, [n for n in units if n])) if computed else iter(())
-        return [next(outcomes) if n else _unseen(granted.sequence) for granted, n in zip(batch, units, strict=True)]
+        return [next(outcomes) if n else unseen(granted.sequence) for granted, n in zip(batch, units, strict=True)]
 
     def _num_visible(self, sequence: SequenceState, begin: int) -> int | None:
         if self._vision is None or not sequence.images:
@@ -230,8 +229,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         for token, draft in zip(sampled, (*drafts, None), strict=True):
             failure = None if sequence.grammar is None else sequence.grammar.failure
             if token.token_id is None or failure is not None:
-                return Outcome(done=True, error=_step_failed(sequence, failure))
-            logprob = None if token.logprobs is None else self._describe(token.token_id, token.logprobs)
+                return Outcome(done=True, error=step_failed(sequence, failure))
+            logprob = None if token.logprobs is None else self._describer.describe(token.token_id, token.logprobs)
             sequence.append(token.token_id, logprob)
             if sequence.finish_reason is not None or token.token_id != draft:
                 break
@@ -245,16 +244,6 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         if sequence.finish_reason is not None and sequence.wants_kv_handle and self._transfer is not None:
             sequence.kv_handle = self._transfer.offer(sequence, sequence.num_prompt_tokens)
         return Outcome(output=sequence.take_delta(), done=sequence.finish_reason is not None)
-
-    def _describe(self, token_id: int, logprobs: RowLogprobs) -> TokenLogprob:
-        return TokenLogprob(
-            chosen=self._top_token(token_id, logprobs.chosen),
-            top=tuple(self._top_token(i, value) for i, value in zip(logprobs.top_ids, logprobs.top, strict=True)),
-        )
-
-    def _top_token(self, token_id: int, logprob: float) -> TopToken:
-        raw = self._codec.token_bytes(token_id)
-        return TopToken(text=raw.decode("utf-8", errors="replace"), raw=raw, logprob=max(logprob, -9999.0))
 
     def finish(
         self, request: Request[ChatInput | CompletionInput], sequences: Sequence[SequenceState]
@@ -310,24 +299,3 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             **(NO_IMAGES if self._vision is None else self._vision.stats()),
             **(NO_TRANSFERS if self._transfer is None else self._transfer.stats()),
         }
-
-
-def _unseen(sequence: SequenceState) -> Outcome[TextDelta | Generation]:
-    """The outcome of a sequence that has nothing to compute: it waits for an image, or one of them failed."""
-    for image in sequence.images:
-        if image.failure is not None:
-            error = StepFailed(
-                "The model failed on an image of this request. The server's log has the reason under the request's id."
-            )
-            error.__cause__ = image.failure
-            return Outcome(done=True, error=error)
-    return Outcome()
-
-
-def _step_failed(sequence: SequenceState, grammar_failure: str | None) -> StepFailed:
-    if grammar_failure is not None:
-        return StepFailed(f"The answer's form could not be followed any further: {grammar_failure}")
-    what = "no finite probabilities for this request"
-    if sequence.grammar is not None:
-        what += ", or its vocabulary can't spell what the answer's form wants next"
-    return StepFailed(f"The model gave {what}. Shorten or change the input.")

@@ -41,7 +41,7 @@ FAMILY = Family(
     output_type=TextDelta | Generation,
     options=TransformersOptions,
     extra="llm",
-    requires=("torch", "transformers", "jinja2", "safetensors", "llguidance"),
+    requires=("torch", "transformers", "jinja2", "safetensors", "llguidance", "PIL"),
     detect=detect,
     metrics=(
         MetricSpec(name="prompt_tokens_total", kind=MetricKind.COUNTER, help="Prompt tokens computed."),

@@ -41,7 +41,12 @@ def test_answers_about_images_are_those_of_generate_alone_and_in_any_company(
     name: str, folder_of: Callable[[str], Path], load_tiny: Callable[..., Any], run: Callable[..., Any]
 ) -> None:
     folder = folder_of(name)
-    asked: list[tuple[Any, ...]] = [("What is ", ONE, "?"), (WIDE, "And this"), ("No image at all",), ("Now ", TALL)]
+    asked: list[tuple[Any, ...]] = [
+        ("What is ", ONE, "?"),
+        (WIDE, "And this"),
+        ("No image at all",),
+        (TALL, " or ", ONE, "?"),
+    ]
     expected = names(
         folder,
         [

@@ -228,7 +228,7 @@ REFUSED_CHAT: list[tuple[dict[str, Any], str]] = [
         "messages.0.tool_calls.0.function.arguments",
     ),
     (
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
         "messages.0.content.0.type",
     ),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]}, "messages.0.content.0.x"),
