@@ -158,7 +158,7 @@ def _to_paged(
     _set_attention(model, PROBE_ATTENTION)
     layers = probe_layers(model, num_layers=facts.num_layers, model_name=model_name)
     if options.compute_packed:
-        optimize(model, fuse=fuse)
+        optimize(model, model.get_decoder() if _has_other_parts(model) else model, fuse=fuse)
     _set_attention(model, ATTENTION)
     decoder = Decoder(model, _make_cache(layers, options, num_blocks=num_blocks, dtype=dtype, device=device))
     logits = decoder.run([tokens], _CHECK_CHUNKS)
@@ -177,10 +177,12 @@ def _to_paged(
 
 def _set_attention(model: Any, name: str) -> None:
     """For the decoder alone: a vision tower keeps its own."""
-    if model.config.get_text_config() is model.config:
-        model.set_attn_implementation(name)
-    else:
-        model.set_attn_implementation({"text_config": name})
+    model.set_attn_implementation({"text_config": name} if _has_other_parts(model) else name)
+
+
+def _has_other_parts(model: Any) -> bool:
+    """Whether there is more than a decoder, such as a vision tower."""
+    return model.config.get_text_config() is not model.config
 
 
 def _image_processor(path: Path, model: Any, model_name: str) -> ImageProcessor | None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import transformers
 from PIL import Image
@@ -52,10 +52,13 @@ class ImageProcessor:
     Args:
         processor: Of transformers; its tokenizer belongs to it alone.
         type: That of the model's weights; pixels are kept in it.
+
+    Attributes:
+        stock: What transformers loaded. Only for checks: not to be called by several threads.
     """
 
     def __init__(self, processor: Any, type: dtype) -> None:
-        self._processor = processor
+        self.stock = processor
         self._type = type
         self._own = threading.local()
         self._splits = getattr(processor.image_processor, "do_image_splitting", None) is True
@@ -78,12 +81,12 @@ class ImageProcessor:
     @property
     def image_token(self) -> str:
         """What stands for a picture in a rendered conversation."""
-        return str(self._processor.image_token)
+        return str(self.stock.image_token)
 
     @property
     def chat_template(self) -> str | None:
         """The processor's own template, for tokenizers that have none."""
-        template = getattr(self._processor, "chat_template", None)
+        template = getattr(self.stock, "chat_template", None)
         return template if isinstance(template, str) else None
 
     def treats_images_alone(self) -> bool:
@@ -140,7 +143,7 @@ class ImageProcessor:
         # A tokenizer's settings are changed by each call, which fails when another thread encodes at that moment.
         own = getattr(self._own, "processor", None)
         if own is None:
-            own = copy.copy(self._processor)
+            own = copy.copy(self.stock)
             own.tokenizer = copy.deepcopy(own.tokenizer)
             self._own.processor = own
         return own
@@ -161,9 +164,10 @@ def _read_without_videos(path: Path) -> Any:
         return _PROCESSORS.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
     def check(self: Any, attribute: str, value: object) -> object:
-        return None if value is None else super(kind, self).check_argument_for_proper_class(attribute, value)
+        found: object = None if value is None else stock.check_argument_for_proper_class(self, attribute, value)
+        return found
 
-    kind: Any = cast("Any", type(stock.__name__, (stock,), {"check_argument_for_proper_class": check}))
+    kind: Any = type(stock.__name__, (stock,), {"check_argument_for_proper_class": check})
     parts = {
         "image_processor": _IMAGE_PROCESSORS.from_pretrained(path, local_files_only=True, trust_remote_code=False),
         "tokenizer": _TOKENIZERS.from_pretrained(path, local_files_only=True, trust_remote_code=False),

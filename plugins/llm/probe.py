@@ -37,6 +37,7 @@ _HARMLESS = frozenset(
         "return_dict",
         "scaling",
         "sliding_window",
+        "softcap",
         "use_cache",
     }
 )

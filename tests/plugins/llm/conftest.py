@@ -78,7 +78,17 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         bos_token_id=256,
         eos_token_id=EOS_ID,
     ),
-    "gemma2": lambda: transformers.Gemma2Config(**_SMALL),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **_SMALL,
+        sliding_window=9,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=3.0,  # low enough to change the scores of random weights
+        final_logit_softcapping=5.0,
+    ),
+    "gpt-oss": lambda: transformers.GptOssConfig(
+        **_SMALL, num_local_experts=2, num_experts_per_tok=1, layer_types=["full_attention"] * 3
+    ),
     "mixtral": lambda: transformers.MixtralConfig(**_SMALL, num_local_experts=4, num_experts_per_tok=2),
 }
 

@@ -402,6 +402,6 @@ def test_features_of_an_image_that_is_computed_in_parts_are_those_of_the_part() 
     image.encoding = Future()
     image.encoding.set_result([torch.arange(8.0).view(4, 2)])
     ((rows, features),) = feature_rows([image], 5, 9)
-    assert rows.tolist() == [0, 1]
-    assert features.tolist() == [[4.0, 5.0], [6.0, 7.0]]
+    assert list(rows) == [0, 1]
+    assert torch.equal(features, torch.tensor([[4.0, 5.0], [6.0, 7.0]]))
     assert feature_rows([image], 7, 9) == []

@@ -168,7 +168,7 @@ def look(*parts: str | ImagePart, num_tokens: int = 8, num_choices: int = 1, sal
 def generate(folder: Path, text: str, images: Sequence[Image.Image], num_tokens: int) -> list[int]:
     """What transformers' own processor and ``generate`` give for a rendered conversation."""
     model = _MODELS.from_pretrained(folder, dtype=torch.float32).eval()
-    processor: Any = ImageProcessor.load(folder, torch.float32)._processor  # the stock one: videos are left out of it
+    processor: Any = ImageProcessor.load(folder, torch.float32).stock
     inputs = processor(text=text, images=list(images) or None, return_tensors="pt", add_special_tokens=False)
     output = model.generate(
         **inputs, max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False, pad_token_id=EOS_ID
