@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from sixfold.core.batching.model import Granted
-from sixfold.core.errors import InvalidRequest, SourceError, StepFailed
+from sixfold.core.errors import ConfigError, InvalidRequest, SourceError, StepFailed
 from sixfold.core.family import ModelFiles
 from sixfold.plugins.llm.generation import ChatInput, ImagePart
 from sixfold.plugins.llm.image_placer import ImagePlacer
@@ -29,9 +29,18 @@ from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.plugin import detect
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
 from sixfold.plugins.llm.prompt_images import PromptImage, feature_rows, num_visible
+from sixfold.plugins.llm.text_codec import TextCodec
 from sixfold.plugins.llm.vision import ImageEncoder, VisionTower
 from tests.plugins.llm.conftest import numbered
-from tests.plugins.llm.vision_models import look, part, picture, turn, write_vision_model
+from tests.plugins.llm.vision_models import (
+    generate,
+    look,
+    part,
+    picture,
+    turn,
+    write_model_of_three_directions,
+    write_vision_model,
+)
 
 ONE, OTHER = part(picture(1)), part(picture(2))
 
@@ -333,6 +342,21 @@ def test_a_folder_without_image_processor_says_what_to_do_and_serves_its_text(
         load_tiny(bare)
     loaded = load_tiny(bare, images=False)
     assert loaded.info.details["images"] is False
+    loaded.close()
+
+
+def test_positions_in_three_directions_are_refused_by_name_and_the_text_is_served_alone(
+    tmp_path: Path, load_tiny: Callable[..., TransformersModel], run: Any
+) -> None:
+    write_model_of_three_directions(tmp_path)
+    with pytest.raises(ConfigError, match=r"Qwen2VLForConditionalGeneration.*M-RoPE.*images: false"):
+        load_tiny(tmp_path)
+    loaded = load_tiny(tmp_path, images=False)
+    expected = generate(tmp_path, "<s>user\nHello</s>\n<s>assistant\n", [], 8)
+    codec = TextCodec.load(tmp_path)
+    (driven,) = run(loaded, [look("Hello")])
+    answer = [token.chosen.raw for token in driven.generation.choices[0].logprobs]
+    assert answer == [codec.token_bytes(token) for token in expected]
     loaded.close()
 
 

@@ -17,6 +17,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from sixfold.plugins.llm.generation import ChatInput, ChatMessage, ImageDetail, ImagePart, SamplingParams
 from sixfold.plugins.llm.image_processor import ImageProcessor
+from sixfold.plugins.llm.text_codec import TextCodec
 from tests.plugins.llm.conftest import EOS_ID, byte_tokenizer
 
 IMAGE_TOKEN = "<image>"
@@ -138,6 +139,17 @@ def write_vision_model(folder: Path, name: str) -> Path:
     return folder
 
 
+def write_model_of_three_directions(folder: Path) -> Path:
+    """Saves a random Qwen2-VL without its processor."""
+    text = _TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}}
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 48, "num_heads": 4, "patch_size": 8}
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(folder)
+    transformers.set_seed(7)
+    _MODELS.from_config(_T.Qwen2VLConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    return folder
+
+
 def picture(seed: int, width: int = 60, height: int = 40) -> Image.Image:
     """Coloured noise, coarse enough to survive scaling."""
     generator = torch.Generator().manual_seed(seed)
@@ -168,8 +180,11 @@ def look(*parts: str | ImagePart, num_tokens: int = 8, num_choices: int = 1, sal
 def generate(folder: Path, text: str, images: Sequence[Image.Image], num_tokens: int) -> list[int]:
     """What transformers' own processor and ``generate`` give for a rendered conversation."""
     model = _MODELS.from_pretrained(folder, dtype=torch.float32).eval()
-    processor: Any = ImageProcessor.load(folder, torch.float32).stock
-    inputs = processor(text=text, images=list(images) or None, return_tensors="pt", add_special_tokens=False)
+    processor: Any = ImageProcessor.load(folder, torch.float32).stock if images else TextCodec.load(folder)
+    if images:
+        inputs = processor(text=text, images=list(images), return_tensors="pt", add_special_tokens=False)
+    else:
+        inputs = {"input_ids": torch.tensor([processor.encode(text, add_special_tokens=False)])}
     output = model.generate(
         **inputs, max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False, pad_token_id=EOS_ID
     )
