@@ -7,9 +7,11 @@ from typing import Any
 
 from sixfold.core.errors import InvalidRequest
 from sixfold.plugins.llm.answer_style import AnswerStyle
+from sixfold.plugins.llm.call_watch import CallWatch
 from sixfold.plugins.llm.generation import ChatInput, ChatMessage, CompletionInput, ImagePart
 from sixfold.plugins.llm.grammar import Grammar, GrammarCompiler
 from sixfold.plugins.llm.grammar_text import answer_grammar, quoted, tool_grammar, whole_grammar
+from sixfold.plugins.llm.lazy_grammar import LazyGrammar
 from sixfold.plugins.llm.reasoning import CLOSES, OPENS
 from sixfold.plugins.llm.refusals import text_only
 from sixfold.plugins.llm.text_codec import TextCodec
@@ -123,7 +125,7 @@ class ConversationWriter:
         """
         answers = self.forms(request_input)
         if not answers:
-            return None
+            return self._call_grammar(request_input, opens_in_reasoning=opens_in_reasoning)
         spec = request_input.params.grammar
         text = whole_grammar(
             answers,
@@ -132,6 +134,32 @@ class ConversationWriter:
             literal=self._literal,
         )
         return self._grammars.compile(text, param="tools" if spec is None else spec.param)
+
+    def _call_grammar(
+        self, request_input: ChatInput | CompletionInput, *, opens_in_reasoning: bool
+    ) -> LazyGrammar | None:
+        """What calls must look like in an answer that is free until it calls; None if it can't call.
+
+        Tools that are not strict are served where their schemas, or those of their neighbours, can't be enforced.
+
+        Raises:
+            InvalidRequest: One of the tools is strict, and can't be.
+        """
+        format = self._style.tool_format
+        if not isinstance(request_input, ChatInput) or not request_input.tools or format is None:
+            return None
+        is_parallel = request_input.allow_parallel_calls
+        calls = tool_grammar(format, request_input.tools, is_parallel=is_parallel, literal=self._literal, follows=True)
+        try:
+            matcher = self._grammars.matcher(json.dumps({"grammars": [calls]}), param="tools")
+        except InvalidRequest:
+            if any(tool.is_strict for tool in request_input.tools):
+                raise
+            return None
+        watch = CallWatch(
+            format, self._codec.known_bytes, thinks=self.thinks, opens_in_reasoning=self.thinks and opens_in_reasoning
+        )
+        return LazyGrammar(matcher, watch)
 
     def _check_images(self, chat: ChatInput) -> None:
         images = [image for message in chat.messages for image in message.images]

@@ -231,15 +231,18 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             if token.token_id is None or failure is not None:
                 return Outcome(done=True, error=step_failed(sequence, failure))
             logprob = None if token.logprobs is None else self._describer.describe(token.token_id, token.logprobs)
-            sequence.append(token.token_id, logprob)
-            if sequence.finish_reason is not None or token.token_id != draft:
+            if not sequence.append(token.token_id, logprob):
+                num_accepted -= 1  # the token before is computed again, now with the grammar's mask
+                break
+            # Drafts behind the begin of a grammar were sampled without its mask.
+            if sequence.finish_reason is not None or token.token_id != draft or sequence.is_constrained:
                 break
             num_accepted += 1
         # What lies behind belongs to wrong drafts and will be written over.
         sequence.num_computed = end - len(drafts) + num_accepted
         self._num_generated_tokens += sequence.num_output_tokens - num_output
         sequence.suspect = False
-        self._speculator.observe(sequence, len(drafts), num_accepted)
+        self._speculator.observe(sequence, len(drafts), max(num_accepted, 0))
         self._cache.publish(sequence)
         if sequence.finish_reason is not None and sequence.wants_kv_handle and self._transfer is not None:
             sequence.kv_handle = self._transfer.offer(sequence, sequence.num_prompt_tokens)

@@ -94,7 +94,7 @@ class SequenceState(CachedTokens):
         self.grammar = grammar
         self.opens_in_reasoning = opens_in_reasoning
         # A grammar would have to follow every guess and come back; what it forces is added at once anyway.
-        self.may_draft = grammar is None
+        self.may_draft = not self.is_constrained
         self.draft_pace = DraftPace()
         self.wants_kv_handle = False
         self.kv_handle: KvHandle | None = None  # given when the answer is done
@@ -104,6 +104,11 @@ class SequenceState(CachedTokens):
         self._pending_text = echo_text
         self._pending_tokens = 0
         self._sent_logprobs = 0
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether a grammar says what may come next."""
+        return self.grammar is not None and self.grammar.is_active
 
     @property
     def num_output_tokens(self) -> int:
@@ -130,27 +135,35 @@ class SequenceState(CachedTokens):
         """Of all tokens so far that are part of the text."""
         return tuple(self._logprobs)
 
-    def append(self, token_id: int, logprob: TokenLogprob | None) -> None:
+    def append(self, token_id: int, logprob: TokenLogprob | None) -> bool:
         """Adds a generated token; sets `finish_reason` at the end.
+
+        Returns:
+            False if it is not added: a grammar began with it that does not allow it.
 
         Tokens that the grammar leaves no choice about are added at once: the next step computes them like a prompt's, which
         costs little more than one. Where log probabilities are wanted they are generated one by one, for theirs.
         """
+        if self.grammar is not None:
+            if not self.grammar.accept(token_id):
+                self.may_draft = False
+                return False
+            self.may_draft = self.may_draft and not self.is_constrained
         self._add(token_id, logprob)
         if self.grammar is not None and self.sampling.num_top_logprobs is None:
             while self.finish_reason is None and (forced := self.grammar.forced()):
                 for forced_id in forced:
+                    self.grammar.accept(forced_id)
                     self._add(forced_id, None)
                     if self.finish_reason is not None:
                         break
+        return True
 
     def _add(self, token_id: int, logprob: TokenLogprob | None) -> None:
         self.token_ids.append(token_id)
         self._pending_tokens += 1
         if self.token_counts is not None:
             self.token_counts.add(token_id)
-        if self.grammar is not None:
-            self.grammar.accept(token_id)
         num_output = self.num_output_tokens
         may_stop = num_output >= self.sampling.min_tokens
         if token_id in self.sampling.end_ids and num_output > self.sampling.min_tokens:

@@ -68,7 +68,7 @@ def prepared(model: TransformersModel, chat: ChatInput) -> SequenceState:
 
 
 def codec_of(model: Any) -> TextCodec:
-    codec: TextCodec = model._codec
+    codec: TextCodec = model._preparer._codec
     return codec
 
 
