@@ -196,7 +196,7 @@ def _capped_attention(
     scale = head_dim**-0.5 if scaling is None else scaling
     if mask is None:
         mask = torch.ones((num_rows, num_context), dtype=torch.bool, device=query.device).tril()
-    grouped = query[0].unflatten(0, (num_kv_heads, num_heads // num_kv_heads))
+    grouped = query[0].reshape(num_kv_heads, num_heads // num_kv_heads, num_rows, head_dim)
     size = max(1, _MAX_SCORES // (num_heads * num_context))
     parts: list[Tensor] = []
     for begin in range(0, num_rows, size):

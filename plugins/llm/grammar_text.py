@@ -74,6 +74,9 @@ def tool_grammar(
     if format.is_list:
         rest = f' (", " call){more}' if is_parallel else ""
         rules = [f'start: {first} "[" call{rest} "]"', "call: " + _alternatives(tools)]
+    elif format.separator:
+        rest = f" ({opens} call){more}" if is_parallel else ""
+        rules = [f"start: {first} call{rest}", "call: " + _alternatives(tools)]
     elif format.opens:
         rest = f' ("\\n" call){more}' if is_parallel else ""
         body = f'body: "\\n" ({_alternatives(tools)}) "\\n" {literal(format.closes)}'
@@ -82,8 +85,12 @@ def tool_grammar(
         rules = [f"start: {first}({_alternatives(tools)})"]
     rules += [lead] if lead else []
     for place, tool in enumerate(tools):
-        head = quoted(f'{{"name": {quoted(tool.name)}, "{format.arguments_key}": ')
-        rules.append(f'call_{place}: {head} %json {json.dumps(_arguments_schema(tool))} "}}"')
+        arguments = f"%json {json.dumps(_arguments_schema(tool))}"
+        if format.separator:
+            rules.append(f"call_{place}: {quoted(tool.name)} {literal(format.separator)} {arguments}")
+        else:
+            head = quoted(f'{{"name": {quoted(tool.name)}, "{format.arguments_key}": ')
+            rules.append(f'call_{place}: {head} {arguments} "}}"')
     return {"lark_grammar": "\n".join(rules) + "\n"}
 
 

@@ -129,7 +129,7 @@ class TransformersOptions(BaseModel):
     kv_transfer: KvTransferOptions | None = None
     """Exchanges computed prompts with other processes."""
 
-    tool_call_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral"] = "auto"
+    tool_call_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "mistral_args"] = "auto"
     """How the model writes calls of tools. ``auto``: as its chat template shows; ``none`` refuses tools."""
 
     reasoning_parser: Literal["auto", "none", "think"] = "auto"

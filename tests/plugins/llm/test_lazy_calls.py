@@ -13,6 +13,7 @@ import pytest
 
 from sixfold.core.errors import InvalidRequest
 from sixfold.plugins.llm import model as model_module
+from sixfold.plugins.llm import sampler
 from sixfold.plugins.llm.answer_parser import ParsedAnswer, ParserChoice
 from sixfold.plugins.llm.call_watch import CallWatch
 from sixfold.plugins.llm.generation import ChatInput, ChatMessage, SamplingParams, ToolCall, ToolSpec
@@ -72,7 +73,7 @@ def load(folder: Path, load_tiny: Load) -> Load:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], list[int]]:
     """Lets a model say these tokens, where it is free to; returns the masked rows' number of allowed tokens."""
-    real = model_module.sample
+    real = sampler.sample
 
     def follow(tokens: Sequence[int]) -> list[int]:
         allowed: list[int] = []
@@ -120,6 +121,7 @@ def check_calls(calls: Sequence[ToolCall]) -> None:
     [
         ("hermes", "Sure, <b>.\n<tool_call>", "Sure, <b>.\n"),
         ("mistral", "Sure.[TOOL_CALLS]", "Sure."),
+        ("mistral_args", "Sure.[TOOL_CALLS]", "Sure."),
         ("llama3_json", "\n{", ""),
         ("llama3_json", "<|python_tag|>", ""),
     ],
