@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.prompt_images import feature_rows
+from sixfold.plugins.llm.rope_positions import positions_of_step
 from sixfold.plugins.llm.sampling import IntArray
 from sixfold.plugins.llm.tensors import index_tensor, to_tensor
 
@@ -81,7 +82,7 @@ class BatchLayout:
 
     Attributes:
         token_ids: [1, tokens].
-        position_ids: [1, tokens].
+        position_ids: [1, tokens], or [directions, 1, tokens].
         blocks: [tokens] the cache block that each token's keys and values go to.
         offsets: [tokens] the place in that block.
         decodes: Groups of single-token rows.
@@ -199,9 +200,12 @@ def lay_out(
             sampled.extend([i] * len(rows))
             logit_rows.extend(rows)
         at = end
+    rotated = positions_of_step(
+        [sequences[i].rope for i in order], [sequences[i].num_computed for i in order], [contexts[i] for i in order]
+    )
     return BatchLayout(
         token_ids=to_tensor(token_ids, device).unsqueeze(0),
-        position_ids=to_tensor(positions, device).unsqueeze(0),
+        position_ids=to_tensor(positions if rotated is None else rotated, device).unsqueeze(-2),
         blocks=to_tensor(blocks, device),
         offsets=to_tensor(positions % block_size, device),
         decodes=_decode_groups([sequences[i] for i in decodes], [contexts[i] for i in decodes], block_size, device),

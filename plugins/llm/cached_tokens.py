@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sixfold.plugins.llm.prompt_images import PromptImage
+from sixfold.plugins.llm.rope_positions import RopePositions
 from sixfold.plugins.llm.sampling import IntArray
 
 
@@ -18,6 +19,7 @@ class CachedTokens:
         salt: Only sequences of equal salt share blocks; None shares with nobody.
         block_hashes: Of the prompt's full blocks, as far as they are known.
         images: Those of the prompt, in order.
+        rope: Its positions; None if they are its places.
 
     Attributes:
         drafts: Tokens that may follow the known ones, to be verified in the next step.
@@ -34,6 +36,7 @@ class CachedTokens:
         "num_cached",
         "num_computed",
         "num_published",
+        "rope",
         "salt",
         "suspect",
         "token_ids",
@@ -46,12 +49,14 @@ class CachedTokens:
         salt: bytes | None = None,
         block_hashes: Sequence[bytes] = (),
         images: Sequence[PromptImage] = (),
+        rope: RopePositions | None = None,
     ) -> None:
         self.token_ids = list(token_ids)
         self.drafts: Sequence[int] = ()
         self.salt = salt
         self.block_hashes = list(block_hashes)
         self.images = images
+        self.rope = rope
         self.num_published = 0
         self.num_cached: int | None = None
         self.num_computed = 0

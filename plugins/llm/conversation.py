@@ -35,7 +35,7 @@ class ConversationWriter:
         self._style = style
         self._grammars = grammars
         self._image_token = image_token
-        self._takes_parts = image_token is not None and _takes_parts(codec)
+        self._takes_parts = _takes_parts(codec, prefers_text=image_token is None)
 
     @classmethod
     def of_model(
@@ -183,13 +183,25 @@ class ConversationWriter:
         return quoted(marker) if token_id is None else f"<[{token_id}]>"
 
 
-def _takes_parts(codec: TextCodec) -> bool:
-    """Whether the template takes a turn's content as a list of parts; older ones take text with marks in it."""
-    try:
-        text = codec.render_chat([{"role": "user", "content": [{"type": "text", "text": "probe"}]}], {})
-    except InvalidRequest:
+def _takes_parts(codec: TextCodec, *, prefers_text: bool) -> bool:
+    """Whether a turn's content is a list of parts for the template; older ones take text with marks in it.
+
+    Args:
+        codec: Has the template.
+        prefers_text: Whether text is what it gets, should it take both.
+    """
+    probe = "probe"
+    if not codec.has_chat_template or (prefers_text and probe in _rendered(codec, probe)):
         return False
-    return "probe" in text and "'type'" not in text
+    text = _rendered(codec, [{"type": "text", "text": probe}])
+    return probe in text and "'type'" not in text
+
+
+def _rendered(codec: TextCodec, content: object) -> str:
+    try:
+        return codec.render_chat([{"role": "user", "content": content}], {})
+    except InvalidRequest:
+        return ""
 
 
 def _template_part(part: str | ImagePart) -> dict[str, str]:

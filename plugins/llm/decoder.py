@@ -13,6 +13,10 @@ from sixfold.plugins.llm.batch_layout import BatchLayout, lay_out
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.kv_cache import KvCache
 from sixfold.plugins.llm.prompt_images import PromptImage
+from sixfold.plugins.llm.rope_positions import RopePositions
+
+_WARM_UP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 64)
+_WARM_UP_PROMPT_TOKENS = 256
 
 
 class Decoder:
@@ -51,11 +55,18 @@ class Decoder:
         embeddings[0, layout.image_rows] = layout.image_features.to(embeddings.dtype)
         return {"inputs_embeds": embeddings}
 
+    def warm_up(self, max_tokens: int) -> None:
+        """Runs decodes of several sizes, and a prompt of at most so many tokens."""
+        for num_rows in _WARM_UP_ROWS:
+            self.run([[0]] * num_rows)
+        self.run([[0] * min(_WARM_UP_PROMPT_TOKENS, max_tokens)])
+
     def run(
         self,
         prompts: Sequence[Sequence[int]],
         chunks: Sequence[int] = (),
         images: Sequence[PromptImage] = (),
+        rope: RopePositions | None = None,
     ) -> Tensor | None:
         """Computes prompts outside of any request and gives their blocks back; for warm-up and checks.
 
@@ -63,11 +74,12 @@ class Decoder:
             prompts: Token ids.
             chunks: Tokens of each prompt to compute per forward pass; all at once by default.
             images: Encoded ones of each prompt.
+            rope: Positions of each prompt, if they are not its places.
 
         Returns:
             [prompts, vocabulary], the logits after each prompt; None when the cache has no room.
         """
-        rows = [CachedTokens(prompt, images=images) for prompt in prompts]
+        rows = [CachedTokens(prompt, images=images, rope=rope) for prompt in prompts]
         logits: Tensor | None = None
         try:
             for size in chunks or [len(prompts[0])]:

@@ -26,6 +26,7 @@ from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
 from sixfold.plugins.llm.memory import default_kv_cache_bytes
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.probe import PROBE_ATTENTION, OtherLogits, check_agreement, probe_layers, record_attention
+from sixfold.plugins.llm.rope_positions import RopeIndex
 from sixfold.plugins.llm.tensors import int_list
 from sixfold.plugins.llm.text_codec import TextCodec
 from sixfold.plugins.llm.vision import ImageEncoder
@@ -52,11 +53,13 @@ class LoadedVision:
         processor: Prepares them.
         encoder: Looks at them.
         image_token_id: What their features stand in the place of.
+        rope_index: Its rule for positions of several directions, if it has one.
     """
 
     processor: ImageProcessor
     encoder: ImageEncoder
     image_token_id: int
+    rope_index: RopeIndex | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +130,12 @@ def load_decoder(
     vision = None
     if processor is not None:
         token_id = int(model.config.image_token_id)
-        vision = LoadedVision(processor=processor, encoder=ImageEncoder(model, device), image_token_id=token_id)
+        vision = LoadedVision(
+            processor=processor,
+            encoder=ImageEncoder(model, device),
+            image_token_id=token_id,
+            rope_index=RopeIndex.of_model(model),
+        )
     return LoadedDecoder(
         decoder=decoder,
         facts=facts,
@@ -198,10 +206,10 @@ def _image_processor(path: Path, model: Any, model_name: str) -> ImageProcessor 
     if not isinstance(getattr(config, "image_token_id", None), int):
         raise ConfigError(f"models.{model_name}: {type(model).__name__} does not put images among its tokens. {advice}")
     rope: dict[str, Any] = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    if "mrope_section" in rope:
+    if "mrope_section" in rope and RopeIndex.of_model(model) is None:
         raise ConfigError(
-            f"models.{model_name}: {type(model).__name__} gives the parts of an image positions in three directions "
-            f"(M-RoPE), which the native runtime can't yet. {advice}"
+            f"models.{model_name}: {type(model).__name__} gives the parts of an image positions in several directions "
+            f"(M-RoPE) by a rule that it does not tell. {advice}"
         )
     return ImageProcessor.load(path, model.dtype)
 

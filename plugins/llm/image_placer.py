@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +14,22 @@ from sixfold.plugins.llm.generation import ImagePart
 from sixfold.plugins.llm.image_processor import ImageProcessor, ProcessedImage
 from sixfold.plugins.llm.prompt_images import PromptImage
 from sixfold.plugins.llm.refusals import check_image_count
+from sixfold.plugins.llm.rope_positions import RopeIndex, RopePositions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedPrompt:
+    """A prompt with images.
+
+    Attributes:
+        token_ids: With all tokens that stand for them.
+        images: In order.
+        rope: Its positions; None if they are its places.
+    """
+
+    token_ids: list[int]
+    images: tuple[PromptImage, ...] = ()
+    rope: RopePositions | None = None
 
 
 class ImagePlacer:
@@ -23,21 +40,29 @@ class ImagePlacer:
         image_token_id: What the features of images stand in the place of.
         max_images: Of a request.
         max_pixels: Of an image.
+        rope_index: The model's rule for positions of several directions.
 
     Attributes:
         max_images: One, where the processor makes of several images otherwise than of each.
     """
 
-    def __init__(self, processor: ImageProcessor, *, image_token_id: int, max_images: int, max_pixels: int) -> None:
+    def __init__(
+        self,
+        processor: ImageProcessor,
+        *,
+        image_token_id: int,
+        max_images: int,
+        max_pixels: int,
+        rope_index: RopeIndex | None = None,
+    ) -> None:
         self._processor = processor
         self._image_token_id = image_token_id
         self.max_images = max_images if processor.treats_images_alone() else 1
         self._max_pixels = max_pixels
+        self._rope_index = rope_index
 
-    def place(
-        self, prompt_ids: Sequence[int], parts: Sequence[ImagePart], *, num_holders: int
-    ) -> tuple[list[int], tuple[PromptImage, ...]]:
-        """The prompt with all tokens that stand for its images, and the images.
+    def place(self, prompt_ids: Sequence[int], parts: Sequence[ImagePart], *, num_holders: int) -> PlacedPrompt:
+        """The prompt with all tokens that stand for its images.
 
         Args:
             prompt_ids: With one image token for each image.
@@ -68,7 +93,8 @@ class ImagePlacer:
             )
             images.append(image)
             placed += processed.token_ids
-        return placed, tuple(images)
+        rope = None if self._rope_index is None else self._rope_index.positions(placed, images)
+        return PlacedPrompt(token_ids=placed, images=tuple(images), rope=rope)
 
     def _read(self, part: ImagePart) -> ProcessedImage:
         picture = flatten(read_picture(part.data, param=part.param, max_pixels=self._max_pixels))

@@ -117,6 +117,7 @@ def _image_placer(vision: LoadedVision, options: TransformersOptions) -> ImagePl
         image_token_id=vision.image_token_id,
         max_images=options.max_images,
         max_pixels=options.max_image_pixels,
+        rope_index=vision.rope_index,
     )
 
 

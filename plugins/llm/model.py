@@ -31,9 +31,6 @@ from sixfold.plugins.llm.step_sharing import share_in_step
 from sixfold.plugins.llm.token_describer import TokenDescriber
 from sixfold.plugins.llm.vision import NO_IMAGES, VisionTower
 
-_WARM_UP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 64)
-_WARM_UP_PROMPT_TOKENS = 256
-
 
 class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, TextDelta | Generation]):
     """Runs any decoder of transformers with in-flight batching.
@@ -273,9 +270,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
 
     def warm_up(self) -> None:
         """Runs prompts and decodes of several sizes, so that oneDNN has its kernels before the first request."""
-        for num_rows in _WARM_UP_ROWS:
-            self._decoder.run([[0]] * num_rows)
-        self._decoder.run([[0] * min(_WARM_UP_PROMPT_TOKENS, self._info.max_model_len or 1)])
+        self._decoder.warm_up(self._info.max_model_len or 1)
 
     def close(self) -> None:
         """Ends the thread of the masks and all transfers, and tells routers that the cache is gone."""

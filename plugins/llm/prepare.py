@@ -9,9 +9,8 @@ from sixfold.core.errors import ContextLengthExceeded, InvalidRequest
 from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.detokenizer import Detokenizer
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, SamplingParams
-from sixfold.plugins.llm.image_placer import ImagePlacer
+from sixfold.plugins.llm.image_placer import ImagePlacer, PlacedPrompt
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
-from sixfold.plugins.llm.prompt_images import PromptImage
 from sixfold.plugins.llm.reasoning import CLOSES, OPENS, num_reasoning_tokens, opens_in_reasoning
 from sixfold.plugins.llm.sampling import SamplingDefaults, resolve_sampling
 from sixfold.plugins.llm.sequence import SequenceState
@@ -107,13 +106,10 @@ class Preparer:
             prompt_ids = self._codec.encode(text, add_special_tokens=False)
             opens = self._conversations.thinks and opens_in_reasoning(text)
             parts = [image for message in request_input.messages for image in message.images]
-            images: tuple[PromptImage, ...] = ()
+            prompt = PlacedPrompt(token_ids=prompt_ids)
             if parts and self._images is not None:
-                num_holders = request_input.num_choices
-                prompt_ids, images = self._images.place(prompt_ids, parts, num_holders=num_holders)
-            return self._sequences(
-                request_input, prompt_ids, tenant=tenant, param="messages", opens_in_reasoning=opens, images=images
-            )
+                prompt = self._images.place(prompt_ids, parts, num_holders=request_input.num_choices)
+            return self._sequences(request_input, prompt, tenant=tenant, param="messages", opens_in_reasoning=opens)
         assert isinstance(piece, PromptPiece)
         if isinstance(piece.prompt, str):
             prompt_ids = self._codec.encode(piece.prompt, add_special_tokens=True)
@@ -124,7 +120,7 @@ class Preparer:
             echo_text = self._codec.decode(prompt_ids) if request_input.echo else ""
         return self._sequences(
             request_input,
-            prompt_ids,
+            PlacedPrompt(token_ids=prompt_ids),
             tenant=tenant,
             param="prompt",
             first_choice=piece.index * request_input.num_choices,
@@ -145,21 +141,20 @@ class Preparer:
     def _sequences(
         self,
         request_input: ChatInput | CompletionInput,
-        prompt_ids: list[int],
+        prompt: PlacedPrompt,
         *,
         tenant: str,
         param: str,
         first_choice: int = 0,
         echo_text: str = "",
         opens_in_reasoning: bool = False,
-        images: tuple[PromptImage, ...] = (),
     ) -> list[SequenceState]:
-        params = request_input.params
+        params, prompt_ids = request_input.params, prompt.token_ids
         self._check_ids([token for token, _ in params.logit_bias], "logit_bias")
         self._check_ids(params.stop_token_ids, "stop_token_ids")
         max_output_tokens = self._output_limit(params, len(prompt_ids), param)
         salt = self._prefix.salt(tenant, request_input.cache_salt)
-        block_hashes = self._prefix.hashes(prompt_ids, salt, images)
+        block_hashes = self._prefix.hashes(prompt_ids, salt, prompt.images)
         decode = self._codec.decode_with(self._conversations.kept_markers(request_input))
         return [
             SequenceState(
@@ -174,7 +169,8 @@ class Preparer:
                 echo_text=echo_text,
                 salt=salt,
                 block_hashes=block_hashes,
-                images=images,
+                images=prompt.images,
+                rope=prompt.rope,
                 grammar=self._conversations.grammar(request_input, opens_in_reasoning=opens_in_reasoning),
                 opens_in_reasoning=opens_in_reasoning,
             )

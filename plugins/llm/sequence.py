@@ -12,6 +12,7 @@ from sixfold.plugins.llm.grammar import Grammar
 from sixfold.plugins.llm.kv_handle import KvHandle
 from sixfold.plugins.llm.penalties import TokenCounts
 from sixfold.plugins.llm.prompt_images import PromptImage
+from sixfold.plugins.llm.rope_positions import RopePositions
 from sixfold.plugins.llm.sampling import Sampling
 from sixfold.plugins.llm.stop import StopMatcher
 from sixfold.plugins.llm.token_history import TokenHistory
@@ -30,6 +31,7 @@ class SequenceState(CachedTokens):
         salt: See `CachedTokens`.
         block_hashes: See `CachedTokens`.
         images: See `CachedTokens`.
+        rope: See `CachedTokens`.
         counts_prompt: Whether this choice accounts for the prompt's tokens: the first of its prompt does.
         stream: Whether deltas are wanted.
         echo_text: The prompt's text, if it precedes the answer.
@@ -77,10 +79,11 @@ class SequenceState(CachedTokens):
         salt: bytes | None = None,
         block_hashes: Sequence[bytes] = (),
         images: Sequence[PromptImage] = (),
+        rope: RopePositions | None = None,
         grammar: Grammar | None = None,
         opens_in_reasoning: bool = False,
     ) -> None:
-        super().__init__(prompt_ids, salt=salt, block_hashes=block_hashes, images=images)
+        super().__init__(prompt_ids, salt=salt, block_hashes=block_hashes, images=images, rope=rope)
         self.choice = choice
         self.num_prompt_tokens = len(prompt_ids)
         self.sampling = sampling

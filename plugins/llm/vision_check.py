@@ -16,6 +16,7 @@ from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.image_placer import place_image
 from sixfold.plugins.llm.image_processor import ImageProcessor
 from sixfold.plugins.llm.prompt_images import PromptImage
+from sixfold.plugins.llm.rope_positions import RopeIndex, RopePositions
 from sixfold.plugins.llm.vision import ImageEncoder
 
 
@@ -28,12 +29,14 @@ class VisionCheck:
         image: Not encoded.
         inputs: Of the image.
         logits: [vocabulary] after the prompt.
+        rope: The prompt's positions, if they are not its places.
     """
 
     token_ids: list[int]
     image: PromptImage
     inputs: Mapping[str, Tensor]
     logits: Tensor
+    rope: RopePositions | None
 
     @classmethod
     def of_stock(
@@ -51,12 +54,16 @@ class VisionCheck:
         text = [token_id for token_id in text_ids if token_id != image_token_id]
         before, after = text[: len(text) // 2], text[len(text) // 2 :]
         token_ids = [*before, *processed.token_ids, *after]
+        image = place_image(processed, len(before), image_token_id, content=b"check")
         inputs = {name: value.to(model.device) for name, value in processed.inputs.items()}
+        index, rope = RopeIndex.of_model(model), None
+        if index is not None:
+            rope = index.positions(token_ids, [image])
+            inputs["mm_token_type_ids"] = index.kinds(torch.tensor([token_ids], device=model.device))
         with torch.inference_mode():
             ids = torch.tensor([token_ids], device=model.device)
             logits: Tensor = model(input_ids=ids, use_cache=False, **inputs).logits[0, -1]
-        image = place_image(processed, len(before), image_token_id, content=b"check")
-        return cls(token_ids=token_ids, image=image, inputs=processed.inputs, logits=logits)
+        return cls(token_ids=token_ids, image=image, inputs=processed.inputs, logits=logits, rope=rope)
 
     def answer(self, decoder: Decoder, encoder: ImageEncoder, *, model_name: str) -> Tensor:
         """[vocabulary], the finished runtime's logits after the prompt, computed in chunks.
@@ -69,7 +76,7 @@ class VisionCheck:
             self.image.encoding.set_result(encoder.encode([self.inputs]))
         first = (self.image.start + self.image.end) // 2  # within the image
         chunks = (first, len(self.token_ids) - first)
-        logits = decoder.run([self.token_ids], chunks, images=(self.image,))
+        logits = decoder.run([self.token_ids], chunks, images=(self.image,), rope=self.rope)
         if logits is None:
             raise ConfigError(
                 f"models.{model_name}.options.kv_cache_bytes: room for {decoder.cache.num_tokens} tokens is too little for "

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from sixfold.core.batching.model import Granted
-from sixfold.core.errors import ConfigError, InvalidRequest, SourceError, StepFailed
+from sixfold.core.errors import InvalidRequest, SourceError, StepFailed
 from sixfold.core.family import ModelFiles
 from sixfold.plugins.llm.generation import ChatInput, ImagePart
 from sixfold.plugins.llm.image_placer import ImagePlacer
@@ -29,6 +29,7 @@ from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.plugin import detect
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
 from sixfold.plugins.llm.prompt_images import PromptImage, feature_rows, num_visible
+from sixfold.plugins.llm.rope_positions import RopePositions, positions_of_step
 from sixfold.plugins.llm.text_codec import TextCodec
 from sixfold.plugins.llm.vision import ImageEncoder, VisionTower
 from tests.plugins.llm.conftest import numbered
@@ -37,8 +38,8 @@ from tests.plugins.llm.vision_models import (
     look,
     part,
     picture,
+    rendered,
     turn,
-    write_model_of_three_directions,
     write_vision_model,
 )
 
@@ -322,7 +323,7 @@ def test_a_processor_that_makes_otherwise_of_several_images_gets_one_at_a_time(f
         def __call__(self, *, images: Sequence[Image.Image], **_others: object) -> dict[str, Tensor]:
             return {"input_ids": torch.zeros(1, 8)}
 
-    limits = {"image_token_id": 258, "max_images": 4, "max_pixels": 10_000}
+    limits: dict[str, Any] = {"image_token_id": 258, "max_images": 4, "max_pixels": 10_000}
     stock = ImageProcessor.load(folder, torch.float32)
     assert ImagePlacer(stock, **limits).max_images == 4
     assert ImagePlacer(ImageProcessor(Sharing(), torch.float32), **limits).max_images == 1
@@ -345,19 +346,26 @@ def test_a_folder_without_image_processor_says_what_to_do_and_serves_its_text(
     loaded.close()
 
 
-def test_positions_in_three_directions_are_refused_by_name_and_the_text_is_served_alone(
+def test_the_text_of_a_model_that_reads_images_is_served_alone_if_so_asked(
     tmp_path: Path, load_tiny: Callable[..., TransformersModel], run: Any
 ) -> None:
-    write_model_of_three_directions(tmp_path)
-    with pytest.raises(ConfigError, match=r"Qwen2VLForConditionalGeneration.*M-RoPE.*images: false"):
-        load_tiny(tmp_path)
-    loaded = load_tiny(tmp_path, images=False)
-    expected = generate(tmp_path, "<s>user\nHello</s>\n<s>assistant\n", [], 8)
+    loaded = load_tiny(write_vision_model(tmp_path, "qwen2-vl"), images=False)
+    expected = generate(tmp_path, rendered("Hello"), [], 8)
     codec = TextCodec.load(tmp_path)
     (driven,) = run(loaded, [look("Hello")])
     answer = [token.chosen.raw for token in driven.generation.choices[0].logprobs]
     assert answer == [codec.token_bytes(token) for token in expected]
     loaded.close()
+
+
+def test_generated_tokens_go_on_where_the_positions_of_the_prompt_end() -> None:
+    rope = RopePositions(prompt=np.array([[0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3]]), offset=-2)
+    assert np.array_equal(rope.span(4, 8), [[1, 3, 4, 5], [2, 3, 4, 5]])
+    assert np.array_equal(rope.span(7, 9), [[5, 6], [5, 6]])
+    together = positions_of_step([None, rope], [3, 5], [5, 7])
+    assert together is not None
+    assert np.array_equal(together, [[3, 4, 3, 4], [3, 4, 3, 4]])
+    assert positions_of_step([None, None], [0, 3], [2, 4]) is None
 
 
 class FakeEncoder(ImageEncoder):

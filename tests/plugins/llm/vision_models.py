@@ -13,6 +13,7 @@ import transformers
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from sixfold.plugins.llm.generation import ChatInput, ChatMessage, ImageDetail, ImagePart, SamplingParams
@@ -86,9 +87,32 @@ def _llava_onevision(image_token_id: int) -> Any:
     )
 
 
+def _qwen2_vl(image_token_id: int) -> Any:
+    text = _TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}}
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 48, "num_heads": 4, "patch_size": 8, "initializer_range": 0.3}
+    return _T.Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=image_token_id)
+
+
+def _qwen2_5_vl(image_token_id: int) -> Any:
+    text = _TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "out_hidden_size": 48,
+        "intermediate_size": 48,
+        "num_heads": 4,
+        "patch_size": 8,
+        "window_size": 32,
+        "fullatt_block_indexes": [1],
+        "initializer_range": 0.3,
+    }
+    return _T.Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=image_token_id)
+
+
 _SPLITS: Any = SmolVLMImageProcessorPil
 _CROPS: Any = CLIPImageProcessorPil
 _ANYRES: Any = LlavaOnevisionImageProcessorPil
+_PATCHES: Any = Qwen2VLImageProcessorPil
 
 MODELS: dict[str, tuple[Callable[[int], Any], Callable[[], Any], dict[str, Any]]] = {
     "smolvlm": (
@@ -120,6 +144,16 @@ MODELS: dict[str, tuple[Callable[[int], Any], Callable[[], Any], dict[str, Any]]
             "vision_feature_select_strategy": "full",
         },
     ),
+    "qwen2-vl": (
+        _qwen2_vl,
+        lambda: _PATCHES(patch_size=8, min_pixels=32 * 32, max_pixels=64 * 64),
+        {"processor_class": "Qwen2VLProcessor"},
+    ),
+    "qwen2.5-vl": (
+        _qwen2_5_vl,
+        lambda: _PATCHES(patch_size=8, min_pixels=32 * 32, max_pixels=64 * 64),
+        {"processor_class": "Qwen2_5_VLProcessor"},
+    ),
 }
 """Config, image processor and ``processor_config.json`` of each."""
 
@@ -131,22 +165,16 @@ def write_vision_model(folder: Path, name: str) -> Path:
     tokenizer.add_special_tokens({"additional_special_tokens": _SPECIAL})
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
+    config = folder / "tokenizer_config.json"
+    # Qwen2-VL's processor would look for a token of another name.
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"extra_special_tokens": {"image_token": IMAGE_TOKEN}})
+    )
     transformers.set_seed(7)
     model = _MODELS.from_config(make_config(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)))
     model.save_pretrained(folder)
     make_processor().save_pretrained(folder)
     (folder / "processor_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def write_model_of_three_directions(folder: Path) -> Path:
-    """Saves a random Qwen2-VL without its processor."""
-    text = _TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}}
-    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 48, "num_heads": 4, "patch_size": 8}
-    tokenizer = byte_tokenizer()
-    tokenizer.save_pretrained(folder)
-    transformers.set_seed(7)
-    _MODELS.from_config(_T.Qwen2VLConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
     return folder
 
 
