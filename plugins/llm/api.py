@@ -82,9 +82,13 @@ class LlmAPI(ModalityAPI):
         logprobs = body.logprobs is not None
         if not body.stream:
             finished = await call.run(model, completion_input(body))
-            return call.respond(completion_object(head, finished, logprobs=logprobs))
+            return call.respond(completion_object(head, finished, logprobs=logprobs, echo=bool(body.echo)))
         running = await call.start(model, completion_input(body))
-        return call.stream_sse(completion_chunks(head, running, logprobs=logprobs, include_usage=_include_usage(body)))
+        return call.stream_sse(
+            completion_chunks(
+                head, running, logprobs=logprobs, include_usage=_include_usage(body), echo=bool(body.echo)
+            )
+        )
 
     async def respond(self, call: Call) -> Response:
         """Answers a conversation whose earlier turns may be stored."""

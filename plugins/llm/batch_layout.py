@@ -76,6 +76,21 @@ class AttentionRows:
     num_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredSpan:
+    """Places of a sequence whose logits tell of the tokens behind them.
+
+    Attributes:
+        index: Of the sequence in the step.
+        begin: First place.
+        end: Behind the last.
+    """
+
+    index: int
+    begin: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLayout:
     """One step's input.
@@ -90,7 +105,8 @@ class BatchLayout:
         contexts: All rows.
         sampled: Indices into the granted sequences, in the order of `logit_rows`; one for the last known token of each
             that is computed to its end, followed by one for each of its drafts.
-        logit_rows: [sampled] rows of the flat batch whose logits are needed.
+        logit_rows: [sampled + scored places] rows of the flat batch whose logits are needed.
+        scored: Places of prompts whose next tokens are to be judged.
         image_rows: [features] rows of the flat batch that take an image's features instead of their token's embedding.
         image_features: [features, hidden size]; None if there are none.
         masks: Attention masks made so far, by group and sliding window; filled by the attention function.
@@ -106,6 +122,7 @@ class BatchLayout:
     contexts: AttentionRows
     sampled: tuple[int, ...]
     logit_rows: Tensor
+    scored: tuple[ScoredSpan, ...]
     image_rows: Tensor
     image_features: Tensor | None = None
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=lambda: {})
@@ -177,6 +194,8 @@ def lay_out(
     prefills: list[PrefillChunk] = []
     sampled: list[int] = []
     logit_rows: list[int] = []
+    score_rows: list[int] = []
+    scored: list[ScoredSpan] = []
     image_rows: list[IntArray] = []
     image_features: list[Tensor] = []
     at = 0
@@ -199,6 +218,10 @@ def lay_out(
             rows = range(at + num_known - begin - 1, end)
             sampled.extend([i] * len(rows))
             logit_rows.extend(rows)
+        judged = min(context, sequence.num_scored - 1)
+        if judged > begin or (sequence.num_scored == 1 and begin == 0):
+            scored.append(ScoredSpan(i, begin, max(judged, begin)))
+            score_rows.extend(range(at, at + max(judged, begin) - begin))
         at = end
     rotated = positions_of_step(
         [sequences[i].rope for i in order], [sequences[i].num_computed for i in order], [contexts[i] for i in order]
@@ -218,7 +241,8 @@ def lay_out(
             num_tokens=int(positions.sum()) + num_tokens,
         ),
         sampled=tuple(sampled),
-        logit_rows=index_tensor(logit_rows, device),
+        logit_rows=index_tensor([*logit_rows, *score_rows], device),
+        scored=tuple(scored),
         image_rows=to_tensor(np.concatenate([*image_rows, np.empty(0, dtype=np.int64)]), device),
         image_features=torch.cat(image_features) if image_features else None,
     )

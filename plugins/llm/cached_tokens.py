@@ -23,6 +23,7 @@ class CachedTokens:
 
     Attributes:
         drafts: Tokens that may follow the known ones, to be verified in the next step.
+        num_scored: Tokens, from the first on, whose log probabilities are yet to be told.
         num_published: Blocks at the head of the table that others can find.
         num_cached: Tokens that were found in the cache when the sequence first started; None until then.
     """
@@ -36,6 +37,7 @@ class CachedTokens:
         "num_cached",
         "num_computed",
         "num_published",
+        "num_scored",
         "rope",
         "salt",
         "suspect",
@@ -58,6 +60,7 @@ class CachedTokens:
         self.images = images
         self.rope = rope
         self.num_published = 0
+        self.num_scored = 0
         self.num_cached: int | None = None
         self.num_computed = 0
         self.block_table: IntArray = np.zeros(16, dtype=np.int64)

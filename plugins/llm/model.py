@@ -8,7 +8,7 @@ import torch
 
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel
 from sixfold.core.errors import InvalidRequest
-from sixfold.core.messages import Cost, Request, Usage
+from sixfold.core.messages import Cost, Request
 from sixfold.plugins.llm.batch_layout import lay_out
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.drafted_row import sampled_rows
@@ -18,11 +18,13 @@ from sixfold.plugins.llm.generation import (
     CompletionInput,
     Generation,
     TextDelta,
+    TokenLogprob,
 )
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import KvAnnouncer
 from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS, KvTransfer
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
+from sixfold.plugins.llm.prompt_scores import MAX_SCORED_TOKENS, score_prompts
 from sixfold.plugins.llm.sampler import SampledToken, sample
 from sixfold.plugins.llm.sequence import SequenceState
 from sixfold.plugins.llm.speculation import Speculator
@@ -126,6 +128,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         """
         num_found = 0 if sequence.num_blocks else self._cache.prefix.num_found(sequence)
         units = sequence.num_uncomputed - num_found + len(sequence.drafts)
+        if sequence.num_scored:
+            units = min(units, MAX_SCORED_TOKENS)
         visible = self._num_visible(sequence, sequence.num_computed + num_found)
         if visible == 0 and sequence.num_blocks:
             return None
@@ -175,7 +179,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             sequence.suspect = True  # until the logits after its last token prove to be finite
         spans = share_in_step(sequences, units, block_size=self._cache.block_size)
         try:
-            sampled = self._compute(sequences, units)
+            sampled, scores = self._compute(sequences, units)
         except BaseException:
             for span in reversed(spans):
                 span.undo()
@@ -183,6 +187,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         # Nothing above has changed a sequence: had it failed, the core could repeat it. From here on nothing fails.
         for span in spans:
             span.keep(self._cache)
+        for i, found in scores.items():
+            sequences[i].add_scores(sequences[i].num_computed, found)
         outcomes = [
             self._advance(s, n, sampled.get(i, [])) for i, (s, n) in enumerate(zip(sequences, units, strict=True))
         ]
@@ -191,18 +197,23 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             self._events.flush()
         return outcomes
 
-    def _compute(self, sequences: Sequence[SequenceState], units: Sequence[int]) -> dict[int, list[SampledToken]]:
-        """The tokens sampled for each place in the batch: the next one, and one after each draft."""
+    def _compute(
+        self, sequences: Sequence[SequenceState], units: Sequence[int]
+    ) -> tuple[dict[int, list[SampledToken]], Mapping[int, Sequence[TokenLogprob]]]:
+        """The tokens sampled for each place in the batch, the next one and one after each draft; what prompts are judged."""
         with torch.inference_mode():
             layout = lay_out(sequences, units, block_size=self._cache.block_size, device=self._decoder.device)
             pending = self._masks.begin([sequences[i].grammar for i in layout.sampled])
             logits = self._decoder.forward(layout)
             rows = sampled_rows(sequences, layout.sampled)
-            tokens = [] if logits is None else sample(logits, rows, pending.wait())
+            tokens = sample(logits[: len(rows)], rows, pending.wait()) if logits is not None and rows else []
+            scores: Mapping[int, Sequence[TokenLogprob]] = {}
+            if layout.scored and logits is not None:
+                scores = score_prompts(logits[len(rows) :], sequences, layout.scored, self._describer)
         result: dict[int, list[SampledToken]] = {}
         for i, token in zip(layout.sampled, tokens, strict=True):
             result.setdefault(i, []).append(token)
-        return result
+        return result, scores
 
     def _advance(
         self, sequence: SequenceState, num_units: int, sampled: Sequence[SampledToken]
@@ -253,18 +264,9 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             Choice(text=s.text, finish_reason=s.finish_reason or "length", logprobs=s.logprobs)
             for s in sorted(sequences, key=lambda s: s.choice)
         )
-        counts = {
-            "prompt_tokens": sum(s.num_prompt_tokens for s in sequences if s.counts_prompt),
-            "completion_tokens": sum(s.num_output_tokens for s in sequences),
-            "cached_tokens": sum(s.num_cached or 0 for s in sequences if s.counts_prompt),
-            "reasoning_tokens": sum(
-                self._preparer.num_reasoning_tokens(s.output_ids, opens_in_reasoning=s.opens_in_reasoning)
-                for s in sequences
-            ),
-        }
         return Finish(
             result=Generation(choices=choices, kv_handle=sequences[0].kv_handle),
-            usage=Usage(counts=counts),
+            usage=self._preparer.usage(sequences),
             finish_reason=choices[0].finish_reason,
         )
 
@@ -284,15 +286,10 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
 
     def stats(self) -> Mapping[str, float]:
         """See `metrics`."""
-        pool, prefix = self._cache.pool, self._cache.prefix
         return {
             "prompt_tokens_total": self._num_prompt_tokens,
             "generation_tokens_total": self._num_generated_tokens,
-            "kv_cache_usage_perc": pool.num_used / pool.num_usable,
-            "kv_blocks_used": pool.num_used,
-            "kv_blocks_total": pool.num_usable,
-            "prefix_cache_queries_total": prefix.num_queried_tokens,
-            "prefix_cache_hits_total": prefix.num_hit_tokens,
+            **self._cache.stats(),
             **self._speculator.stats(),
             **(NO_IMAGES if self._vision is None else self._vision.stats()),
             **(NO_TRANSFERS if self._transfer is None else self._transfer.stats()),

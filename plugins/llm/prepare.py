@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sixfold.core.errors import ContextLengthExceeded, InvalidRequest
+from sixfold.core.messages import Usage
 from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.detokenizer import Detokenizer
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, SamplingParams
@@ -127,6 +128,20 @@ class Preparer:
             echo_text=echo_text if request_input.echo else "",
         )
 
+    def usage(self, sequences: Sequence[SequenceState]) -> Usage:
+        """The counted tokens of a request's finished sequences."""
+        first_of_prompts = [sequence for sequence in sequences if sequence.counts_prompt]
+        reasoning = (
+            self.num_reasoning_tokens(s.output_ids, opens_in_reasoning=s.opens_in_reasoning) for s in sequences
+        )
+        counts = {
+            "prompt_tokens": sum(s.num_prompt_tokens for s in first_of_prompts),
+            "completion_tokens": sum(s.num_output_tokens for s in sequences),
+            "cached_tokens": sum(s.num_cached or 0 for s in first_of_prompts),
+            "reasoning_tokens": sum(reasoning),
+        }
+        return Usage(counts=counts)
+
     def num_reasoning_tokens(self, token_ids: Sequence[int], *, opens_in_reasoning: bool) -> int:
         """How many of an answer's tokens are reasoning."""
         if not self._conversations.thinks:
@@ -153,10 +168,13 @@ class Preparer:
         self._check_ids([token for token, _ in params.logit_bias], "logit_bias")
         self._check_ids(params.stop_token_ids, "stop_token_ids")
         max_output_tokens = self._output_limit(params, len(prompt_ids), param)
-        salt = self._prefix.salt(tenant, request_input.cache_salt)
+        is_echo = isinstance(request_input, CompletionInput) and request_input.echo
+        scores_prompt = is_echo and params.num_top_logprobs is not None
+        # What is found in the cache has no logits: a prompt that is judged is computed whole.
+        salt = None if scores_prompt else self._prefix.salt(tenant, request_input.cache_salt)
         block_hashes = self._prefix.hashes(prompt_ids, salt, prompt.images)
         decode = self._codec.decode_with(self._conversations.kept_markers(request_input))
-        return [
+        sequences = [
             SequenceState(
                 choice=first_choice + place,
                 prompt_ids=prompt_ids,
@@ -176,6 +194,10 @@ class Preparer:
             )
             for place in range(request_input.num_choices)
         ]
+        if scores_prompt:
+            for sequence in sequences:
+                sequence.num_scored = len(prompt_ids)
+        return sequences
 
     def _output_limit(self, params: SamplingParams, num_prompt: int, param: str) -> int:
         limit = self._max_model_len

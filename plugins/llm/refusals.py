@@ -105,8 +105,6 @@ def check_completion(body: CompletionBody) -> None:
         raise unsupported("best_of", "Only the value of 'n' is served; ask for n answers and choose among them.")
     if body.suffix:
         raise unsupported("suffix", "Insertion is not supported; put the model's own infill tokens in the prompt.")
-    if body.echo and body.logprobs is not None:
-        raise unsupported("echo", "Log probabilities of prompts are not supported yet; leave out 'logprobs'.")
 
 
 def _check_stream(body: GenerationBody) -> None:

@@ -43,6 +43,7 @@ class SequenceState(CachedTokens):
         "_logprobs",
         "_pending_text",
         "_pending_tokens",
+        "_prompt_logprobs",
         "_sent_logprobs",
         "_texts",
         "choice",
@@ -104,6 +105,7 @@ class SequenceState(CachedTokens):
         self.history: TokenHistory | None = None  # made by the proposer that needs it
         self._texts: list[str] = [echo_text] if echo_text else []
         self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: list[TokenLogprob] = []
         self._pending_text = echo_text
         self._pending_tokens = 0
         self._sent_logprobs = 0
@@ -138,6 +140,10 @@ class SequenceState(CachedTokens):
         """Of all tokens so far that are part of the text."""
         return tuple(self._logprobs)
 
+    def add_scores(self, begin: int, scores: Sequence[TokenLogprob]) -> None:
+        """Takes what is known of the prompt's tokens after those before the place ``begin`` were computed."""
+        self._prompt_logprobs[begin + bool(begin) :] = scores
+
     def append(self, token_id: int, logprob: TokenLogprob | None) -> bool:
         """Adds a generated token; sets `finish_reason` at the end.
 
@@ -147,6 +153,8 @@ class SequenceState(CachedTokens):
         Tokens that the grammar leaves no choice about are added at once: the next step computes them like a prompt's, which
         costs little more than one. Where log probabilities are wanted they are generated one by one, for theirs.
         """
+        if self.num_scored:
+            self._logprobs, self.num_scored = self._prompt_logprobs, 0
         if self.grammar is not None:
             if not self.grammar.accept(token_id):
                 self.may_draft = False
