@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -51,6 +52,21 @@ def test_chats_answer_by_the_image_and_count_its_tokens(client: Any) -> None:
     assert again.choices[0].message.content == first.choices[0].message.content
     assert first.usage.prompt_tokens > 30
     assert again.usage.prompt_tokens_details.cached_tokens > 16
+
+
+def test_many_clients_at_once_get_what_each_gets_alone(client: Any) -> None:
+    def answer(seed: int) -> str:
+        if seed % 3 == 2:
+            messages: Any = [{"role": "user", "content": f"Say {seed}"}]
+            made = client.chat.completions.create(model="see", messages=messages, max_tokens=20, temperature=0)
+        else:
+            made = asked(client, 10 + seed)
+        return str(made.choices[0].message.content)
+
+    with ThreadPoolExecutor(12) as clients:
+        together = list(clients.map(answer, range(12)))
+    assert together == [answer(seed) for seed in range(12)]
+    assert len(set(together)) > 6
 
 
 def test_responses_remember_the_image_of_the_turn_before(client: Any) -> None:

@@ -23,13 +23,13 @@ from sixfold.plugins.llm.text_codec import TextCodec
 from sixfold.plugins.llm.tool_formats import HERMES, LLAMA3, ToolFormat
 from tests.plugins.llm.conftest import byte_tokenizer, numbered
 
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 6}, "unit": {"enum": ["C", "F"]}},
     "required": ["city", "unit"],
     "additionalProperties": False,
 }
-NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 TOOLS = (
     ToolSpec(name="weather", parameters=WEATHER, is_strict=True),
     ToolSpec(name="now", parameters=NOTHING, is_strict=True),
@@ -80,7 +80,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], list[in
 
         def sample(logits: Any, rows: Sequence[Any], masks: Mapping[int, Any]) -> list[SampledToken]:
             allowed.extend(int(mask.sum()) for mask in masks.values())
-            chosen = real(logits, rows, masks)
+            chosen: list[SampledToken] = real(logits, rows, masks)
             return [
                 SampledToken(token_id=tokens[row.num_output_tokens], logprobs=token.logprobs)
                 if place not in masks and row.num_output_tokens < len(tokens)
