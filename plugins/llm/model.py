@@ -9,7 +9,6 @@ import torch
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Cost, Request
-from sixfold.plugins.llm.batch_layout import lay_out
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.drafted_row import sampled_rows
 from sixfold.plugins.llm.generation import (
@@ -202,7 +201,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
     ) -> tuple[dict[int, list[SampledToken]], Mapping[int, Sequence[TokenLogprob]]]:
         """The tokens sampled for each place in the batch, the next one and one after each draft; what prompts are judged."""
         with torch.inference_mode():
-            layout = lay_out(sequences, units, block_size=self._cache.block_size, device=self._decoder.device)
+            layout = self._decoder.lay_out(sequences, units)
             pending = self._masks.begin([sequences[i].grammar for i in layout.sampled])
             logits = self._decoder.forward(layout)
             rows = sampled_rows(sequences, layout.sampled)
@@ -271,7 +270,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         )
 
     def warm_up(self) -> None:
-        """Runs prompts and decodes of several sizes, so that oneDNN has its kernels before the first request."""
+        """Runs prompts and decodes of several sizes, so that all kernels are there before the first request."""
         self._decoder.warm_up(self._info.max_model_len or 1)
 
     def close(self) -> None:

@@ -123,6 +123,9 @@ class TransformersOptions(BaseModel):
     max_image_pixels: int = Field(default=33_554_432, ge=4096)
     """Largest image, as width times height; larger ones are refused before a pixel is decoded."""
 
+    cuda_graph_rows: int = Field(default=256, ge=0, le=4096)
+    """On GPUs, steps of up to so many tokens are recorded when the model starts and replayed as CUDA graphs; 0: none."""
+
     kv_events: KvEventOptions | None = None
     """Announces cached prefixes to routers."""
 
