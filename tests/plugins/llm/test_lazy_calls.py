@@ -81,12 +81,11 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], list[in
         def sample(logits: Any, rows: Sequence[Any], masks: Mapping[int, Any]) -> list[SampledToken]:
             allowed.extend(int(mask.sum()) for mask in masks.values())
             chosen: list[SampledToken] = real(logits, rows, masks)
-            return [
-                SampledToken(token_id=tokens[row.num_output_tokens], logprobs=token.logprobs)
-                if place not in masks and row.num_output_tokens < len(tokens)
-                else token
-                for place, (row, token) in enumerate(zip(rows, chosen, strict=True))
-            ]
+            for place, row in enumerate(rows):
+                number: int = row.num_output_tokens
+                if place not in masks and number < len(tokens):
+                    chosen[place] = SampledToken(token_id=tokens[number], logprobs=chosen[place].logprobs)
+            return chosen
 
         monkeypatch.setattr(model_module, "sample", sample)
         return allowed
