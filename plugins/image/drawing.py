@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from sixfold.core.errors import ContextLengthExceeded, InvalidRequest
+from sixfold.core.pictures import flatten, read_picture
 from sixfold.core.rendezvous.adapters import Adapters
-from sixfold.plugins.image.media import edit_mask, flatten, read_image
+from sixfold.plugins.image.media import edit_mask
 from sixfold.plugins.image.options import ImageOptions
 from sixfold.plugins.image.roles import Role, Roles
 from sixfold.plugins.image.schema import ImageInput, LoraChoice, Quality
@@ -139,7 +140,7 @@ class Planner:
         return max(1, math.ceil(medium * _QUALITY[wanted.quality]))
 
     def _read(self, data: bytes) -> Image.Image:
-        return read_image(data, param="image", max_pixels=self.options.max_pixels * _UPLOAD_FACTOR)
+        return read_picture(data, param="image", max_pixels=self.options.max_pixels * _UPLOAD_FACTOR)
 
     def _mask(self, wanted: ImageInput, sources: list[Image.Image]) -> Image.Image | None:
         if wanted.mask is None:
@@ -148,7 +149,7 @@ class Planner:
             if source is not None and source.mode == "RGBA" and source.getchannel("A").getextrema()[0] == 0:
                 return edit_mask(source, source.size, param="image") if self.roles.inpaint is not None else None
             return None
-        mask = read_image(wanted.mask, param="mask", max_pixels=self.options.max_pixels * _UPLOAD_FACTOR)
+        mask = read_picture(wanted.mask, param="mask", max_pixels=self.options.max_pixels * _UPLOAD_FACTOR)
         return edit_mask(mask, sources[0].size, param="mask")
 
     def _size(self, wanted: ImageInput, sources: list[Image.Image]) -> tuple[int, int]:
