@@ -10,14 +10,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.prompt_images import feature_rows
+from sixfold.plugins.llm.rope_positions import positions_of_step
+from sixfold.plugins.llm.rows import AttentionRows, ScoredSpan
 from sixfold.plugins.llm.sampling import IntArray
 from sixfold.plugins.llm.tensors import index_tensor, to_tensor
+
+if TYPE_CHECKING:  # its kernels need Triton, which is there on GPUs only
+    from sixfold.plugins.llm.tiled_rows import RowTiles
 
 # One more attention call costs about as much as reading this many padding tokens (60 us a layer, measured).
 _CALL_COST_TOKENS = 512
@@ -56,31 +63,12 @@ class PrefillChunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionRows:
-    """Rows of the flat batch that each attend to their own context, for kernels that read cache blocks where they lie.
-
-    Attributes:
-        rows: [n] rows of the batch.
-        sequences: [tokens] the sequence of each row of the whole batch.
-        lengths: [tokens] real context length of each row, its own token included.
-        tables: [sequences, blocks] the cache blocks of each, padded with the padding block.
-        num_tokens: Sum of the lengths of ``rows``.
-    """
-
-    rows: IntArray
-    sequences: IntArray
-    lengths: IntArray
-    tables: IntArray
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLayout:
     """One step's input.
 
     Attributes:
         token_ids: [1, tokens].
-        position_ids: [1, tokens].
+        position_ids: [1, tokens], or [directions, 1, tokens].
         blocks: [tokens] the cache block that each token's keys and values go to.
         offsets: [tokens] the place in that block.
         decodes: Groups of single-token rows.
@@ -88,9 +76,13 @@ class BatchLayout:
         contexts: All rows.
         sampled: Indices into the granted sequences, in the order of `logit_rows`; one for the last known token of each
             that is computed to its end, followed by one for each of its drafts.
-        logit_rows: [sampled] rows of the flat batch whose logits are needed.
+        logit_rows: [sampled + scored places] rows of the flat batch whose logits are needed.
+        scored: Places of prompts whose next tokens are to be judged.
+        image_rows: [features] rows of the flat batch that take an image's features instead of their token's embedding.
+        image_features: [features, hidden size], where the model is; both None if there are none.
         masks: Attention masks made so far, by group and sliding window; filled by the attention function.
         rows: Row numbers made so far; the same for all layers of one shape.
+        tiles: The rows for kernels on GPUs, instead of ``decodes`` and ``prefills``.
     """
 
     token_ids: Tensor
@@ -102,9 +94,26 @@ class BatchLayout:
     contexts: AttentionRows
     sampled: tuple[int, ...]
     logit_rows: Tensor
+    scored: tuple[ScoredSpan, ...] = ()
+    image_rows: Tensor | None = None
+    image_features: Tensor | None = None
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=lambda: {})
     rows: dict[tuple[int, int, int], Tensor] = field(default_factory=lambda: {})
     short: dict[int, AttentionRows] = field(default_factory=lambda: {})
+    tiles: RowTiles | None = None
+
+    def to(self, device: torch.device, tiles: RowTiles) -> BatchLayout:
+        """A layout made on the host, for kernels on ``device``."""
+        return dataclasses.replace(
+            self,
+            token_ids=self.token_ids.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            blocks=self.blocks.to(device, non_blocking=True),
+            offsets=self.offsets.to(device, non_blocking=True),
+            logit_rows=self.logit_rows.to(device, non_blocking=True),
+            image_rows=None if self.image_rows is None else self.image_rows.to(device, non_blocking=True),
+            tiles=tiles,
+        )
 
     def rows_up_to(self, max_context: int) -> AttentionRows:
         """The decodes, and the chunks whose context is no longer than that; made once a step."""
@@ -149,7 +158,12 @@ class BatchLayout:
 
 
 def lay_out(
-    sequences: Sequence[CachedTokens], units: Sequence[int], *, block_size: int, device: torch.device
+    sequences: Sequence[CachedTokens],
+    units: Sequence[int],
+    *,
+    block_size: int,
+    device: torch.device,
+    grouped: bool = True,
 ) -> BatchLayout:
     """Makes the layout of one step.
 
@@ -158,6 +172,7 @@ def lay_out(
         units: Tokens each computes, at least 1; what exceeds the known tokens is taken from its drafts.
         block_size: Tokens per cache block.
         device: Where the tensors go.
+        grouped: False to leave ``decodes`` and ``prefills`` empty, for kernels that need neither.
     """
     contexts = [s.num_computed + n for s, n in zip(sequences, units, strict=True)]
     decodes = sorted((i for i, n in enumerate(units) if n == 1), key=lambda i: -contexts[i])
@@ -171,6 +186,10 @@ def lay_out(
     prefills: list[PrefillChunk] = []
     sampled: list[int] = []
     logit_rows: list[int] = []
+    score_rows: list[int] = []
+    scored: list[ScoredSpan] = []
+    image_rows: list[IntArray] = []
+    image_features: list[Tensor] = []
     at = 0
     for i in order:
         sequence, begin, context = sequences[i], sequences[i].num_computed, contexts[i]
@@ -182,19 +201,31 @@ def lay_out(
         num_blocks = -(-context // block_size)
         sequence_of[at:end] = i
         tables[i, :num_blocks] = sequence.block_table[:num_blocks]
-        if units[i] > 1:
+        if grouped and units[i] > 1:
             prefills.append(_prefill_chunk(sequence, at, end, context, block_size, device))
+        for rows_of_image, features in feature_rows(sequence.images, begin, context):
+            image_rows.append(rows_of_image + at)
+            image_features.append(features)
         if context >= num_known:
             rows = range(at + num_known - begin - 1, end)
             sampled.extend([i] * len(rows))
             logit_rows.extend(rows)
+        judged = min(context, sequence.num_scored - 1)
+        if judged > begin or (sequence.num_scored == 1 and begin == 0):
+            scored.append(ScoredSpan(i, begin, max(judged, begin)))
+            score_rows.extend(range(at, at + max(judged, begin) - begin))
         at = end
+    rotated = positions_of_step(
+        [sequences[i].rope for i in order], [sequences[i].num_computed for i in order], [contexts[i] for i in order]
+    )
     return BatchLayout(
         token_ids=to_tensor(token_ids, device).unsqueeze(0),
-        position_ids=to_tensor(positions, device).unsqueeze(0),
+        position_ids=to_tensor(positions if rotated is None else rotated, device).unsqueeze(-2),
         blocks=to_tensor(blocks, device),
         offsets=to_tensor(positions % block_size, device),
-        decodes=_decode_groups([sequences[i] for i in decodes], [contexts[i] for i in decodes], block_size, device),
+        decodes=_decode_groups([sequences[i] for i in decodes], [contexts[i] for i in decodes], block_size, device)
+        if grouped
+        else (),
         prefills=tuple(prefills),
         contexts=AttentionRows(
             rows=np.arange(num_tokens),
@@ -204,7 +235,10 @@ def lay_out(
             num_tokens=int(positions.sum()) + num_tokens,
         ),
         sampled=tuple(sampled),
-        logit_rows=index_tensor(logit_rows, device),
+        logit_rows=index_tensor([*logit_rows, *score_rows], device),
+        scored=tuple(scored),
+        image_rows=to_tensor(np.concatenate(image_rows), device) if image_rows else None,
+        image_features=torch.cat(image_features) if image_features else None,
     )
 
 

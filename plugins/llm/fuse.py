@@ -6,7 +6,7 @@ The passes know attribute names, not model classes, and leave alone what they do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -131,17 +131,26 @@ def quantize_linears(model: nn.Module, schemes: Schemes) -> None:
                 setattr(parent, name, QuantizedLinear.from_linears([child], scheme))
 
 
-def optimize(model: nn.Module, *, fuse: bool, schemes: Schemes = NO_SCHEMES) -> None:
+def optimize(model: nn.Module, decoder: nn.Module, *, fuse: bool, schemes: Schemes = NO_SCHEMES) -> None:
     """Applies all passes in place; the model can only infer afterwards.
 
     Args:
-        model: Changed.
+        model: Changed where it is stepped: in its decoder and output head. A vision tower has many rows at once, for which
+            stock layers are made.
+        decoder: The part of the model that is stepped; the model itself where there is no other.
         fuse: Whether whole layers may be replaced, too.
         schemes: Layers that are quantized.
     """
     if fuse:
-        fuse_layers(model, schemes)
-    merge_projections(model, schemes)
-    replace_rms_norms(model)
+        fuse_layers(decoder, schemes)
+    merge_projections(decoder, schemes)
+    replace_rms_norms(decoder)
     quantize_linears(model, schemes)
-    pack_linears(model, kind=StepLinear)
+    pack_linears(model, kind=StepLinear, skip=_linears_outside(model, decoder))
+
+
+def _linears_outside(model: nn.Module, decoder: nn.Module) -> list[str]:
+    """Full names of the linear layers that are neither in the decoder nor at the top, where the output head is."""
+    inside = set(decoder.modules())
+    modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())  # untyped in torch
+    return [name for name, module in modules if type(module) is nn.Linear and "." in name and module not in inside]

@@ -35,11 +35,12 @@ class Passes:
     model_name: str
     fuse: bool
 
-    def run(self, model: nn.Module, *, packed: bool) -> str:
+    def run(self, model: nn.Module, decoder: nn.Module, *, packed: bool) -> str:
         """Changes the model in place; returns what is quantized, in a few words.
 
         Args:
             model: As transformers loaded it.
+            decoder: The part of it that is stepped.
             packed: Whether layers are packed and merged.
 
         Raises:
@@ -50,7 +51,7 @@ class Passes:
         if self.quantization is not None:
             schemes, text = self._quantize(model, self.quantization)
         if packed:
-            optimize(model, fuse=self.fuse, schemes=schemes)
+            optimize(model, decoder, fuse=self.fuse, schemes=schemes)
         else:
             quantize_linears(model, schemes)
         return text
@@ -73,9 +74,20 @@ class Passes:
         return schemes, summary(plans)
 
 
+def has_other_parts(model: Any) -> bool:
+    """Whether there is more than a decoder, such as a vision tower."""
+    return model.config.get_text_config() is not model.config
+
+
+def decoder_of(model: Any) -> Any:
+    """The part of the model that is stepped; the model itself where there is no other."""
+    return model.get_decoder() if has_other_parts(model) else model
+
+
 def components(model: Any) -> dict[str, Component]:
-    """The parts that a policy may name: the layers, and the head."""
-    found = {_MODEL: Component(module=getattr(model, model.base_model_prefix))}
+    """The parts that a policy may name: the layers, and the head. A vision tower keeps its type."""
+    layers = model.get_decoder() if has_other_parts(model) else getattr(model, model.base_model_prefix)
+    found = {_MODEL: Component(module=layers)}
     head = model.get_output_embeddings()
     if isinstance(head, nn.Linear):
         found[LM_HEAD] = Component(module=nn.ModuleDict({LM_HEAD: head}))

@@ -118,4 +118,10 @@ class PrefixCache:
         return blocks
 
     def _extend_hashes(self, sequence: CachedTokens) -> None:
-        extend_hashes(sequence.block_hashes, sequence.token_ids, block_size=self._block_size, salt=sequence.salt or b"")
+        extend_hashes(
+            sequence.block_hashes,
+            sequence.token_ids,
+            block_size=self._block_size,
+            salt=sequence.salt or b"",
+            images=sequence.images,
+        )
