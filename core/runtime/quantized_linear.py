@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,8 @@ class QuantizedLinear(nn.Module):
         self._panels = QuantizedWeight(
             weight, bias, num_bits=scheme.num_bits, keeps_inputs=scheme.keeps_inputs, gate=gate
         )
-        self.register_buffer("panels", torch.from_numpy(self._panels.panels), persistent=False)  # so that it is counted
+        panels: Tensor = cast("Any", torch).from_numpy(self._panels.panels)  # typed in part
+        self.register_buffer("panels", panels, persistent=False)  # so that it is counted
 
     @classmethod
     def from_linears(cls, linears: Sequence[nn.Linear], scheme: ByteScheme) -> QuantizedLinear:

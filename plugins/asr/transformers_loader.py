@@ -12,8 +12,9 @@ from transformers import AutoModelForCTC, AutoProcessor, WhisperForConditionalGe
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import SourceError
 from sixfold.core.family import LoadContext
+from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
-from sixfold.core.runtime.quantization.modules import Component, quantize_loaded
+from sixfold.core.runtime.quantization.modules import quantize_loaded
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy, patterns
 from sixfold.plugins.asr.ctc import CtcModel
 from sixfold.plugins.asr.loader import load_speakers

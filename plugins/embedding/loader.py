@@ -13,8 +13,9 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import SourceError
 from sixfold.core.family import LoadContext, ModelFiles
 from sixfold.core.runtime.linear import pack_linears
+from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
-from sixfold.core.runtime.quantization.modules import Component, held_bytes, quantize_loaded
+from sixfold.core.runtime.quantization.modules import held_bytes, quantize_loaded
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy, patterns
 from sixfold.plugins.embedding.attention import PackedAttention
 from sixfold.plugins.embedding.encoder import Encoder, EncoderInput

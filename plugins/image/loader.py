@@ -13,8 +13,9 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, InvalidRequest, SourceError
 from sixfold.core.family import LoadContext
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
+from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
-from sixfold.core.runtime.quantization.modules import Component, held_bytes, quantize_loaded
+from sixfold.core.runtime.quantization.modules import held_bytes, quantize_loaded
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.plugins.image.adapters import load_adapters
 from sixfold.plugins.image.drawing import Planner

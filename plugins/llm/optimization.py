@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from sixfold.core.runtime.quantization.apply import apply_plan, byte_schemes, plan_components, summary
+from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.hardware import check_hardware, look_at
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
-from sixfold.core.runtime.quantization.modules import Component
 from sixfold.core.runtime.quantization.policy import ComponentPolicy, QuantizationPolicy
 from sixfold.plugins.llm.fuse import optimize, quantize_linears
 from sixfold.plugins.llm.fused_layer import Schemes
@@ -67,8 +68,9 @@ class Passes:
         for name, decisions in plans.items():
             module = parts[name].module
             own = byte_schemes(module, decisions) if hardware.has_byte_products else {}
-            names = {name for name, layer in module.named_modules() if layer in own}
-            rest = [decision for decision in decisions if decision.layer.name not in names]
+            modules = cast("Iterator[tuple[str, nn.Module]]", module.named_modules())  # untyped in torch
+            own_names = {layer_name for layer_name, layer in modules if layer in own}
+            rest = [decision for decision in decisions if decision.layer.name not in own_names]
             apply_plan(module, rest, hardware=hardware, place=place)
             schemes = {**schemes, **own}
         return schemes, summary(plans)

@@ -15,8 +15,9 @@ from sixfold.core.family import LoadContext, ModelFiles
 from sixfold.core.rendezvous.calls import CallRules
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.core.rendezvous.scoped import LanePart, PipelinePlan
+from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
-from sixfold.core.runtime.quantization.modules import Component, held_bytes, quantize_loaded
+from sixfold.core.runtime.quantization.modules import held_bytes, quantize_loaded
 from sixfold.core.runtime.quantization.policy import patterns
 from sixfold.plugins.video.encoding import choose_format
 from sixfold.plugins.video.inspection import DENOISERS, inspect_pipeline

@@ -35,7 +35,8 @@ def stands_for(weight: Tensor, num_bits: Bits) -> Tensor:
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-30))
+    error = (actual.double() - expected).square().sum().sqrt()
+    return float(error / expected.square().sum().sqrt())
 
 
 def rows_of(num_rows: int, dim: int) -> Tensor:
@@ -58,7 +59,7 @@ def test_products_of_any_shape_equal_those_of_the_weights_that_the_numbers_stand
     expected = F.linear(x.double(), stands_for(linear.weight, scheme.num_bits), linear.bias.double() if bias else None)
     found = QuantizedLinear.from_linears([linear], scheme)(x)
     error = (found.double() - expected).abs().max()
-    assert error <= TOLERANCE[scheme.keeps_inputs] * float(x.double().norm(dim=1).max()) * 2 + 0.01
+    assert error <= TOLERANCE[scheme.keeps_inputs] * float(x.double().square().sum(dim=1).amax().sqrt()) * 2 + 0.01
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)

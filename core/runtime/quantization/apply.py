@@ -11,6 +11,7 @@ from torch import nn
 
 from sixfold.core.errors import ConfigError
 from sixfold.core.runtime.linear import is_stock_linear
+from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.hardware import Hardware, check_hardware, look_at
 from sixfold.core.runtime.quantization.methods import (
     FP8_BOTH,
@@ -21,7 +22,7 @@ from sixfold.core.runtime.quantization.methods import (
     INT8_WEIGHTS,
     NVFP4_BOTH,
 )
-from sixfold.core.runtime.quantization.modules import INSTALL, Component
+from sixfold.core.runtime.quantization.modules import INSTALL
 from sixfold.core.runtime.quantization.plan import Decision, LinearShape, check_rules, plan
 from sixfold.core.runtime.quantization.policy import Method, QuantizationPolicy
 from sixfold.core.runtime.quantized_linear import ByteScheme, QuantizedLinear, can_quantize

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from sixfold.core.errors import ConfigError
-from sixfold.core.runtime.quantization.policy import Method, QuantizationPolicy, SkipRules
+from sixfold.core.runtime.quantization.component import Component
+from sixfold.core.runtime.quantization.policy import Method, QuantizationPolicy
 
 INSTALL = "Run: pip install 'sixfold[quantization]'"
 """What brings the libraries."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Component:
-    """A part of a model that a policy may name.
-
-    Attributes:
-        module: Its linear layers are meant.
-        defaults: What the word ``defaults`` in a skip list stands for.
-        unless_named: Whether it keeps its type unless the policy names it.
-    """
-
-    module: nn.Module
-    defaults: SkipRules = ()
-    unless_named: bool = False
 
 
 def quantize_loaded(

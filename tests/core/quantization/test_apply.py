@@ -11,9 +11,10 @@ from torch import nn
 from sixfold.core.errors import ConfigError
 from sixfold.core.runtime.linear import is_stock_linear, pack_linears
 from sixfold.core.runtime.quantization.apply import apply_plan, linear_shapes
+from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.hardware import Hardware
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
-from sixfold.core.runtime.quantization.modules import Component, held_bytes, quantize_loaded
+from sixfold.core.runtime.quantization.modules import held_bytes, quantize_loaded
 from sixfold.core.runtime.quantization.plan import plan
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy, patterns
 from sixfold.core.runtime.quantized_linear import QuantizedLinear
@@ -119,7 +120,10 @@ def test_torchao_takes_what_the_kernels_do_not(scheme: str) -> None:
 
 
 def test_without_torchao_the_command_that_brings_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    def find_none(_name: str) -> None:
+        return None
+
+    monkeypatch.setattr("importlib.util.find_spec", find_none)
     module = tower()
     policy = QuantizationPolicy.model_validate({"scheme": "fp8", "skip": []})
     with pytest.raises(ConfigError, match=r"fp8 weights needs torchao here.*pip install 'sixfold\[quantization\]'"):
