@@ -58,7 +58,7 @@ class LlmAPI(ModalityAPI):
         model = call.model(body.model, "chat")
         head = Head.new("chatcmpl", model.name)
         logprobs = bool(body.logprobs)
-        chat = chat_input(body)
+        chat = chat_input(body, model.variant)
         parsers = ParserChoice.of(model.info.details, chat)
         if not body.stream:
             finished = await call.run(model, chat)
@@ -78,10 +78,11 @@ class LlmAPI(ModalityAPI):
         model = call.model(body.model, "complete")
         head = Head.new("cmpl", model.name)
         logprobs = body.logprobs is not None
+        completion = completion_input(body, model.variant)
         if not body.stream:
-            finished = await call.run(model, completion_input(body))
+            finished = await call.run(model, completion)
             return call.respond(completion_object(head, finished, logprobs=logprobs))
-        running = await call.start(model, completion_input(body))
+        running = await call.start(model, completion)
         return call.stream_sse(completion_chunks(head, running, logprobs=logprobs, include_usage=_include_usage(body)))
 
     async def respond(self, call: Call) -> Response:
@@ -90,7 +91,7 @@ class LlmAPI(ModalityAPI):
         check_response(body)
         model = call.model(body.model, "chat")
         earlier = await self._responses.conversation(body.previous_response_id, owner=call.tenant)
-        chat = response_input(body, earlier)
+        chat = response_input(body, earlier, model.variant)
         parsers = ParserChoice.of(model.info.details, chat)
         head = Head(id=self._responses.new_id(), created=int(time.time()), model=model.name)
         builder = ResponseBuilder(head, request_members(body))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.lora_adapter import Adapter
 from sixfold.plugins.llm.sampling import IntArray
 from sixfold.plugins.llm.tensors import index_tensor, to_tensor
 
@@ -89,6 +90,7 @@ class BatchLayout:
         sampled: Indices into the granted sequences, in the order of `logit_rows`; one for the last known token of each
             that is computed to its end, followed by one for each of its drafts.
         logit_rows: [sampled] rows of the flat batch whose logits are needed.
+        adapters: Of each of the granted sequences; empty where none has one.
         masks: Attention masks made so far, by group and sliding window; filled by the attention function.
         rows: Row numbers made so far; the same for all layers of one shape.
     """
@@ -102,6 +104,7 @@ class BatchLayout:
     contexts: AttentionRows
     sampled: tuple[int, ...]
     logit_rows: Tensor
+    adapters: tuple[Adapter | None, ...] = ()
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=lambda: {})
     rows: dict[tuple[int, int, int], Tensor] = field(default_factory=lambda: {})
     short: dict[int, AttentionRows] = field(default_factory=lambda: {})
@@ -171,6 +174,7 @@ def lay_out(
     prefills: list[PrefillChunk] = []
     sampled: list[int] = []
     logit_rows: list[int] = []
+    adapters = tuple(sequence.adapter for sequence in sequences)
     at = 0
     for i in order:
         sequence, begin, context = sequences[i], sequences[i].num_computed, contexts[i]
@@ -205,6 +209,7 @@ def lay_out(
         ),
         sampled=tuple(sampled),
         logit_rows=index_tensor(logit_rows, device),
+        adapters=adapters if any(adapters) else (),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sixfold.plugins.llm.lora_adapter import Adapter
 from sixfold.plugins.llm.sampling import IntArray
 
 
@@ -16,6 +17,7 @@ class CachedTokens:
         token_ids: The prompt; generated tokens are appended.
         salt: Only sequences of equal salt share blocks; None shares with nobody.
         block_hashes: Of the prompt's full blocks, as far as they are known.
+        adapter: Computes them; None for the model alone. Its identity is part of the salt.
 
     Attributes:
         drafts: Tokens that may follow the known ones, to be verified in the next step.
@@ -24,6 +26,7 @@ class CachedTokens:
     """
 
     __slots__ = (
+        "adapter",
         "block_hashes",
         "block_table",
         "drafts",
@@ -37,9 +40,15 @@ class CachedTokens:
     )
 
     def __init__(
-        self, token_ids: Sequence[int], *, salt: bytes | None = None, block_hashes: Sequence[bytes] = ()
+        self,
+        token_ids: Sequence[int],
+        *,
+        salt: bytes | None = None,
+        block_hashes: Sequence[bytes] = (),
+        adapter: Adapter | None = None,
     ) -> None:
         self.token_ids = list(token_ids)
+        self.adapter = adapter
         self.drafts: Sequence[int] = ()
         self.salt = salt
         self.block_hashes = list(block_hashes)

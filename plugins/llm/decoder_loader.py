@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from sixfold.core.runtime.step_linear import StepGatedLinear
 from sixfold.plugins.llm.attention import ATTENTION, paged_attention
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.facts import ModelFacts, read_facts
-from sixfold.plugins.llm.fuse import optimize
+from sixfold.plugins.llm.fuse import adapt, optimize
 from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
+from sixfold.plugins.llm.lora_sites import linear_shapes
 from sixfold.plugins.llm.memory import default_kv_cache_bytes
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.probe import PROBE_ATTENTION, OtherLogits, check_agreement, probe_layers, record_attention
@@ -65,6 +67,7 @@ def load_decoder(
     device: torch.device,
     model_name: str,
     num_blocks: int | None = None,
+    may_adapt: bool = False,
     report: Callable[[float, str], None],
 ) -> LoadedDecoder:
     """Loads, optimizes and checks a decoder.
@@ -76,6 +79,7 @@ def load_decoder(
         device: Where it goes.
         model_name: For messages.
         num_blocks: Of its cache; by the options if None.
+        may_adapt: Whether it can have adapters.
         report: See `LoadContext`.
 
     Raises:
@@ -91,15 +95,17 @@ def load_decoder(
     facts = read_facts(path, model, codec)
     num_parameters = sum(p.numel() for p in model.parameters())
     report(0.6, "packing weights")
+    to_paged = functools.partial(
+        _to_paged, facts=facts, options=options, model_name=model_name, num_blocks=num_blocks, may_adapt=may_adapt
+    )
     try:
-        fuse = options.compute_packed
-        decoder = _to_paged(model, facts, options, model_name, num_blocks=num_blocks, fuse=fuse)
+        decoder = to_paged(model, fuse=options.compute_packed)
     except OtherLogits as error:
         if not options.compute_packed:
             raise
         _LOG.warning("%s Its layers are not fused.", error)
         model = read_files(lambda: _read_model(path, dtype, device), "weights")
-        decoder = _to_paged(model, facts, options, model_name, num_blocks=num_blocks, fuse=False)
+        decoder = to_paged(model, fuse=False)
     return LoadedDecoder(
         decoder=decoder,
         facts=facts,
@@ -110,11 +116,12 @@ def load_decoder(
 
 def _to_paged(
     model: Any,
+    *,
     facts: ModelFacts,
     options: TransformersOptions,
     model_name: str,
-    *,
     num_blocks: int | None,
+    may_adapt: bool,
     fuse: bool,
 ) -> Decoder:
     """Moves a stock model onto the paged cache and proves that it still computes the same."""
@@ -124,10 +131,12 @@ def _to_paged(
         reference: Tensor = model(input_ids=torch.tensor([tokens], device=device), use_cache=False).logits[0, -1]
     model.set_attn_implementation(PROBE_ATTENTION)
     layers = probe_layers(model, num_layers=facts.num_layers, model_name=model_name)
+    shapes = linear_shapes(model)
     if options.compute_packed:
         optimize(model, fuse=fuse)
     model.set_attn_implementation(ATTENTION)
-    decoder = Decoder(model, _make_cache(layers, options, num_blocks=num_blocks, dtype=dtype, device=device))
+    cache = _make_cache(layers, options, num_blocks=num_blocks, dtype=dtype, device=device)
+    decoder = Decoder(model, cache, adapt(model, shapes, device) if may_adapt else None)
     logits = decoder.run([tokens], _CHECK_CHUNKS)
     if logits is None:
         raise ConfigError(

@@ -11,6 +11,7 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError
 from sixfold.core.family import LoadContext
 from sixfold.plugins.llm.conversation import ConversationWriter
+from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.decoder_loader import LoadedDecoder, load_decoder, read_files
 from sixfold.plugins.llm.draft_model import DraftModelProposer
 from sixfold.plugins.llm.facts import ModelFacts
@@ -19,6 +20,8 @@ from sixfold.plugins.llm.kv_announcer import announce
 from sixfold.plugins.llm.kv_cache import KvCache
 from sixfold.plugins.llm.kv_fingerprint import fingerprint
 from sixfold.plugins.llm.kv_transfer import KvTransfer
+from sixfold.plugins.llm.lora_options import lora_details
+from sixfold.plugins.llm.lora_table import AdapterTable
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
@@ -41,9 +44,16 @@ def load(context: LoadContext) -> TransformersModel:
     context.report(0.05, "reading the tokenizer")
     codec: TextCodec = read_files(lambda: TextCodec.load(context.path), "tokenizer")
     loaded = load_decoder(
-        context.path, codec, options, device=device, model_name=context.model_name, report=context.report
+        context.path,
+        codec,
+        options,
+        device=device,
+        model_name=context.model_name,
+        may_adapt=options.lora is not None,
+        report=context.report,
     )
     cache, facts = loaded.decoder.cache, loaded.facts
+    adapters = _adapters(context, options, loaded.decoder)
     draft = _load_draft(context, options, loaded, codec)
     max_model_len = _max_model_len(facts, options, cache, context.model_name)
     events = None if options.kv_events is None else announce(options.kv_events, cache)
@@ -67,6 +77,7 @@ def load(context: LoadContext) -> TransformersModel:
             **conversations.details,
             **({} if events is None else events.endpoints),
             **({} if transfer is None else transfer.details),
+            **lora_details(options.lora),
         },
     )
     preparer = Preparer(
@@ -77,6 +88,7 @@ def load(context: LoadContext) -> TransformersModel:
         vocab_size=facts.vocab_size,
         max_model_len=max_model_len,
         prefix=PrefixSharing(mode=options.prefix_cache, block_size=options.block_size_tokens),
+        adapters=adapters,
     )
     return TransformersModel(
         decoder=loaded.decoder,
@@ -87,7 +99,26 @@ def load(context: LoadContext) -> TransformersModel:
         speculator=make_speculator(options.speculation, _proposer(draft, facts)),
         events=events,
         transfer=transfer,
+        adapters=adapters,
     )
+
+
+def _adapters(context: LoadContext, options: TransformersOptions, decoder: Decoder) -> AdapterTable | None:
+    """The table of the model's adapters, filled."""
+    if options.lora is None or decoder.router is None:
+        return None
+    table = AdapterTable(
+        decoder.router.shapes,
+        dtype=decoder.cache.tensors[0].dtype,
+        device=decoder.device,
+        max_adapters=options.lora.max_adapters,
+        max_rank=options.lora.max_rank,
+    )
+    try:
+        table.follow(options.lora)
+    except ConfigError as error:
+        raise ConfigError(f"models.{context.model_name}.options.lora: {error}") from error
+    return table
 
 
 def _transfer(context: LoadContext, options: TransformersOptions, cache: KvCache) -> KvTransfer | None:

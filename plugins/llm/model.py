@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from pydantic import BaseModel
 
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel
 from sixfold.core.errors import InvalidRequest, StepFailed
@@ -24,6 +25,8 @@ from sixfold.plugins.llm.generation import (
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import KvAnnouncer
 from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS, KvTransfer
+from sixfold.plugins.llm.lora_table import AdapterTable
+from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
 from sixfold.plugins.llm.sampler import RowLogprobs, SampledToken, sample
 from sixfold.plugins.llm.sequence import SequenceState
@@ -50,6 +53,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         speculator: Guesses tokens ahead.
         events: Announces cached prefixes; None if nobody is told.
         transfer: Exchanges computed prompts with other processes; None if there are none.
+        adapters: Over the model; None if it can have none.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         speculator: Speculator,
         events: KvAnnouncer | None = None,
         transfer: KvTransfer | None = None,
+        adapters: AdapterTable | None = None,
     ) -> None:
         self._decoder = decoder
         self._cache = decoder.cache
@@ -73,6 +78,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._speculator = speculator
         self._events = events
         self._transfer = transfer
+        self._adapters = adapters
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
 
@@ -101,6 +107,15 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
                 )
             self._transfer.prepare(wanted, sequences)
         return sequences
+
+    def adjust(self, options: BaseModel) -> None:
+        """Loads and forgets adapters; requests that run keep theirs to their end.
+
+        Raises:
+            ConfigError: An adapter can't be loaded.
+        """
+        assert isinstance(options, TransformersOptions) and options.lora is not None and self._adapters is not None
+        self._adapters.follow(options.lora)
 
     def attach(self, wake: Callable[[], None]) -> None:
         """Transfers between processes need the device's time without a request."""
@@ -268,6 +283,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             "kv_blocks_total": pool.num_usable,
             "prefix_cache_queries_total": prefix.num_queried_tokens,
             "prefix_cache_hits_total": prefix.num_hit_tokens,
+            "lora_adapters_loaded": 0 if self._adapters is None else self._adapters.num_loaded,
             **self._speculator.stats(),
             **(NO_TRANSFERS if self._transfer is None else self._transfer.stats()),
         }

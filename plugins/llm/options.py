@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sixfold.core.source_ref import SourceRef
+from sixfold.plugins.llm.lora_options import LoraOptions
 
 
 class SpeculationOptions(BaseModel):
@@ -110,6 +111,9 @@ class TransformersOptions(BaseModel):
 
     speculation: SpeculationOptions = SpeculationOptions()
     """How tokens are guessed ahead."""
+
+    lora: LoraOptions | None = None
+    """LoRA adapters over the model; without it the model can have none."""
 
     compute_packed: bool = True
     """Whether linear layers are packed for the processor and merged where they share an input."""

@@ -9,6 +9,8 @@ from sixfold.core.errors import ContextLengthExceeded, InvalidRequest
 from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.detokenizer import Detokenizer
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, SamplingParams
+from sixfold.plugins.llm.lora_adapter import Adapter
+from sixfold.plugins.llm.lora_table import AdapterTable
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
 from sixfold.plugins.llm.reasoning import CLOSES, OPENS, num_reasoning_tokens, opens_in_reasoning
 from sixfold.plugins.llm.sampling import SamplingDefaults, resolve_sampling
@@ -61,6 +63,7 @@ class Preparer:
         vocab_size: Rows of the output head; larger token ids are refused.
         max_model_len: Longest prompt plus answer.
         prefix: Who shares cache blocks with whom.
+        adapters: Of the native runtime; None where the engine has them, or there are none.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Preparer:
         vocab_size: int,
         max_model_len: int,
         prefix: PrefixSharing,
+        adapters: AdapterTable | None = None,
     ) -> None:
         self._codec = codec
         self._conversations = conversations
@@ -81,6 +85,7 @@ class Preparer:
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._prefix = prefix
+        self._adapters = adapters
 
     def prepare(self, request_input: ChatInput | CompletionInput, piece: object, *, tenant: str) -> list[SequenceState]:
         """The sequences of one piece: one per choice.
@@ -93,6 +98,7 @@ class Preparer:
         Raises:
             ContextLengthExceeded: Prompt and answer do not fit.
             InvalidRequest: The template rejects the conversation, a token id is out of range, or a grammar is wrong.
+            ModelNotFound: The adapter was unloaded meanwhile.
         """
         if isinstance(request_input, ChatInput):
             text = self._conversations.render(request_input)
@@ -142,7 +148,8 @@ class Preparer:
         self._check_ids([token for token, _ in params.logit_bias], "logit_bias")
         self._check_ids(params.stop_token_ids, "stop_token_ids")
         max_output_tokens = self._output_limit(params, len(prompt_ids), param)
-        salt = self._prefix.salt(tenant, request_input.cache_salt)
+        adapter = self._adapter(request_input)
+        salt = self._prefix.salt(tenant, request_input.cache_salt, None if adapter is None else adapter.identity)
         block_hashes = self._prefix.hashes(prompt_ids, salt)
         decode = self._codec.decode_with(self._conversations.kept_markers(request_input))
         return [
@@ -158,11 +165,16 @@ class Preparer:
                 echo_text=echo_text,
                 salt=salt,
                 block_hashes=block_hashes,
+                adapter=adapter,
                 grammar=self._conversations.grammar(request_input, opens_in_reasoning=opens_in_reasoning),
                 opens_in_reasoning=opens_in_reasoning,
             )
             for place in range(request_input.num_choices)
         ]
+
+    def _adapter(self, request_input: ChatInput | CompletionInput) -> Adapter | None:
+        wanted = request_input.adapter
+        return None if wanted is None or self._adapters is None else self._adapters.find(wanted)
 
     def _output_limit(self, params: SamplingParams, num_prompt: int, param: str) -> int:
         limit = self._max_model_len

@@ -78,12 +78,13 @@ def input_items(body: ResponsesBody) -> tuple[InputItem, ...]:
     return tuple(body.input)
 
 
-def response_input(body: ResponsesBody, earlier: Sequence[InputItem]) -> ChatInput:
+def response_input(body: ResponsesBody, earlier: Sequence[InputItem], adapter: str | None = None) -> ChatInput:
     """The input of a request that `check_response` let pass.
 
     Args:
         body: The request.
         earlier: The conversation that it continues.
+        adapter: As in `ChatInput`.
 
     Raises:
         InvalidRequest: An item of the input can't be read.
@@ -95,6 +96,7 @@ def response_input(body: ResponsesBody, earlier: Sequence[InputItem]) -> ChatInp
     choice = body.tool_choice
     return ChatInput(
         messages=tuple(_with_one_system_turn(messages)),
+        adapter=adapter,
         params=SamplingParams(
             max_tokens=body.max_output_tokens,
             temperature=body.temperature,

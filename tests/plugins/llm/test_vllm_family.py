@@ -71,7 +71,7 @@ class FakeEngine:
     trouble: Exception | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     asked: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
-    adapters: list[str] = field(default_factory=list[str])
+    adapters: list[Any] = field(default_factory=list[Any])
     forms: list[Mapping[str, str] | None] = field(default_factory=list["Mapping[str, str] | None"])
     cache_salts: list[str | None] = field(default_factory=list["str | None"])
     closed: list[str] = field(default_factory=list[str])
@@ -84,7 +84,7 @@ class FakeEngine:
         form: Mapping[str, str] | None,
         stream: bool,
         request_id: str,
-        adapter: str,
+        adapter: Any,
         cache_salt: str | None,
     ) -> AsyncGenerator[Any, None]:
         self.asked[request_id] = sampling
