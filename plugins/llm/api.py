@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from sixfold.core.jobs import JobStore
 from sixfold.core.serving.api import Call, ModalityAPI, Route, Services
+from sixfold.plugins.llm.adapter_routes import adapter_routes
 from sixfold.plugins.llm.answer_parser import ParserChoice
 from sixfold.plugins.llm.refusals import check_chat, check_completion
 from sixfold.plugins.llm.requests import chat_input, completion_input
@@ -33,13 +34,14 @@ class LlmAPI(ModalityAPI):
     modality = "llm"
 
     def routes(self) -> Sequence[Route]:
-        """Chat and completion."""
+        """Chat, completion, responses, and the coming and going of adapters."""
         return (
             Route(path="/v1/chat/completions", endpoint=self.chat, body=ChatBody),
             Route(path="/v1/completions", endpoint=self.complete, body=CompletionBody),
             Route(path="/v1/responses", endpoint=self.respond, body=ResponsesBody),
             Route(path=_RESPONSE, endpoint=self.retrieve_response, method="GET", query_params=NoQuery),
             Route(path=_RESPONSE, endpoint=self.delete_response, method="DELETE"),
+            *adapter_routes(),
         )
 
     async def startup(self, services: Services) -> None:

@@ -6,7 +6,7 @@ recognised by its parts, not by its class; that it computes the same is proved w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from sixfold.plugins.llm.attention import PagedStep, gather_context, prefill_mas
 from sixfold.plugins.llm.batch_layout import PrefillChunk
 from sixfold.plugins.llm.kernels import NO_NORM, attend, max_prefill_context, rotate_and_store
 from sixfold.plugins.llm.lora_adapter import ModuleShape
-from sixfold.plugins.llm.lora_sites import AdapterRouter, AdapterSite
+from sixfold.plugins.llm.lora_sites import AdapterRouter, AdapterSite, Join, stack_layers
 from sixfold.plugins.llm.norms import plain_rms_norm
 
 _PARTS: frozenset[str] = frozenset(
@@ -85,7 +85,7 @@ class FusedLayer(nn.Module):
             shapes: Of the stock model's linear layers, by name.
         """
 
-        def site(*parts: str, join: Callable[[Sequence[Tensor]], Tensor] = torch.cat) -> AdapterSite:
+        def site(*parts: str, join: Join = stack_layers) -> AdapterSite:
             names = [f"{name}.{part}" for part in parts]
             return router.add_site(names, [shapes[name] for name in names], join)
 

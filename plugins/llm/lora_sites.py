@@ -29,6 +29,15 @@ _COLUMN_STEP = 32
 _BLOCK = re.compile(r"\.\d+\.")
 
 
+Join = Callable[[list[Tensor]], Tensor]
+"""Puts [out_features, columns] of each layer of a site together as the results of its product lie."""
+
+
+def stack_layers(parts: list[Tensor]) -> Tensor:
+    """One after another."""
+    return torch.cat(parts)
+
+
 @dataclass(frozen=True, slots=True)
 class _Pair:
     """The two products of one site for one set of adapters."""
@@ -44,7 +53,7 @@ class AdapterSite:
         router: Knows the step's adapters.
         layers: Names of the linear layers, in the stock model.
         shapes: Of each.
-        join: Puts [out_features, columns] of each layer together as the results of their product lie.
+        join: How the results of the product lie.
     """
 
     def __init__(
@@ -52,7 +61,7 @@ class AdapterSite:
         router: AdapterRouter,
         layers: Sequence[str],
         shapes: Sequence[ModuleShape],
-        join: Callable[[Sequence[Tensor]], Tensor] = torch.cat,
+        join: Join = stack_layers,
     ) -> None:
         self._router = router
         self._layers = tuple(layers)
@@ -75,7 +84,8 @@ class AdapterSite:
         pair = None if active is None else active.packed.pair(self)
         if active is None or pair is None:
             return y
-        return pair.up(self._inner(active, pair, x), y)
+        result: Tensor = pair.up(self._inner(active, pair, x), y)
+        return result
 
     def delta(self, x: Tensor) -> Tensor | None:
         """As `add`, alone; None where the adapters add nothing."""
@@ -190,7 +200,7 @@ class AdapterRouter:
         self,
         layers: Sequence[str],
         shapes: Sequence[ModuleShape],
-        join: Callable[[Sequence[Tensor]], Tensor] = torch.cat,
+        join: Join = stack_layers,
     ) -> AdapterSite:
         """Makes a site; see `AdapterSite`."""
         site = AdapterSite(self, layers, shapes, join)
