@@ -114,12 +114,12 @@ def _read_config(folder: Path, name: str) -> PeftConfig:
         text = path.read_bytes()
         given: Any = msgspec.json.decode(text)
         config = msgspec.convert(given, PeftConfig, strict=False)
+        for pattern in config.alpha_pattern:
+            re.compile(pattern)
     except OSError as error:
         raise ConfigError(
             f"adapter {name!r}: there is no {CONFIG_FILE} to read. Name a folder that PEFT's save_pretrained wrote."
         ) from error
-        for pattern in config.alpha_pattern:
-            re.compile(pattern)
     except (msgspec.MsgspecError, re.error) as error:
         raise ConfigError(f"adapter {name!r}: {CONFIG_FILE} is not what PEFT writes: {error}.") from error
     if config.peft_type.upper() != "LORA":
