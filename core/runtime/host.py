@@ -225,8 +225,9 @@ class ModelSlot:
         try:
             info = await worker.start()
             async with self._adjusting:
-                if self._resolved.options is not resolved.options:  # changed while it loaded
-                    await worker.adjust(self._resolved.options)
+                current = self._resolved
+                if current.options is not resolved.options:  # changed while it loaded
+                    await worker.adjust(current.options)
                 self._info = info
                 self._workers[index] = worker
         except BaseException:  # cancelled too: no process may stay behind

@@ -113,6 +113,7 @@ class StepGatedLinear(nn.Module):
         if added is None:
             result: Tensor = self.up(x, factor=self.gate(x))
             return result
-        gate, up = added.split(self.out_features, dim=-1)
+        gate, up = torch.split(added, self.out_features, dim=-1)
         opened = F.silu(self.gate.sharing("none")(x) + gate)
-        return opened * (self.up(x) + up)
+        both: Tensor = opened * (self.up(x) + up)
+        return both
