@@ -136,7 +136,8 @@ def _to_paged(
         optimize(model, fuse=fuse)
     model.set_attn_implementation(ATTENTION)
     cache = _make_cache(layers, options, num_blocks=num_blocks, dtype=dtype, device=device)
-    decoder = Decoder(model, cache, adapt(model, shapes, device) if may_adapt else None)
+    router = adapt(model, shapes, device) if may_adapt else None
+    decoder = Decoder(model, cache, graph_rows=options.cuda_graph_rows, router=router)
     logits = decoder.run([tokens], _CHECK_CHUNKS)
     if logits is None:
         raise ConfigError(

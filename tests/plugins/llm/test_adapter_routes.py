@@ -112,9 +112,9 @@ async def test_a_path_that_leads_out_of_the_allowed_folders_is_refused_like_one_
         assert caught.value.param == "lora_path"
         messages.add(caught.value.message)
     assert len(messages) == 1
-    for path in ("sql", "../adapters/sql", "~/sql", f"{folder}\0"):
+    for text in ("sql", "../adapters/sql", "~/sql", f"{folder}\0"):
         with pytest.raises(InvalidRequest, match="absolute path"):
-            await server.ask(load_adapter, lora_name="sql", lora_path=path)
+            await server.ask(load_adapter, lora_name="sql", lora_path=text)
     assert server.adapters() == {}
 
 
