@@ -226,6 +226,7 @@ class ModelSlot:
             info = await worker.start()
             async with self._adjusting:
                 current = self._resolved
+                assert current is not None
                 if current.options is not resolved.options:  # changed while it loaded
                     await worker.adjust(current.options)
                 self._info = info

@@ -68,6 +68,7 @@ def load_decoder(
     model_name: str,
     num_blocks: int | None = None,
     may_adapt: bool = False,
+    guessing_layers: tuple[LayerShape, ...] = (),
     report: Callable[[float, str], None],
 ) -> LoadedDecoder:
     """Loads, optimizes and checks a decoder.
@@ -80,6 +81,7 @@ def load_decoder(
         model_name: For messages.
         num_blocks: Of its cache; by the options if None.
         may_adapt: Whether it can have adapters.
+        guessing_layers: Layers of its cache beyond its own; see `KvCache`.
         report: See `LoadContext`.
 
     Raises:
@@ -96,7 +98,13 @@ def load_decoder(
     num_parameters = sum(p.numel() for p in model.parameters())
     report(0.6, "packing weights")
     to_paged = functools.partial(
-        _to_paged, facts=facts, options=options, model_name=model_name, num_blocks=num_blocks, may_adapt=may_adapt
+        _to_paged,
+        facts=facts,
+        options=options,
+        model_name=model_name,
+        num_blocks=num_blocks,
+        may_adapt=may_adapt,
+        guessing_layers=guessing_layers,
     )
     try:
         decoder = to_paged(model, fuse=options.compute_packed)
@@ -122,6 +130,7 @@ def _to_paged(
     model_name: str,
     num_blocks: int | None,
     may_adapt: bool,
+    guessing_layers: tuple[LayerShape, ...],
     fuse: bool,
 ) -> Decoder:
     """Moves a stock model onto the paged cache and proves that it still computes the same."""
@@ -135,7 +144,7 @@ def _to_paged(
     if options.compute_packed:
         optimize(model, fuse=fuse)
     model.set_attn_implementation(ATTENTION)
-    cache = _make_cache(layers, options, num_blocks=num_blocks, dtype=dtype, device=device)
+    cache = _make_cache(layers, guessing_layers, options, num_blocks=num_blocks, dtype=dtype, device=device)
     router = adapt(model, shapes, device) if may_adapt else None
     decoder = Decoder(model, cache, graph_rows=options.cuda_graph_rows, router=router)
     logits = decoder.run([tokens], _CHECK_CHUNKS)
@@ -192,13 +201,15 @@ def _check_tokens(vocab_size: int) -> list[int]:
 
 
 def _make_cache(
-    layers: tuple[LayerShape, ...],
+    model_layers: tuple[LayerShape, ...],
+    guessing_layers: tuple[LayerShape, ...],
     options: TransformersOptions,
     *,
     num_blocks: int | None,
     dtype: torch.dtype,
     device: torch.device,
 ) -> KvCache:
+    layers = model_layers + guessing_layers
     if num_blocks is None:
         num_bytes = options.kv_cache_bytes or default_kv_cache_bytes(device)
         block_bytes = options.block_size_tokens * sum(layer.token_bytes(dtype) for layer in layers)
@@ -209,4 +220,5 @@ def _make_cache(
         block_size=options.block_size_tokens,
         dtype=dtype,
         device=device,
+        num_guessing_layers=len(guessing_layers),
     )

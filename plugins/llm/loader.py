@@ -14,6 +14,7 @@ from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.decoder_loader import LoadedDecoder, load_decoder, read_files
 from sixfold.plugins.llm.draft_model import DraftModelProposer
+from sixfold.plugins.llm.eagle3_loader import eagle3_proposer, load_eagle3
 from sixfold.plugins.llm.facts import ModelFacts
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import announce
@@ -43,6 +44,7 @@ def load(context: LoadContext) -> TransformersModel:
     device = torch.device(context.device)
     context.report(0.05, "reading the tokenizer")
     codec: TextCodec = read_files(lambda: TextCodec.load(context.path), "tokenizer")
+    eagle3 = load_eagle3(context, options)
     loaded = load_decoder(
         context.path,
         codec,
@@ -50,11 +52,13 @@ def load(context: LoadContext) -> TransformersModel:
         device=device,
         model_name=context.model_name,
         may_adapt=options.lora is not None,
+        guessing_layers=() if eagle3 is None else (eagle3.shape,),
         report=context.report,
     )
     cache, facts = loaded.decoder.cache, loaded.facts
     adapters = _adapters(context, options, loaded.decoder)
     draft = _load_draft(context, options, loaded, codec)
+    head = None if eagle3 is None else eagle3_proposer(eagle3, loaded.decoder, facts)
     max_model_len = _max_model_len(facts, options, cache, context.model_name)
     events = None if options.kv_events is None else announce(options.kv_events, cache)
     transfer = _transfer(context, options, cache)
@@ -68,7 +72,9 @@ def load(context: LoadContext) -> TransformersModel:
     info = ModelInfo(
         max_model_len=max_model_len,
         parameters=loaded.num_parameters,
-        memory_bytes=loaded.num_bytes + (0 if draft is None else draft.num_bytes),
+        memory_bytes=loaded.num_bytes
+        + (0 if draft is None else draft.num_bytes)
+        + (0 if eagle3 is None else eagle3.num_bytes),
         details={
             "dtype": str(cache.tensors[0].dtype).removeprefix("torch."),
             "kv_cache_tokens": cache.num_tokens,
@@ -96,7 +102,7 @@ def load(context: LoadContext) -> TransformersModel:
         codec=codec,
         info=info,
         masks=GrammarMasks(vocab_size=facts.vocab_size, num_mask_tokens=max(facts.vocab_size, codec.num_tokens)),
-        speculator=make_speculator(options.speculation, _proposer(draft, facts)),
+        speculator=make_speculator(options.speculation, head or _proposer(draft, facts)),
         events=events,
         transfer=transfer,
         adapters=adapters,
@@ -143,7 +149,7 @@ def _load_draft(
 ) -> LoadedDecoder | None:
     """The smaller model, with a cache for as many tokens as the other has."""
     source = options.speculation.source
-    if source is None:
+    if source is None or options.speculation.method != "draft":
         return None
     draft_codec: TextCodec = read_files(lambda: TextCodec.load(source.local_path), "draft tokenizer")
     vocab_size = main.facts.vocab_size

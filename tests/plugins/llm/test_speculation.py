@@ -196,6 +196,9 @@ def test_the_distribution_of_sampled_answers_is_kept(
     class Fixed:
         """Always guesses the same: now right, now wrong."""
 
+        def follow(self, sequences: Sequence[SequenceState]) -> None:
+            return
+
         def propose(self, sequences: Sequence[SequenceState], limits: Sequence[int]) -> list[list[int]]:
             return [[65, 67][:limit] for limit in limits]
 
