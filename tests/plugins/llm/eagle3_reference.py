@@ -103,7 +103,7 @@ class ReferenceHead(nn.Module):
             logits = self.logits(self(texts[which][1:-1], features[which] @ self.fc.T))
             loss = F.cross_entropy(logits, wanted[which], ignore_index=-100)
             optimizer.zero_grad()
-            loss.backward()
+            _backward(loss)
             optimizer.step()
 
     def save(self, folder: Path, **config: Any) -> Path:
@@ -149,7 +149,12 @@ class ReferenceHead(nn.Module):
         return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.norms[name]
+        weight: Tensor = self.norms[name]
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
+
+
+def _backward(loss: Any) -> None:
+    loss.backward()  # untyped in torch
 
 
 def new_head(folder: Path, *, seed: int = 0, every: int = 1, norms_first: bool = False) -> ReferenceHead:
@@ -164,5 +169,5 @@ def _rotate(x: Tensor) -> Tensor:
     count, _, dim = x.shape
     angles = torch.arange(count).unsqueeze(1) * 10000.0 ** (-torch.arange(0, dim, 2) / dim)
     cosine, sine = angles.cos().repeat(1, 2).unsqueeze(1), angles.sin().repeat(1, 2).unsqueeze(1)
-    first, second = x.split(dim // 2, -1)
+    first, second = torch.split(x, dim // 2, -1)
     return x * cosine + torch.cat((-second, first), -1) * sine
