@@ -18,7 +18,7 @@ from sixfold.core.config import ModelEntry
 from sixfold.core.errors import ConfigError, InvalidRequest, NotReady, SixfoldError, UsageError, WorkerDied
 from sixfold.core.family import Family
 from sixfold.core.plugins import Plugins
-from sixfold.core.registry import ChangedEntry, RegistryDiff, ResolvedModel, resolve_entry
+from sixfold.core.registry import ChangedEntry, RegistryDiff, ResolvedModel, declared_variants, resolve_entry
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.worker_replica import WorkerReplica
 from sixfold.core.serving.directory import ModelState, OptionsChange
@@ -72,7 +72,7 @@ class ModelSlot:
     ) -> None:
         self.entry = entry
         self._owner_of = owner_of
-        self._variants: tuple[str, ...] = ()
+        self._variants = declared_variants(entry, plugins)
         self._adjusting = asyncio.Lock()  # held while workers are told, so that one that joins misses nothing
         self._plugins = plugins
         self._cache_dir = cache_dir
@@ -99,7 +99,7 @@ class ModelSlot:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """Further names that its family offers; () until its files are there."""
+        """Further names that its family offers; () until its files are there, where these tell the family."""
         return self._variants
 
     @property
