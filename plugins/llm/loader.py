@@ -76,7 +76,8 @@ def load(context: LoadContext) -> TransformersModel:
         parameters=loaded.num_parameters,
         memory_bytes=loaded.num_bytes
         + (0 if draft is None else draft.num_bytes)
-        + (0 if eagle3 is None else eagle3.num_bytes),
+        + (0 if eagle3 is None else eagle3.num_bytes)
+        + (0 if adapters is None else adapters.num_bytes),
         details={
             "dtype": str(cache.tensors[0].dtype).removeprefix("torch."),
             "kv_cache_tokens": cache.num_tokens,

@@ -49,3 +49,8 @@ class Adapter:
     identity: bytes
     rank: int
     layers: Mapping[str, LowRank]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its matrices."""
+        return sum(pair.down.nbytes + pair.up.nbytes for pair in self.layers.values())

@@ -50,6 +50,11 @@ class AdapterTable:
         """Adapters in memory."""
         return len(self._loaded)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all of them."""
+        return sum(adapter.num_bytes for adapter in tuple(self._loaded))
+
     def find(self, name: str) -> Adapter:
         """The adapter of a name. [any thread]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,9 @@ from sixfold.core.registry import diff
 from sixfold.core.runtime.host import ModelHost
 from sixfold.core.serving.directory import ModelState, OptionsChange
 from tests.core.runtime.test_model_host import count, entry, events_of, new_host
+
+# The server's own loop: what the loops differ in, the transport, has its tests beside.
+pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
 
 def saying(*voices: str) -> OptionsChange:
@@ -72,24 +73,9 @@ async def test_options_that_the_model_refuses_change_nothing(
         await host.close(5.0)
 
 
-async def test_a_worker_that_takes_anothers_place_has_the_options_in_force(count_plugin: Path, tmp_path: Path) -> None:
-    host = new_host(tmp_path)
-    await host.start({"counter": entry(count_plugin)})
-    try:
-        slot = host.find("counter")
-        assert slot is not None
-        await slot.adjust(saying("high"))
-        replaced = slot.replaced
-        (pid,) = pids(host)
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        await replaced.wait()
-        assert await can_say(host, "high") == [True]
-    finally:
-        await host.close(5.0)
-
-
-async def test_a_worker_that_dies_of_new_options_does_not_hold_them_up(count_plugin: Path, tmp_path: Path) -> None:
+async def test_a_worker_that_dies_of_new_options_is_replaced_by_one_that_has_them(
+    count_plugin: Path, tmp_path: Path
+) -> None:
     host = new_host(tmp_path)
     await host.start({"counter": entry(count_plugin)})
     try:
