@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig
 
@@ -27,6 +27,7 @@ _NUM_TAPS = 3
 
 # Typed in part.
 _CONFIG: Any = LlamaConfig
+_SAFETENSORS: Any = safetensors.torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +112,7 @@ def _read_tensors(path: Path, place: str) -> dict[str, Tensor]:
     safe, pickled = path / "model.safetensors", path / "pytorch_model.bin"
     try:
         if safe.is_file():
-            read: Any = load_file(safe)
+            read: Any = _SAFETENSORS.load_file(safe)
         elif pickled.is_file():  # the authors publish these; only tensors are read of them
             read = torch.load(pickled, map_location="cpu", weights_only=True)
         else:
@@ -122,9 +123,10 @@ def _read_tensors(path: Path, place: str) -> dict[str, Tensor]:
         ) from error
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
         raise ConfigError(f"{place}: the head's weights can't be read: {error}. Pull it again.") from error
-    if not isinstance(read, dict) or not all(isinstance(tensor, Tensor) for tensor in read.values()):
+    table = cast("dict[str, object]", read if isinstance(read, dict) else {"": read})
+    tensors = {name: tensor for name, tensor in table.items() if isinstance(tensor, Tensor)}
+    if len(tensors) < len(table):
         raise ConfigError(f"{place}: the head's weights are no table of tensors.")
-    tensors = cast("dict[str, Tensor]", read)
     return {name.removeprefix("model.").replace("layers.0.", _LAYER): tensor for name, tensor in tensors.items()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.models.llama import modeling_llama
 
 from sixfold.core.runtime.step_linear import StepLinear
 from sixfold.plugins.llm.attention import PagedStep, paged_attention
@@ -16,8 +16,7 @@ from sixfold.plugins.llm.eagle3_files import Eagle3Files
 from sixfold.plugins.llm.norms import OneCallRMSNorm
 
 # Typed in part.
-_ROTARY: Any = LlamaRotaryEmbedding
-_ROTATE: Any = apply_rotary_pos_emb
+_LLAMA: Any = modeling_llama
 _EMBEDDING: Any = nn.Embedding
 
 
@@ -80,7 +79,7 @@ class Eagle3Head(nn.Module):
         self.hidden_norm = norm("midlayer.hidden_norm")
         self.inner_norm = norm("midlayer.post_attention_layernorm")
         self.norm = norm("norm")
-        self.rotary = _ROTARY(config).to(device)
+        self.rotary = _LLAMA.LlamaRotaryEmbedding(config).to(device)
         own = tensors.get("embed_tokens.weight")
         self._embedding = (embedding if own is None else _EMBEDDING.from_pretrained(own),)  # not registered twice
         self._norms_first = files.norms_first
@@ -129,7 +128,7 @@ class Eagle3Head(nn.Module):
         heads = self.qkv(inputs).view(len(inputs), -1, dim).transpose(0, 1).unsqueeze(0)
         query, key, value = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
         cosine, sine = self.rotary(inputs, position_ids)
-        query, key = _ROTATE(query, key, cosine, sine)
+        query, key = _LLAMA.apply_rotary_pos_emb(query, key, cosine, sine)
         attended, _ = paged_attention(
             self._cache_layer, query, key.contiguous(), value.contiguous(), None, scaling=dim**-0.5, paged_step=step
         )

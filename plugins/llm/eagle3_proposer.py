@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,10 +82,10 @@ class Eagle3Proposer:
         if taken is None:
             return
         step, features = taken
-        places, first_rows = np.unique(step.contexts.sequences, return_index=True)
+        places, first_rows = _first_rows(step)
         chosen: list[tuple[_Followed, int, int]] = []  # with its first place and the row of that
         units: list[int] = []
-        for place, first_row in zip(places.tolist(), first_rows.tolist(), strict=True):
+        for place, first_row in zip(places, first_rows, strict=True):
             sequence = sequences[place]
             begin = int(step.contexts.lengths[first_row]) - 1
             followed = self._followed.setdefault(sequence, _Followed())
@@ -147,7 +148,8 @@ class Eagle3Proposer:
                 runs[i].followed.add_guess(runs[i].drafts[-1])
             layout = self._decoder.lay_out([runs[i].followed.row for i in going], [1] * len(going))
             # The rows of a layout have an order of their own.
-            order = [going[place] for place in layout.contexts.sequences.tolist()]
+            places: list[int] = layout.contexts.sequences.tolist()
+            order = [going[place] for place in places]
             hidden = self._forward(layout, hidden[index_tensor(order, hidden.device)])
             runs = [runs[i] for i in order]
 
@@ -156,3 +158,9 @@ class Eagle3Proposer:
         step = PagedStep(layout=layout, caches=self._decoder.cache.tensors)
         result: Tensor = self._head(layout.token_ids, layout.position_ids, hidden, step)
         return result
+
+
+def _first_rows(layout: BatchLayout) -> tuple[list[int], list[int]]:
+    """The sequences of a step, and the first row of each."""
+    unique: Any = np.unique(layout.contexts.sequences, return_index=True)
+    return unique[0].tolist(), unique[1].tolist()

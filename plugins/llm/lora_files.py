@@ -23,6 +23,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 _READ_BYTES = 1 << 20
 
+_SAFE_OPEN: Any = safe_open  # typed in part
+
 # Settings under which PEFT computes something else than the plain sum: what they mean, for the refusal.
 _REFUSED: Mapping[str, str] = {
     "use_dora": "DoRA",
@@ -143,7 +145,7 @@ def _read_weights(folder: Path, name: str) -> dict[str, tuple[Tensor, Tensor]]:
     sides: dict[str, dict[str, Tensor]] = {}
     unknown: list[str] = []
     try:
-        with safe_open(path, framework="pt") as file:
+        with _SAFE_OPEN(path, framework="pt") as file:
             for key in file.keys():
                 match = _KEY.fullmatch(key)
                 if match is None:

@@ -22,9 +22,12 @@ from transformers.pytorch_utils import Conv1D
 from sixfold.core.runtime.step_linear import StepLinear
 from sixfold.plugins.llm.lora_adapter import Adapter, ModuleShape
 from sixfold.plugins.llm.sampling import IntArray
+from sixfold.plugins.llm.tensors import to_tensor
 
 # Kernels take rows of whole cache lines of bfloat16.
 _COLUMN_STEP = 32
+
+_HOST = torch.device("cpu")
 
 _BLOCK = re.compile(r"\.\d+\.")
 
@@ -229,7 +232,7 @@ class AdapterRouter:
                 begin, end = bounds[adapter]
                 hidden[row, begin:end] = False
         alone = len(packed.adapters) == 1 and None not in adapters
-        mask = None if alone else hidden[torch.from_numpy(sequence_of)].to(self._device)
+        mask = None if alone else hidden[to_tensor(sequence_of, _HOST)].to(self._device)
         self.active = StepAdapters(packed, mask)
 
     def end(self) -> None:

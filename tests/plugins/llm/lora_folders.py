@@ -7,16 +7,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
-_MODELS: Any = transformers.AutoModelForCausalLM  # typed in part
+# Typed in part.
+_MODELS: Any = transformers.AutoModelForCausalLM
+SAFETENSORS: Any = safetensors.torch
 
 
 def stock_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -47,7 +49,7 @@ def write_adapter(
             key = f"base_model.model.{name}"
             tensors[f"{key}.lora_A.weight"] = torch.randn(own, num_in, generator=generator) * strength
             tensors[f"{key}.lora_B.weight"] = torch.randn(num_out, own, generator=generator) * strength
-    save_file(tensors, folder / "adapter_model.safetensors")
+    SAFETENSORS.save_file(tensors, folder / "adapter_model.safetensors")
     written = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": list(targets)} | config
     (folder / "adapter_config.json").write_text(json.dumps(written))
     return folder
@@ -57,7 +59,7 @@ def merged_model(base: Path, adapter: Path) -> Any:
     """The stock model with an adapter's products added to its weights, by PEFT's documented formulas."""
     model = stock_model(base)
     config = json.loads((adapter / "adapter_config.json").read_text())
-    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors = SAFETENSORS.load_file(adapter / "adapter_model.safetensors")
     for key, down in tensors.items():
         if not key.endswith("lora_A.weight"):
             continue

@@ -15,7 +15,7 @@ from sixfold.core.errors import ConfigError
 from sixfold.plugins.llm.eagle3_files import read_eagle3
 from sixfold.plugins.llm.generation import CompletionInput, SamplingParams
 from sixfold.plugins.llm.sequence import SequenceState
-from tests.plugins.llm.eagle3_reference import ReferenceHead, new_head
+from tests.plugins.llm.eagle3_reference import SAFETENSORS, ReferenceHead, new_head
 from tests.plugins.llm.lora_folders import write_adapter
 from tests.plugins.llm.test_lora import PROMPTS, asking, greedy, tokens_of
 
@@ -258,9 +258,7 @@ def test_taps_are_those_of_the_published_rule_unless_the_head_says_otherwise(
 
 
 def saved(head: ReferenceHead, folder: Path, tensors: dict[str, Tensor]) -> Path:
-    from safetensors.torch import save_file
-
     head.save(folder)
-    save_file(tensors, folder / "model.safetensors")
+    SAFETENSORS.save_file(tensors, folder / "model.safetensors")
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
     return folder

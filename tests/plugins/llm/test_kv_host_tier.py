@@ -177,6 +177,10 @@ def test_a_copy_that_takes_longer_than_computing_is_not_made() -> None:
     assert (host.num_saved, host.num_restored) == (3, 0)
 
 
+def ignore(num_tokens: int, seconds: float) -> None:
+    """Learns nothing."""
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_answers_are_the_same_with_swapping_and_prompts_are_computed_less(
     seed: int, model_folder: Callable[[str], Path], load_tiny: Callable[..., Any], driver: type[Any]
@@ -188,7 +192,7 @@ def test_answers_are_the_same_with_swapping_and_prompts_are_computed_less(
     swapping, recomputing = load_tiny(base, host_cache_bytes=1 << 20, **small), load_tiny(base, **small)
     # What computing takes is made up: a machine that is busy elsewhere must not decide.
     swapping._cache.prefix.host._compute_s = 1e9
-    swapping._cache.prefix.host.observe_compute = lambda _tokens, _seconds: None
+    swapping._cache.prefix.host.observe_compute = ignore
     for model in (swapping, recomputing):
         run = driver(model, seed)
         assert [tokens_of(driven) for driven in run.run(asked)] == [tokens_of(driven) for driven in plain]

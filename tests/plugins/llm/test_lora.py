@@ -235,18 +235,18 @@ def test_a_running_answer_keeps_the_adapter_that_is_unloaded_meanwhile(
     request = numbered(0, asking(PROMPTS[0], "a"))
     (piece,) = model.split(request)
     (sequence,) = model.prepare(request, piece)
-    for step in range(NUM_TOKENS + 1):
-        if step == 3:
+    done, num_steps = False, 0
+    while not done:
+        if num_steps == 3:
             model.adjust(with_adapters({"b": folders["b"]}))
             assert model.stats()["lora_adapters_loaded"] == 2
         units = model.reserve(sequence, model.cost(sequence).units)
         (outcome,) = model.step([Granted(sequence, units)])
-        if outcome.done:
-            break
+        done, num_steps = outcome.done, num_steps + 1
     model.release(sequence)
-    done = model.finish(request, [sequence])
-    assert [t.chosen.raw for t in done.result.choices[0].logprobs] == tokens_of(expected)
-    del sequence, outcome
+    finish: Any = model.finish(request, [sequence])
+    assert [t.chosen.raw for t in finish.result.choices[0].logprobs] == tokens_of(expected)
+    del sequence
     assert model.stats()["lora_adapters_loaded"] == 1
     with pytest.raises(ModelNotFound):
         run(model, [asking(PROMPTS[0], "a")])

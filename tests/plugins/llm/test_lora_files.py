@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sixfold.core.errors import ConfigError, ModelNotFound
@@ -18,7 +17,7 @@ from sixfold.plugins.llm.lora_files import read_adapter
 from sixfold.plugins.llm.lora_options import LoraOptions
 from sixfold.plugins.llm.lora_sites import linear_shapes
 from sixfold.plugins.llm.lora_table import AdapterTable
-from tests.plugins.llm.lora_folders import merged_model, stock_model, write_adapter
+from tests.plugins.llm.lora_folders import SAFETENSORS, merged_model, stock_model, write_adapter
 
 CPU = torch.device("cpu")
 
@@ -40,9 +39,9 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
     path = folder / "adapter_model.safetensors"
-    tensors = load_file(path)
+    tensors = SAFETENSORS.load_file(path)
     change(tensors)
-    save_file(tensors, path)
+    SAFETENSORS.save_file(tensors, path)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +109,10 @@ def widen(tensors: dict[str, Tensor]) -> None:
     tensors["base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"] = torch.zeros(4, 50)
 
 
+def empty(tensors: dict[str, Tensor]) -> None:
+    tensors.clear()
+
+
 def spoil(tensors: dict[str, Tensor]) -> None:
     tensors["base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"][0, 0] = torch.nan
 
@@ -122,7 +125,7 @@ def spoil(tensors: dict[str, Tensor]) -> None:
         (add_head, "lm_head is no linear layer within"),
         (widen, "made for another model"),
         (spoil, "not finite"),
-        (dict.clear, "no weights"),
+        (empty, "no weights"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
