@@ -34,14 +34,10 @@ class BlockPool:
 
     Args:
         num_blocks: Blocks of the cache, the padding block included.
-        on_forget: Told the contents that stop being findable and their blocks, before these are handed out.
+        on_forget: Told the content of each block that stops being findable.
     """
 
-    def __init__(
-        self,
-        num_blocks: int,
-        on_forget: Callable[[Sequence[bytes], Sequence[int]], None] = lambda _contents, _blocks: None,
-    ) -> None:
+    def __init__(self, num_blocks: int, on_forget: Callable[[bytes], None] = lambda _content: None) -> None:
         if num_blocks < 2:
             raise ValueError(f"A pool needs the padding block and at least one more, not {num_blocks}.")
         self.num_blocks = num_blocks
@@ -73,19 +69,11 @@ class BlockPool:
     def allocate(self, max_count: int) -> list[int]:
         """Hands out up to ``max_count`` blocks with one reference each, longest unused first; forgets their content."""
         blocks: list[int] = []
-        forgotten: list[bytes] = []
-        forgotten_blocks: list[int] = []
         for _ in range(min(max_count, len(self._free))):
             block_id, _none = self._free.popitem(last=False)
-            content = self._hash_of.pop(block_id, None)
-            if content is not None:
-                del self._block_of[content]
-                forgotten.append(content)
-                forgotten_blocks.append(block_id)
+            self._forget(block_id)
             self._references[block_id] = 1
             blocks.append(block_id)
-        if forgotten:
-            self._on_forget(forgotten, forgotten_blocks)
         return blocks
 
     def share(self, block_ids: Iterable[int]) -> None:
@@ -132,3 +120,9 @@ class BlockPool:
     def find(self, content: bytes) -> int | None:
         """The block of this content, held or free but not reused yet. Hold it with `share` before anything else."""
         return self._block_of.get(content)
+
+    def _forget(self, block_id: int) -> None:
+        content = self._hash_of.pop(block_id, None)
+        if content is not None:
+            del self._block_of[content]
+            self._on_forget(content)

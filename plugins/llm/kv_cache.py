@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -137,8 +137,5 @@ class KvCache:
             for tensor in self.tensors:
                 tensor.index_fill_(0, index, 0)
 
-    def _forget(self, contents: Sequence[bytes], blocks: Sequence[int]) -> None:
-        if self.prefix.host is not None:
-            self.prefix.host.save(contents, blocks)
-        for content in contents:
-            self.prefix.forgotten(content)
+    def _forget(self, content: bytes) -> None:
+        self.prefix.forgotten(content)

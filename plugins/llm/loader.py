@@ -20,7 +20,6 @@ from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import announce
 from sixfold.plugins.llm.kv_cache import KvCache
 from sixfold.plugins.llm.kv_fingerprint import fingerprint
-from sixfold.plugins.llm.kv_host_tier import KvHostTier
 from sixfold.plugins.llm.kv_transfer import KvTransfer
 from sixfold.plugins.llm.lora_options import lora_details
 from sixfold.plugins.llm.lora_table import AdapterTable
@@ -58,7 +57,6 @@ def load(context: LoadContext) -> TransformersModel:
     )
     cache, facts = loaded.decoder.cache, loaded.facts
     adapters = _adapters(context, options, loaded.decoder)
-    _keep_on_host(context, options, cache)
     draft = _load_draft(context, options, loaded, codec)
     head = None if eagle3 is None else eagle3_proposer(eagle3, loaded.decoder, facts)
     max_model_len = _max_model_len(facts, options, cache, context.model_name)
@@ -110,22 +108,6 @@ def load(context: LoadContext) -> TransformersModel:
         transfer=transfer,
         adapters=adapters,
     )
-
-
-def _keep_on_host(context: LoadContext, options: TransformersOptions, cache: KvCache) -> None:
-    if not options.host_cache_bytes:
-        return
-    place = f"models.{context.model_name}.options.host_cache_bytes"
-    if options.prefix_cache == "off":
-        raise ConfigError(
-            f"{place}: blocks are found by the prefix cache. Set prefix_cache to shared or per_key, or remove host_cache_bytes."
-        )
-    host = KvHostTier(
-        cache.tensors, block_size=cache.block_size, num_bytes=options.host_cache_bytes, clock=time.perf_counter
-    )
-    if not host.num_bytes:
-        raise ConfigError(f"{place}: one block takes {cache.num_bytes // cache.pool.num_blocks} bytes. Set more.")
-    cache.prefix.host = host
 
 
 def _adapters(context: LoadContext, options: TransformersOptions, decoder: Decoder) -> AdapterTable | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -24,7 +23,6 @@ from sixfold.plugins.llm.generation import (
 )
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import KvAnnouncer
-from sixfold.plugins.llm.kv_host_tier import KvHostTier
 from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS, KvTransfer
 from sixfold.plugins.llm.lora_table import AdapterTable
 from sixfold.plugins.llm.options import TransformersOptions
@@ -159,10 +157,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             sequence.suspect = True  # until the logits after its last token prove to be finite
         spans = share_in_step(sequences, units, block_size=self._cache.block_size)
         try:
-            began_s = time.perf_counter()
             sampled = self._compute(sequences, units)
-            if self._cache.prefix.host is not None:
-                self._cache.prefix.host.observe_compute(sum(units), time.perf_counter() - began_s)
         except BaseException:
             for span in reversed(spans):
                 span.undo()
@@ -289,19 +284,10 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             "kv_blocks_total": pool.num_usable,
             "prefix_cache_queries_total": prefix.num_queried_tokens,
             "prefix_cache_hits_total": prefix.num_hit_tokens,
-            **_host_stats(prefix.host),
             "lora_adapters_loaded": 0 if self._adapters is None else self._adapters.num_loaded,
             **self._speculator.stats(),
             **(NO_TRANSFERS if self._transfer is None else self._transfer.stats()),
         }
-
-
-def _host_stats(host: KvHostTier | None) -> Mapping[str, float]:
-    return {
-        "kv_host_blocks": 0 if host is None else host.num_blocks,
-        "kv_swapped_out_blocks_total": 0 if host is None else host.num_saved,
-        "kv_swapped_in_blocks_total": 0 if host is None else host.num_restored,
-    }
 
 
 def _step_failed(sequence: SequenceState, grammar_failure: str | None) -> StepFailed:

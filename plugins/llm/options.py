@@ -105,10 +105,6 @@ class TransformersOptions(BaseModel):
     kv_cache_bytes: int | None = Field(default=None, ge=1)
     """Memory of the key/value cache. Default: on CPU 1 GiB, at most half of the free memory; else 80% of what is free."""
 
-    host_cache_bytes: int = Field(default=0, ge=0)
-    """Memory of the host for cached blocks that the cache had to give away; they are copied back where that is faster than to
-    compute them."""
-
     block_size_tokens: int = Field(default=16, ge=1, le=1024)
     """Tokens per cache block: the unit of allocation and of prefix reuse."""
 

@@ -65,11 +65,6 @@ FAMILY = Family(
             kind=MetricKind.COUNTER,
             help="Guessed tokens that were right.",
         ),
-        MetricSpec(name="kv_host_blocks", kind=MetricKind.GAUGE, help="Cache blocks that the host's memory keeps."),
-        MetricSpec(
-            name="kv_swapped_out_blocks_total", kind=MetricKind.COUNTER, help="Cache blocks copied to the host."
-        ),
-        MetricSpec(name="kv_swapped_in_blocks_total", kind=MetricKind.COUNTER, help="Cache blocks copied back."),
         MetricSpec(name="lora_adapters_loaded", kind=MetricKind.GAUGE, help="LoRA adapters in memory."),
         MetricSpec(
             name="kv_transfer_exports_total", kind=MetricKind.COUNTER, help="Prompts offered to other processes."

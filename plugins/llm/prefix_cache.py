@@ -7,7 +7,6 @@ from typing import Protocol
 
 from sixfold.plugins.llm.block_pool import BlockPool
 from sixfold.plugins.llm.cached_tokens import CachedTokens
-from sixfold.plugins.llm.kv_host_tier import KvHostTier
 from sixfold.plugins.llm.prefix_sharing import extend_hashes
 
 
@@ -47,14 +46,12 @@ class PrefixCache:
         self._pool = pool
         self._block_size = block_size
         self.listener: BlockListener | None = None
-        self.host: KvHostTier | None = None  # has what the pool had to give away
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
 
     def num_found(self, sequence: CachedTokens) -> int:
         """Tokens that a sequence which holds nothing would find; changes nothing but its hashes."""
-        blocks = self._find(sequence)
-        return (len(blocks) + len(self._find_on_host(sequence, len(blocks)))) * self._block_size
+        return len(self._find(sequence)) * self._block_size
 
     def attach(self, sequence: CachedTokens) -> None:
         """Lets a sequence that holds nothing begin behind the longest chain that is found."""
@@ -63,9 +60,6 @@ class PrefixCache:
         sequence.add_blocks(blocks)
         sequence.num_published = len(blocks)
         sequence.num_computed = len(blocks) * self._block_size
-        contents = self._find_on_host(sequence, len(blocks))
-        if contents:
-            self._restore(sequence, contents)
 
     def count(self, sequence: CachedTokens) -> None:
         """Counts a sequence that has started, and what it found."""
@@ -119,30 +113,6 @@ class PrefixCache:
             sequence.token_ids[begin * self._block_size : end * self._block_size],
             None if sequence.adapter is None else sequence.adapter.name,
         )
-
-    def _find_on_host(self, sequence: CachedTokens, first: int) -> list[bytes]:
-        """The contents that follow the first blocks of a sequence and are kept by the host."""
-        if self.host is None or sequence.salt is None:
-            return []
-        contents = sequence.block_hashes[first : (len(sequence.token_ids) - 1) // self._block_size]
-        return contents[: self.host.count(contents)]
-
-    def _restore(self, sequence: CachedTokens, contents: Sequence[bytes]) -> None:
-        """Copies what follows the blocks of a sequence back, as far as there is room; one block is left for what it computes."""
-        assert self.host is not None
-        data = self.host.read(contents)
-        blocks = self._pool.allocate(min(len(contents), self._pool.num_free - 1))
-        if not blocks:
-            return
-        self.host.restore(data, blocks)
-        first = sequence.num_blocks
-        for content, block in zip(contents, blocks, strict=False):
-            found = self._pool.publish(block, content)
-            assert found == block, "a chain is lost from its end: whatever follows a lost block is lost as well"
-        sequence.add_blocks(blocks)
-        sequence.num_published = sequence.num_blocks
-        sequence.num_computed = sequence.num_blocks * self._block_size
-        self._tell_stored(sequence, range(first, sequence.num_blocks))
 
     def _find(self, sequence: CachedTokens) -> list[int]:
         blocks: list[int] = []
