@@ -119,6 +119,10 @@ class Family:
         detect: Says from the model's own files how sure it is to be the right family: 0 no, 100 certainly.
         metrics: What its models report.
         default_max_queue_units: Work in units that may wait before new requests get 429.
+        variants: Further names that a model of these options offers, each answering in its own way (an adapter); the HTTP
+            face finds the model by them and tells which one was used.
+        adjusts: Whether a running model can take over new options (first the old ones are given, then the new) by
+            `ReplicaModel.adjust`; otherwise it is loaded anew.
     """
 
     name: str
@@ -133,6 +137,8 @@ class Family:
     detect: Callable[[ModelFiles], int] = field(default=lambda _files: 0)
     metrics: tuple[MetricSpec, ...] = ()
     default_max_queue_units: int = 1_000_000
+    variants: Callable[[Any], tuple[str, ...]] = field(default=lambda _options: ())
+    adjusts: Callable[[Any, Any], bool] = field(default=lambda _old, _new: False)
 
     @property
     def modality(self) -> str:
