@@ -125,6 +125,10 @@ class Family:
         quality: ``"package.module:function"`` that ``sixfold quantize-report`` calls, imported then: takes LoadContext,
             returns a `QualityProbe`. Empty if the family measures nothing.
         default_max_queue_units: Work in units that may wait before new requests get 429.
+        variants: Further names that a model of these options offers, each answering in its own way (an adapter); the HTTP
+            face finds the model by them and tells which one was used.
+        adjusts: Whether a running model can take over new options (first the old ones are given, then the new) by
+            `ReplicaModel.adjust`; otherwise it is loaded anew.
     """
 
     name: str
@@ -141,6 +145,8 @@ class Family:
     quantization: frozenset[Method] = frozenset()
     quality: str = ""
     default_max_queue_units: int = 1_000_000
+    variants: Callable[[Any], tuple[str, ...]] = field(default=lambda _options: ())
+    adjusts: Callable[[Any, Any], bool] = field(default=lambda _old, _new: False)
 
     @property
     def modality(self) -> str:

@@ -142,6 +142,17 @@ def _check_quantization(entry: ModelEntry, family: Family) -> None:
         check_declared(entry.quantization, family.quantization, family=family.name, place=place)
 
 
+def declared_variants(entry: ModelEntry, plugins: Plugins) -> tuple[str, ...]:
+    """The names that an entry's options offer beside its own, as far as can be told before its files are there."""
+    family = plugins.families.get(entry.family or "")
+    if family is None:
+        return ()
+    try:
+        return family.variants(_options(entry, family))
+    except ConfigError:  # `check_entry` says so to whoever loads it
+        return ()
+
+
 def _source(text: str, plugins: Plugins, place: str) -> tuple[Source, str]:
     scheme, _, reference = text.partition(":")
     if scheme not in plugins.sources:

@@ -136,8 +136,9 @@ class PackedWeight:
 
         Args:
             x: bfloat16.
-            after: Done with each sum before it is rounded; `After.GATE` for a gated weight and no other.
-            other: [..., out_features], for those that take another operand. Never changed.
+            after: Done with each sum before it is rounded; `After.GATE` or `After.ADD_GATE` for a gated weight and no other.
+            other: [..., out_features], for those that take another operand; for `After.ADD_GATE` as wide as the rows of
+                `side_by_side`. Never changed.
         """
         if x.shape[-1] != self.in_features or x.dtype is not torch.bfloat16:
             raise ValueError(f"{tuple(x.shape)} of {x.dtype} is not [..., {self.in_features}] of bfloat16")
@@ -153,7 +154,7 @@ class PackedWeight:
             bits(rows.contiguous()),
             self.panels,
             self._bias,
-            NO_ROWS if other is None else bits(other.reshape(-1, self.out_features).contiguous()),
+            NO_ROWS if other is None else bits(other.reshape(len(rows), -1).contiguous()),
             bits(result).reshape(-1, self.out_features),
             int(after),
             row_parts,
@@ -163,7 +164,7 @@ class PackedWeight:
 
 
 def side_by_side(gate: Tensor, weight: Tensor) -> Tensor:
-    """Halves of panels by turns: 16 columns of the gate, then the same 16 of the weight."""
+    """Halves of panels by turns: 16 rows of the gate, then the same 16 of the weight; [2 * padded rows, in_features]."""
     padding = (0, 0, 0, -len(weight) % 16)
     halves = [torch.nn.functional.pad(part.detach(), padding).view(-1, 16, part.shape[1]) for part in (gate, weight)]
     return torch.stack(halves, dim=1).reshape(-1, weight.shape[1])

@@ -23,6 +23,7 @@ class After(IntEnum):
     SILU = 3
     GELU = 4  # the exact one
     GATE = 5  # silu of the first half of each panel, times the second half
+    ADD_GATE = 6  # the other operand, as wide as the panels, and then as above
 
 
 @piece
@@ -50,12 +51,12 @@ def finish(
         first: The result's row where they begin.
         panel: Which panel of columns they are.
         bias: Of all panels, or empty.
-        other: As large as the result, bfloat16 bits, for those that take another operand.
+        other: As large as the result (as the panels, for `After.ADD_GATE`), bfloat16 bits, where there is another operand.
         result: Written; bfloat16 bits.
         after: See `After`.
     """
     num_columns = result.shape[1]
-    width = 16 if after == 5 else 32
+    width = 16 if after >= 5 else 32
     column = panel * width
     count = min(width, num_columns - column)
     for r in range(tile_rows):
@@ -78,7 +79,11 @@ def finish(
         elif after == 4:
             gelu_16(row_at)
             gelu_16(row_at + np.uint64(64))
-        elif after == 5:
+        elif after >= 5:
+            if after == 6:
+                widen(scratch_bits, other[first + r, panel * 32 :], 32)
+                for i in range(32):
+                    row[i] += scratch[i]
             silu_16(row_at)
             for i in range(16):
                 row[i] *= row[16 + i]

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
 import os
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from sixfold.core.batching.budget import ObjectiveKind
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.config import ModelEntry
-from sixfold.core.errors import SixfoldError, UsageError
+from sixfold.core.errors import ConfigError, InvalidRequest, NotReady, SixfoldError, UsageError, WorkerDied
 from sixfold.core.family import Family
 from sixfold.core.plugins import Plugins
-from sixfold.core.registry import RegistryDiff, ResolvedModel, resolve_entry
+from sixfold.core.registry import ChangedEntry, RegistryDiff, ResolvedModel, declared_variants, resolve_entry
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.core.runtime.worker_replica import WorkerReplica
-from sixfold.core.serving.directory import ModelState
+from sixfold.core.serving.directory import ModelState, OptionsChange
 
 _log = logging.getLogger(__name__)
 
@@ -58,10 +60,21 @@ class ModelSlot:
         plugins: For resolving it.
         cache_dir: Where its files are kept.
         report: Progress of fetching and loading.
+        owner_of: Tells which entry has a name; None if it is free.
     """
 
-    def __init__(self, entry: ModelEntry, plugins: Plugins, cache_dir: Path, report: Report) -> None:
+    def __init__(
+        self,
+        entry: ModelEntry,
+        plugins: Plugins,
+        cache_dir: Path,
+        report: Report,
+        owner_of: Callable[[str], str | None],
+    ) -> None:
         self.entry = entry
+        self._owner_of = owner_of
+        self._variants = declared_variants(entry, plugins)
+        self._adjusting = asyncio.Lock()  # held while workers are told, so that one that joins misses nothing
         self._plugins = plugins
         self._cache_dir = cache_dir
         self._report = report
@@ -84,6 +97,11 @@ class ModelSlot:
     def aliases(self) -> tuple[str, ...]:
         """Other names that clients may use."""
         return self.entry.aliases
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Further names that its family offers; () until its files are there, where these tell the family."""
+        return self._variants
 
     @property
     def family(self) -> Family | None:
@@ -115,9 +133,9 @@ class ModelSlot:
     async def bring_up(self) -> None:
         """Fetches, loads and keeps all replicas; returns when each is ready once, or with ``error`` set."""
         try:
-            self._resolved = await asyncio.to_thread(
-                resolve_entry, self.entry, self._plugins, self._cache_dir, self._report.update
-            )
+            resolved = await self.resolve(self.entry)
+            self._variants = self._free_variants(resolved)
+            self._resolved = resolved
             for index in range(self.entry.replicas):
                 worker = await self._start_worker(index)
                 self._keepers.append(asyncio.create_task(self._keep(index, worker)))
@@ -130,6 +148,72 @@ class ModelSlot:
             self._state = ModelState.READY
             self._report.update_fraction(f"loading {self.name}", 1.0)
 
+    async def resolve(self, entry: ModelEntry) -> ResolvedModel:
+        """Fetches what an entry needs.
+
+        Raises:
+            SixfoldError: It can't be had.
+        """
+        return await asyncio.to_thread(resolve_entry, entry, self._plugins, self._cache_dir, self._report.update)
+
+    def _free_variants(self, resolved: ResolvedModel) -> tuple[str, ...]:
+        """The names that the family offers, if nobody else has them."""
+        variants = resolved.family.variants(resolved.options)
+        for name in variants:
+            owner = self.name if name in resolved.entry.names else self._owner_of(name)
+            if owner is not None and (owner != self.name or name in resolved.entry.names):
+                raise ConfigError(f"the name {name!r} is that of the model {owner!r} already. Choose another.")
+        return variants
+
+    async def adjust(self, change: OptionsChange) -> None:
+        """See `HostedModel.adjust`."""
+        async with self._adjusting:
+            resolved = self._resolved
+            if resolved is None or self._state is not ModelState.READY:
+                raise NotReady(f"The model {self.name!r} is not ready. Try again soon.", retry_after_s=5.0)
+            new = dataclasses.replace(resolved, options=change(resolved.options))
+            try:
+                if not await self._tell(resolved, new):
+                    raise InvalidRequest(f"The model {self.name!r} can't change these options while it serves.")
+            except ConfigError as error:
+                raise InvalidRequest(str(error)) from error
+
+    async def take_over(self, new: ResolvedModel) -> bool:
+        """Lets the replicas take over a changed entry; False if the model has to be loaded anew for it.
+
+        Raises:
+            ConfigError: It can't be, and would not load either; all is as before.
+        """
+        async with self._adjusting:
+            resolved = self._resolved
+            if resolved is None or self._state is not ModelState.READY:
+                return False
+            if (new.family, new.path, new.interpreter) != (resolved.family, resolved.path, resolved.interpreter):
+                return False
+            told = await self._tell(resolved, new)
+            if told:
+                self.entry = new.entry
+            return told
+
+    async def _tell(self, old: ResolvedModel, new: ResolvedModel) -> bool:
+        """Lets all workers take over new options, or none."""
+        if not new.family.adjusts(old.options, new.options):
+            return False
+        variants = self._free_variants(new)
+        told: list[WorkerReplica] = []
+        try:
+            for worker in self.replicas:
+                with contextlib.suppress(WorkerDied):  # whoever takes its place is loaded with what holds then
+                    await worker.adjust(new.options)
+                    told.append(worker)
+        except BaseException:
+            for worker in told:
+                with contextlib.suppress(WorkerDied):
+                    await worker.adjust(old.options)
+            raise
+        self._resolved, self._variants = new, variants
+        return True
+
     async def _start_worker(self, index: int) -> WorkerReplica:
         resolved = self._resolved
         assert resolved is not None
@@ -140,12 +224,18 @@ class ModelSlot:
             on_progress=lambda fraction, _what: self._report.update_fraction(f"loading {self.name}", fraction),
         )
         try:
-            self._info = await worker.start()
+            info = await worker.start()
+            async with self._adjusting:
+                current = self._resolved
+                assert current is not None
+                if current.options is not resolved.options:  # changed while it loaded
+                    await worker.adjust(current.options)
+                self._info = info
+                self._workers[index] = worker
         except BaseException:  # cancelled too: no process may stay behind
             worker.kill()
             await worker.stop(0.0)
             raise
-        self._workers[index] = worker
         return worker
 
     async def _keep(self, index: int, worker: WorkerReplica) -> None:
@@ -243,8 +333,9 @@ class ModelHost:
         self._draining = False
 
     def find(self, name: str) -> ModelSlot | None:
-        """The model of this name or alias."""
-        return self._names.get(name)
+        """The model of this name, alias or variant."""
+        found = self._names.get(name)
+        return found or next((slot for slot in self._slots.values() if name in slot.variants), None)
 
     def models(self) -> Sequence[ModelSlot]:
         """All models, in the order of the configuration."""
@@ -291,13 +382,26 @@ class ModelHost:
             if changed.fields == frozenset({"aliases"}):
                 self._slots[changed.new.name].rename(changed.new)
             else:
-                self._spawn(self._swap(changed.new))
+                self._spawn(self._change(changed))
         for entry in change.added:
             slot = self._new_slot(entry)
             self._slots[entry.name] = slot
             self._spawn(slot.bring_up())
         self._slots = {name: self._slots[name] for name in entries if name in self._slots}
         self._index()
+
+    async def _change(self, changed: ChangedEntry) -> None:
+        """Changed options are taken over by the running model where its family can; else the model is swapped."""
+        slot = self._slots.get(changed.new.name)
+        if slot is not None and changed.fields <= {"options", "aliases"}:
+            try:
+                if await slot.take_over(await slot.resolve(changed.new)):
+                    self._index()
+                    return
+            except SixfoldError as error:
+                _log.error("model %s keeps its old options: %s", changed.new.name, error)
+                return
+        await self._swap(changed.new)
 
     async def _swap(self, entry: ModelEntry) -> None:
         """The old version serves until the new one is ready; a new one that fails changes nothing."""
@@ -325,7 +429,11 @@ class ModelHost:
         self._retiring.discard(slot)
 
     def _new_slot(self, entry: ModelEntry) -> ModelSlot:
-        return ModelSlot(entry, self._plugins, self._cache_dir, self._report)
+        return ModelSlot(entry, self._plugins, self._cache_dir, self._report, self._owner_of)
+
+    def _owner_of(self, name: str) -> str | None:
+        slot = self.find(name)
+        return None if slot is None else slot.name
 
     def _add_slot(self, slot: ModelSlot) -> None:
         self._slots[slot.name] = slot

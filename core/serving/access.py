@@ -8,11 +8,12 @@ from time import monotonic
 
 import msgspec
 
-from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError
+from sixfold.core.errors import DeadlineExceeded, NotReady, PermissionDenied, RequestError
 from sixfold.core.messages import Priority, Request
 from sixfold.core.runtime.replica import Replica
 from sixfold.core.serving.api import ServedModel
 from sixfold.core.serving.context import ServingContext
+from sixfold.core.serving.directory import OptionsChange
 from sixfold.core.serving.keys import Principal
 from sixfold.core.serving.model_lookup import NamedModel, find_model, usable_models
 from sixfold.core.serving.submission import Submission
@@ -61,6 +62,14 @@ class ModelAccess:
             assert hosted is not None, "only a model that exists can be not ready"
             self._context.metrics.model(hosted.name).rejected(rejection)
             raise
+
+    async def adjust(self, model: ServedModel, change: OptionsChange) -> None:
+        """See `sixfold.core.serving.api.Call.adjust`."""
+        assert isinstance(model, NamedModel), "models come from `model` or `models`"
+        hosted = model.hosted
+        if not self.principal.may_use(hosted.name):
+            raise PermissionDenied(f"The key may not change the model {hosted.name!r}.", param="model")
+        await hosted.adjust(change)
 
     def models(self, operation: str) -> tuple[NamedModel, ...]:
         """See `sixfold.core.serving.api.Call.models`."""

@@ -22,9 +22,14 @@ class NamedModel:
     family: Family
     info: ModelInfo
 
+    @property
+    def variant(self) -> str | None:
+        """The name, if it is that of a variant."""
+        return self.name if self.name in self.hosted.variants else None
+
 
 def find_model(directory: Directory, principal: Principal, name: str, operation: str) -> NamedModel:
-    """The model of this name or alias, ready to take requests.
+    """The model of this name, alias or variant, ready to take requests.
 
     Raises:
         ModelNotFound: No such model, or it does not offer the operation.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from sixfold.core.runtime.step_linear import StepGatedLinear
 from sixfold.plugins.llm.attention import ATTENTION, paged_attention
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.facts import ModelFacts, read_facts
+from sixfold.plugins.llm.fuse import adapt
 from sixfold.plugins.llm.image_processor import ImageProcessor
 from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
+from sixfold.plugins.llm.lora_sites import linear_shapes
 from sixfold.plugins.llm.memory import default_kv_cache_bytes
 from sixfold.plugins.llm.optimization import Passes, decoder_of, has_other_parts
 from sixfold.plugins.llm.options import TransformersOptions
@@ -96,6 +99,8 @@ def load_decoder(
     num_blocks: int | None = None,
     quantization: QuantizationPolicy | None = None,
     reads_images: bool = False,
+    may_adapt: bool = False,
+    guessing_layers: tuple[LayerShape, ...] = (),
     report: Callable[[float, str], None],
 ) -> LoadedDecoder:
     """Loads, optimizes and checks a decoder.
@@ -109,6 +114,8 @@ def load_decoder(
         num_blocks: Of its cache; by the options if None.
         quantization: Which layers are kept in fewer bits.
         reads_images: Whether images are wanted of a model that can read them.
+        may_adapt: Whether it can have adapters.
+        guessing_layers: Layers of its cache beyond its own; see `KvCache`.
         report: See `LoadContext`.
 
     Raises:
@@ -126,15 +133,23 @@ def load_decoder(
     num_parameters = sum(p.numel() for p in model.parameters())
     report(0.6, "packing weights")
     passes = Passes(quantization=quantization, model_name=model_name, fuse=options.compute_packed)
+    to_paged = functools.partial(
+        _to_paged,
+        facts=facts,
+        options=options,
+        processor=processor,
+        num_blocks=num_blocks,
+        may_adapt=may_adapt,
+        guessing_layers=guessing_layers,
+    )
     try:
-        decoder, quantized = _to_paged(model, facts, options, passes, processor, num_blocks=num_blocks)
+        decoder, quantized = to_paged(model, passes=passes)
     except OtherLogits as error:
         if not options.compute_packed:
             raise
         _LOG.warning("%s Its layers are not fused.", error)
         model = read_files(lambda: read_model(path, dtype, device), "weights")
-        passes = dataclasses.replace(passes, fuse=False)
-        decoder, quantized = _to_paged(model, facts, options, passes, processor, num_blocks=num_blocks)
+        decoder, quantized = to_paged(model, passes=dataclasses.replace(passes, fuse=False))
     vision = None
     if processor is not None:
         token_id = int(model.config.image_token_id)
@@ -156,12 +171,14 @@ def load_decoder(
 
 def _to_paged(
     model: Any,
+    *,
     facts: ModelFacts,
     options: TransformersOptions,
     passes: Passes,
     processor: ImageProcessor | None,
-    *,
     num_blocks: int | None,
+    may_adapt: bool,
+    guessing_layers: tuple[LayerShape, ...],
 ) -> tuple[Decoder, str]:
     """Moves a stock model onto the paged cache and proves that it still computes the same; says what is quantized."""
     device, dtype, model_name = model.device, model.dtype, passes.model_name
@@ -173,10 +190,13 @@ def _to_paged(
         check = VisionCheck.of_stock(model, processor, tokens, model.config.image_token_id)
     _set_attention(model, PROBE_ATTENTION)
     layers = probe_layers(model, num_layers=facts.num_layers, model_name=model_name)
-    quantized = passes.run(model, decoder_of(model), packed=options.compute_packed)
+    stepped = decoder_of(model)
+    shapes = linear_shapes(model, stepped)
+    quantized = passes.run(model, stepped, packed=options.compute_packed)
     _set_attention(model, ATTENTION)
-    cache = _make_cache(layers, options, num_blocks=num_blocks, dtype=dtype, device=device)
-    decoder = Decoder(model, cache, graph_rows=options.cuda_graph_rows)
+    cache = _make_cache(layers, guessing_layers, options, num_blocks=num_blocks, dtype=dtype, device=device)
+    router = adapt(model, shapes, device) if may_adapt else None
+    decoder = Decoder(model, cache, graph_rows=options.cuda_graph_rows, router=router)
     logits = decoder.run([tokens], _CHECK_CHUNKS)
     if logits is None:
         raise ConfigError(
@@ -264,13 +284,15 @@ def _check_tokens(vocab_size: int) -> list[int]:
 
 
 def _make_cache(
-    layers: tuple[LayerShape, ...],
+    model_layers: tuple[LayerShape, ...],
+    guessing_layers: tuple[LayerShape, ...],
     options: TransformersOptions,
     *,
     num_blocks: int | None,
     dtype: torch.dtype,
     device: torch.device,
 ) -> KvCache:
+    layers = model_layers + guessing_layers
     if num_blocks is None:
         num_bytes = options.kv_cache_bytes or default_kv_cache_bytes(device)
         block_bytes = options.block_size_tokens * sum(layer.token_bytes(dtype) for layer in layers)
@@ -281,4 +303,5 @@ def _make_cache(
         block_size=options.block_size_tokens,
         dtype=dtype,
         device=device,
+        num_guessing_layers=len(guessing_layers),
     )

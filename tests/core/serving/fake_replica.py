@@ -21,7 +21,7 @@ from sixfold.core.family import Family, MetricKind, MetricSpec
 from sixfold.core.messages import Event, Failed, Finished, Increment, Request, Timing, Usage
 from sixfold.core.runtime.replica import EventStream
 from sixfold.core.serving.api import Call, ModalityAPI, Route
-from sixfold.core.serving.directory import ModelState
+from sixfold.core.serving.directory import ModelState, OptionsChange
 from sixfold.core.serving.sse import DONE, data_frame
 
 TIMEOUT_S = 20.0
@@ -143,6 +143,11 @@ class FakeModel:
     replicas: Sequence[FakeReplica] = ()
     created_s: int = 1_700_000_000
     info: ModelInfo | None = INFO
+    variants: tuple[str, ...] = ()
+
+    async def adjust(self, change: OptionsChange) -> None:
+        """The variants stand for the options."""
+        self.variants = change(self.variants)
 
 
 class FakeDirectory:
@@ -151,7 +156,7 @@ class FakeDirectory:
         self.draining = False
 
     def find(self, name: str) -> FakeModel | None:
-        return next((model for model in self._models if name in (model.name, *model.aliases)), None)
+        return next((model for model in self._models if name in (model.name, *model.aliases, *model.variants)), None)
 
     def models(self) -> Sequence[FakeModel]:
         return self._models

@@ -437,3 +437,13 @@ def test_features_of_an_image_that_is_computed_in_parts_are_those_of_the_part() 
     assert list(rows) == [0, 1]
     assert torch.equal(features, torch.tensor([[4.0, 5.0], [6.0, 7.0]]))
     assert feature_rows([image], 7, 9) == []
+
+
+def test_adapters_act_where_tokens_are_computed_and_nowhere_else(
+    folder: Path, load_tiny: Callable[..., TransformersModel]
+) -> None:
+    # The vision tower runs beside the steps, on rows of its own.
+    router = load_tiny(folder, lora={"adapters": {}})._decoder.router
+    assert router is not None
+    assert any("self_attn" in name for name in router.shapes)
+    assert not any("vision" in name for name in router.shapes)
