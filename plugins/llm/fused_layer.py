@@ -69,7 +69,7 @@ class FusedLayer(nn.Module):
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         self.qkv = _linear(projections, schemes)
         self.joined = _linear((attention.o_proj,), schemes)
-        self.gated = _gated(mlp.gate_proj, mlp.up_proj, schemes)
+        self.gated: Any = _gated(mlp.gate_proj, mlp.up_proj, schemes)  # either kind; adapters ask only the stepped one
         self.down = _linear((mlp.down_proj,), schemes)
         self._attended_dim: int = attention.o_proj.in_features
         self._first_norm, self._eps = _norm(stock.input_layernorm)
