@@ -114,6 +114,11 @@ def test_what_does_not_fit_is_refused_by_name(model_folder: ModelFolder, policy:
         load(context(model_folder("llama"), policy))
 
 
+def test_adapters_on_quantized_layers_are_refused(model_folder: ModelFolder) -> None:
+    with pytest.raises(ConfigError, match="adapters on quantized layers are not served yet"):
+        load(context(model_folder("llama"), {"scheme": "int8"}, lora={}))
+
+
 def test_a_text_that_is_too_short_to_measure_on_is_refused(model_folder: ModelFolder, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("short")
     with pytest.raises(ConfigError, match=r"--inputs: the text has \d+ tokens\. Give at least 256"):
