@@ -137,7 +137,7 @@ class EchoAPI(ModalityAPI):  # type: ignore[misc]  # litserve ships no types
 
     async def echo(self, call: Call) -> Response:
         body = await call.json(Body)
-        model = call.model(body.model, "echo")
+        model = await call.model(body.model, "echo")
         if not body.stream:
             done = await call.run(model, Input(body.input, 0))
             return call.respond(Answer(model.name, done.result.text))

@@ -44,12 +44,17 @@ class ChangedEntry:
     """An entry that has one name and two versions.
 
     Attributes:
-        fields: Names of the fields that differ; ``{"aliases"}`` alone needs no reload of the model.
+        fields: Names of the fields that differ.
     """
 
     old: ModelEntry
     new: ModelEntry
     fields: frozenset[str]
+
+    @property
+    def needs_reload(self) -> bool:
+        """Whether the model must be loaded anew: not where only its names changed, or when it leaves the memory."""
+        return not self.fields <= {"aliases", "load", "idle_unload_s", "priority"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

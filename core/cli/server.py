@@ -12,9 +12,11 @@ from typing import cast
 from sixfold.core.config import Settings
 from sixfold.core.errors import UsageError
 from sixfold.core.family import Family
+from sixfold.core.memory.machine import read_machine
 from sixfold.core.plugins import Plugins
 from sixfold.core.reload import reload_settings
-from sixfold.core.runtime.host import ModelHost, Report
+from sixfold.core.runtime.host import ModelHost
+from sixfold.core.runtime.report import Report
 from sixfold.core.serving.api import ModalityAPI
 from sixfold.core.serving.directory import ModelState
 from sixfold.core.serving.lifecycle import Lifecycle, Listening, run
@@ -74,7 +76,7 @@ class LiveModels:
             self.error = error
             lifecycle.drain()
             return
-        slots = [slot for slot in self._host.models() if slot.state is ModelState.READY]
+        slots = [slot for slot in self._host.models() if slot.state in (ModelState.READY, ModelState.UNLOADED)]
         self._on_ready(url, {slot.name: slot.family for slot in slots if slot.family is not None})
         await watch_file(self._config, self._reload_async, self._stop_watching, seen=self._seen)
 
@@ -135,7 +137,11 @@ def run_server(
         UsageError: The address is taken, or no model could be loaded.
     """
     host = ModelHost(
-        plugins, cache_dir=settings.cache_dir, drain_timeout_s=settings.server.drain_timeout_s, report=report
+        plugins,
+        cache_dir=settings.cache_dir,
+        drain_timeout_s=settings.server.drain_timeout_s,
+        report=report,
+        machine=read_machine(settings.memory_limits_bytes),
     )
     models = LiveModels(host, settings, plugins, config=config, read=read, on_ready=on_ready)
     server = SixfoldServer(_load_apis(plugins), host, settings.server)

@@ -1,4 +1,4 @@
-"""Hosts the models of one server: brings entries up as worker processes, replaces workers that die, drains what goes."""
+"""Hosts the models of one server: brings entries up as worker processes within the machine's memory, drains what goes."""
 
 from __future__ import annotations
 
@@ -6,204 +6,24 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
-from sixfold.core.batching.budget import ObjectiveKind
-from sixfold.core.batching.model import ModelInfo
 from sixfold.core.config import ModelEntry
-from sixfold.core.errors import SixfoldError, UsageError
-from sixfold.core.family import Family
+from sixfold.core.errors import UsageError
+from sixfold.core.memory.ledger import MemoryLedger
+from sixfold.core.memory.machine import Machine, process_bytes
+from sixfold.core.memory.need import HOST, Claim, MemoryKind
+from sixfold.core.memory.residency import Phase, Residency
 from sixfold.core.plugins import Plugins
-from sixfold.core.registry import RegistryDiff, ResolvedModel, resolve_entry
-from sixfold.core.runtime import wire
-from sixfold.core.runtime.worker_replica import WorkerReplica
+from sixfold.core.registry import RegistryDiff
+from sixfold.core.runtime.model_slot import ModelSlot
+from sixfold.core.runtime.report import NoReport, Report
 from sixfold.core.serving.directory import ModelState
 
 _log = logging.getLogger(__name__)
 
-_FIRST_BACKOFF_S = 0.2
-_MAX_BACKOFF_S = 30.0
-
-
-class Report(Protocol):
-    """Told how far fetching and loading are; from any thread."""
-
-    def update(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
-        """Bytes were fetched or converted."""
-        ...
-
-    def update_fraction(self, what: str, fraction: float) -> None:
-        """``fraction`` of ``what``, 0 to 1, is done."""
-        ...
-
-
-class NoReport:
-    """A `Report` that shows nothing."""
-
-    def update(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
-        """Shows nothing."""
-
-    def update_fraction(self, what: str, fraction: float) -> None:
-        """Shows nothing."""
-
-
-class ModelSlot:
-    """One entry of the registry while it is hosted: a `HostedModel`.
-
-    Args:
-        entry: The entry.
-        plugins: For resolving it.
-        cache_dir: Where its files are kept.
-        report: Progress of fetching and loading.
-    """
-
-    def __init__(self, entry: ModelEntry, plugins: Plugins, cache_dir: Path, report: Report) -> None:
-        self.entry = entry
-        self._plugins = plugins
-        self._cache_dir = cache_dir
-        self._report = report
-        self._state = ModelState.LOADING
-        self._resolved: ResolvedModel | None = None
-        self._info: ModelInfo | None = None
-        self._workers: dict[int, WorkerReplica] = {}  # by replica index, those that take requests
-        self._keepers: list[asyncio.Task[None]] = []
-        self._created_s = int(time.time())
-        self._stopping = False
-        self.error: str | None = None
-        self.replaced = asyncio.Event()  # set, and a new one made, whenever a worker took another's place
-
-    @property
-    def name(self) -> str:
-        """The registry's name."""
-        return self.entry.name
-
-    @property
-    def aliases(self) -> tuple[str, ...]:
-        """Other names that clients may use."""
-        return self.entry.aliases
-
-    @property
-    def family(self) -> Family | None:
-        """The family that serves it; None until its files told, when the entry names none."""
-        if self._resolved is not None:
-            return self._resolved.family
-        return self._plugins.families.get(self.entry.family or "")
-
-    @property
-    def state(self) -> ModelState:
-        """Where it is in its life."""
-        return self._state
-
-    @property
-    def info(self) -> ModelInfo | None:
-        """What the loaded model tells about itself."""
-        return self._info
-
-    @property
-    def replicas(self) -> Sequence[WorkerReplica]:
-        """Those that take requests now."""
-        return tuple(self._workers.values())
-
-    @property
-    def created_s(self) -> int:
-        """Unix time at which the entry came."""
-        return self._created_s
-
-    async def bring_up(self) -> None:
-        """Fetches, loads and keeps all replicas; returns when each is ready once, or with ``error`` set."""
-        try:
-            self._resolved = await asyncio.to_thread(
-                resolve_entry, self.entry, self._plugins, self._cache_dir, self._report.update
-            )
-            for index in range(self.entry.replicas):
-                worker = await self._start_worker(index)
-                self._keepers.append(asyncio.create_task(self._keep(index, worker)))
-        except SixfoldError as error:
-            self.error = str(error)
-            self._state = ModelState.FAILED
-            _log.error("model %s: %s", self.name, error)
-            await self.stop(0.0, state=ModelState.FAILED)
-        else:
-            self._state = ModelState.READY
-            self._report.update_fraction(f"loading {self.name}", 1.0)
-
-    async def _start_worker(self, index: int) -> WorkerReplica:
-        resolved = self._resolved
-        assert resolved is not None
-        worker = WorkerReplica(
-            resolved.family,
-            load_message(resolved, num_cpus=len(os.sched_getaffinity(0))),
-            interpreter=resolved.interpreter,
-            on_progress=lambda fraction, _what: self._report.update_fraction(f"loading {self.name}", fraction),
-        )
-        try:
-            self._info = await worker.start()
-        except BaseException:  # cancelled too: no process may stay behind
-            worker.kill()
-            await worker.stop(0.0)
-            raise
-        self._workers[index] = worker
-        return worker
-
-    async def _keep(self, index: int, worker: WorkerReplica) -> None:
-        """Replaces a worker whenever it ends, until it is drained; backs off while it does not come up."""
-        backoff_s = _FIRST_BACKOFF_S
-        while not self._stopping:
-            began_s = time.monotonic()
-            await worker.ended.wait()
-            self._workers.pop(index, None)
-            while not self._stopping:
-                if time.monotonic() - began_s > _MAX_BACKOFF_S:
-                    backoff_s = _FIRST_BACKOFF_S
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(2.0 * backoff_s, _MAX_BACKOFF_S)
-                try:
-                    worker = await self._start_worker(index)
-                except SixfoldError as error:
-                    _log.error("model %s: replica %d did not come back: %s", self.name, index, error)
-                else:
-                    _log.warning("model %s: replica %d was replaced", self.name, index)
-                    replaced, self.replaced = self.replaced, asyncio.Event()
-                    replaced.set()
-                    break
-
-    def rename(self, entry: ModelEntry) -> None:
-        """Takes over an entry that differs in its aliases only."""
-        self.entry = entry
-
-    async def stop(self, timeout_s: float, *, state: ModelState = ModelState.DRAINING) -> None:
-        """Takes no new requests, finishes those that run within the time, ends the workers."""
-        self._state = state
-        self._stopping = True
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        await asyncio.gather(*(worker.stop(timeout_s) for worker in self._workers.values()))
-        self._workers.clear()
-
-
-def load_message(resolved: ResolvedModel, *, num_cpus: int) -> wire.Load:
-    """What a worker is told about an entry."""
-    entry = resolved.entry
-    targets = {kind: getattr(entry.objective, kind.value, None) for kind in ObjectiveKind}
-    kind = next((kind for kind, target in targets.items() if target is not None), ObjectiveKind.THROUGHPUT)
-    return wire.Load(
-        model_name=entry.name,
-        family=resolved.family.name,
-        path=str(resolved.path),
-        device=entry.device,
-        num_threads=num_cpus,
-        num_pool_threads=max(2, num_cpus),
-        options=resolved.options.model_dump(mode="json"),
-        max_queue_units=entry.limits.max_queue_units,
-        max_running_sequences=entry.limits.max_running_sequences,
-        max_step_units=entry.limits.max_step_units,
-        request_timeout_s=entry.limits.request_timeout_s,
-        objective_kind=kind.value,
-        objective_target_s=targets[kind],
-    )
+_SETTLED = frozenset({ModelState.READY, ModelState.UNLOADED})
 
 
 class ModelHost:
@@ -214,6 +34,8 @@ class ModelHost:
         cache_dir: Where model files are kept.
         drain_timeout_s: How long a removed or replaced model may finish its requests.
         report: Progress of fetching and loading.
+        machine: The devices whose memory is kept account of; none unless given.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -223,6 +45,8 @@ class ModelHost:
         cache_dir: Path,
         drain_timeout_s: float,
         report: Report | None = None,
+        machine: Machine | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._plugins = plugins
         self._cache_dir = cache_dir
@@ -234,6 +58,13 @@ class ModelHost:
         self._rising: set[ModelSlot] = set()  # new versions that load beside the old ones
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._machine = machine or Machine(devices=())
+        self._clock = clock
+        self.ledger = MemoryLedger({device.name: device.total_bytes for device in self._machine.devices})
+        own = Claim(device=HOST, kind=MemoryKind.PROCESS, num_bytes=process_bytes(os.getpid()) or 0)
+        self.ledger.claim(self, "the server itself", (own,))
+        self._residency = Residency(self.ledger, clock)
+        self._timer: asyncio.TimerHandle | None = None
 
     def find(self, name: str) -> ModelSlot | None:
         """The model of this name or alias."""
@@ -245,8 +76,8 @@ class ModelHost:
 
     @property
     def ready(self) -> bool:
-        """Whether every model is ready."""
-        return not self._draining and all(slot.state is ModelState.READY for slot in self._slots.values())
+        """Whether every model is ready, or will be for the first request."""
+        return not self._draining and all(slot.state in _SETTLED for slot in self._slots.values())
 
     @property
     def draining(self) -> bool:
@@ -260,14 +91,14 @@ class ModelHost:
                 self._add_slot(self._new_slot(entry))
 
     async def start(self, entries: Mapping[str, ModelEntry]) -> None:
-        """Brings the first models up, one after another (loading is bound by memory and disk); returns when all have
-        settled.
+        """Brings the first models up, the most important first and one after another (loading is bound by memory and
+        disk); returns when all have settled.
 
         Raises:
             UsageError: No model came up; the message holds each one's reason.
         """
         self.announce(entries)
-        for slot in list(self._slots.values()):
+        for slot in sorted(self._slots.values(), key=lambda slot: -slot.priority):
             await slot.bring_up()
         failed = [f"{slot.name}: {slot.error}" for slot in self._slots.values() if slot.error is not None]
         if failed and len(failed) == len(self._slots):
@@ -281,10 +112,10 @@ class ModelHost:
         for entry in change.removed:
             self._retire(self._slots.pop(entry.name))
         for changed in change.changed:
-            if changed.fields == frozenset({"aliases"}):
-                self._slots[changed.new.name].rename(changed.new)
-            else:
+            if changed.needs_reload:
                 self._spawn(self._swap(changed.new))
+            else:
+                self._slots[changed.new.name].change(changed.new)
         for entry in change.added:
             slot = self._new_slot(entry)
             self._slots[entry.name] = slot
@@ -301,6 +132,7 @@ class ModelHost:
         old = self._slots.get(entry.name)
         if new.error is not None and old is not None and old.error is None:
             _log.error("model %s keeps its old version: the new one failed: %s", entry.name, new.error)
+            self._retire(new)
             return
         if old is None:  # removed meanwhile
             self._retire(new)
@@ -308,17 +140,42 @@ class ModelHost:
         self._slots[entry.name] = new
         self._index()
         self._retire(old)
+        if entry.load == "eager" and new.phase is Phase.OUT:  # there was no room beside the old one
+            new.ask_to_load()
 
     def _retire(self, slot: ModelSlot) -> None:
+        slot.begin_stop()
         self._retiring.add(slot)
         self._spawn(self._stop(slot))
 
     async def _stop(self, slot: ModelSlot) -> None:
         await slot.stop(self._drain_timeout_s)
         self._retiring.discard(slot)
+        self._turn()
 
     def _new_slot(self, entry: ModelEntry) -> ModelSlot:
-        return ModelSlot(entry, self._plugins, self._cache_dir, self._report)
+        slot = ModelSlot(
+            entry,
+            self._plugins,
+            self._cache_dir,
+            self._report,
+            machine=self._machine,
+            residency=self._residency,
+            clock=self._clock,
+            turn=self._turn,
+        )
+        self._residency.add(slot)
+        return slot
+
+    def _turn(self) -> None:
+        """Lets the memory be divided anew, and once more when that says so."""
+        if self._draining:
+            return
+        due_s = self._residency.turn()
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = None if due_s is None else loop.call_later(max(0.0, due_s - self._clock()), self._turn)
 
     def _add_slot(self, slot: ModelSlot) -> None:
         self._slots[slot.name] = slot
@@ -344,6 +201,8 @@ class ModelHost:
     async def close(self, timeout_s: float) -> None:
         """Finishes what runs within the time, then ends all workers."""
         self._draining = True
+        if self._timer is not None:
+            self._timer.cancel()
         for task in list(self._tasks):  # models that still load must not come up behind our back
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

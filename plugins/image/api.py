@@ -48,7 +48,7 @@ class ImageAPI(ModalityAPI):
             RequestError: The body is wrong, the model can't do it, or the request did not succeed.
         """
         body = await call.json(GenerationsBody)
-        model = call.model(body.model, "generate")
+        model = await call.model(body.model, "generate")
         return await self._answer(call, model, body, request_input(body, "generate"), "image_generation")
 
     async def edit(self, call: Call) -> Response:
@@ -58,7 +58,7 @@ class ImageAPI(ModalityAPI):
             RequestError: See `generate`.
         """
         body, images, mask = await edit_parts(call)
-        model = call.model(body.model, "edit")
+        model = await call.model(body.model, "edit")
         wanted = request_input(body, "edit", images=images, mask=mask, strength=body.strength)
         return await self._answer(call, model, body, wanted, "image_edit")
 
@@ -69,7 +69,7 @@ class ImageAPI(ModalityAPI):
             RequestError: See `generate`.
         """
         body = await call.form(VariationsForm)
-        model = call.model(body.model, "vary")
+        model = await call.model(body.model, "vary")
         wanted = request_input(body, "vary", images=(body.image.data,), strength=body.strength)
         return await self._answer(call, model, body, wanted, "")
 

@@ -55,7 +55,7 @@ class LlmAPI(ModalityAPI):
         """Answers a conversation."""
         body = await call.json(ChatBody)
         check_chat(body)
-        model = call.model(body.model, "chat")
+        model = await call.model(body.model, "chat")
         head = Head.new("chatcmpl", model.name)
         logprobs = bool(body.logprobs)
         chat = chat_input(body)
@@ -75,7 +75,7 @@ class LlmAPI(ModalityAPI):
         """Continues one or many prompts."""
         body = await call.json(CompletionBody)
         check_completion(body)
-        model = call.model(body.model, "complete")
+        model = await call.model(body.model, "complete")
         head = Head.new("cmpl", model.name)
         logprobs = body.logprobs is not None
         if not body.stream:
@@ -88,7 +88,7 @@ class LlmAPI(ModalityAPI):
         """Answers a conversation whose earlier turns may be stored."""
         body = await call.json(ResponsesBody)
         check_response(body)
-        model = call.model(body.model, "chat")
+        model = await call.model(body.model, "chat")
         earlier = await self._responses.conversation(body.previous_response_id, owner=call.tenant)
         chat = response_input(body, earlier)
         parsers = ParserChoice.of(model.info.details, chat)

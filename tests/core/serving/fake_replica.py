@@ -143,6 +143,21 @@ class FakeModel:
     replicas: Sequence[FakeReplica] = ()
     created_s: int = 1_700_000_000
     info: ModelInfo | None = INFO
+    loads_on_demand: bool = False
+    num_users: int = 0
+    places: list[asyncio.Future[None]] = field(default_factory=list[asyncio.Future[None]])
+
+    def enter(self) -> asyncio.Future[None] | None:
+        if self.state is ModelState.READY:
+            self.num_users += 1
+            return None
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.places.append(place)
+        return place
+
+    def leave(self) -> None:
+        assert self.num_users > 0
+        self.num_users -= 1
 
 
 class FakeDirectory:
@@ -192,7 +207,7 @@ class EchoAPI(ModalityAPI):
     async def echo(self, call: Call) -> Response:
         """Says what it hears."""
         body = await call.json(EchoBody)
-        model = call.model(body.model, "echo")
+        model = await call.model(body.model, "echo")
         words = body.input.split() if isinstance(body.input, str) else [str(word) for word in body.input]
         given = EchoInput(tuple(words))
         if not body.stream:
