@@ -80,6 +80,17 @@ def read_machine(limits: Mapping[str, int]) -> Machine:
     )
 
 
+def with_devices(machine: Machine, sizes: Mapping[str, int]) -> Machine:
+    """The machine with devices of other sizes, or with further ones: for plans of another machine than this."""
+    known = tuple(
+        Device(name=d.name, total_bytes=sizes.get(d.name, d.total_bytes), has_bfloat16=d.has_bfloat16)
+        for d in machine.devices
+    )
+    names = {device.name for device in known}
+    further = (Device(name=name, total_bytes=sizes[name], has_bfloat16=True) for name in sorted(sizes.keys() - names))
+    return Machine(devices=(*known, *further))
+
+
 def host_bytes(root: Path = Path("/")) -> int:
     """Host memory that this process may use: the machine's, or what its control group allows of it.
 
@@ -134,12 +145,17 @@ def _read_int(file: Path) -> int | None:
 
 
 def process_bytes(pid: int, root: Path = Path("/")) -> int | None:
-    """Host memory that a process has now (resident, shared libraries included); None when it is gone."""
+    """Host memory that is a process's own now; None when it is gone.
+
+    Pages of files are left out: libraries are shared by all workers, and weights that are used as they lie on disk can be
+    read again.
+    """
     try:
         lines = (root / "proc" / str(pid) / "status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), None)
+    own = [int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
+    return sum(own) if own else None
 
 
 @functools.cache

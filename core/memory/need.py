@@ -12,8 +12,9 @@ from pydantic import BaseModel
 HOST = "cpu"
 """The device whose memory is the host's."""
 
-TORCH_PROCESS_BYTES = 450 << 20
-"""A worker that has imported torch and transformers and loaded nothing; measured with torch 2.13 for CPUs."""
+TORCH_PROCESS_BYTES = 400 << 20
+"""A worker's own memory before its weights: the interpreter, torch, transformers or diffusers, their tables; measured with
+torch 2.13 for CPUs. Pages of libraries are not in it: all workers share them."""
 
 
 class MemoryKind(StrEnum):

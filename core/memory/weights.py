@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -78,11 +78,20 @@ def read_tensors(file: Path) -> tuple[StoredTensor, ...]:
         ) from error
 
 
-def folder_tensors(path: Path) -> Iterator[StoredTensor]:
-    """All tensors of the safetensors files in a folder, or of the one file; sub-folders are not looked at."""
+def folder_tensors(path: Path) -> tuple[StoredTensor, ...]:
+    """The tensors of the safetensors files in a folder, or of the one file; sub-folders are not looked at.
+
+    Variants of one file (``.fp16.safetensors``) hold the same names, and one of them is loaded: the largest counts.
+    """
+    found: dict[str, StoredTensor] = {}
     for file in (path,) if path.is_file() else sorted(path.glob("*.safetensors")):
-        if file.suffix == ".safetensors":
-            yield from read_tensors(file)
+        if file.suffix != ".safetensors":
+            continue
+        for tensor in read_tensors(file):
+            other = found.get(tensor.name)
+            if other is None or other.num_bytes < tensor.num_bytes:
+                found[tensor.name] = tensor
+    return tuple(found.values())
 
 
 def weights_bytes(path: Path, *, itemsize: int | None = None, recursive: bool = False) -> int:
@@ -98,7 +107,7 @@ def weights_bytes(path: Path, *, itemsize: int | None = None, recursive: bool = 
     if path.is_dir() and recursive:
         folders = [path, *(folder for folder in sorted(path.iterdir()) if folder.is_dir())]
         return sum(weights_bytes(folder, itemsize=itemsize) for folder in folders)
-    tensors = list(folder_tensors(path))
+    tensors = folder_tensors(path)
     if tensors:
         return sum(tensor.num_bytes if itemsize is None else tensor.bytes_as(itemsize) for tensor in tensors)
     files = (path,) if path.is_file() else sorted(path.iterdir())

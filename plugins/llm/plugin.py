@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, Command, Progress, hookimpl
+from sixfold.plugins.llm import memory_need
 from sixfold.plugins.llm.cli import COMMAND
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, Generation, TextDelta
 from sixfold.plugins.llm.options import TransformersOptions
@@ -41,6 +42,7 @@ FAMILY = Family(
     extra="llm",
     requires=("torch", "transformers", "jinja2", "safetensors", "llguidance"),
     detect=detect,
+    memory=memory_need.need,
     metrics=(
         MetricSpec(name="prompt_tokens_total", kind=MetricKind.COUNTER, help="Prompt tokens computed."),
         MetricSpec(name="generation_tokens_total", kind=MetricKind.COUNTER, help="Tokens generated."),
@@ -87,6 +89,7 @@ VLLM_FAMILY = Family(
     requires=("vllm", "transformers", "jinja2"),
     # Below the native runtime, which serves an entry that names no family wherever it is installed.
     detect=lambda files: detect(files) // 2,
+    memory=memory_need.vllm_need,
     metrics=VLLM_METRICS,
     # A minute of prompts for a small model on one GPU.
     default_max_queue_units=8_388_608,

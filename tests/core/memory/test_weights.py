@@ -34,7 +34,7 @@ def test_shards_and_components_are_summed(tmp_path: Path) -> None:
     for folder, names in (("unet", ("one", "two")), ("vae", ("one",))):
         (tmp_path / folder).mkdir()
         for name in names:
-            save_file({"a": torch.zeros(4)}, tmp_path / folder / f"{name}.safetensors")
+            save_file({f"{name}.a": torch.zeros(4)}, tmp_path / folder / f"{name}.safetensors")
     assert weights_bytes(tmp_path) == 0
     assert weights_bytes(tmp_path, recursive=True) == 3 * 16
 
@@ -60,3 +60,9 @@ def test_a_header_that_lacks_what_the_format_demands_is_refused(tmp_path: Path) 
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(SourceError):
         read_tensors(tmp_path / "model.safetensors")
+
+
+def test_of_variants_of_one_file_the_largest_counts(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(4)}, tmp_path / "model.safetensors")
+    save_file({"a": torch.zeros(4, dtype=torch.float16)}, tmp_path / "model.fp16.safetensors")
+    assert weights_bytes(tmp_path) == 16
