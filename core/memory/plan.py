@@ -9,7 +9,7 @@ from sixfold.core.errors import SixfoldError
 from sixfold.core.memory.forecast import forecast
 from sixfold.core.memory.ledger import MemoryLedger
 from sixfold.core.memory.machine import Machine
-from sixfold.core.memory.need import HOST, Claim, MemoryKind, MemoryNeed, format_bytes
+from sixfold.core.memory.need import HOST, Claim, MemoryKind, format_bytes
 from sixfold.core.registry import ResolvedModel
 
 SERVER_BYTES = 128 << 20
@@ -28,6 +28,7 @@ class ModelPlan:
         on_demand: Whether it is loaded by its first request only.
         claims: What all replicas take.
         cache_tokens: Tokens that the caches of all replicas hold; None where they hold none.
+        cache_option: The option that sets the size of its cache; empty if there is none.
         fits: Whether it is in memory beside the models before it; on demand, whether it fits beside the server alone.
         short_bytes: What is missing on each device, if it does not fit.
     """
@@ -39,6 +40,7 @@ class ModelPlan:
     on_demand: bool
     claims: tuple[Claim, ...]
     cache_tokens: int | None
+    cache_option: str
     fits: bool
     short_bytes: Mapping[str, int]
 
@@ -117,12 +119,13 @@ class _Planner:
             on_demand=on_demand,
             claims=claims,
             cache_tokens=cache_bytes // token_bytes if token_bytes else None,
+            cache_option=expected.need.cache_option,
             fits=not short,
             short_bytes=short,
         )
         self.models.append(plan)
         if short:
-            self.advice.extend(_advice(plan, expected.need, self.ledger))
+            self.advice.extend(_advice(plan, self.models, self.ledger))
         elif not on_demand:
             self.ledger.claim(entry.name, entry.name, claims)
 
@@ -159,18 +162,18 @@ def _alone(ledger: MemoryLedger) -> dict[str, int]:
     return {name: total - (SERVER_BYTES if name == HOST else 0) for name, total in ledger.capacities.items()}
 
 
-def _advice(plan: ModelPlan, need: MemoryNeed, ledger: MemoryLedger) -> list[str]:
-    """What would make one model fit, the least change first."""
+def _advice(plan: ModelPlan, models: Sequence[ModelPlan], ledger: MemoryLedger) -> list[str]:
+    """What would make one model fit beside those that were planned before it, the least change first."""
     found: list[str] = []
     for device, short in plan.short_bytes.items():
         place = f"models.{plan.name}"
-        changes: list[str] = []
-        cache = need.cache_bytes - -(-short // plan.num_replicas)
-        if device == plan.device and need.cache_option and cache >= need.cache_bytes // 8:
-            changes.append(f"set {place}.options.{need.cache_option} to at most {cache} ({format_bytes(cache)})")
+        alone = plan.on(device) <= _alone(ledger)[device]
+        changes = [
+            change for m in models if m is plan or not plan.on_demand for change in _smaller_cache(m, device, short)
+        ]
         if plan.num_replicas > 1:
             changes.append(f"lower {place}.replicas")
-        if not plan.on_demand and plan.on(device) <= _alone(ledger)[device]:
+        if alone and not plan.on_demand:
             changes.append(f"set {place}.load to on_demand, so that it takes turns with the others")
         changes.append("take a smaller model or type, or another device")
         found.append(
@@ -178,3 +181,12 @@ def _advice(plan: ModelPlan, need: MemoryNeed, ledger: MemoryLedger) -> list[str
             f"({ledger.explain(device)}): {'; or '.join(changes)}."
         )
     return found
+
+
+def _smaller_cache(model: ModelPlan, device: str, short: int) -> list[str]:
+    """The option that gives so much back, where an eighth of the cache at least would be left."""
+    whole = model.num_bytes(MemoryKind.CACHE)
+    if device != model.device or not model.cache_option or whole - short < whole // 8:
+        return []
+    cache = (whole - short) // model.num_replicas
+    return [f"set models.{model.name}.options.{model.cache_option} to at most {cache} ({format_bytes(cache)})"]

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from sixfold.core.family import ModelFiles
 from sixfold.core.memory.need import HOST, TORCH_PROCESS_BYTES, MemoryNeed, MemoryQuestion
-from sixfold.core.memory.weights import weights_bytes
+from sixfold.core.memory.weights import folder_tensors, weights_bytes
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.vllm_options import VllmOptions
 
@@ -21,6 +21,7 @@ _LOGITS_ROWS = 64
 _KEPT_BYTES = 256 << 20
 # Contexts of CUDA, of its libraries, and captured graphs.
 _CUDA_BYTES = 600 << 20
+_TOKEN_TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _VLLM_PROCESS_BYTES = 3 * TORCH_PROCESS_BYTES  # the worker, and the engine's own process with what it compiles
 _VLLM_CPU_CACHE_BYTES = 4 << 30  # its own default
 
@@ -88,10 +89,11 @@ def _itemsize(dtype: str, *, has_bfloat16: bool) -> int:
 
 
 def _decoder_bytes(path: Path, itemsize: int, *, packs: bool) -> int:
-    config = _text_config(path)
     size = weights_bytes(path, itemsize=itemsize)
-    if packs and config.get("tie_word_embeddings", False):  # the head's packed copy comes on top of the token table
-        size += int(config.get("vocab_size") or 0) * int(config.get("hidden_size") or 0) * itemsize
+    tensors = folder_tensors(path)
+    table = next((tensor for tensor in tensors if tensor.name.endswith(_TOKEN_TABLES)), None)
+    if packs and table is not None and not any(tensor.name.endswith("lm_head.weight") for tensor in tensors):
+        size += table.bytes_as(itemsize)  # the head is tied to the table: its packed copy comes on top
     return size
 
 
