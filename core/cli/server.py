@@ -20,6 +20,7 @@ from sixfold.core.runtime.report import Report
 from sixfold.core.serving.api import ModalityAPI
 from sixfold.core.serving.directory import ModelState
 from sixfold.core.serving.lifecycle import Lifecycle, Listening, run
+from sixfold.core.serving.memory_metrics import MemoryCollector
 from sixfold.core.serving.server import SixfoldServer
 from sixfold.core.watcher import content_digest, watch_file
 
@@ -145,6 +146,7 @@ def run_server(
     )
     models = LiveModels(host, settings, plugins, config=config, read=read, on_ready=on_ready)
     server = SixfoldServer(_load_apis(plugins), host, settings.server)
+    server.context.metrics.registry.register(MemoryCollector(host))
     status = run(server, models=models, on_reload=models.reload, on_listening=models.on_listening)
     if models.error is not None:
         raise models.error

@@ -82,6 +82,8 @@ class ModelSlot:
         self.is_leaving = False
         self.loaded_at_s = clock()
         self.load_s = 0.0
+        self.num_loads = 0
+        self.num_unloads = {"idle": 0, "room": 0}
 
     # What the HTTP face reads: `HostedModel`
 
@@ -208,6 +210,7 @@ class ModelSlot:
 
     def begin_unload(self) -> None:
         """Nobody uses it."""
+        self.num_unloads["room" if self.is_leaving else "idle"] += 1
         self.phase = Phase.UNLOADING
         self.is_leaving = False
         self._work = asyncio.create_task(self._unload())
@@ -275,6 +278,7 @@ class ModelSlot:
             self._on_load_failed(error)
         else:
             self.phase = Phase.IN
+            self.num_loads += 1
             self._info = self._replicas.info
             self.loaded_at_s = self._clock()
             self.load_s = self.loaded_at_s - began_s

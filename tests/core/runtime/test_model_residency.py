@@ -16,8 +16,12 @@ from sixfold.core.registry import diff
 from sixfold.core.runtime.host import ModelHost
 from sixfold.core.runtime.model_slot import ModelSlot
 from sixfold.core.serving.directory import ModelState
+from sixfold.core.serving.memory_metrics import MemoryCollector
 from tests.core.runtime.test_model_host import count, entry, events_of
 from tests.fakes import FakeClock
+
+# Each test starts processes; what differs between loops is tested with the host itself.
+pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
 _GIB = 1 << 30
 _MACHINE = Machine(devices=(Device(name="cpu", total_bytes=4 * _GIB, has_bfloat16=False),))
@@ -48,6 +52,11 @@ class Hosted:
         if place is not None:
             await wait_for_place(place, None, slot.leave)
         return slot
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """One sample of what Prometheus reads."""
+        samples = (sample for metric in MemoryCollector(self.host).collect() for sample in metric.samples)
+        return next((s.value for s in samples if s.name == name and labels.items() <= s.labels.items()), None)
 
     async def total(self, name: str, up_to: int) -> int:
         """Serves one request from its arrival to its end."""
@@ -118,6 +127,15 @@ async def test_a_model_in_use_is_waited_for_and_the_others_request_is_served_aft
         assert await waiting == 3
         assert (hosted.slot("a").state, hosted.slot("b").state) == (ModelState.UNLOADED, ModelState.READY)
         assert hosted.host.ready
+        assert hosted.metric("sixfold:memory_bytes", model_name="a") is None
+        assert hosted.metric("sixfold:memory_bytes", model_name="b", device="cpu", kind="weights") == 3 * _GIB
+        assert hosted.metric("sixfold:memory_capacity_bytes", device="cpu") == 4 * _GIB
+        free = hosted.metric("sixfold:memory_free_bytes", device="cpu")
+        assert free is not None and 0 < free < _GIB
+        measured = hosted.metric("sixfold:memory_measured_bytes", model_name="b", device="cpu")
+        assert measured is not None and measured > 1 << 20
+        assert hosted.metric("sixfold:model_unloads_total", model_name="a", reason="room") == 1
+        assert hosted.metric("sixfold:model_loads_total", model_name="b") == 1
     finally:
         await hosted.host.close(5.0)
 
