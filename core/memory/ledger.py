@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,14 +17,20 @@ class Holding:
         holder: A model's name, or what else holds memory.
         claims: By device and kind.
         measured: What it was seen to take after it had loaded, by device.
+        resting: Devices whose memory it has given away until it is used again.
     """
 
     holder: str
     claims: tuple[Claim, ...]
     measured: Mapping[str, int]
+    resting: frozenset[str] = frozenset()
 
     def on(self, device: str) -> int:
         """Bytes that count as taken on a device: the more of what was claimed and what was seen."""
+        return 0 if device in self.resting else self.when_used(device)
+
+    def when_used(self, device: str) -> int:
+        """Bytes that it takes of a device, or takes back when it is used again."""
         claimed = sum(claim.num_bytes for claim in self.claims if claim.device == device)
         return max(claimed, self.measured.get(device, 0))
 
@@ -78,7 +85,18 @@ class MemoryLedger:
         """Notes what a holder was seen to take."""
         found = self._holdings.get(key)
         if found is not None:
-            self._holdings[key] = Holding(holder=found.holder, claims=found.claims, measured=dict(measured))
+            self._holdings[key] = dataclasses.replace(found, measured=dict(measured))
+
+    def rest(self, key: object, devices: Iterable[str]) -> None:
+        """Notes the devices whose memory a holder has given away for now; none, when it takes all back."""
+        found = self._holdings.get(key)
+        if found is not None and found.resting != (resting := frozenset(devices)):
+            self._holdings[key] = dataclasses.replace(found, resting=resting)
+
+    def resting(self, key: object) -> dict[str, int]:
+        """What a holder will take back when it is used again, by device."""
+        found = self._holdings.get(key)
+        return {} if found is None else {device: found.when_used(device) for device in sorted(found.resting)}
 
     def give_back(self, key: object) -> None:
         """Takes all of a holder's memory back; harmless when it has none."""

@@ -52,6 +52,11 @@ class Tenant(Protocol):
         ...
 
     @property
+    def dormant_devices(self) -> frozenset[str]:
+        """Devices whose memory it gives away while nobody uses it, if it does so now."""
+        ...
+
+    @property
     def num_users(self) -> int:
         """Requests that use it."""
         ...
@@ -89,7 +94,7 @@ class Tenant(Protocol):
         ...
 
     def stay(self) -> None:
-        """It need not go after all: those who wait may use it."""
+        """It need not go after all, or has room to wake up: those who wait may use it."""
         ...
 
     def refuse(self, reason: str, *, never: bool) -> None:
@@ -147,10 +152,12 @@ class Residency:
         """Does all that can be done now; returns when it must be called again even if nothing happens, or None."""
         now_s = self._clock()
         due_s = self._unload_idle(now_s)
+        for tenant in self._tenants:
+            self.ledger.rest(tenant, tenant.dormant_devices)
         leaving: set[Tenant] = set()
         free = self.ledger.free()
         for tenant in sorted(self._wishes, key=lambda t: -t.priority):  # stable: the first to come first
-            if tenant.phase is not Phase.OUT:
+            if tenant.phase is not Phase.OUT and not tenant.dormant_devices:
                 continue
             if not self._wishes[tenant] and not tenant.num_waiting:
                 del self._wishes[tenant]  # all who waited have left
@@ -176,8 +183,8 @@ class Residency:
 
     def _grant(self, tenant: Tenant, free: dict[str, int], leaving: set[Tenant], now_s: float) -> float | None:
         """Takes one wish a step further; what it needs is no longer free for those that come after it."""
-        claims = tenant.claims(free)
-        need: dict[str, int] = {}
+        claims = tenant.claims(free) if tenant.phase is Phase.OUT else ()
+        need = self.ledger.resting(tenant)
         for claim in claims:
             need[claim.device] = need.get(claim.device, 0) + claim.num_bytes
         wish = Wish(need_bytes=need, priority=tenant.priority, spares_equals=self._wishes[tenant])
@@ -193,8 +200,12 @@ class Residency:
                 free[device] -= num_bytes
         if isinstance(decision, Fits):
             del self._wishes[tenant]
-            self.ledger.claim(tenant, tenant.name, claims)
-            tenant.begin_load()
+            if tenant.phase is Phase.OUT:
+                self.ledger.claim(tenant, tenant.name, claims)
+                tenant.begin_load()
+            else:
+                self.ledger.rest(tenant, ())
+                tenant.stay()
         elif isinstance(decision, Evict):
             leaving.update(other for other in self._tenants if other in decision.keys)
         return decision.until_s if isinstance(decision, Wait) else None

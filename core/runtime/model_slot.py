@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from sixfold.core.batching.model import ModelInfo
+from sixfold.core.batching.model import DORMANT, ModelInfo
 from sixfold.core.config import ModelEntry
 from sixfold.core.errors import NotReady, SixfoldError, UsageError
 from sixfold.core.family import Family
 from sixfold.core.memory.forecast import Forecast, forecast
 from sixfold.core.memory.machine import Machine
-from sixfold.core.memory.need import Claim
+from sixfold.core.memory.need import HOST, Claim
 from sixfold.core.memory.occupancy import Occupancy
 from sixfold.core.memory.residency import Phase, Residency
 from sixfold.core.plugins import Plugins
@@ -141,7 +141,7 @@ class ModelSlot:
 
     def enter(self) -> asyncio.Future[None] | None:
         """See `HostedModel`."""
-        if self.phase is Phase.IN and not self.is_leaving:
+        if self.phase is Phase.IN and not self.is_leaving and not self.dormant_devices:
             self._occupancy.enter()
             return None
         wait_s = self._retry_at_s - self._clock()
@@ -176,6 +176,14 @@ class ModelSlot:
     def idle_unload_s(self) -> float | None:
         """The entry's."""
         return self.entry.idle_unload_s
+
+    @property
+    def dormant_devices(self) -> frozenset[str]:
+        """Its GPU, while its engine sleeps. Figures of a worker are 100 ms old, so a model in use counts as awake."""
+        if self.num_users or self.phase is not Phase.IN or self._forecast is None or self._forecast.device == HOST:
+            return frozenset()
+        asleep = [replica.snapshot.metrics.get(DORMANT) == 1.0 for replica in self.replicas]
+        return frozenset({self._forecast.device}) if asleep and all(asleep) else frozenset()
 
     @property
     def num_users(self) -> int:

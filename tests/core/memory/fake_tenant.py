@@ -23,12 +23,18 @@ class FakeTenant:
     idle_since_s: float = 0.0
     loaded_at_s: float = 0.0
     load_s: float = 0.0
+    asleep: bool = False
     num_loads: int = 0
     num_unloads: int = 0
     refusals: list[tuple[str, bool]] = field(default_factory=list[tuple[str, bool]])
 
     def __post_init__(self) -> None:
         self.residency.add(self)
+
+    @property
+    def dormant_devices(self) -> frozenset[str]:
+        asleep = self.asleep and not self.num_users and self.phase is Phase.IN
+        return frozenset({"cuda:0"}) if asleep else frozenset()
 
     def claims(self, free_bytes: Mapping[str, int]) -> tuple[Claim, ...]:
         return tuple(
@@ -56,7 +62,7 @@ class FakeTenant:
 
     def ask(self) -> None:
         """A request comes."""
-        if self.phase is Phase.IN and not self.is_leaving:
+        if self.phase is Phase.IN and not self.is_leaving and not self.dormant_devices:
             self.num_users += 1
         else:
             self.num_waiting += 1

@@ -215,6 +215,33 @@ def test_a_load_that_fails_gives_its_memory_back() -> None:
     assert (a.phase, b.phase) == (Phase.OUT, Phase.LOADING)
 
 
+def test_a_model_that_sleeps_lends_its_gpu_and_waits_for_room_to_wake_up() -> None:
+    clock = FakeClock()
+    ledger = MemoryLedger({"cpu": 10, "cuda:0": 8})
+    residency = Residency(ledger, clock)
+    sleeper = FakeTenant("sleeper", residency, {"cpu": 2, "cuda:0": 6})
+    other = FakeTenant("other", residency, {"cpu": 2, "cuda:0": 6})
+    for tenant in (sleeper, other):
+        tenant.ask()
+        residency.turn()
+        if tenant is other:
+            assert (sleeper.phase, other.phase) == (Phase.IN, Phase.LOADING)  # nobody went for it
+        tenant.end_load(clock())
+        tenant.leave(clock())
+        sleeper.asleep = True
+        residency.turn()
+    assert ledger.free() == {"cpu": 6, "cuda:0": 2}
+    clock.advance(100.0)
+    sleeper.ask()
+    residency.turn()
+    assert (sleeper.num_waiting, other.phase) == (1, Phase.UNLOADING)
+    other.end_unload()
+    residency.turn()
+    assert (sleeper.num_users, sleeper.num_waiting, sleeper.num_loads) == (1, 0, 1)
+    sleeper.asleep = False
+    assert ledger.free() == {"cpu": 8, "cuda:0": 2}
+
+
 class HouseMachine(RuleBasedStateMachine):
     """Requests, loads and unloads in any order: memory is never promised twice and nobody waits for ever."""
 
