@@ -43,6 +43,7 @@ def import_sixfold(site: Path | None) -> None:
 def sdxl(tiny: bool) -> Any:
     """Stable Diffusion XL's UNet and autoencoder."""
     import diffusers
+    import torch
 
     wide = {
         "block_out_channels": (320, 640, 1280),
@@ -71,9 +72,14 @@ def sdxl(tiny: bool) -> Any:
         addition_embed_type="text_time",
         **(small if tiny else wide),
     )
-    scheduler = diffusers.EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
-    )
+    with torch.device("cpu"):  # where `from_pretrained` leaves it, too
+        scheduler = diffusers.EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
+            steps_offset=1,
+        )
     return diffusers.StableDiffusionXLPipeline(
         vae=kl_vae(tiny, 4, scaling_factor=0.13025),
         text_encoder=None,

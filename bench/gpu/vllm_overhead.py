@@ -317,7 +317,7 @@ def load_native(path: Path, tiny: bool) -> Any:
     import transformers
 
     from sixfold.core.family import LoadContext
-    from sixfold.plugins.llm import loader
+    from sixfold.plugins.llm import decoder_loader, loader
     from sixfold.plugins.llm.options import TransformersOptions
 
     def random_model(folder: Path, dtype: Any, device: Any) -> Any:
@@ -326,7 +326,7 @@ def load_native(path: Path, tiny: bool) -> Any:
             config = transformers.AutoConfig.from_pretrained(folder)
             return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
-    loader._read_model = random_model
+    decoder_loader._read_model = random_model
     return loader.load(
         LoadContext(
             model_name="bench",
@@ -336,6 +336,7 @@ def load_native(path: Path, tiny: bool) -> Any:
             options=TransformersOptions(
                 dtype="float32" if tiny else "bfloat16",
                 max_model_len=1024,
+                prefix_cache="off",
                 kv_cache_bytes=(64 << 20) if tiny else (12 << 30),
             ),
         )

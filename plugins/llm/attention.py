@@ -7,13 +7,16 @@ mask. The step's layout and the cache travel through the model's ``forward`` as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sixfold.plugins.llm.batch_layout import BatchLayout, DecodeGroup, PrefillChunk
+
+if TYPE_CHECKING:  # its kernels need Triton, which is there on GPUs only
+    from sixfold.plugins.llm.tiled_rows import RowTiles
 
 ATTENTION = "sixfold_paged"
 """Name in transformers' table of attention functions."""
@@ -73,6 +76,8 @@ def paged_attention(
     """
     layout = paged_step.layout
     cache = paged_step.caches[module.layer_idx]
+    if layout.tiles is not None:
+        return _attend_by_tiles(layout, layout.tiles, cache, query, key, value, scaling, sliding_window), None
     keys_at, values_at = layout.token_rows(num_kv_heads=cache.shape[2], block_size=cache.shape[3])
     tokens = cache.view(-1, cache.shape[4])
     tokens.index_copy_(0, keys_at, key.reshape(-1, key.shape[3]))
@@ -90,6 +95,36 @@ def paged_attention(
         )
         output[here] = attended[0].transpose(0, 1)
     return output.unsqueeze(0), None
+
+
+def _attend_by_tiles(
+    layout: BatchLayout,
+    rows: RowTiles,
+    cache: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """The same by the kernels for GPUs, which read cache blocks where they lie."""
+    from sixfold.plugins.llm import paged_kernels
+
+    num_heads, num_tokens, head_dim = query.shape[1:]
+    paged_kernels.store(key[0], value[0], cache, layout.blocks, layout.offsets)
+    output = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
+    for tiles in rows.tiles(num_kv_heads=cache.shape[2], group=num_heads // cache.shape[2]):
+        paged_kernels.attend(
+            query[0],
+            cache,
+            rows.tables,
+            rows.lengths,
+            tiles,
+            output,
+            scaling=head_dim**-0.5 if scaling is None else scaling,
+            window=window,
+        )
+    return output.unsqueeze(0)
 
 
 def gather_context(layout: BatchLayout, part: DecodeGroup | PrefillChunk, block_ids: Tensor, cache: Tensor) -> Tensor:

@@ -10,14 +10,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.rows import AttentionRows
 from sixfold.plugins.llm.sampling import IntArray
 from sixfold.plugins.llm.tensors import index_tensor, to_tensor
+
+if TYPE_CHECKING:  # its kernels need Triton, which is there on GPUs only
+    from sixfold.plugins.llm.tiled_rows import RowTiles
 
 # One more attention call costs about as much as reading this many padding tokens (60 us a layer, measured).
 _CALL_COST_TOKENS = 512
@@ -56,25 +61,6 @@ class PrefillChunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionRows:
-    """Rows of the flat batch that each attend to their own context, for kernels that read cache blocks where they lie.
-
-    Attributes:
-        rows: [n] rows of the batch.
-        sequences: [tokens] the sequence of each row of the whole batch.
-        lengths: [tokens] real context length of each row, its own token included.
-        tables: [sequences, blocks] the cache blocks of each, padded with the padding block.
-        num_tokens: Sum of the lengths of ``rows``.
-    """
-
-    rows: IntArray
-    sequences: IntArray
-    lengths: IntArray
-    tables: IntArray
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLayout:
     """One step's input.
 
@@ -91,6 +77,7 @@ class BatchLayout:
         logit_rows: [sampled] rows of the flat batch whose logits are needed.
         masks: Attention masks made so far, by group and sliding window; filled by the attention function.
         rows: Row numbers made so far; the same for all layers of one shape.
+        tiles: The rows for kernels on GPUs, instead of ``decodes`` and ``prefills``.
     """
 
     token_ids: Tensor
@@ -105,6 +92,19 @@ class BatchLayout:
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=lambda: {})
     rows: dict[tuple[int, int, int], Tensor] = field(default_factory=lambda: {})
     short: dict[int, AttentionRows] = field(default_factory=lambda: {})
+    tiles: RowTiles | None = None
+
+    def to(self, device: torch.device, tiles: RowTiles) -> BatchLayout:
+        """A layout made on the host, for kernels on ``device``."""
+        return dataclasses.replace(
+            self,
+            token_ids=self.token_ids.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            blocks=self.blocks.to(device, non_blocking=True),
+            offsets=self.offsets.to(device, non_blocking=True),
+            logit_rows=self.logit_rows.to(device, non_blocking=True),
+            tiles=tiles,
+        )
 
     def rows_up_to(self, max_context: int) -> AttentionRows:
         """The decodes, and the chunks whose context is no longer than that; made once a step."""
@@ -149,7 +149,12 @@ class BatchLayout:
 
 
 def lay_out(
-    sequences: Sequence[CachedTokens], units: Sequence[int], *, block_size: int, device: torch.device
+    sequences: Sequence[CachedTokens],
+    units: Sequence[int],
+    *,
+    block_size: int,
+    device: torch.device,
+    grouped: bool = True,
 ) -> BatchLayout:
     """Makes the layout of one step.
 
@@ -158,6 +163,7 @@ def lay_out(
         units: Tokens each computes, at least 1; what exceeds the known tokens is taken from its drafts.
         block_size: Tokens per cache block.
         device: Where the tensors go.
+        grouped: False to leave ``decodes`` and ``prefills`` empty, for kernels that need neither.
     """
     contexts = [s.num_computed + n for s, n in zip(sequences, units, strict=True)]
     decodes = sorted((i for i, n in enumerate(units) if n == 1), key=lambda i: -contexts[i])
@@ -182,7 +188,7 @@ def lay_out(
         num_blocks = -(-context // block_size)
         sequence_of[at:end] = i
         tables[i, :num_blocks] = sequence.block_table[:num_blocks]
-        if units[i] > 1:
+        if grouped and units[i] > 1:
             prefills.append(_prefill_chunk(sequence, at, end, context, block_size, device))
         if context >= num_known:
             rows = range(at + num_known - begin - 1, end)
@@ -194,7 +200,9 @@ def lay_out(
         position_ids=to_tensor(positions, device).unsqueeze(0),
         blocks=to_tensor(blocks, device),
         offsets=to_tensor(positions % block_size, device),
-        decodes=_decode_groups([sequences[i] for i in decodes], [contexts[i] for i in decodes], block_size, device),
+        decodes=_decode_groups([sequences[i] for i in decodes], [contexts[i] for i in decodes], block_size, device)
+        if grouped
+        else (),
         prefills=tuple(prefills),
         contexts=AttentionRows(
             rows=np.arange(num_tokens),

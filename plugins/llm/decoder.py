@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from sixfold.plugins.llm.attention import PAGED_STEP, PagedStep
 from sixfold.plugins.llm.batch_layout import BatchLayout, lay_out
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.kv_cache import KvCache
+from sixfold.plugins.llm.step_graphs import Capture, StepGraphs, capture_cuda_graph, has_kernels
+
+_LOG = logging.getLogger(__name__)
 
 
 class Decoder:
@@ -20,16 +24,55 @@ class Decoder:
     Args:
         model: The model, in evaluation mode.
         cache: Where its keys and values go.
+        graph_rows: Largest step in tokens that `record` records.
     """
 
-    def __init__(self, model: Any, cache: KvCache) -> None:
+    def __init__(self, model: Any, cache: KvCache, *, graph_rows: int = 0) -> None:
         self._model = model
         self._base = getattr(model, model.base_model_prefix)
         self.cache = cache
         self.device: torch.device = cache.tensors[0].device
+        self._is_tiled = has_kernels(self.device)
+        self._graph_rows = graph_rows
+        self._graphs: StepGraphs | None = None
+
+    def lay_out(self, sequences: Sequence[CachedTokens], units: Sequence[int]) -> BatchLayout:
+        """One step's input; see `batch_layout.lay_out`. Kernels for GPUs are given theirs in `forward`."""
+        device = torch.device("cpu") if self._is_tiled else self.device
+        return lay_out(sequences, units, block_size=self.cache.block_size, device=device, grouped=not self._is_tiled)
+
+    def record(self, *, max_context: int, capture: Capture | None = None) -> None:
+        """Records small steps so that the host need not start their kernels one by one; does nothing on a CPU.
+
+        Args:
+            max_context: Tokens of the longest sequence.
+            capture: Makes a call repeatable; CUDA graphs unless given.
+        """
+        if not self._is_tiled or self._graph_rows < 1:
+            return
+        try:
+            with torch.inference_mode():
+                self._graphs = StepGraphs(
+                    self._compute,
+                    capture or capture_cuda_graph(self.device),
+                    device=self.device,
+                    max_rows=self._graph_rows,
+                    max_blocks=-(-max_context // self.cache.block_size),
+                )
+        except RuntimeError as error:  # the model does what a graph can't hold, such as asking for a value
+            _LOG.warning("Steps are not recorded as CUDA graphs, so small ones take longer: %s", error)
 
     def forward(self, layout: BatchLayout) -> Tensor | None:
         """Fills the cache for all rows; returns the logits of the wanted ones, [rows, vocabulary], or None if none is."""
+        if self._graphs is not None and self._graphs.can_run(layout):
+            return self._graphs.run(layout)
+        if self._is_tiled:
+            from sixfold.plugins.llm.tiled_rows import TiledRows
+
+            layout = layout.to(self.device, TiledRows(layout.contexts, self.device))
+        return self._compute(layout)
+
+    def _compute(self, layout: BatchLayout) -> Tensor | None:
         step = PagedStep(layout=layout, caches=self.cache.tensors)
         arguments: dict[str, Any] = {
             "input_ids": layout.token_ids,
@@ -59,7 +102,7 @@ class Decoder:
             for size in chunks or [len(prompts[0])]:
                 if any(self.cache.reserve(row, size) < size for row in rows):
                     return None
-                layout = lay_out(rows, [size] * len(rows), block_size=self.cache.block_size, device=self.device)
+                layout = self.lay_out(rows, [size] * len(rows))
                 with torch.inference_mode():
                     logits = self.forward(layout)
                 for row in rows:

@@ -127,7 +127,8 @@ def _to_paged(
     if options.compute_packed:
         optimize(model, fuse=fuse)
     model.set_attn_implementation(ATTENTION)
-    decoder = Decoder(model, _make_cache(layers, options, num_blocks=num_blocks, dtype=dtype, device=device))
+    cache = _make_cache(layers, options, num_blocks=num_blocks, dtype=dtype, device=device)
+    decoder = Decoder(model, cache, graph_rows=options.cuda_graph_rows)
     logits = decoder.run([tokens], _CHECK_CHUNKS)
     if logits is None:
         raise ConfigError(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from sixfold.plugins.llm.batch_layout import lay_out
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.drafted_row import DraftedRow
@@ -119,6 +118,6 @@ class DraftModelProposer:
         for row in rows:
             row.suspect = True
         decoder = self._decoder
-        layout = lay_out(rows, units, block_size=decoder.cache.block_size, device=decoder.device)
+        layout = decoder.lay_out(rows, units)
         with torch.inference_mode():
             return decoder.forward(layout), layout.sampled

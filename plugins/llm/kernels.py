@@ -26,7 +26,8 @@ from sixfold.core.runtime.jit import (
     round_to_bfloat16,
     widen,
 )
-from sixfold.plugins.llm.batch_layout import AttentionRows, BatchLayout
+from sixfold.plugins.llm.batch_layout import BatchLayout
+from sixfold.plugins.llm.rows import AttentionRows
 
 # Below these the second thread takes longer to wake than it saves.
 _PARALLEL_TOKENS = 64

@@ -9,7 +9,6 @@ import torch
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel
 from sixfold.core.errors import InvalidRequest, StepFailed
 from sixfold.core.messages import Cost, Request, Usage
-from sixfold.plugins.llm.batch_layout import lay_out
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.drafted_row import sampled_rows
 from sixfold.plugins.llm.generation import (
@@ -162,7 +161,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
     def _compute(self, sequences: Sequence[SequenceState], units: Sequence[int]) -> dict[int, list[SampledToken]]:
         """The tokens sampled for each place in the batch: the next one, and one after each draft."""
         with torch.inference_mode():
-            layout = lay_out(sequences, units, block_size=self._cache.block_size, device=self._decoder.device)
+            layout = self._decoder.lay_out(sequences, units)
             pending = self._masks.begin([sequences[i].grammar for i in layout.sampled])
             logits = self._decoder.forward(layout)
             rows = sampled_rows(sequences, layout.sampled)
@@ -244,10 +243,12 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         )
 
     def warm_up(self) -> None:
-        """Runs prompts and decodes of several sizes, so that oneDNN has its kernels before the first request."""
+        """Runs prompts and decodes of several sizes, so that all kernels are there before the first request."""
         for num_rows in _WARM_UP_ROWS:
             self._decoder.run([[0]] * num_rows)
-        self._decoder.run([[0] * min(_WARM_UP_PROMPT_TOKENS, self._info.max_model_len or 1)])
+        max_context = self._info.max_model_len or 1
+        self._decoder.run([[0] * min(_WARM_UP_PROMPT_TOKENS, max_context)])
+        self._decoder.record(max_context=max_context)
 
     def close(self) -> None:
         """Ends the thread of the masks and all transfers, and tells routers that the cache is gone."""

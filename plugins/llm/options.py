@@ -114,6 +114,9 @@ class TransformersOptions(BaseModel):
     compute_packed: bool = True
     """Whether linear layers are packed for the processor and merged where they share an input."""
 
+    cuda_graph_rows: int = Field(default=256, ge=0, le=4096)
+    """On GPUs, steps of up to so many tokens are recorded when the model starts and replayed as CUDA graphs; 0: none."""
+
     kv_events: KvEventOptions | None = None
     """Announces cached prefixes to routers."""
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sixfold.core.runtime.kernels import rms_norm
-from sixfold.plugins.llm.batch_layout import AttentionRows
 from sixfold.plugins.llm.fused_layer import FusedLayer
 from sixfold.plugins.llm.kernels import attend
+from sixfold.plugins.llm.rows import AttentionRows
 
 FUSED = ("llama", "qwen2", "qwen3", "mistral")
 # (block size, head dim): whatever the CPU has, the first is for the portable kernel, the others for products of pairs.

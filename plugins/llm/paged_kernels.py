@@ -1,0 +1,160 @@
+"""Triton kernels of the paged cache on GPUs: keys and values go in, queries attend to blocks where they lie.
+
+One kernel serves decodes, drafts and prompts: a program attends with a *tile* of consecutive tokens of one sequence, all
+query heads that share a kv head folded into its rows, and walks through the context with a running softmax. Where tiles are
+few, the context is cut into splits whose results are merged by a second kernel, as in flash decoding.
+
+Nothing here depends on values on the host, so all of it can be captured in a CUDA graph. The kernels run on a CPU, too,
+under Triton's interpreter (``TRITON_INTERPRET=1``); that is how tests hold them to plain attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sixfold.plugins.llm import triton_kernels
+
+_KERNELS: Any = triton_kernels  # typed as Triton's decorators leave them
+
+_BLOCK_TOKENS = 64
+"""Context tokens of one turn of the loop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """Runs of consecutive rows of the flat batch that belong to one sequence each.
+
+    Attributes:
+        starts: [tiles] int32, the first row of each.
+        counts: [tiles] int32, rows of each, at most ``size``; 0 for padding.
+        sequences: [tiles] int32, row of ``tables``.
+        size: Rows that a tile may have.
+        num_splits: Parts that each context is cut into.
+    """
+
+    starts: Tensor
+    counts: Tensor
+    sequences: Tensor
+    size: int
+    num_splits: int
+
+
+def store(key: Tensor, value: Tensor, cache: Tensor, blocks: Tensor, offsets: Tensor) -> None:
+    """Writes the keys and values of a step.
+
+    Args:
+        key: [kv heads, tokens, head dim]; the last dimension contiguous.
+        value: As ``key``.
+        cache: [blocks, 2, kv heads, block size, head dim], contiguous.
+        blocks: [tokens] int64, where each token goes.
+        offsets: [tokens] int64, its place in the block.
+    """
+    num_kv_heads, num_tokens, head_dim = key.shape
+    _launch(
+        _KERNELS.store_kernel,
+        (num_tokens, num_kv_heads),
+        key,
+        value,
+        cache,
+        blocks,
+        offsets,
+        key.stride(0),
+        key.stride(1),
+        value.stride(0),
+        value.stride(1),
+        KV_HEADS=num_kv_heads,
+        BLOCK_SIZE=cache.shape[3],
+        DIM=head_dim,
+        DIM_PADDED=_next_power_of_2(head_dim),
+    )
+
+
+def attend(
+    query: Tensor,
+    cache: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    tiles: Tiles,
+    output: Tensor,
+    *,
+    scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> None:
+    """Causal attention of the rows of ``tiles`` to their contexts in the cache; their keys must be in it.
+
+    Args:
+        query: [heads, tokens, head dim]; the last dimension contiguous.
+        cache: [blocks, 2, kv heads, block size, head dim], contiguous.
+        tables: [sequences, blocks] int32, blocks of each sequence in order.
+        lengths: [tokens] int32, context of each row, its own token included.
+        tiles: Which rows; of more than one split only if their size is 1.
+        output: [tokens, heads, head dim], contiguous; only rows of the tiles are written.
+        scaling: Factor on the scores.
+        window: Tokens, its own included, that a row sees; None for all.
+        softcap: Scores s become ``softcap * tanh(s / softcap)``; None to leave them.
+    """
+    num_heads, num_tokens, head_dim = query.shape
+    num_kv_heads, block_size = cache.shape[2:4]
+    group, splits = num_heads // num_kv_heads, tiles.num_splits
+    padded_dim = _next_power_of_2(head_dim)
+    scratch: tuple[Tensor, Tensor, Tensor] = (output, output, output)
+    if splits > 1:
+        parts = num_tokens * num_heads * splits
+        sums = torch.empty((2, parts), dtype=torch.float32, device=query.device)
+        scratch = (torch.empty((parts, head_dim), dtype=torch.float32, device=query.device), sums[0], sums[1])
+    _launch(
+        _KERNELS.attend_kernel,
+        (len(tiles.starts), num_kv_heads, splits),
+        query,
+        cache,
+        tables,
+        lengths,
+        tiles.starts,
+        tiles.counts,
+        tiles.sequences,
+        output,
+        *scratch,
+        query.stride(0),
+        query.stride(1),
+        tables.stride(0),
+        scaling,
+        KV_HEADS=num_kv_heads,
+        GROUP=group,
+        BLOCK_SIZE=block_size,
+        DIM=head_dim,
+        DIM_PADDED=padded_dim,
+        ROWS=max(16, _next_power_of_2(tiles.size * group)),
+        CONTEXT=_BLOCK_TOKENS if padded_dim <= 128 else _BLOCK_TOKENS // 2,
+        WINDOW=window or 0,
+        SOFTCAP=softcap or 0.0,
+        SPLITS=splits,
+        PRECISION="ieee" if query.dtype is torch.float32 else "tf32",
+        num_warps=4,
+        num_stages=2,
+    )
+    if splits > 1:
+        _launch(
+            _KERNELS.merge_kernel,
+            (len(tiles.starts), num_heads),
+            *scratch,
+            output,
+            tiles.starts,
+            HEADS=num_heads,
+            DIM=head_dim,
+            DIM_PADDED=padded_dim,
+            SPLITS=splits,
+        )
+
+
+def _next_power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **constants: object) -> None:
+    if all(grid):
+        kernel[grid](*arguments, **constants)

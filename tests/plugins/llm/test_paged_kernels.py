@@ -1,0 +1,167 @@
+"""The kernels for GPUs, run by Triton's interpreter, give what plain attention and stock models give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels for GPUs need Triton")
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sixfold.plugins.llm import paged_kernels, step_graphs
+from sixfold.plugins.llm.model import TransformersModel
+from sixfold.plugins.llm.rows import AttentionRows
+from sixfold.plugins.llm.tensors import int_list
+from sixfold.plugins.llm.text_codec import TextCodec
+from sixfold.plugins.llm.tiled_rows import TiledRows, num_splits
+from tests.plugins.llm.test_greedy_equals_generate import generate, greedy, prompts_of, tokens_of
+
+BLOCK_SIZE = 4
+CPU = torch.device("cpu")
+
+
+def plain_attention(
+    query: Tensor,
+    cache: Tensor,
+    table: list[int],
+    length: int,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """[heads, dim] of one row, in float64."""
+    group = query.shape[0] // cache.shape[2]
+    first = 0 if window is None else max(0, length - window)
+    places = [(table[p // BLOCK_SIZE], p % BLOCK_SIZE) for p in range(first, length)]
+    key, value = (
+        torch.stack([cache[block, which, :, offset] for block, offset in places], 1)
+        .double()
+        .repeat_interleave(group, 0)
+        for which in (0, 1)
+    )
+    scores = torch.einsum("hd,hkd->hk", query.double(), key) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return torch.einsum("hk,hkd->hd", scores.softmax(-1), value)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    chunks=st.lists(st.tuples(st.integers(1, 90), st.integers(1, 70)), min_size=1, max_size=4),
+    heads=st.sampled_from([(1, 1), (2, 3), (2, 8)]),
+    head_dim=st.sampled_from([16, 24]),
+    window=st.sampled_from([None, 7, 65]),
+    softcap=st.sampled_from([None, 2.0]),
+    seed=st.integers(0, 1000),
+)
+def test_rows_attend_to_their_context_in_the_cache_as_plain_attention_does(
+    chunks: list[tuple[int, int]],
+    heads: tuple[int, int],
+    head_dim: int,
+    window: int | None,
+    softcap: float | None,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    num_kv_heads, group = heads
+    contexts = [(max(context, rows), rows) for context, rows in chunks]
+    max_blocks = -(-max(context for context, _ in contexts) // BLOCK_SIZE)
+    num_blocks = 1 + len(contexts) * max_blocks
+    cache = torch.randn((num_blocks, 2, num_kv_heads, BLOCK_SIZE, head_dim), generator=generator)
+    tables = 1 + torch.randperm(num_blocks - 1, generator=generator).view(len(contexts), max_blocks)
+    sequences = torch.tensor([i for i, (_, rows) in enumerate(contexts) for _ in range(rows)])
+    lengths = torch.cat([torch.arange(context - rows, context) + 1 for context, rows in contexts])
+    query = torch.randn((len(lengths), num_kv_heads * group, head_dim), generator=generator).transpose(0, 1)
+    rows = TiledRows(
+        AttentionRows(
+            rows=torch.arange(len(lengths)).numpy(),
+            sequences=sequences.numpy(),
+            lengths=lengths.numpy(),
+            tables=tables.numpy(),
+            num_tokens=int(lengths.sum()),
+        ),
+        CPU,
+    )
+    output = torch.full((len(lengths), num_kv_heads * group, head_dim), 9.0)
+
+    for tiles in rows.tiles(num_kv_heads=num_kv_heads, group=group):
+        paged_kernels.attend(
+            query, cache, rows.tables, rows.lengths, tiles, output, scaling=0.3, window=window, softcap=softcap
+        )
+
+    for row, (sequence, length) in enumerate(zip(int_list(sequences), int_list(lengths), strict=True)):
+        expected = plain_attention(query[:, row], cache, int_list(tables[sequence]), length, 0.3, window, softcap)
+        torch.testing.assert_close(output[row].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_keys_and_values_go_to_their_places_and_nowhere_else() -> None:
+    cache = torch.zeros((3, 2, 2, BLOCK_SIZE, 24))
+    key = torch.randn(3, 2, 24).transpose(0, 1)
+    value = torch.randn(3, 2, 24).transpose(0, 1)
+    blocks, offsets = torch.tensor([2, 1, 1]), torch.tensor([3, 0, 2])
+
+    paged_kernels.store(key, value, cache, blocks, offsets)
+
+    expected = torch.zeros_like(cache)
+    expected[blocks, 0, :, offsets] = key.transpose(0, 1)
+    expected[blocks, 1, :, offsets] = value.transpose(0, 1)
+    assert torch.equal(cache, expected)
+
+
+@given(num_tiles=st.integers(1, 5000), num_kv_heads=st.integers(1, 128))
+def test_contexts_are_cut_only_while_programs_are_few(num_tiles: int, num_kv_heads: int) -> None:
+    splits = num_splits(num_tiles, num_kv_heads)
+    assert splits & (splits - 1) == 0
+    assert splits == 1 or splits * num_tiles * num_kv_heads <= 264
+
+
+@given(max_rows=st.integers(1, 4096))
+def test_a_step_is_padded_by_few_rows(max_rows: int) -> None:
+    sizes = step_graphs.row_counts(max_rows)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == max_rows
+    assert all(next(s for s in sizes if s >= n) - n <= max(7, n // 7) for n in range(1, max_rows + 1))
+
+
+@pytest.fixture
+def on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models on the CPU attend by the kernels, too; a replay runs the recorded call again."""
+
+    def always(_device: torch.device) -> bool:
+        return True
+
+    def recorder(_device: torch.device) -> step_graphs.Capture:
+        return lambda call: call
+
+    monkeypatch.setattr("sixfold.plugins.llm.decoder.has_kernels", always)
+    monkeypatch.setattr("sixfold.plugins.llm.decoder.capture_cuda_graph", recorder)
+    monkeypatch.setattr("sixfold.plugins.llm.model._WARM_UP_ROWS", (1,))
+    monkeypatch.setattr("sixfold.plugins.llm.model._WARM_UP_PROMPT_TOKENS", 2)
+
+
+@pytest.mark.usefixtures("on_kernels")
+@pytest.mark.parametrize(("name", "graph_rows"), [("llama", 0), ("llama", 12), ("gemma3", 12)])
+def test_models_on_the_kernels_answer_as_generate_does(
+    name: str,
+    graph_rows: int,
+    model_folder: Callable[[str], Path],
+    load_tiny: Callable[..., TransformersModel],
+    driver: Any,
+) -> None:
+    folder = model_folder(name)
+    prompts = prompts_of(3, 3)
+    codec = TextCodec.load(folder)
+    model = load_tiny(folder, cuda_graph_rows=graph_rows)
+    model.warm_up()
+
+    answers = driver(model, seed=1).run([greedy(prompt, 4) for prompt in prompts])
+
+    expected = generate(folder, prompts, 4)
+    assert [tokens_of(each) for each in answers] == [[codec.token_bytes(t) for t in answer] for answer in expected]
