@@ -155,6 +155,7 @@ class Residency:
         for tenant in self._tenants:
             self.ledger.rest(tenant, tenant.dormant_devices)
         leaving: set[Tenant] = set()
+        promised: list[Resident] = []  # those that wait for room; it is not there for those that come after them
         free = self.ledger.free()
         for tenant in sorted(self._wishes, key=lambda t: -t.priority):  # stable: the first to come first
             if tenant.phase is not Phase.OUT and not tenant.dormant_devices:
@@ -162,7 +163,7 @@ class Residency:
             if not self._wishes[tenant] and not tenant.num_waiting:
                 del self._wishes[tenant]  # all who waited have left
                 continue
-            until_s = self._grant(tenant, free, leaving, now_s)
+            until_s = self._grant(tenant, free, leaving, promised, now_s)
             due_s = min((t for t in (due_s, until_s) if t is not None), default=None)
         for tenant in self._tenants:
             if tenant.phase is Phase.IN:
@@ -181,7 +182,9 @@ class Residency:
                     next_s.append(due_s)
         return min(next_s, default=None)
 
-    def _grant(self, tenant: Tenant, free: dict[str, int], leaving: set[Tenant], now_s: float) -> float | None:
+    def _grant(
+        self, tenant: Tenant, free: dict[str, int], leaving: set[Tenant], promised: list[Resident], now_s: float
+    ) -> float | None:
         """Takes one wish a step further; what it needs is no longer free for those that come after it."""
         claims = tenant.claims(free) if tenant.phase is Phase.OUT else ()
         need = self.ledger.resting(tenant)
@@ -189,10 +192,10 @@ class Residency:
             need[claim.device] = need.get(claim.device, 0) + claim.num_bytes
         wish = Wish(need_bytes=need, priority=tenant.priority, spares_equals=self._wishes[tenant])
         residents = [self._resident(other, other in leaving) for other in self._tenants if other is not tenant]
-        decision = decide_room(free, residents, wish, now_s)
+        decision = decide_room(free, [*residents, *promised], wish, now_s)
         if isinstance(decision, NoRoom):
             del self._wishes[tenant]
-            never = any(need[device] > self.ledger.capacities[device] for device in decision.short_bytes)
+            never = any(need[device] > self._most(device) for device in decision.short_bytes)
             tenant.refuse(self._explain(need, decision), never=never)
             return None
         for device, num_bytes in need.items():
@@ -206,7 +209,9 @@ class Residency:
             else:
                 self.ledger.rest(tenant, ())
                 tenant.stay()
-        elif isinstance(decision, Evict):
+            return None
+        promised.append(Resident(key=tenant, held_bytes=need, priority=tenant.priority, is_moving=True))
+        if isinstance(decision, Evict):
             leaving.update(other for other in self._tenants if other in decision.keys)
         return decision.until_s if isinstance(decision, Wait) else None
 
@@ -231,10 +236,14 @@ class Residency:
             is_going=is_leaving or tenant.phase is Phase.UNLOADING,
         )
 
+    def _most(self, device: str) -> int:
+        """What a model would have if all others had gone: all but what the server itself takes."""
+        return self.ledger.free()[device] + sum(self.ledger.held(tenant).get(device, 0) for tenant in self._tenants)
+
     def _explain(self, need: Mapping[str, int], decision: NoRoom) -> str:
         parts: list[str] = []
         for device, short in decision.short_bytes.items():
-            never = need[device] > self.ledger.capacities[device]
+            never = need[device] > self._most(device)
             what = "there is" if never else "may be taken from others"
             parts.append(
                 f"it needs {format_bytes(need[device])} of {device}, {format_bytes(short)} more than {what} "

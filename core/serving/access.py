@@ -84,6 +84,7 @@ class ModelAccess:
             on_wait: Called when it must be loaded first.
         """
         directory = self._context.directory
+        self._check_open()
         try:
             hosted = find_hosted(directory, self.principal, name, operation)
             if not self._holds(hosted):
@@ -91,6 +92,9 @@ class ModelAccess:
                 if place is not None:
                     on_wait()
                     await self._wait(hosted, name, place, deadline_s)
+                    if self._aborted is not None:  # at the same moment, after which nobody would let it go
+                        hosted.leave()
+                        raise self._aborted
                 self._held.append(hosted)
             return named_model(hosted, name)
         except NotReady as rejection:
@@ -102,9 +106,6 @@ class ModelAccess:
         self, hosted: HostedModel, name: str, place: asyncio.Future[None], deadline_s: float | None
     ) -> None:
         """Waits until the model is loaded; the request is over when its client leaves or its deadline passes."""
-        if self._aborted is not None:
-            place.cancel()
-            raise self._aborted
         self._places.add(place)
         try:
             timeout_s = None if deadline_s is None else deadline_s - monotonic()
@@ -125,6 +126,10 @@ class ModelAccess:
         hosted = find_hosted(self._context.directory, self.principal, name, operation)
         self._hold(hosted, name)
         return named_model(hosted, name)
+
+    def _check_open(self) -> None:
+        if self._aborted is not None:
+            raise self._aborted
 
     def _holds(self, hosted: HostedModel) -> bool:
         return any(held is hosted for held in self._held)
@@ -150,8 +155,7 @@ class ModelAccess:
             RequestError: No replica takes it, or `abort` was called.
         """
         assert isinstance(model, NamedModel), "models come from `model` or `models`"
-        if self._aborted is not None:
-            raise self._aborted
+        self._check_open()
         hosted = model.hosted
         metrics = self._context.metrics.model(hosted.name)
         self._hold(hosted, model.name)

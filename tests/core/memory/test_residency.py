@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sixfold.core.memory.ledger import MemoryLedger
+from sixfold.core.memory.need import Claim, MemoryKind
 from sixfold.core.memory.residency import Phase, Residency
 from tests.core.memory.fake_tenant import FakeTenant
 from tests.fakes import FakeClock
@@ -164,7 +165,7 @@ def test_a_small_model_that_comes_later_does_not_take_the_room_that_a_large_one_
     large.ask()
     small.ask()
     house.residency.turn()
-    assert small.phase is Phase.OUT  # though three bytes are free
+    assert small.phase is Phase.OUT and not small.refusals  # it waits, though three bytes are free
     a.leave(house.clock())
     house.residency.turn()
     a.end_unload()
@@ -196,10 +197,13 @@ def test_a_refusal_says_who_has_the_memory() -> None:
 
 def test_what_would_not_fit_alone_is_refused_for_good() -> None:
     house = House()
-    a = house.tenant("a", 11)
-    a.ask()
+    house.ledger.claim("server", "the server", [Claim(device="cpu", kind=MemoryKind.PROCESS, num_bytes=2)])
+    a, b = house.tenant("a", 9), house.tenant("b", 8)
+    for tenant in (a, b):
+        tenant.ask()
     house.residency.turn()
-    assert a.refusals[0][1] is True
+    assert [never for _reason, never in a.refusals] == [True]
+    assert b.phase is Phase.LOADING and not b.refusals
 
 
 def test_a_load_that_fails_gives_its_memory_back() -> None:
@@ -296,6 +300,11 @@ class HouseMachine(RuleBasedStateMachine):
         held = sum(t.num_bytes["cpu"] for t in self.tenants if t.phase is not Phase.OUT)
         assert held <= 10
         assert self.house.ledger.free() == {"cpu": 10 - held}
+
+    @invariant()
+    def nobody_is_refused_for_a_less_important_model(self) -> None:
+        most_important = self.tenants[2]
+        assert not most_important.refusals
 
     @invariant()
     def used_models_stay(self) -> None:
