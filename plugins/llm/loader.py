@@ -44,6 +44,7 @@ def load(context: LoadContext) -> TransformersModel:
         context.path, codec, options, device=device, model_name=context.model_name, report=context.report
     )
     cache, facts = loaded.decoder.cache, loaded.facts
+    _keep_on_host(context, options, cache)
     draft = _load_draft(context, options, loaded, codec)
     max_model_len = _max_model_len(facts, options, cache, context.model_name)
     events = None if options.kv_events is None else announce(options.kv_events, cache)
@@ -88,6 +89,17 @@ def load(context: LoadContext) -> TransformersModel:
         events=events,
         transfer=transfer,
     )
+
+
+def _keep_on_host(context: LoadContext, options: TransformersOptions, cache: KvCache) -> None:
+    if options.kv_offload_bytes is None:
+        return
+    place = f"models.{context.model_name}.options.kv_offload_bytes"
+    if context.device == "cpu":
+        raise ConfigError(f"{place}: the cache of this model is in host memory already. Raise kv_cache_bytes instead.")
+    if options.prefix_cache == "off":
+        raise ConfigError(f"{place}: nothing is found again without the prefix cache. Set prefix_cache, or remove it.")
+    cache.keep_on_host(options.kv_offload_bytes)
 
 
 def _transfer(context: LoadContext, options: TransformersOptions, cache: KvCache) -> KvTransfer | None:

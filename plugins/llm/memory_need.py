@@ -56,6 +56,7 @@ def need(question: MemoryQuestion) -> MemoryNeed:
         cache_token_bytes=token_bytes,
         cache_option="kv_cache_bytes",
         working_bytes=_step_bytes(config, itemsize) + (_KEPT_BYTES if on_cpu else _CUDA_BYTES),
+        process_bytes=TORCH_PROCESS_BYTES + (options.kv_offload_bytes or 0),
     )
 
 

@@ -269,6 +269,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             "kv_blocks_total": pool.num_usable,
             "prefix_cache_queries_total": prefix.num_queried_tokens,
             "prefix_cache_hits_total": prefix.num_hit_tokens,
+            **({} if self._cache.tier is None else self._cache.tier.stats()),
             **self._speculator.stats(),
             **(NO_TRANSFERS if self._transfer is None else self._transfer.stats()),
         }

@@ -53,6 +53,13 @@ FAMILY = Family(
             name="prefix_cache_queries_total", kind=MetricKind.COUNTER, help="Tokens that were looked for in the cache."
         ),
         MetricSpec(name="prefix_cache_hits_total", kind=MetricKind.COUNTER, help="Tokens that were found there."),
+        MetricSpec(name="kv_offload_blocks_used", kind=MetricKind.GAUGE, help="Cached blocks kept in host memory."),
+        MetricSpec(
+            name="kv_offload_blocks_total", kind=MetricKind.GAUGE, help="Blocks that host memory is set to keep."
+        ),
+        MetricSpec(
+            name="kv_offload_restored_blocks_total", kind=MetricKind.COUNTER, help="Blocks that came back from there."
+        ),
         MetricSpec(name="spec_decode_num_drafts_total", kind=MetricKind.COUNTER, help="Runs of tokens guessed ahead."),
         MetricSpec(name="spec_decode_num_draft_tokens_total", kind=MetricKind.COUNTER, help="Tokens guessed ahead."),
         MetricSpec(

@@ -96,7 +96,7 @@ def test_a_busy_model_lets_nobody_in_and_goes_when_its_last_user_has_left() -> N
     a.ask()
     b.ask()
     house.residency.turn()
-    assert a.is_leaving and a.phase is Phase.IN
+    assert (a.is_leaving, a.phase) == (True, Phase.IN)
     a.ask()  # waits for its turn after b
     house.residency.turn()
     assert (a.num_users, a.num_waiting) == (1, 1)

@@ -93,7 +93,7 @@ async def test_an_idle_model_is_unloaded_and_comes_back_for_a_request_in_mid_unl
         assert await hosted.total("a", 1) == 1  # it begins to be idle anew
         hosted.clock.advance(59.0)
         slot.change(slot.entry)  # anything that makes the host look
-        assert slot.state is ModelState.READY
+        assert not slot.num_unloads["idle"]
         hosted.clock.advance(1.0)
         slot.change(slot.entry)
         assert slot.state is ModelState.UNLOADED
