@@ -19,6 +19,7 @@ from sixfold.core.plugins import Plugins
 from sixfold.core.registry import RegistryDiff
 from sixfold.core.runtime.model_slot import ModelSlot
 from sixfold.core.runtime.report import NoReport, Report
+from sixfold.core.runtime.residence import Residence
 from sixfold.core.serving.directory import ModelState
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,10 @@ class ModelHost:
         """All models, in the order of the configuration."""
         return tuple(self._slots.values())
 
+    def residences(self) -> Sequence[Residence]:
+        """The places in memory of all models."""
+        return tuple(slot.residence for slot in self._slots.values())
+
     @property
     def ready(self) -> bool:
         """Whether every model is ready, or will be for the first request."""
@@ -98,7 +103,7 @@ class ModelHost:
             UsageError: No model came up; the message holds each one's reason.
         """
         self.announce(entries)
-        for slot in sorted(self._slots.values(), key=lambda slot: -slot.priority):
+        for slot in sorted(self._slots.values(), key=lambda slot: -slot.entry.priority):
             await slot.bring_up()
         failed = [f"{slot.name}: {slot.error}" for slot in self._slots.values() if slot.error is not None]
         if failed and len(failed) == len(self._slots):
@@ -140,8 +145,8 @@ class ModelHost:
         self._slots[entry.name] = new
         self._index()
         self._retire(old)
-        if entry.load == "eager" and new.phase is Phase.OUT:  # there was no room beside the old one
-            new.ask_to_load()
+        if entry.load == "eager" and new.residence.phase is Phase.OUT:  # there was no room beside the old one
+            new.residence.ask_to_load()
 
     def _retire(self, slot: ModelSlot) -> None:
         slot.begin_stop()
@@ -154,7 +159,7 @@ class ModelHost:
         self._turn()
 
     def _new_slot(self, entry: ModelEntry) -> ModelSlot:
-        slot = ModelSlot(
+        return ModelSlot(
             entry,
             self._plugins,
             self._cache_dir,
@@ -164,8 +169,6 @@ class ModelHost:
             clock=self._clock,
             turn=self._turn,
         )
-        self._residency.add(slot)
-        return slot
 
     def _turn(self) -> None:
         """Lets the memory be divided anew, and once more when that says so."""

@@ -45,7 +45,7 @@ class MemoryHolder(Protocol):
 
     ledger: MemoryLedger
 
-    def models(self) -> Sequence[ResidentModel]:
+    def residences(self) -> Sequence[ResidentModel]:
         """All models."""
         ...
 
@@ -99,7 +99,7 @@ class MemoryCollector(Collector):
         unloads = CounterMetricFamily(
             "sixfold:model_unloads", "How often a model left the memory.", labels=("model_name", "reason")
         )
-        for model in self._host.models():
+        for model in self._host.residences():
             for device, num_bytes in model.measured_bytes.items():
                 measured.add_metric((model.name, device), num_bytes)
             waiting.add_metric((model.name,), model.num_waiting)

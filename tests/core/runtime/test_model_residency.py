@@ -93,7 +93,7 @@ async def test_an_idle_model_is_unloaded_and_comes_back_for_a_request_in_mid_unl
         assert await hosted.total("a", 1) == 1  # it begins to be idle anew
         hosted.clock.advance(59.0)
         slot.change(slot.entry)  # anything that makes the host look
-        assert not slot.num_unloads["idle"]
+        assert not slot.residence.num_unloads["idle"]
         hosted.clock.advance(1.0)
         slot.change(slot.entry)
         assert slot.state is ModelState.UNLOADED
@@ -121,7 +121,7 @@ async def test_a_model_in_use_is_waited_for_and_the_others_request_is_served_aft
         waiting = asyncio.create_task(hosted.total("b", 3))
         for _ in range(3):
             await asyncio.sleep(0)
-        assert slot.is_leaving and not waiting.done()
+        assert slot.residence.is_leaving and not waiting.done()
         stream.cancel()
         slot.leave()
         assert await waiting == 3
@@ -153,7 +153,7 @@ async def test_a_client_that_leaves_while_its_model_loads_leaves_nothing_behind(
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         assert await hosted.total("a", 2) == 2  # waits for the same load
-        assert hosted.slot("a").num_users == 0
+        assert hosted.slot("a").residence.num_users == 0
     finally:
         await hosted.host.close(5.0)
 
