@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import torch as safetensors_torch
 
 from sixfold.core.errors import SourceError
 from sixfold.core.memory.weights import read_tensors, weights_bytes
+
+save_file: Any = safetensors_torch.save_file  # typed in part
 
 
 def test_sizes_are_those_of_the_tensors(tmp_path: Path) -> None:
