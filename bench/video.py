@@ -325,6 +325,9 @@ async def compare(
     pipeline: Any, size: Size, arguments: argparse.Namespace, num_frames: int, count: int
 ) -> dict[str, Any]:
     """All rounds of one length of clips. The replica is idle while the stock side runs, and the event loop may wait."""
+    if count == 0:
+        per_forward = seconds_per_forward(pipeline, size, num_frames, arguments.rows, arguments.device)
+        return {"frames": num_frames, "seconds_per_forward": per_forward}
     threads = arguments.threads
     model = new_model(pipeline, arguments.device, threads)
     replica = LocalReplica(model, limits=Limits(max_queue_units=1 << 60))
@@ -362,10 +365,13 @@ def main(size: Size, lengths: Sequence[tuple[int, int]], default_device: str) ->
     parser.add_argument("--load", type=float, default=0.8, help="arrivals, as a share of the stock pipeline's capacity")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--lengths", nargs="+", metavar="FRAMES:JOBS", help="0 jobs: seconds of a forward only")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     tiny = arguments.tiny or size is TINY
     size, lengths = (TINY, ((9, 8),)) if tiny else (size, lengths)
+    if arguments.lengths:
+        lengths = [(int(frames), int(jobs)) for frames, jobs in (each.split(":") for each in arguments.lengths)]
     arguments.device = "cpu" if tiny else default_device
     dtype = torch.float32 if arguments.device == "cpu" else torch.bfloat16
     torch.set_num_threads(arguments.threads)
@@ -388,6 +394,9 @@ def print_table(document: dict[str, Any]) -> None:
     """Medians over the rounds, as markdown."""
     print(f"\n{document['size']['name']}, {document['device']}, {document['dtype']}, random weights\n")
     for run in document["runs"]:
+        if "rounds" not in run:
+            print(f"{run['frames']} frames, seconds per forward by rows:", run["seconds_per_forward"])
+            continue
         print(f"{run['frames']} frames, {run['jobs']} jobs, one every {run['mean_gap_s']:.2f} s")
         print("seconds per forward by rows:", run["seconds_per_forward"])
         print("together against alone, in steps of 255:", run["difference_in_steps_of_255"])

@@ -126,6 +126,41 @@ async def test_a_module_whose_rows_see_each_other_is_found_out_and_runs_alone(ca
     assert "runs them alone" in caplog.text
 
 
+class RoughDenoiser(D.SD3Transformer2DModel):  # type: ignore[misc]  # diffusers ships no types
+    """Rounds otherwise for other numbers of rows, as kernels do that are chosen by shape: by 2% of a value here."""
+
+    def forward(self, hidden_states: Any, **others: Any) -> Any:
+        plain: Any = getattr(super(), "forward")  # noqa: B009 - typed as Any
+        (answer,) = plain(hidden_states, **{**others, "return_dict": False})
+        pattern = torch.sin(torch.arange(answer[0].numel()) + len(answer)).view(answer[0].shape)
+        return (answer + 0.02 * answer.abs().max() * pattern,)
+
+
+class RoughLeakyDenoiser(RoughDenoiser):
+    """Rounds otherwise, and lets rows see each other."""
+
+    def forward(self, hidden_states: Any, **others: Any) -> Any:
+        (answer,) = super().forward(hidden_states, **others)
+        return (answer + 0.5 * answer.mean(dim=0, keepdim=True),)
+
+
+async def test_a_module_that_rounds_otherwise_for_more_rows_is_not_taken_for_one_whose_rows_see_each_other() -> None:
+    tiny = sd3()
+    tiny.pipeline.transformer.__class__ = RoughDenoiser
+    model = PipelineModel(tiny.pipeline, same_size_works(tiny, 4))
+    assert await run_together(model) == {}
+    assert set(model.merges_rightly.values()) == {True}
+
+
+async def test_rough_rounding_hides_no_rows_that_see_each_other(caplog: pytest.LogCaptureFixture) -> None:
+    tiny = sd3()
+    tiny.pipeline.transformer.__class__ = RoughLeakyDenoiser
+    model = PipelineModel(tiny.pipeline, same_size_works(tiny, 4))
+    assert await run_together(model) == {}
+    assert set(model.merges_rightly.values()) == {False}
+    assert "runs them alone" in caplog.text
+
+
 async def test_the_decoder_works_beside_the_steps_and_takes_equal_pictures_together() -> None:
     tiny = flux()
     works = same_size_works(tiny, 6, steps=3)
