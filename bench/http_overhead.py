@@ -101,6 +101,7 @@ class Model:
     name = "echo"
     aliases = ()
     state = ModelState.READY
+    loads_on_demand = False
     info = ModelInfo()
     created_s = 0
     replicas = (EchoReplica(),)
@@ -113,6 +114,12 @@ class Model:
         output_type=Output,
         extra="none",
     )
+
+    def enter(self) -> None:
+        """It is always there."""
+
+    def leave(self) -> None:
+        """Nobody counts."""
 
 
 class Models:
