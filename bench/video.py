@@ -187,6 +187,8 @@ def new_model(pipeline: Any, device: str, num_threads: int) -> VideoModel:
         plan=plan_of(pipeline),
         can=can,
         form=form,
+        caches={},
+        max_cache_bytes=0,
         device=torch.device(device),
         num_threads=num_threads,
         call_arguments={},

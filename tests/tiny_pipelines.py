@@ -415,10 +415,51 @@ def lumina2() -> TinyPipeline:
     return TinyPipeline(pipeline=pipeline, prompt=prompt, size=64)
 
 
+def flux2() -> TinyPipeline:
+    """FLUX.2 klein: draws from a prompt, or after any number of images."""
+    transformer = D.Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = D.AutoencoderKLFlux2(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    randomized(vae)
+    vae.bn.running_mean.copy_(noise(5, 16) * 0.1)
+    vae.bn.running_var.copy_(noise(6, 16).abs() + 0.5)
+    pipeline = D.Flux2KleinPipeline(
+        transformer=randomized(transformer),
+        scheduler=D.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+    def prompt(seed: int) -> dict[str, Any]:
+        return {"prompt_embeds": noise(seed, 1, 9, 48), "negative_prompt_embeds": noise(seed + 1, 1, 9, 48)}
+
+    return TinyPipeline(pipeline=pipeline, prompt=prompt)
+
+
 FAMILIES: dict[str, Callable[[], TinyPipeline]] = {
     "sdxl": sdxl,
     "sd3": sd3,
     "flux": flux,
+    "flux2": flux2,
     "qwen_image": qwen_image,
     "z_image": z_image,
     "chroma": chroma,

@@ -17,6 +17,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from sixfold.core.rendezvous.adapters import Adapters
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPadding:
@@ -105,6 +107,7 @@ class ModuleCall:
         rules: How the arguments are read.
         owner: Whose it is.
         context: The pipeline's name for a kind of its calls, such as one branch of guidance; caches are kept apart by it.
+        adapters: With which the module is to run.
     """
 
     function: Callable[..., Any]
@@ -115,6 +118,7 @@ class ModuleCall:
     rules: CallRules
     owner: CallOwner | None = None
     context: str | None = None
+    adapters: Adapters = ()
 
     @property
     def main(self) -> Any:
@@ -145,6 +149,7 @@ def capture(
     variant: Hashable = None,
     owner: CallOwner | None = None,
     context: str | None = None,
+    adapters: Adapters = (),
 ) -> ModuleCall:
     """Reads a call. On the thread of the pipeline: digests may wait for the device.
 
@@ -154,9 +159,10 @@ def capture(
         kwargs: As called.
         rules: How they are read.
         digests: Of the request.
-        variant: Must be equal for calls to merge: adapters, or a request that wants to run alone.
+        variant: Must be equal for calls to merge, such as for a request that wants to run alone.
         owner: See `ModuleCall`.
         context: Likewise.
+        adapters: Likewise; they must be equal, too.
     """
     names = _parameter_names(function)
     given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -179,10 +185,11 @@ def capture(
         arguments=arguments,
         rows=rows,
         units=max(1, units),
-        key=(identity, variant, spec),
+        key=(identity, variant, adapters, spec),
         rules=rules,
         owner=owner,
         context=context,
+        adapters=adapters,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Generic
@@ -13,6 +14,7 @@ from torch import Tensor
 from sixfold.core.batching.model import InputT, OutputT
 from sixfold.core.batching.rendezvous import Parked, RendezvousModel
 from sixfold.core.messages import Cost, Request
+from sixfold.core.rendezvous.adapters import AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
 from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
 from sixfold.core.rendezvous.merge import merge, split
@@ -43,6 +45,7 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         device: Where the modules are.
         caches: Row caches, by the identity of their module.
         max_cache_bytes: What caches of all sequences may hold; sequences that want one wait beyond it.
+        switches: Of the adapters of modules, by the identity of the module.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         device: torch.device,
         caches: Mapping[int, RowCache] | None = None,
         max_cache_bytes: int = 1 << 62,
+        switches: Mapping[int, AdapterSwitch] | None = None,
     ) -> None:
         super().__init__()
         self._max_cache_bytes = max_cache_bytes
@@ -58,14 +62,11 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         self._bytes_per_user = 0
         self._device = device
         self._caches = dict(caches or {})
+        self._switches = dict(switches or {})
         self._merges: dict[Hashable, bool] = {}  # by kind of call: whether merging is right
         self.num_forwards = 0
         self.num_calls = 0
         self.num_rows = 0
-
-    def select_variant(self, call: ModuleCall) -> None:
-        """Readies the module for calls of this variant, such as its adapters. [device]"""
-        return
 
     @property
     def merges_rightly(self) -> Mapping[Hashable, bool]:
@@ -108,7 +109,6 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         Raises:
             OutOfMemory: Freed already; the core tries the halves.
         """
-        self.select_variant(calls[0])
         try:
             answers = self._checked(calls) if len(calls) > 1 else self._together(calls)
         except Exception as error:
@@ -160,6 +160,11 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
     def _together(self, calls: Sequence[ModuleCall]) -> list[Any]:
         self.num_forwards += 1
         function: Callable[..., Any] = calls[0].function
+        switch = self._switches.get(id(function))
+        with contextlib.nullcontext() if switch is None else switch.using(calls[0].adapters):  # equal: of one key
+            return self._cached(function, calls)
+
+    def _cached(self, function: Callable[..., Any], calls: Sequence[ModuleCall]) -> list[Any]:
         cache = self._caches.get(id(function))
         if cache is None:
             return split(function(**merge(calls)), calls)

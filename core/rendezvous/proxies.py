@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sixfold.core.batching.rendezvous import PipelineSide
+from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall, TensorDigests, capture
 from sixfold.core.rendezvous.lane import Lane, run_aside
 
@@ -56,15 +57,17 @@ class BatchedModule(StandIn):
         rules: Of its calls.
         variant: See `capture`.
         owner: Whose calls they are.
+        adapters: With which the module is to run.
     """
 
-    __slots__ = ("_context", "_digests", "_owner", "_rules", "_side", "_variant")
+    __slots__ = ("_adapters", "_context", "_digests", "_owner", "_rules", "_side", "_variant")
     _side: PipelineSide[ModuleCall, Any]
     _rules: CallRules
     _digests: TensorDigests
     _variant: Hashable
     _owner: CallOwner | None
     _context: str | None
+    _adapters: Adapters
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class BatchedModule(StandIn):
         *,
         variant: Hashable = None,
         owner: CallOwner | None = None,
+        adapters: Adapters = (),
     ) -> None:
         super().__init__(part)
         values = {
@@ -84,6 +88,7 @@ class BatchedModule(StandIn):
             "_variant": variant,
             "_owner": owner,
             "_context": None,
+            "_adapters": adapters,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -99,6 +104,7 @@ class BatchedModule(StandIn):
             variant=self._variant,
             owner=self._owner,
             context=self._context,
+            adapters=self._adapters,
         )
         return self._side.call(call)
 
@@ -179,13 +185,29 @@ class LaneModule(StandIn):
 
 
 class AsideModule(StandIn):
-    """Stands for a module that each pipeline calls by itself, on a stream of its own: encoders, before the first step."""
+    """Stands for a module that each pipeline calls by itself, on a stream of its own: encoders, before the first step.
 
-    __slots__ = ()
+    Args:
+        part: The module.
+        switch: Of its adapters; None if it has none.
+        adapters: With which it is to run.
+    """
+
+    __slots__ = ("_adapters", "_switch")
+    _switch: AdapterSwitch | None
+    _adapters: Adapters
+
+    def __init__(self, part: torch.nn.Module, switch: AdapterSwitch | None = None, adapters: Adapters = ()) -> None:
+        super().__init__(part)
+        object.__setattr__(self, "_switch", switch)
+        object.__setattr__(self, "_adapters", adapters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Computes the call here and now."""
-        return run_aside(self._part, args, kwargs, device_of(self._part))
+        if self._switch is None:
+            return run_aside(self._part, args, kwargs, device_of(self._part))
+        with self._switch.using(self._adapters):
+            return run_aside(self._part, args, kwargs, device_of(self._part))
 
 
 class LockedPart(StandIn):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sixfold.core.batching.rendezvous import PipelineSide
+from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall, TensorDigests
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.proxies import AsideModule, BatchedModule, LaneModule, LockedPart
@@ -54,17 +55,30 @@ class PipelinePlan:
         return self.rules.get(type(module).__name__, CallRules())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ticket:
+    """What the stand-ins of one request share; see `PipelineScope.copy_for`."""
+
+    side: Side
+    digests: TensorDigests
+    variant: Hashable
+    owner: CallOwner | None
+    adapters: Adapters
+
+
 class PipelineScope:
     """Makes the pipelines of requests from a loaded one. Thread-safe.
 
     Args:
         plan: See there.
         lane: For the plan's lanes.
+        switches: Of the adapters of modules, by the identity of the module.
     """
 
-    def __init__(self, plan: PipelinePlan, lane: Lane) -> None:
+    def __init__(self, plan: PipelinePlan, lane: Lane, switches: Mapping[int, AdapterSwitch] | None = None) -> None:
         self._plan = plan
         self._lane = lane
+        self._switches = dict(switches or {})
         self._locks: dict[int, threading.RLock] = {}
         self._locks_lock = threading.Lock()
 
@@ -75,6 +89,7 @@ class PipelineScope:
         *,
         variant: Hashable = None,
         owner: CallOwner | None = None,
+        adapters: Adapters = (),
         scheduler: Callable[[Any], Any] = copy.deepcopy,
     ) -> Any:
         """A pipeline for one request; the loaded one is not changed.
@@ -84,12 +99,13 @@ class PipelineScope:
             side: Of the request's thread.
             variant: Must be equal for calls to merge.
             owner: Whose calls they are.
+            adapters: With which its modules run, those that have them.
             scheduler: Makes the request's own from the loaded scheduler: each keeps the state of one loop.
         """
         scoped = copy.copy(pipeline)
-        digests = TensorDigests()
+        ticket = _Ticket(side=side, digests=TensorDigests(), variant=variant, owner=owner, adapters=adapters)
         for name, part in pipeline.components.items():
-            stand_in = self._stand_in(name, part, side, digests, variant, owner, scheduler)
+            stand_in = scheduler(part) if hasattr(part, "set_timesteps") else self._stand_in(name, part, ticket)
             if stand_in is not part:
                 scoped.__dict__[name] = stand_in
         # At its end a pipeline resets the state of every shared module, and with it the others' caches.
@@ -98,31 +114,22 @@ class PipelineScope:
             scoped.__dict__["_progress_bar_config"] = {"disable": True}
         return scoped
 
-    def _stand_in(
-        self,
-        name: str,
-        part: Any,
-        side: Side,
-        digests: TensorDigests,
-        variant: Hashable,
-        owner: CallOwner | None,
-        scheduler: Callable[[Any], Any],
-    ) -> Any:
+    def _stand_in(self, name: str, part: Any, ticket: _Ticket) -> Any:
         plan = self._plan
-        if part is None:
-            return None
-        if hasattr(part, "set_timesteps"):
-            return scheduler(part)
-        if name in plan.locked:
+        if name in plan.locked and part is not None:
             return LockedPart(part, self._lock_of(part))
         if not isinstance(part, torch.nn.Module):
             return part
+        switch = self._switches.get(id(part))
+        adapters = ticket.adapters if switch is not None else ()
+        side, digests, variant = ticket.side, ticket.digests, ticket.variant
         if name in plan.batched:
-            return BatchedModule(part, side, plan.rules_of(part), digests, variant=variant, owner=owner)
+            rules = plan.rules_of(part)
+            return BatchedModule(part, side, rules, digests, variant=variant, owner=ticket.owner, adapters=adapters)
         if name in plan.lanes:
             lane_part = plan.lanes[name]
             return LaneModule(part, side, self._lane, digests, lane_part.methods, lane_part.aside, variant=variant)
-        return AsideModule(part) if name in plan.aside else part
+        return AsideModule(part, switch, adapters) if name in plan.aside else part
 
     def _lock_of(self, part: Any) -> threading.RLock:
         with self._locks_lock:

@@ -12,6 +12,7 @@ from sixfold.core.errors import NotFound
 from sixfold.core.files import FileStore
 from sixfold.core.serving.api import Call, ModalityAPI, Route, ServedModel, Services
 from sixfold.plugins.image.bodies import GenerationsBody, PictureBody, StreamedBody, request_input
+from sixfold.plugins.image.naming import find_model
 from sixfold.plugins.image.schema import ImageInput, ImageResult
 from sixfold.plugins.image.uploads import EditsBody, VariationsForm, edit_parts
 from sixfold.plugins.image.wire import Echo, image_events, images_body
@@ -48,8 +49,9 @@ class ImageAPI(ModalityAPI):
             RequestError: The body is wrong, the model can't do it, or the request did not succeed.
         """
         body = await call.json(GenerationsBody)
-        model = await call.model(body.model, "generate")
-        return await self._answer(call, model, body, request_input(body, "generate"), "image_generation")
+        model, adapter = await find_model(call, body.model, "generate")
+        wanted = request_input(body, "generate", adapter=adapter)
+        return await self._answer(call, model, body, wanted, "image_generation")
 
     async def edit(self, call: Call) -> Response:
         """Changes an image, or fills the transparent part of a mask.
@@ -58,8 +60,8 @@ class ImageAPI(ModalityAPI):
             RequestError: See `generate`.
         """
         body, images, mask = await edit_parts(call)
-        model = await call.model(body.model, "edit")
-        wanted = request_input(body, "edit", images=images, mask=mask, strength=body.strength)
+        model, adapter = await find_model(call, body.model, "edit")
+        wanted = request_input(body, "edit", images=images, mask=mask, strength=body.strength, adapter=adapter)
         return await self._answer(call, model, body, wanted, "image_edit")
 
     async def vary(self, call: Call) -> Response:
@@ -69,8 +71,8 @@ class ImageAPI(ModalityAPI):
             RequestError: See `generate`.
         """
         body = await call.form(VariationsForm)
-        model = await call.model(body.model, "vary")
-        wanted = request_input(body, "vary", images=(body.image.data,), strength=body.strength)
+        model, adapter = await find_model(call, body.model, "vary")
+        wanted = request_input(body, "vary", images=(body.image.data,), strength=body.strength, adapter=adapter)
         return await self._answer(call, model, body, wanted, "")
 
     async def file(self, call: Call) -> Response:
@@ -91,7 +93,9 @@ class ImageAPI(ModalityAPI):
         if isinstance(body, StreamedBody) and body.stream:
             running = await call.start(model, wanted)
             default_size = str(model.info.details.get("default_size", ""))
-            return call.stream_sse(image_events(echo, running, prefix=prefix, default_size=default_size))
+            return call.stream_sse(
+                image_events(echo, running, prefix=prefix, default_size=default_size, tells_steps=body.progress)
+            )
         finished = await call.run(model, wanted)
         result: ImageResult = finished.result
         urls: tuple[str, ...] = ()

@@ -8,7 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sixfold.core.errors import InvalidRequest
-from sixfold.plugins.image.schema import ImageInput, Operation, OutputFormat, Quality
+from sixfold.plugins.image.schema import ImageInput, LoraChoice, Operation, OutputFormat, PreviewKind, Quality
+
+_MAX_ADAPTERS = 8
 
 _QUALITIES: dict[str, Quality] = {
     "auto": "medium",
@@ -20,13 +22,24 @@ _QUALITIES: dict[str, Quality] = {
 }
 
 
+class LoraBody(BaseModel):
+    """An adapter to draw with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(min_length=1)]
+    """As the operator named it."""
+    scale: Annotated[float, Field(ge=-10.0, le=10.0, allow_inf_nan=False)] = 1.0
+    """Its share; 1 is what it was trained for."""
+
+
 class PictureBody(BaseModel):
     """What all three operations share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    """Name or alias of the model."""
+    """Name or alias of the model; ``NAME:ADAPTER`` draws with one of its adapters."""
     n: Annotated[int, Field(ge=1)] = 1
     """How many pictures; each has a seed of its own, which the answer names."""
     size: str | None = None
@@ -53,6 +66,8 @@ class PictureBody(BaseModel):
     """Class name of a diffusers scheduler that fits the model."""
     row_cache_threshold: Annotated[float, Field(le=1.0)] | None = None
     """First-block caching, see the model's options; negative for none."""
+    lora: Annotated[list[LoraBody], Field(max_length=_MAX_ADAPTERS)] = []
+    """Adapters to draw with, after the one of the model's name."""
     exact: bool = False
     """Runs alone: the last bit does not depend on other requests."""
 
@@ -90,6 +105,10 @@ class StreamedBody(PictureBody):
     """Sends events."""
     partial_images: Annotated[int, Field(ge=0, le=3)] = 0
     """How many intermediate pictures a stream sends for each picture."""
+    preview: PreviewKind | None = None
+    """How they are made: ``decode`` by the autoencoder, ``linear`` cheaply, blurred and of nearly the right colours."""
+    progress: bool = False
+    """Whether a stream tells each step."""
 
     @model_validator(mode="after")
     def _check_stream(self) -> Self:
@@ -97,6 +116,10 @@ class StreamedBody(PictureBody):
             raise InvalidRequest("background transparent: this server draws opaque pictures only.", param="background")
         if self.partial_images and not self.stream:
             raise InvalidRequest("partial_images needs stream=true.", param="partial_images")
+        if self.preview is not None and not self.partial_images:
+            raise InvalidRequest("preview is of partial images; ask for some with partial_images.", param="preview")
+        if self.progress and not self.stream:
+            raise InvalidRequest("progress needs stream=true.", param="progress")
         if self.stream and self.response_format == "url":
             raise InvalidRequest("A stream sends b64_json; leave response_format out.", param="response_format")
         return self
@@ -121,8 +144,10 @@ def request_input(
     images: tuple[bytes, ...] = (),
     mask: bytes | None = None,
     strength: float | None = None,
+    adapter: str | None = None,
 ) -> ImageInput:
     """The whole request as it goes to the model."""
+    named = () if adapter is None else (LoraChoice(name=adapter),)
     streamed = body if isinstance(body, StreamedBody) else None
     return ImageInput(
         operation=operation,
@@ -135,6 +160,7 @@ def request_input(
         output_format=body.output_format,
         output_compression=body.output_compression,
         partial_images=streamed.partial_images if streamed is not None else 0,
+        preview=streamed.preview if streamed is not None else None,
         seed=body.first_seed,
         negative_prompt=body.negative_prompt,
         num_inference_steps=body.num_inference_steps,
@@ -142,5 +168,6 @@ def request_input(
         strength=strength,
         scheduler=body.scheduler,
         row_cache_threshold=body.row_cache_threshold,
+        lora=(*named, *(LoraChoice(name=each.name, scale=each.scale) for each in body.lora)),
         exact=body.exact,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from sixfold.core.errors import ContextLengthExceeded, InvalidRequest
-from sixfold.plugins.image.media import edit_mask, flatten, read_image
+from sixfold.core.pictures import flatten, read_picture
+from sixfold.core.rendezvous.adapters import Adapters
+from sixfold.plugins.image.media import edit_mask
 from sixfold.plugins.image.options import ImageOptions
 from sixfold.plugins.image.roles import Role, Roles
-from sixfold.plugins.image.schema import ImageInput, Quality
+from sixfold.plugins.image.schema import ImageInput, LoraChoice, Quality
 from sixfold.plugins.image.sizes import SizeRules
 
 _D: Any = diffusers
@@ -38,6 +40,8 @@ class Drawing:
         num_steps: That will run.
         seed: Of the generator.
         text_tokens: Of the prompt.
+        adapters: With which the modules run.
+        linear_preview: Whether previews are made without the decoder.
         scheduler: Class of the request's own scheduler; None keeps the model's.
     """
 
@@ -48,6 +52,8 @@ class Drawing:
     num_steps: int
     seed: int
     text_tokens: int
+    adapters: Adapters = ()
+    linear_preview: bool = False
     scheduler: Any = None
 
 
@@ -59,11 +65,15 @@ class Planner:
         roles: What the model can do.
         sizes: What it can draw.
         options: The operator's.
+        caches_blocks: Whether the model's blocks can be cached.
+        previews_linearly: Whether it has previews without the decoder.
     """
 
     roles: Roles
     sizes: SizeRules
     options: ImageOptions
+    caches_blocks: bool
+    previews_linearly: bool
 
     def plan(self, wanted: ImageInput, index: int) -> Drawing:
         """The plan of the picture with this index. [pool]
@@ -91,6 +101,8 @@ class Planner:
             num_steps=steps,
             seed=(seed + index) % (MAX_SEED + 1),
             text_tokens=count_tokens(role.pipeline, wanted.prompt, role.defaults.get("max_sequence_length")),
+            adapters=self._adapters(wanted.lora),
+            linear_preview=self._linear_preview(wanted),
             scheduler=self._scheduler(role, wanted.scheduler),
         )
 
@@ -100,6 +112,11 @@ class Planner:
         Raises:
             InvalidRequest: Its figures are out of bounds.
         """
+        threshold = wanted.row_cache_threshold
+        if threshold is not None and threshold >= 0.0 and not self.caches_blocks:
+            raise InvalidRequest(
+                "row_cache_threshold: this model's blocks can't be cached. Leave it out.", param="row_cache_threshold"
+            )
         if wanted.n > self.options.max_n:
             raise InvalidRequest(f"n is {wanted.n}; at most {self.options.max_n} pictures at once.", param="n")
         roles = self.roles
@@ -123,7 +140,7 @@ class Planner:
         return max(1, math.ceil(medium * _QUALITY[wanted.quality]))
 
     def _read(self, data: bytes) -> Image.Image:
-        return read_image(data, param="image", max_pixels=self.options.max_pixels * _UPLOAD_FACTOR)
+        return read_picture(data, param="image", max_pixels=self.options.max_pixels * _UPLOAD_FACTOR)
 
     def _mask(self, wanted: ImageInput, sources: list[Image.Image]) -> Image.Image | None:
         if wanted.mask is None:
@@ -132,7 +149,7 @@ class Planner:
             if source is not None and source.mode == "RGBA" and source.getchannel("A").getextrema()[0] == 0:
                 return edit_mask(source, source.size, param="image") if self.roles.inpaint is not None else None
             return None
-        mask = read_image(wanted.mask, param="mask", max_pixels=self.options.max_pixels * _UPLOAD_FACTOR)
+        mask = read_picture(wanted.mask, param="mask", max_pixels=self.options.max_pixels * _UPLOAD_FACTOR)
         return edit_mask(mask, sources[0].size, param="mask")
 
     def _size(self, wanted: ImageInput, sources: list[Image.Image]) -> tuple[int, int]:
@@ -151,9 +168,14 @@ class Planner:
         steps: int,
     ) -> int:
         """Adds what an image pipeline takes; returns the steps that will run."""
-        if len(sources) > 1:
-            raise InvalidRequest(f"{len(sources)} images were sent; this model starts from one.", param="image")
-        arguments["image"] = flatten(sources[0]).resize(size, Image.Resampling.LANCZOS)
+        most = max(1, role.max_references)
+        if len(sources) > most:
+            raise InvalidRequest(f"{len(sources)} images were sent; this model takes {most}.", param="image")
+        if role.max_references:
+            images = [_checked(flatten(source), role.pipeline) for source in sources]
+            arguments["image"] = images if most > 1 else images[0]
+        else:
+            arguments["image"] = flatten(sources[0]).resize(size, Image.Resampling.LANCZOS)
         if mask is not None:
             arguments["mask_image"] = mask.resize(size, Image.Resampling.NEAREST)
         if not role.takes("strength"):
@@ -189,6 +211,22 @@ class Planner:
         if negative is not None:
             arguments["negative_prompt"] = negative
 
+    def _linear_preview(self, wanted: ImageInput) -> bool:
+        linear = (wanted.preview or self.options.preview) == "linear"
+        if linear and not self.previews_linearly:
+            raise InvalidRequest("preview linear: this model has none. Leave preview out.", param="preview")
+        return linear
+
+    def _adapters(self, chosen: Sequence[LoraChoice]) -> Adapters:
+        known = self.options.lora
+        for index, choice in enumerate(chosen):
+            if choice.name not in known:
+                has = f"only {', '.join(sorted(known))}" if known else "none at all"
+                raise InvalidRequest(f"lora: this model has no adapter {choice.name[:100]!r}, {has}.", param="lora")
+            if any(choice.name == other.name for other in chosen[:index]):
+                raise InvalidRequest(f"lora: {choice.name!r} is given twice; give it once.", param="lora")
+        return tuple((choice.name, choice.scale) for choice in chosen)
+
     def _scheduler(self, role: Role, name: str | None) -> Any:
         name = name or self.options.scheduler
         if name is None:
@@ -201,6 +239,21 @@ class Planner:
                 f"scheduler {name[:60]!r}: this model takes {', '.join(sorted(known))}.", param="scheduler"
             )
         return known[name]
+
+
+def _checked(image: Image.Image, pipeline: Any) -> Image.Image:
+    """The image, if the pipeline has nothing against it.
+
+    Raises:
+        InvalidRequest: It is too small, too large or too long for the model.
+    """
+    check = getattr(pipeline.image_processor, "check_image_input", None)
+    if check is not None:
+        try:
+            check(image)
+        except ValueError as error:
+            raise InvalidRequest(f"The model can't use an image: {error}", param="image") from error
+    return image
 
 
 def count_tokens(pipeline: Any, prompt: str, max_sequence_length: Any) -> int:

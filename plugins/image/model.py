@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -14,23 +14,18 @@ from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import Parked, PipelineSide
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Request, Usage
+from sixfold.core.rendezvous.adapters import AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
 from sixfold.core.rendezvous.row_cache import RowCache
 from sixfold.core.rendezvous.scoped import PipelineScope
 from sixfold.plugins.image.drawing import Drawing, Planner, generator_for
+from sixfold.plugins.image.linear_map import LinearMap
 from sixfold.plugins.image.media import write_image
-from sixfold.plugins.image.previews import decodable, decoded_image, preview_steps
 from sixfold.plugins.image.rules import plan
-from sixfold.plugins.image.schema import (
-    ImageInput,
-    ImageOutput,
-    ImageResult,
-    PartialImage,
-    Picture,
-    StepProgress,
-)
+from sixfold.plugins.image.schema import ImageInput, ImageOutput, ImageResult, Picture
+from sixfold.plugins.image.watcher import Watcher
 
 Side = PipelineSide[ModuleCall, Any]
 
@@ -43,6 +38,8 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         info: What the loader found out.
         device: Where the modules are.
         caches: Row caches, by the identity of their module.
+        switches: Of the adapters of modules, likewise.
+        linear_map: For cheap previews; None if there is none.
         num_threads: CPU threads of steps.
     """
 
@@ -53,17 +50,20 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         info: ModelInfo,
         device: torch.device,
         caches: Mapping[int, RowCache],
+        switches: Mapping[int, AdapterSwitch],
+        linear_map: LinearMap | None,
         num_threads: int,
     ) -> None:
         options = planner.options
-        super().__init__(device, caches, options.max_cache_bytes)
+        super().__init__(device, caches, options.max_cache_bytes, switches)
         self._planner = planner
         self._options = options
         self._info = info
         self._num_threads = num_threads
         self._lane = Lane("decode", device, num_threads=options.decode_threads)
-        self._scope = PipelineScope(plan(options.text_multiple), self._lane)
-        self._exact_scope = PipelineScope(plan(0), self._lane)
+        self._scope = PipelineScope(plan(options.text_multiple), self._lane, switches)
+        self._exact_scope = PipelineScope(plan(0), self._lane, switches)
+        self._linear_map = linear_map
         self._writers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="previews")
         self._units_per_pixel = 1 / 256  # of one step; measured when warm
         self._num_pictures = 0
@@ -101,7 +101,7 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         wanted = request.input
         drawing = self._planner.plan(wanted, piece)
         scoped = self._scoped(request, piece, drawing, side)
-        watcher = _Watcher(self, wanted, piece, drawing, side)
+        watcher = Watcher(wanted, piece, drawing, side, writers=self._writers, linear_map=self._linear_map)
         arguments = dict(drawing.arguments)
         if drawing.role.takes("callback_on_step_end"):
             arguments["callback_on_step_end"] = watcher.after_step
@@ -144,18 +144,9 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
             side,
             variant=owner if wanted.exact else None,
             owner=owner,
+            adapters=drawing.adapters,
             scheduler=copy.deepcopy if new_scheduler is None else lambda own: new_scheduler.from_config(own.config),
         )
-
-    def start_preview(self, scoped: Any, latents: Any, drawing: Drawing) -> Future[Any]:
-        """Decodes a picture as it is now, beside the steps. [pipeline's thread]"""
-        latents = decodable(scoped, latents.detach().clone(), drawing.width, drawing.height)
-        started: Future[Any] = scoped.vae.start("decode", latents, return_dict=False)
-        return started
-
-    def write_later(self, work: Any) -> Future[Any]:
-        """Runs work on the thread that encodes previews."""
-        return self._writers.submit(work)
 
     def finish(self, request: Request[ImageInput], sequences: Sequence[Parked[ModuleCall, Any]]) -> Finish[ImageOutput]:
         """All pictures of the request, in order."""
@@ -212,44 +203,6 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         self._writers.shutdown(wait=True)
         for cache in self._caches.values():
             cache.close()
-
-
-class _Watcher:
-    """Sends progress and previews of one picture. Used by its pipeline's thread."""
-
-    def __init__(self, model: ImageModel, wanted: ImageInput, index: int, drawing: Drawing, side: Side) -> None:
-        self._model = model
-        self._wanted = wanted
-        self._index = index
-        self._drawing = drawing
-        self._side = side
-        self._previews = preview_steps(drawing.num_steps, wanted.partial_images)
-        self._num_done = 0
-        self._pending: list[Future[Any]] = []
-
-    def after_step(self, pipeline: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
-        """The pipeline's ``callback_on_step_end``."""
-        self._num_done += 1
-        self._side.emit(StepProgress(image_index=self._index, step=self._num_done, num_steps=self._drawing.num_steps))
-        if self._num_done in self._previews:
-            decoded = self._model.start_preview(pipeline, values["latents"], self._drawing)
-            partial_index = self._previews.index(self._num_done)
-            self._pending.append(self._model.write_later(lambda: self._send(pipeline, decoded, partial_index)))
-        return {}
-
-    def after_old_step(self, pipeline: Any, step: int, time: Any, latents: Any) -> None:
-        """The ``callback`` of pipelines that have no other."""
-        self.after_step(pipeline, step, time, {"latents": latents})
-
-    def wait(self) -> None:
-        """Returns when all previews are sent."""
-        for pending in self._pending:
-            pending.result()
-
-    def _send(self, pipeline: Any, decoded: Future[Any], partial_index: int) -> None:
-        image = decoded_image(pipeline, decoded.result())
-        data = write_image(image, self._wanted.output_format, self._wanted.output_compression)
-        self._side.emit(PartialImage(image_index=self._index, partial_index=partial_index, data=data))
 
 
 class _WarmUpSide(PipelineSide[ModuleCall, Any]):

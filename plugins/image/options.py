@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from sixfold.core.source_ref import SourceRef
+
+_AdapterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
 class ImageOptions(BaseModel):
@@ -36,6 +40,8 @@ class ImageOptions(BaseModel):
     """Class name of a diffusers scheduler in place of the model's own."""
     row_cache_threshold: float | None = Field(default=None, ge=0.0, le=1.0)
     """First-block caching: steps whose first block changes less than this are mostly skipped. None computes all."""
+    preview: Literal["decode", "linear"] = "decode"
+    """How partial images are made where a request does not say: by the decoder, or by a linear map, blurred and cheap."""
     max_cache_bytes: int = Field(default=4 * 1024**3, ge=0)
     """Most memory that caches of all running requests may take; a request beyond it waits."""
     text_multiple: int = Field(default=16, ge=0)
@@ -43,6 +49,8 @@ class ImageOptions(BaseModel):
     steps. 0 pads nothing."""
     max_step_units: int = Field(default=65_536, ge=1)
     """Most latent positions of one step."""
+    lora: dict[_AdapterName, SourceRef] = {}
+    """Sources of LoRA adapters (safetensors) by the names under which requests choose them. All are kept in memory."""
     compile: bool = False
     """Compiles the blocks of the denoiser (``torch.compile``, for any number of rows). Takes minutes at the start."""
     decode_threads: int = Field(default=1, ge=1)

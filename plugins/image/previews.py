@@ -17,6 +17,8 @@ def decodable(pipeline: Any, latents: Tensor, width: int, height: int) -> Tensor
         width: Of the picture, in pixels.
         height: Likewise.
     """
+    if hasattr(pipeline, "_unpack_latents_with_ids"):
+        return _normalised_patches(pipeline, latents, width, height)
     if latents.ndim == 3:
         latents = pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
     config = pipeline.vae.config
@@ -28,6 +30,15 @@ def decodable(pipeline: Any, latents: Tensor, width: int, height: int) -> Tensor
         mean, std = (torch.tensor(value).view(shape).to(latents) for value in (mean, std))
         return latents * std / (scaling if latents.ndim == 4 else 1.0) + mean
     return latents / scaling + (getattr(config, "shift_factor", None) or 0.0)
+
+
+def _normalised_patches(pipeline: Any, latents: Tensor, width: int, height: int) -> Tensor:
+    """Of FLUX.2: tokens in the order of rows, normalised by the autoencoder's running statistics."""
+    vae, patch = pipeline.vae, 2 * pipeline.vae_scale_factor
+    grid = latents.to(vae.dtype).reshape(len(latents), height // patch, width // patch, -1).movedim(-1, 1)
+    mean, variance = (value.view(1, -1, 1, 1).to(grid) for value in (vae.bn.running_mean, vae.bn.running_var))
+    patches: Tensor = pipeline._unpatchify_latents(grid * torch.sqrt(variance + vae.config.batch_norm_eps) + mean)
+    return patches
 
 
 def decoded_image(pipeline: Any, answer: Any) -> Any:

@@ -17,6 +17,17 @@ _LOG = logging.getLogger(__name__)
 _D: Any = diffusers
 
 
+# Pipelines that draw a new picture after images that they see whole; each brings them to its own size. Others start from
+# one image, which has the size of the picture.
+_MAX_REFERENCES = {
+    "Flux2KleinPipeline": 16,
+    "Flux2Pipeline": 16,
+    "FluxKontextPipeline": 1,
+    "QwenImageEditPipeline": 1,
+    "QwenImageEditPlusPipeline": 16,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Role:
     """A pipeline and the arguments that its call takes, with their defaults."""
@@ -27,6 +38,11 @@ class Role:
     def takes(self, name: str) -> bool:
         """Whether the call has this argument."""
         return name in self.defaults
+
+    @property
+    def max_references(self) -> int:
+        """How many images it draws after; 0 for one that starts from an image."""
+        return _MAX_REFERENCES.get(type(self.pipeline).__name__, 0)
 
 
 def role_of(pipeline: Any) -> Role:

@@ -37,6 +37,7 @@ def call_rules(text_multiple: int) -> Mapping[str, CallRules]:
     text = TextPadding(states="encoder_hidden_states", mask="encoder_hidden_states_mask", multiple=text_multiple)
     return {
         "FluxTransformer2DModel": flat_ids,
+        "Flux2Transformer2DModel": flat_ids,
         "ChromaTransformer2DModel": flat_ids,
         "BriaTransformer2DModel": flat_ids,
         "OvisImageTransformer2DModel": flat_ids,

@@ -8,7 +8,15 @@ import msgspec
 
 Quality = Literal["low", "medium", "high"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+PreviewKind = Literal["decode", "linear"]
 Operation = Literal["generate", "edit", "vary"]
+
+
+class LoraChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter that a request chooses, and its share."""
+
+    name: str
+    scale: float = 1.0
 
 
 class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +33,7 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
         output_format: Of the pictures.
         output_compression: 0 to 100, for jpeg and webp; None for the encoder's default.
         partial_images: How many intermediate pictures to send.
+        preview: How they are made; None leaves it to the model's options.
         seed: Of the first picture, the next ones follow it; None draws one.
         negative_prompt: What not to draw.
         num_inference_steps: Instead of the quality's.
@@ -32,6 +41,7 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
         strength: How much of the input image is drawn anew.
         scheduler: Class name of a diffusers scheduler.
         row_cache_threshold: See `ImageOptions`; a negative value turns caching off.
+        lora: Adapters to draw with, in order; () draws with the model as it is.
         exact: Runs alone, for a result that does not depend on any other request to the last bit.
     """
 
@@ -45,6 +55,7 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
     output_format: OutputFormat = "png"
     output_compression: int | None = None
     partial_images: int = 0
+    preview: PreviewKind | None = None
     seed: int | None = None
     negative_prompt: str | None = None
     num_inference_steps: int | None = None
@@ -52,6 +63,7 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
     strength: float | None = None
     scheduler: str | None = None
     row_cache_threshold: float | None = None
+    lora: tuple[LoraChoice, ...] = ()
     exact: bool = False
 
 

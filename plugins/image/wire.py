@@ -14,7 +14,7 @@ import msgspec
 from sixfold.core.messages import Finished, Increment, Usage
 from sixfold.core.serving.api import Running
 from sixfold.core.serving.sse import event_frame
-from sixfold.plugins.image.schema import ImageResult, OutputFormat, PartialImage, Quality
+from sixfold.plugins.image.schema import ImageResult, OutputFormat, PartialImage, Quality, StepProgress
 
 _encode = msgspec.json.Encoder().encode
 
@@ -80,14 +80,17 @@ def images_body(echo: Echo, finished: Finished[Any], urls: tuple[str, ...]) -> b
     )
 
 
-async def image_events(echo: Echo, running: Running, *, prefix: str, default_size: str) -> AsyncIterator[bytes]:
-    """The events of a streamed answer: progress as comments, partial images, one completed event a picture.
+async def image_events(
+    echo: Echo, running: Running, *, prefix: str, default_size: str, tells_steps: bool = False
+) -> AsyncIterator[bytes]:
+    """The events of a streamed answer: steps if wanted, partial images, one completed event a picture.
 
     Args:
         echo: See there.
         running: The request.
         prefix: ``image_generation`` or ``image_edit``.
         default_size: What partial images name as their size when the model chose it.
+        tells_steps: Whether each step is an event, which OpenAI does not have.
     """
     head = {
         "created_at": echo.created_s,
@@ -98,7 +101,9 @@ async def image_events(echo: Echo, running: Running, *, prefix: str, default_siz
     async for events in running:
         for event in events:
             output = event.output if isinstance(event, Increment) else None
-            if isinstance(output, PartialImage):
+            if isinstance(output, StepProgress) and tells_steps:
+                yield _step_frame(f"{prefix}.progress", output)
+            elif isinstance(output, PartialImage):
                 body = {
                     "type": f"{prefix}.partial_image",
                     **head,
@@ -121,6 +126,11 @@ async def image_events(echo: Echo, running: Running, *, prefix: str, default_siz
                         "image_index": index,
                     }
                     yield await asyncio.to_thread(_with_picture, body, picture.data)
+
+
+def _step_frame(kind: str, done: StepProgress) -> bytes:
+    body = {"type": kind, "image_index": done.image_index, "step": done.step, "num_steps": done.num_steps}
+    return event_frame(kind, _encode(body))
 
 
 def _with_picture(body: dict[str, Any], data: bytes) -> bytes:

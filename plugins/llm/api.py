@@ -11,10 +11,11 @@ from starlette.responses import Response
 from sixfold.core.jobs import JobStore
 from sixfold.core.serving.api import Call, ModalityAPI, Route, Services
 from sixfold.plugins.llm.answer_parser import ParserChoice
+from sixfold.plugins.llm.image_parts import chat_images, fetch_images
 from sixfold.plugins.llm.refusals import check_chat, check_completion
 from sixfold.plugins.llm.requests import chat_input, completion_input
 from sixfold.plugins.llm.responses_objects import ResponseStatus, request_members
-from sixfold.plugins.llm.responses_requests import check_response, input_items, response_input
+from sixfold.plugins.llm.responses_requests import check_response, input_items, response_images, response_input
 from sixfold.plugins.llm.responses_schema import NoQuery, ResponsesBody
 from sixfold.plugins.llm.responses_store import ResponseStore
 from sixfold.plugins.llm.responses_stream import ResponseBuilder, ResponseStream, whole_response
@@ -58,7 +59,8 @@ class LlmAPI(ModalityAPI):
         model = await call.model(body.model, "chat")
         head = Head.new("chatcmpl", model.name)
         logprobs = bool(body.logprobs)
-        chat = chat_input(body)
+        images = await fetch_images(call, tuple(chat_images(body)), model.info.details)
+        chat = chat_input(body, images)
         parsers = ParserChoice.of(model.info.details, chat)
         if not body.stream:
             finished = await call.run(model, chat)
@@ -80,9 +82,13 @@ class LlmAPI(ModalityAPI):
         logprobs = body.logprobs is not None
         if not body.stream:
             finished = await call.run(model, completion_input(body))
-            return call.respond(completion_object(head, finished, logprobs=logprobs))
+            return call.respond(completion_object(head, finished, logprobs=logprobs, echo=bool(body.echo)))
         running = await call.start(model, completion_input(body))
-        return call.stream_sse(completion_chunks(head, running, logprobs=logprobs, include_usage=_include_usage(body)))
+        return call.stream_sse(
+            completion_chunks(
+                head, running, logprobs=logprobs, include_usage=_include_usage(body), echo=bool(body.echo)
+            )
+        )
 
     async def respond(self, call: Call) -> Response:
         """Answers a conversation whose earlier turns may be stored."""
@@ -90,7 +96,8 @@ class LlmAPI(ModalityAPI):
         check_response(body)
         model = await call.model(body.model, "chat")
         earlier = await self._responses.conversation(body.previous_response_id, owner=call.tenant)
-        chat = response_input(body, earlier)
+        wanted = (*response_images(earlier, "previous_response_id"), *response_images(input_items(body), "input"))
+        chat = response_input(body, earlier, await fetch_images(call, wanted, model.info.details))
         parsers = ParserChoice.of(model.info.details, chat)
         head = Head(id=self._responses.new_id(), created=int(time.time()), model=model.name)
         builder = ResponseBuilder(head, request_members(body))

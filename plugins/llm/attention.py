@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # its kernels need Triton, which is there on GPUs only
 ATTENTION = "sixfold_paged"
 """Name in transformers' table of attention functions."""
 
+# Scores that are held at once where no fused kernel does it: 64 MiB of float32.
+_MAX_SCORES = 1 << 24
+
 PAGED_STEP = "paged_step"
 """Name of the keyword argument of ``forward`` that holds a `PagedStep`."""
 
@@ -56,6 +59,7 @@ def paged_attention(
     scaling: float | None = None,
     paged_step: PagedStep,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **_others: object,
 ) -> tuple[Tensor, None]:
     """Causal attention of a flat batch over the cache.
@@ -69,6 +73,7 @@ def paged_attention(
         scaling: Factor on the scores; 1/sqrt(head dim) if None.
         paged_step: See `PAGED_STEP`.
         sliding_window: Tokens, its own included, that a token sees; None for all.
+        softcap: What scores approach and never exceed; None leaves them as they are.
         _others: What `probe` has found to have no influence.
 
     Returns:
@@ -77,7 +82,7 @@ def paged_attention(
     layout = paged_step.layout
     cache = paged_step.caches[module.layer_idx]
     if layout.tiles is not None:
-        return _attend_by_tiles(layout, layout.tiles, cache, query, key, value, scaling, sliding_window), None
+        return _attend_by_tiles(layout, layout.tiles, cache, query, key, value, scaling, sliding_window, softcap), None
     keys_at, values_at = layout.token_rows(num_kv_heads=cache.shape[2], block_size=cache.shape[3])
     tokens = cache.view(-1, cache.shape[4])
     tokens.index_copy_(0, keys_at, key.reshape(-1, key.shape[3]))
@@ -86,12 +91,12 @@ def paged_attention(
     output = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
     for group in layout.decodes:
         mask = _decode_mask(layout, group, query.dtype, sliding_window)
-        output[group.start : group.end] = _decode(layout, group, query, cache, scaling, mask)
+        output[group.start : group.end] = _decode(layout, group, query, cache, scaling, mask, softcap)
     for chunk in layout.prefills:
         here = slice(chunk.start, chunk.end)
         visible = prefill_mask(layout, chunk, query.device, sliding_window)
         attended = _prefill(
-            layout, chunk, query[:, :, here], key[:, :, here], value[:, :, here], cache, scaling, visible
+            layout, chunk, query[:, :, here], key[:, :, here], value[:, :, here], cache, scaling, visible, softcap
         )
         output[here] = attended[0].transpose(0, 1)
     return output.unsqueeze(0), None
@@ -106,6 +111,7 @@ def _attend_by_tiles(
     value: Tensor,
     scaling: float | None,
     window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     """The same by the kernels for GPUs, which read cache blocks where they lie."""
     from sixfold.plugins.llm import paged_kernels
@@ -123,6 +129,7 @@ def _attend_by_tiles(
             output,
             scaling=head_dim**-0.5 if scaling is None else scaling,
             window=window,
+            softcap=softcap,
         )
     return output.unsqueeze(0)
 
@@ -136,7 +143,13 @@ def gather_context(layout: BatchLayout, part: DecodeGroup | PrefillChunk, block_
 
 
 def _decode(
-    layout: BatchLayout, group: DecodeGroup, query: Tensor, cache: Tensor, scaling: float | None, mask: Tensor
+    layout: BatchLayout,
+    group: DecodeGroup,
+    query: Tensor,
+    cache: Tensor,
+    scaling: float | None,
+    mask: Tensor,
+    softcap: float | None,
 ) -> Tensor:
     """Batched products over whole contexts: the fused kernel is made for many queries and is slower for so few."""
     num_rows = group.end - group.start
@@ -147,7 +160,10 @@ def _decode(
     queries = query[0, :, group.start : group.end].transpose(0, 1).reshape(num_rows * num_kv_heads, -1, head_dim)
     scale = head_dim**-0.5 if scaling is None else scaling
     hidden = mask.expand(-1, num_kv_heads, -1).reshape(num_rows * num_kv_heads, 1, -1)
-    scores = torch.baddbmm(hidden.expand(-1, queries.shape[1], -1), queries, keys.transpose(1, 2), alpha=scale)
+    if softcap is None:
+        scores = torch.baddbmm(hidden.expand(-1, queries.shape[1], -1), queries, keys.transpose(1, 2), alpha=scale)
+    else:
+        scores = _capped(torch.bmm(queries, keys.transpose(1, 2)) * scale, softcap) + hidden
     return torch.bmm(torch.softmax(scores, dim=-1), values).reshape(num_rows, num_heads, head_dim)
 
 
@@ -176,10 +192,13 @@ def _prefill(
     cache: Tensor,
     scaling: float | None,
     mask: Tensor | None,
+    softcap: float | None,
 ) -> Tensor:
     if chunk.block_ids is not None:
         context = gather_context(layout, chunk, chunk.block_ids, cache)[:, :, : chunk.num_context]
         key, value = context[0].unsqueeze(0), context[1].unsqueeze(0)
+    if softcap is not None:
+        return _capped_attention(query, key, value, mask, scaling, softcap)
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -189,6 +208,44 @@ def _prefill(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+
+
+def _capped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
+) -> Tensor:
+    """Attention whose scores are capped, which no fused kernel of the processor's does; so some rows at a time.
+
+    Args:
+        query: [1, heads, rows, head dim].
+        key: [1, kv heads, context, head dim].
+        value: As ``key``.
+        mask: [rows, context], true where a row may look; None for causal attention of as many rows as the context has.
+        scaling: As in `paged_attention`.
+        softcap: As in `paged_attention`.
+
+    Returns:
+        [1, heads, rows, head dim].
+
+    Source: Gemma Team 2024 (Gemma 2), section 2, logit soft-capping.
+    """
+    num_heads, num_rows, head_dim = query.shape[1:]
+    num_kv_heads, num_context = key.shape[1:3]
+    scale = head_dim**-0.5 if scaling is None else scaling
+    if mask is None:
+        mask = torch.ones((num_rows, num_context), dtype=torch.bool, device=query.device).tril()
+    grouped = query[0].reshape(num_kv_heads, num_heads // num_kv_heads, num_rows, head_dim)
+    size = max(1, _MAX_SCORES // (num_heads * num_context))
+    parts: list[Tensor] = []
+    for begin in range(0, num_rows, size):
+        rows = grouped[:, :, begin : begin + size]
+        scores = _capped(torch.matmul(rows, key[0].unsqueeze(1).transpose(2, 3)) * scale, softcap)
+        scores = scores.masked_fill(~mask[begin : begin + size], -torch.inf)
+        parts.append(torch.matmul(torch.softmax(scores, dim=-1), value[0].unsqueeze(1)))
+    return torch.cat(parts, dim=2).flatten(0, 1).unsqueeze(0)
+
+
+def _capped(scores: Tensor, softcap: float) -> Tensor:
+    return torch.tanh(scores / softcap) * softcap
 
 
 def prefill_mask(layout: BatchLayout, chunk: PrefillChunk, device: torch.device, window: int | None) -> Tensor | None:

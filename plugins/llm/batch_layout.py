@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from sixfold.plugins.llm.cached_tokens import CachedTokens
-from sixfold.plugins.llm.rows import AttentionRows
+from sixfold.plugins.llm.prompt_images import feature_rows
+from sixfold.plugins.llm.rope_positions import positions_of_step
+from sixfold.plugins.llm.rows import AttentionRows, ScoredSpan
 from sixfold.plugins.llm.sampling import IntArray
 from sixfold.plugins.llm.tensors import index_tensor, to_tensor
 
@@ -66,7 +68,7 @@ class BatchLayout:
 
     Attributes:
         token_ids: [1, tokens].
-        position_ids: [1, tokens].
+        position_ids: [1, tokens], or [directions, 1, tokens].
         blocks: [tokens] the cache block that each token's keys and values go to.
         offsets: [tokens] the place in that block.
         decodes: Groups of single-token rows.
@@ -74,7 +76,10 @@ class BatchLayout:
         contexts: All rows.
         sampled: Indices into the granted sequences, in the order of `logit_rows`; one for the last known token of each
             that is computed to its end, followed by one for each of its drafts.
-        logit_rows: [sampled] rows of the flat batch whose logits are needed.
+        logit_rows: [sampled + scored places] rows of the flat batch whose logits are needed.
+        scored: Places of prompts whose next tokens are to be judged.
+        image_rows: [features] rows of the flat batch that take an image's features instead of their token's embedding.
+        image_features: [features, hidden size], where the model is; both None if there are none.
         masks: Attention masks made so far, by group and sliding window; filled by the attention function.
         rows: Row numbers made so far; the same for all layers of one shape.
         tiles: The rows for kernels on GPUs, instead of ``decodes`` and ``prefills``.
@@ -89,6 +94,9 @@ class BatchLayout:
     contexts: AttentionRows
     sampled: tuple[int, ...]
     logit_rows: Tensor
+    scored: tuple[ScoredSpan, ...] = ()
+    image_rows: Tensor | None = None
+    image_features: Tensor | None = None
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=lambda: {})
     rows: dict[tuple[int, int, int], Tensor] = field(default_factory=lambda: {})
     short: dict[int, AttentionRows] = field(default_factory=lambda: {})
@@ -103,6 +111,7 @@ class BatchLayout:
             blocks=self.blocks.to(device, non_blocking=True),
             offsets=self.offsets.to(device, non_blocking=True),
             logit_rows=self.logit_rows.to(device, non_blocking=True),
+            image_rows=None if self.image_rows is None else self.image_rows.to(device, non_blocking=True),
             tiles=tiles,
         )
 
@@ -177,6 +186,10 @@ def lay_out(
     prefills: list[PrefillChunk] = []
     sampled: list[int] = []
     logit_rows: list[int] = []
+    score_rows: list[int] = []
+    scored: list[ScoredSpan] = []
+    image_rows: list[IntArray] = []
+    image_features: list[Tensor] = []
     at = 0
     for i in order:
         sequence, begin, context = sequences[i], sequences[i].num_computed, contexts[i]
@@ -190,14 +203,24 @@ def lay_out(
         tables[i, :num_blocks] = sequence.block_table[:num_blocks]
         if grouped and units[i] > 1:
             prefills.append(_prefill_chunk(sequence, at, end, context, block_size, device))
+        for rows_of_image, features in feature_rows(sequence.images, begin, context):
+            image_rows.append(rows_of_image + at)
+            image_features.append(features)
         if context >= num_known:
             rows = range(at + num_known - begin - 1, end)
             sampled.extend([i] * len(rows))
             logit_rows.extend(rows)
+        judged = min(context, sequence.num_scored - 1)
+        if judged > begin or (sequence.num_scored == 1 and begin == 0):
+            scored.append(ScoredSpan(i, begin, max(judged, begin)))
+            score_rows.extend(range(at, at + max(judged, begin) - begin))
         at = end
+    rotated = positions_of_step(
+        [sequences[i].rope for i in order], [sequences[i].num_computed for i in order], [contexts[i] for i in order]
+    )
     return BatchLayout(
         token_ids=to_tensor(token_ids, device).unsqueeze(0),
-        position_ids=to_tensor(positions, device).unsqueeze(0),
+        position_ids=to_tensor(positions if rotated is None else rotated, device).unsqueeze(-2),
         blocks=to_tensor(blocks, device),
         offsets=to_tensor(positions % block_size, device),
         decodes=_decode_groups([sequences[i] for i in decodes], [contexts[i] for i in decodes], block_size, device)
@@ -212,7 +235,10 @@ def lay_out(
             num_tokens=int(positions.sum()) + num_tokens,
         ),
         sampled=tuple(sampled),
-        logit_rows=index_tensor(logit_rows, device),
+        logit_rows=index_tensor([*logit_rows, *score_rows], device),
+        scored=tuple(scored),
+        image_rows=to_tensor(np.concatenate(image_rows), device) if image_rows else None,
+        image_features=torch.cat(image_features) if image_features else None,
     )
 
 

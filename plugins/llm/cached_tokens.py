@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sixfold.plugins.llm.prompt_images import PromptImage
+from sixfold.plugins.llm.rope_positions import RopePositions
 from sixfold.plugins.llm.sampling import IntArray
 
 
@@ -16,9 +18,12 @@ class CachedTokens:
         token_ids: The prompt; generated tokens are appended.
         salt: Only sequences of equal salt share blocks; None shares with nobody.
         block_hashes: Of the prompt's full blocks, as far as they are known.
+        images: Those of the prompt, in order.
+        rope: Its positions; None if they are its places.
 
     Attributes:
         drafts: Tokens that may follow the known ones, to be verified in the next step.
+        num_scored: Tokens, from the first on, whose log probabilities are yet to be told.
         num_published: Blocks at the head of the table that others can find.
         num_cached: Tokens that were found in the cache when the sequence first started; None until then.
     """
@@ -27,23 +32,35 @@ class CachedTokens:
         "block_hashes",
         "block_table",
         "drafts",
+        "images",
         "num_blocks",
         "num_cached",
         "num_computed",
         "num_published",
+        "num_scored",
+        "rope",
         "salt",
         "suspect",
         "token_ids",
     )
 
     def __init__(
-        self, token_ids: Sequence[int], *, salt: bytes | None = None, block_hashes: Sequence[bytes] = ()
+        self,
+        token_ids: Sequence[int],
+        *,
+        salt: bytes | None = None,
+        block_hashes: Sequence[bytes] = (),
+        images: Sequence[PromptImage] = (),
+        rope: RopePositions | None = None,
     ) -> None:
         self.token_ids = list(token_ids)
         self.drafts: Sequence[int] = ()
         self.salt = salt
         self.block_hashes = list(block_hashes)
+        self.images = images
+        self.rope = rope
         self.num_published = 0
+        self.num_scored = 0
         self.num_cached: int | None = None
         self.num_computed = 0
         self.block_table: IntArray = np.zeros(16, dtype=np.int64)

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from sixfold.plugins.llm.answer_parts import ArgumentsPart, CallStart, Part, TextPart
 from sixfold.plugins.llm.call_reader import CallReader
 from sixfold.plugins.llm.markers import split_at_marker
+from sixfold.plugins.llm.named_call_reader import NamedCallReader
 from sixfold.plugins.llm.tool_formats import ToolFormat
 
 _BETWEEN = " \r\n\t,;[]"
@@ -25,7 +26,7 @@ class CallSplitter:
         self._format = format
         self._names = names
         self._pending = ""
-        self._reader: CallReader | None = None
+        self._reader: CallReader | NamedCallReader | None = None
         self._announced = ""  # the text before the call that is being read, should it be none
         self._has_started = False
         self._is_closing = False
@@ -86,11 +87,12 @@ class CallSplitter:
             self._is_plain = True
 
     def _begin(self, announced: str) -> None:
-        self._reader = CallReader(self._names)
+        separator = self._format.separator
+        self._reader = NamedCallReader(self._names, separator) if separator else CallReader(self._names)
         self._announced = announced
         self._has_started = False
 
-    def _read_call(self, parts: list[Part], reader: CallReader) -> None:
+    def _read_call(self, parts: list[Part], reader: CallReader | NamedCallReader) -> None:
         if self._format.is_list and not reader.raw:
             begin = self._pending.lstrip(_BETWEEN)
             self._announced += self._pending[: len(self._pending) - len(begin)]

@@ -13,9 +13,14 @@ from sixfold.plugins.llm.attention import PAGED_STEP, PagedStep
 from sixfold.plugins.llm.batch_layout import BatchLayout, lay_out
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.kv_cache import KvCache
+from sixfold.plugins.llm.prompt_images import PromptImage
+from sixfold.plugins.llm.rope_positions import RopePositions
 from sixfold.plugins.llm.step_graphs import Capture, StepGraphs, capture_cuda_graph, has_kernels
 
 _LOG = logging.getLogger(__name__)
+
+_WARM_UP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 64)
+_WARM_UP_PROMPT_TOKENS = 256
 
 
 class Decoder:
@@ -75,7 +80,7 @@ class Decoder:
     def _compute(self, layout: BatchLayout) -> Tensor | None:
         step = PagedStep(layout=layout, caches=self.cache.tensors)
         arguments: dict[str, Any] = {
-            "input_ids": layout.token_ids,
+            **self._embedded(layout),
             "position_ids": layout.position_ids,
             "use_cache": False,
             PAGED_STEP: step,
@@ -86,17 +91,43 @@ class Decoder:
         logits: Tensor = self._model(**arguments, logits_to_keep=layout.logit_rows).logits
         return logits[0]
 
-    def run(self, prompts: Sequence[Sequence[int]], chunks: Sequence[int] = ()) -> Tensor | None:
+    def _embedded(self, layout: BatchLayout) -> dict[str, Tensor]:
+        if layout.image_features is None:
+            return {"input_ids": layout.token_ids}
+        embeddings: Tensor = self._model.get_input_embeddings()(layout.token_ids)
+        embeddings[0, layout.image_rows] = layout.image_features.to(embeddings.dtype)
+        return {"inputs_embeds": embeddings}
+
+    def warm_up(self, max_tokens: int) -> None:
+        """Runs decodes of several sizes and a prompt, and records small steps.
+
+        Args:
+            max_tokens: Of the longest sequence.
+        """
+        for num_rows in _WARM_UP_ROWS:
+            self.run([[0]] * num_rows)
+        self.run([[0] * min(_WARM_UP_PROMPT_TOKENS, max_tokens)])
+        self.record(max_context=max_tokens)
+
+    def run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        chunks: Sequence[int] = (),
+        images: Sequence[PromptImage] = (),
+        rope: RopePositions | None = None,
+    ) -> Tensor | None:
         """Computes prompts outside of any request and gives their blocks back; for warm-up and checks.
 
         Args:
             prompts: Token ids.
             chunks: Tokens of each prompt to compute per forward pass; all at once by default.
+            images: Encoded ones of each prompt.
+            rope: Positions of each prompt, if they are not its places.
 
         Returns:
             [prompts, vocabulary], the logits after each prompt; None when the cache has no room.
         """
-        rows = [CachedTokens(prompt) for prompt in prompts]
+        rows = [CachedTokens(prompt, images=images, rope=rope) for prompt in prompts]
         logits: Tensor | None = None
         try:
             for size in chunks or [len(prompts[0])]:

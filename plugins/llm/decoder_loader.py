@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging as transformers_logging
 
@@ -21,12 +21,16 @@ from sixfold.plugins.llm.attention import ATTENTION, paged_attention
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.facts import ModelFacts, read_facts
 from sixfold.plugins.llm.fuse import optimize
+from sixfold.plugins.llm.image_processor import ImageProcessor
 from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
 from sixfold.plugins.llm.memory import default_kv_cache_bytes
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.probe import PROBE_ATTENTION, OtherLogits, check_agreement, probe_layers, record_attention
+from sixfold.plugins.llm.rope_positions import RopeIndex
 from sixfold.plugins.llm.tensors import int_list
 from sixfold.plugins.llm.text_codec import TextCodec
+from sixfold.plugins.llm.vision import ImageEncoder
+from sixfold.plugins.llm.vision_check import VisionCheck
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,7 +41,25 @@ _CHECK_CHUNKS = (14, 9, 1)
 _ATTENTION_TABLE: Any = AttentionInterface
 _CONFIGS: Any = AutoConfig
 _MODELS: Any = AutoModelForCausalLM
+_IMAGE_MODELS: Any = AutoModelForImageTextToText
 _TRANSFORMERS_LOGGING: Any = transformers_logging
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedVision:
+    """How a model reads images.
+
+    Attributes:
+        processor: Prepares them.
+        encoder: Looks at them.
+        image_token_id: What their features stand in the place of.
+        rope_index: Its rule for positions of several directions, if it has one.
+    """
+
+    processor: ImageProcessor
+    encoder: ImageEncoder
+    image_token_id: int
+    rope_index: RopeIndex | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +71,14 @@ class LoadedDecoder:
         facts: What its files say.
         num_parameters: Number of weights.
         num_bytes: Of weights and cache.
+        vision: How it reads images; None if it does not.
     """
 
     decoder: Decoder
     facts: ModelFacts
     num_parameters: int
     num_bytes: int
+    vision: LoadedVision | None
 
 
 def load_decoder(
@@ -65,6 +89,7 @@ def load_decoder(
     device: torch.device,
     model_name: str,
     num_blocks: int | None = None,
+    reads_images: bool = False,
     report: Callable[[float, str], None],
 ) -> LoadedDecoder:
     """Loads, optimizes and checks a decoder.
@@ -76,6 +101,7 @@ def load_decoder(
         device: Where it goes.
         model_name: For messages.
         num_blocks: Of its cache; by the options if None.
+        reads_images: Whether images are wanted of a model that can read them.
         report: See `LoadContext`.
 
     Raises:
@@ -89,22 +115,33 @@ def load_decoder(
     report(0.2, "reading weights")
     model = read_files(lambda: _read_model(path, dtype, device), "weights")
     facts = read_facts(path, model, codec)
+    processor = _image_processor(path, model, model_name) if reads_images else None
     num_parameters = sum(p.numel() for p in model.parameters())
     report(0.6, "packing weights")
     try:
         fuse = options.compute_packed
-        decoder = _to_paged(model, facts, options, model_name, num_blocks=num_blocks, fuse=fuse)
+        decoder = _to_paged(model, facts, options, model_name, processor, num_blocks=num_blocks, fuse=fuse)
     except OtherLogits as error:
         if not options.compute_packed:
             raise
         _LOG.warning("%s Its layers are not fused.", error)
         model = read_files(lambda: _read_model(path, dtype, device), "weights")
-        decoder = _to_paged(model, facts, options, model_name, num_blocks=num_blocks, fuse=False)
+        decoder = _to_paged(model, facts, options, model_name, processor, num_blocks=num_blocks, fuse=False)
+    vision = None
+    if processor is not None:
+        token_id = int(model.config.image_token_id)
+        vision = LoadedVision(
+            processor=processor,
+            encoder=ImageEncoder(model, device),
+            image_token_id=token_id,
+            rope_index=RopeIndex.of_model(model),
+        )
     return LoadedDecoder(
         decoder=decoder,
         facts=facts,
         num_parameters=num_parameters,
         num_bytes=_weight_bytes(model) + decoder.cache.num_bytes,
+        vision=vision,
     )
 
 
@@ -113,6 +150,7 @@ def _to_paged(
     facts: ModelFacts,
     options: TransformersOptions,
     model_name: str,
+    processor: ImageProcessor | None,
     *,
     num_blocks: int | None,
     fuse: bool,
@@ -122,11 +160,14 @@ def _to_paged(
     tokens = _check_tokens(facts.vocab_size)
     with torch.inference_mode():
         reference: Tensor = model(input_ids=torch.tensor([tokens], device=device), use_cache=False).logits[0, -1]
-    model.set_attn_implementation(PROBE_ATTENTION)
+    check = None
+    if processor is not None:
+        check = VisionCheck.of_stock(model, processor, tokens, model.config.image_token_id)
+    _set_attention(model, PROBE_ATTENTION)
     layers = probe_layers(model, num_layers=facts.num_layers, model_name=model_name)
     if options.compute_packed:
-        optimize(model, fuse=fuse)
-    model.set_attn_implementation(ATTENTION)
+        optimize(model, model.get_decoder() if _has_other_parts(model) else model, fuse=fuse)
+    _set_attention(model, ATTENTION)
     cache = _make_cache(layers, options, num_blocks=num_blocks, dtype=dtype, device=device)
     decoder = Decoder(model, cache, graph_rows=options.cuda_graph_rows)
     logits = decoder.run([tokens], _CHECK_CHUNKS)
@@ -135,8 +176,43 @@ def _to_paged(
             f"models.{model_name}.options.kv_cache_bytes: room for {decoder.cache.num_tokens} tokens is too little. "
             f"Set at least {sum(_CHECK_CHUNKS) * decoder.cache.num_bytes // decoder.cache.num_tokens}."
         )
-    check_agreement(reference, logits[0], dtype=dtype, model_name=model_name, class_name=type(model).__name__)
+    names = {"model_name": model_name, "class_name": type(model).__name__}
+    check_agreement(reference, logits[0], dtype=dtype, **names)
+    if check is not None:
+        seen = check.answer(decoder, ImageEncoder(model, device), model_name=model_name)
+        check_agreement(check.logits, seen, dtype=dtype, **names)
     return decoder
+
+
+def _set_attention(model: Any, name: str) -> None:
+    """For the decoder alone: a vision tower keeps its own."""
+    model.set_attn_implementation({"text_config": name} if _has_other_parts(model) else name)
+
+
+def _has_other_parts(model: Any) -> bool:
+    """Whether there is more than a decoder, such as a vision tower."""
+    return model.config.get_text_config() is not model.config
+
+
+def _image_processor(path: Path, model: Any, model_name: str) -> ImageProcessor | None:
+    """The model's own, if it reads images.
+
+    Raises:
+        ConfigError: It reads them in a way that the native runtime does not know.
+    """
+    config = model.config
+    if not hasattr(config, "vision_config"):
+        return None
+    advice = "Set its option images: false to serve its text alone, or use another family."
+    if not isinstance(getattr(config, "image_token_id", None), int):
+        raise ConfigError(f"models.{model_name}: {type(model).__name__} does not put images among its tokens. {advice}")
+    rope: dict[str, Any] = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    if "mrope_section" in rope and RopeIndex.of_model(model) is None:
+        raise ConfigError(
+            f"models.{model_name}: {type(model).__name__} gives the parts of an image positions in several directions "
+            f"(M-RoPE) by a rule that it does not tell. {advice}"
+        )
+    return ImageProcessor.load(path, model.dtype)
 
 
 def choose_dtype(option: str, device: torch.device) -> torch.dtype:
@@ -167,7 +243,8 @@ def read_files(read: Callable[[], Any], what: str) -> Any:
 
 def _read_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
     config = _CONFIGS.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    model = _MODELS.from_pretrained(path, config=config, dtype=dtype, local_files_only=True, trust_remote_code=False)
+    kind = _IMAGE_MODELS if hasattr(config, "vision_config") else _MODELS
+    model = kind.from_pretrained(path, config=config, dtype=dtype, local_files_only=True, trust_remote_code=False)
     return model.to(device).eval()
 
 

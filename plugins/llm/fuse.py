@@ -6,7 +6,7 @@ The passes know attribute names, not model classes, and leave alone what they do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -107,15 +107,24 @@ def _merge(module: nn.Module, names: tuple[str, ...], linears: list[nn.Linear]) 
         setattr(module, name, MergedPart(merged, place, linear=None, first=owner))
 
 
-def optimize(model: nn.Module, *, fuse: bool) -> None:
+def optimize(model: nn.Module, decoder: nn.Module, *, fuse: bool) -> None:
     """Applies all passes in place; the model can only infer afterwards.
 
     Args:
-        model: Changed.
+        model: Changed where it is stepped: in its decoder and output head. A vision tower has many rows at once, for which
+            stock layers are made.
+        decoder: The part of the model that is stepped; the model itself where there is no other.
         fuse: Whether whole layers may be replaced, too.
     """
     if fuse:
-        fuse_layers(model)
-    merge_projections(model)
-    replace_rms_norms(model)
-    pack_linears(model, kind=StepLinear)
+        fuse_layers(decoder)
+    merge_projections(decoder)
+    replace_rms_norms(decoder)
+    pack_linears(model, kind=StepLinear, skip=_linears_outside(model, decoder))
+
+
+def _linears_outside(model: nn.Module, decoder: nn.Module) -> list[str]:
+    """Full names of the linear layers that are neither in the decoder nor at the top, where the output head is."""
+    inside = set(decoder.modules())
+    modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())  # untyped in torch
+    return [name for name, module in modules if type(module) is nn.Linear and "." in name and module not in inside]

@@ -11,6 +11,7 @@ from sixfold.plugins.llm.kv_handle import KvHandle
 FinishReason = Literal["stop", "length"]
 GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
 TemplateValue = str | int | float | bool | None
+ImageDetail = Literal["auto", "low", "high"]
 
 
 class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -106,12 +107,27 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     arguments: str
 
 
+class ImagePart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An image in a turn.
+
+    Attributes:
+        data: A file as the client sent it; nothing is known of it yet.
+        detail: How closely the model shall look.
+        param: Where it came from, for errors.
+    """
+
+    data: bytes
+    detail: ImageDetail = "auto"
+    param: str = "messages"
+
+
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One turn of a conversation, text only.
+    """One turn of a conversation.
 
     Attributes:
         role: ``system``, ``user``, ``assistant`` or ``tool``.
         content: Its text; empty where the turn is nothing but calls.
+        parts: Text and images in their order, where there are images.
         name: Who speaks, if the client tells.
         reasoning: What the model thought before its answer, if the client sends it back.
         tool_calls: Of an assistant's turn.
@@ -120,10 +136,16 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     role: str
     content: str
+    parts: tuple[str | ImagePart, ...] = ()
     name: str | None = None
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+
+    @property
+    def images(self) -> tuple[ImagePart, ...]:
+        """Its images, in order."""
+        return tuple(part for part in self.parts if isinstance(part, ImagePart))
 
 
 class ChatInput(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):

@@ -48,6 +48,11 @@ class Grammar:
         return self._matcher
 
     @property
+    def is_active(self) -> bool:
+        """Whether it says anything of the next token."""
+        return True
+
+    @property
     def is_complete(self) -> bool:
         """Whether nothing but the end of the answer may follow."""
         return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
@@ -66,9 +71,10 @@ class Grammar:
         tokens: list[int] = self._matcher.compute_ff_tokens()
         return tokens
 
-    def accept(self, token_id: int) -> None:
-        """Takes the chosen token; one that is not allowed shows in `failure`."""
+    def accept(self, token_id: int) -> bool:
+        """Takes the chosen token; one that is not allowed shows in `failure`. True: it need not be chosen again."""
         self._matcher.consume_token(token_id)
+        return True
 
 
 class GrammarCompiler:
@@ -88,7 +94,11 @@ class GrammarCompiler:
         self._lock = threading.Lock()
 
     def compile(self, text: str, *, param: str) -> Grammar:
-        """A grammar at its beginning.
+        """A grammar at its beginning; see `matcher`."""
+        return Grammar(self.matcher(text, param=param))
+
+    def matcher(self, text: str, *, param: str) -> Any:
+        """The library's object for a grammar, at its beginning.
 
         Args:
             text: In llguidance's notation; see `grammar_text`.
@@ -101,7 +111,7 @@ class GrammarCompiler:
             matcher = self._kept.get(text)
             if matcher is not None:
                 self._kept.move_to_end(text)
-                return Grammar(matcher.deep_copy())
+                return matcher.deep_copy()
         if self._vocabulary is None:
             raise InvalidRequest(
                 f"{param!r} is not supported with this model: its tokenizer is of a kind that grammars can't read.",
@@ -115,7 +125,7 @@ class GrammarCompiler:
             self._kept[text] = matcher
             while len(self._kept) > _MAX_CACHED:
                 self._kept.popitem(last=False)
-            return Grammar(matcher.deep_copy())
+            return matcher.deep_copy()
 
 
 def _reason(matcher: Any) -> str:

@@ -64,6 +64,7 @@ class GrammarMasks:
         Args:
             grammars: Of each row of logits; None for free text.
         """
+        grammars = [grammar if grammar is not None and grammar.is_active else None for grammar in grammars]
         rows = [i for i, grammar in enumerate(grammars) if grammar is not None]
         if not rows:
             return PendingMasks((), None, self._vocab_size)

@@ -52,7 +52,7 @@ def answer_grammar(spec: GrammarSpec) -> dict[str, Any]:
 
 
 def tool_grammar(
-    format: ToolFormat, tools: Sequence[ToolSpec], *, is_parallel: bool, literal: Literalize
+    format: ToolFormat, tools: Sequence[ToolSpec], *, is_parallel: bool, literal: Literalize, follows: bool = False
 ) -> dict[str, Any]:
     """The grammar of an answer that is nothing but calls, in the way that the model was taught.
 
@@ -61,20 +61,36 @@ def tool_grammar(
         tools: Those that may be called; at least one.
         is_parallel: Whether there may be several calls.
         literal: Names the markers.
+        follows: Whether it begins within an answer, with the token in which the first call begins: the end of free text
+            may be in it.
     """
+    opens = literal(format.opens) if format.opens else ""
+    first, lead = opens, ""
+    if follows and not opens:
+        first, lead = "lead ", f"lead: /[ \\t\\r\\n]*/ {literal(format.optional_opens)}?"
+    elif follows and not opens.startswith("<"):  # no token of its own
+        first, lead = "lead", f"lead[lazy]: /(?s:.*)/ {opens}"
     more = f"{{0,{_MAX_PARALLEL_CALLS - 1}}}"
     if format.is_list:
         rest = f' (", " call){more}' if is_parallel else ""
-        rules = [f'start: {literal(format.opens)} "[" call{rest} "]"', "call: " + _alternatives(tools)]
+        rules = [f'start: {first} "[" call{rest} "]"', "call: " + _alternatives(tools)]
+    elif format.separator:
+        rest = f" ({opens} call){more}" if is_parallel else ""
+        rules = [f"start: {first} call{rest}", "call: " + _alternatives(tools)]
     elif format.opens:
         rest = f' ("\\n" call){more}' if is_parallel else ""
-        call = f'call: {literal(format.opens)} "\\n" ({_alternatives(tools)}) "\\n" {literal(format.closes)}'
-        rules = [f"start: call{rest}", call]
+        body = f'body: "\\n" ({_alternatives(tools)}) "\\n" {literal(format.closes)}'
+        rules = [f"start: {first} body{rest}", f"call: {opens} body", body]
     else:
-        rules = ["start: " + _alternatives(tools)]
+        rules = [f"start: {first}({_alternatives(tools)})"]
+    rules += [lead] if lead else []
     for place, tool in enumerate(tools):
-        head = quoted(f'{{"name": {quoted(tool.name)}, "{format.arguments_key}": ')
-        rules.append(f'call_{place}: {head} %json {json.dumps(_arguments_schema(tool))} "}}"')
+        arguments = f"%json {json.dumps(_arguments_schema(tool))}"
+        if format.separator:
+            rules.append(f"call_{place}: {quoted(tool.name)} {literal(format.separator)} {arguments}")
+        else:
+            head = quoted(f'{{"name": {quoted(tool.name)}, "{format.arguments_key}": ')
+            rules.append(f'call_{place}: {head} {arguments} "}}"')
     return {"lark_grammar": "\n".join(rules) + "\n"}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,17 @@ class KvCache:
     def num_bytes(self) -> int:
         """Size of the tensors."""
         return sum(t.nbytes for t in self.tensors)
+
+    def stats(self) -> Mapping[str, float]:
+        """See the metrics of the family."""
+        return {
+            "kv_cache_usage_perc": self.pool.num_used / self.pool.num_usable,
+            "kv_blocks_used": self.pool.num_used,
+            "kv_blocks_total": self.pool.num_usable,
+            "prefix_cache_queries_total": self.prefix.num_queried_tokens,
+            "prefix_cache_hits_total": self.prefix.num_hit_tokens,
+            **({} if self.tier is None else self.tier.stats()),
+        }
 
     def reserve(self, sequence: CachedTokens, num_tokens: int) -> int:
         """Takes blocks until ``num_tokens`` more can be computed, or none is left; returns how many can be.

@@ -11,10 +11,11 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError
 from sixfold.core.family import LoadContext
 from sixfold.plugins.llm.conversation import ConversationWriter
-from sixfold.plugins.llm.decoder_loader import LoadedDecoder, load_decoder, read_files
+from sixfold.plugins.llm.decoder_loader import LoadedDecoder, LoadedVision, load_decoder, read_files
 from sixfold.plugins.llm.draft_model import DraftModelProposer
 from sixfold.plugins.llm.facts import ModelFacts
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
+from sixfold.plugins.llm.image_placer import ImagePlacer
 from sixfold.plugins.llm.kv_announcer import announce
 from sixfold.plugins.llm.kv_cache import KvCache
 from sixfold.plugins.llm.kv_fingerprint import fingerprint
@@ -25,6 +26,8 @@ from sixfold.plugins.llm.prefix_sharing import PrefixSharing
 from sixfold.plugins.llm.prepare import Preparer
 from sixfold.plugins.llm.speculation import make_speculator
 from sixfold.plugins.llm.text_codec import TextCodec
+from sixfold.plugins.llm.token_describer import TokenDescriber
+from sixfold.plugins.llm.vision import VisionTower
 
 
 def load(context: LoadContext) -> TransformersModel:
@@ -41,11 +44,20 @@ def load(context: LoadContext) -> TransformersModel:
     context.report(0.05, "reading the tokenizer")
     codec: TextCodec = read_files(lambda: TextCodec.load(context.path), "tokenizer")
     loaded = load_decoder(
-        context.path, codec, options, device=device, model_name=context.model_name, report=context.report
+        context.path,
+        codec,
+        options,
+        device=device,
+        model_name=context.model_name,
+        reads_images=options.images,
+        report=context.report,
     )
-    cache, facts = loaded.decoder.cache, loaded.facts
+    cache, facts, vision = loaded.decoder.cache, loaded.facts, loaded.vision
+    if vision is not None and not codec.has_chat_template:
+        codec.use_template(vision.processor.chat_template)
     _keep_on_host(context, options, cache)
     draft = _load_draft(context, options, loaded, codec)
+    placer = None if vision is None else _image_placer(vision, options)
     max_model_len = _max_model_len(facts, options, cache, context.model_name)
     events = None if options.kv_events is None else announce(options.kv_events, cache)
     transfer = _transfer(context, options, cache)
@@ -55,6 +67,7 @@ def load(context: LoadContext) -> TransformersModel:
         reasoning_parser=options.reasoning_parser,
         vocab_size=facts.vocab_size,
         eos_ids=facts.eos_ids,
+        image_token=None if vision is None else vision.processor.image_token,
     )
     info = ModelInfo(
         max_model_len=max_model_len,
@@ -65,6 +78,8 @@ def load(context: LoadContext) -> TransformersModel:
             "kv_cache_tokens": cache.num_tokens,
             "vocab_size": facts.vocab_size,
             "has_chat_template": codec.has_chat_template,
+            "images": placer is not None,
+            **({} if placer is None else {"max_images": placer.max_images}),
             **conversations.details,
             **({} if events is None else events.endpoints),
             **({} if transfer is None else transfer.details),
@@ -78,16 +93,32 @@ def load(context: LoadContext) -> TransformersModel:
         vocab_size=facts.vocab_size,
         max_model_len=max_model_len,
         prefix=PrefixSharing(mode=options.prefix_cache, block_size=options.block_size_tokens),
+        images=placer,
     )
     return TransformersModel(
         decoder=loaded.decoder,
         preparer=preparer,
-        codec=codec,
+        describer=TokenDescriber(codec),
         info=info,
         masks=GrammarMasks(vocab_size=facts.vocab_size, num_mask_tokens=max(facts.vocab_size, codec.num_tokens)),
         speculator=make_speculator(options.speculation, _proposer(draft, facts)),
         events=events,
         transfer=transfer,
+        # Beside the steps, so with half of their threads: all of them would get into each other's way.
+        vision=None
+        if vision is None
+        else VisionTower(vision.encoder, device, num_threads=max(1, context.num_threads // 2)),
+        tokens_per_image=0 if vision is None else vision.processor.typical_tokens(),
+    )
+
+
+def _image_placer(vision: LoadedVision, options: TransformersOptions) -> ImagePlacer:
+    return ImagePlacer(
+        vision.processor,
+        image_token_id=vision.image_token_id,
+        max_images=options.max_images,
+        max_pixels=options.max_image_pixels,
+        rope_index=vision.rope_index,
     )
 
 

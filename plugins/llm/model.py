@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel
-from sixfold.core.errors import InvalidRequest, StepFailed
-from sixfold.core.messages import Cost, Request, Usage
+from sixfold.core.errors import InvalidRequest
+from sixfold.core.messages import Cost, Request
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.drafted_row import sampled_rows
 from sixfold.plugins.llm.generation import (
@@ -18,20 +18,19 @@ from sixfold.plugins.llm.generation import (
     Generation,
     TextDelta,
     TokenLogprob,
-    TopToken,
 )
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import KvAnnouncer
 from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS, KvTransfer
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
-from sixfold.plugins.llm.sampler import RowLogprobs, SampledToken, sample
+from sixfold.plugins.llm.prompt_scores import MAX_SCORED_TOKENS, score_prompts
+from sixfold.plugins.llm.sampler import SampledToken, sample
 from sixfold.plugins.llm.sequence import SequenceState
 from sixfold.plugins.llm.speculation import Speculator
+from sixfold.plugins.llm.step_failures import step_failed, unseen
 from sixfold.plugins.llm.step_sharing import share_in_step
-from sixfold.plugins.llm.text_codec import TextCodec
-
-_WARM_UP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 64)
-_WARM_UP_PROMPT_TOKENS = 256
+from sixfold.plugins.llm.token_describer import TokenDescriber
+from sixfold.plugins.llm.vision import NO_IMAGES, VisionTower
 
 
 class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, TextDelta | Generation]):
@@ -43,12 +42,14 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
     Args:
         decoder: The model and its cache.
         preparer: Makes its sequences.
-        codec: Its tokenizer, for the text of logprobs.
+        describer: Of its tokens, for log probabilities.
         info: Facts about it.
         masks: Of its vocabulary.
         speculator: Guesses tokens ahead.
         events: Announces cached prefixes; None if nobody is told.
         transfer: Exchanges computed prompts with other processes; None if there are none.
+        vision: Looks at images; None if the model reads text only.
+        tokens_per_image: What an image is taken for in admission.
     """
 
     def __init__(
@@ -56,22 +57,26 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         *,
         decoder: Decoder,
         preparer: Preparer,
-        codec: TextCodec,
+        describer: TokenDescriber,
         info: ModelInfo,
         masks: GrammarMasks,
         speculator: Speculator,
         events: KvAnnouncer | None = None,
         transfer: KvTransfer | None = None,
+        vision: VisionTower | None = None,
+        tokens_per_image: int = 0,
     ) -> None:
         self._decoder = decoder
         self._cache = decoder.cache
         self._preparer = preparer
-        self._codec = codec
+        self._describer = describer
         self._info = info
         self._masks = masks
         self._speculator = speculator
         self._events = events
         self._transfer = transfer
+        self._vision = vision
+        self._tokens_per_image = tokens_per_image
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
 
@@ -82,7 +87,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
 
     def estimate_units(self, request: Request[ChatInput | CompletionInput]) -> int:
         """Guesses tokens from text lengths."""
-        return estimate_tokens(request.input, self._info.max_model_len or 1)
+        return estimate_tokens(request.input, self._info.max_model_len or 1, self._tokens_per_image)
 
     def split(self, request: Request[ChatInput | CompletionInput]) -> Sequence[object]:
         """One piece per prompt."""
@@ -102,7 +107,9 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         return sequences
 
     def attach(self, wake: Callable[[], None]) -> None:
-        """Transfers between processes need the device's time without a request."""
+        """Transfers between processes need the device's time without a request; images are looked at beside the steps."""
+        if self._vision is not None:
+            self._vision.attach(wake)
         if self._transfer is not None:
             self._transfer.attach(wake)
 
@@ -112,37 +119,66 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             self._events.flush()
         return ()
 
-    def cost(self, sequence: SequenceState) -> Cost:
+    def cost(self, sequence: SequenceState) -> Cost | None:
         """The gap between known and computed tokens, which may be computed in parts, and the drafts to verify.
 
-        A sequence that starts will find the head of its prompt in the cache, or part of it if blocks go meanwhile.
+        A sequence that starts will find the head of its prompt in the cache, or part of it if blocks go meanwhile. One that
+        has come to an image is elsewhere until the image is encoded; one that waits may start: what is before it is computed.
         """
         num_found = 0 if sequence.num_blocks else self._cache.prefix.num_found(sequence)
-        return Cost(units=sequence.num_uncomputed - num_found + len(sequence.drafts), min_units=1)
+        units = sequence.num_uncomputed - num_found + len(sequence.drafts)
+        if sequence.num_scored:
+            units = min(units, MAX_SCORED_TOKENS)
+        visible = self._num_visible(sequence, sequence.num_computed + num_found)
+        if visible == 0 and sequence.num_blocks:
+            return None
+        return Cost(units=units if visible is None else min(units, max(visible, 1)), min_units=1)
 
     def reserve(self, sequence: SequenceState, units: int) -> int:
         """Takes cache blocks."""
         return self._cache.reserve(sequence, units)
 
     def preempt(self, sequence: SequenceState) -> None:
-        """Gives the sequence's cache away; what nobody else takes meanwhile is found again."""
+        """Gives the sequence's cache away; what nobody else takes meanwhile is found again. Its images stay encoded."""
         self._cache.free(sequence)
         self._speculator.release(sequence)
 
     def release(self, sequence: SequenceState) -> None:
-        """Gives the sequence's cache back."""
+        """Gives the sequence's cache and images back."""
         self._cache.free(sequence)
         self._speculator.release(sequence)
+        if self._vision is not None:
+            self._vision.release(sequence.images)
 
     def step(self, batch: Sequence[Granted[SequenceState]]) -> Sequence[Outcome[TextDelta | Generation]]:
-        """Computes the granted tokens of all sequences in one forward pass, and the next tokens of those that caught up."""
-        sequences = [granted.sequence for granted in batch]
-        units = [min(g.units, g.sequence.num_uncomputed + len(g.sequence.drafts)) for g in batch]
+        """Computes the granted tokens of all sequences in one forward pass, and the next tokens of those that caught up.
+
+        Nothing is computed for a sequence that started in front of an image that is not encoded yet.
+        """
+        units = [self._num_computable(granted) for granted in batch]
+        computed = [granted.sequence for granted, n in zip(batch, units, strict=True) if n]
+        outcomes = iter(self._step(computed, [n for n in units if n])) if computed else iter(())
+        return [next(outcomes) if n else unseen(granted.sequence) for granted, n in zip(batch, units, strict=True)]
+
+    def _num_visible(self, sequence: SequenceState, begin: int) -> int | None:
+        if self._vision is None or not sequence.images:
+            return None
+        return self._vision.num_visible(sequence.images, begin)
+
+    def _num_computable(self, granted: Granted[SequenceState]) -> int:
+        sequence = granted.sequence
+        if any(image.failure is not None for image in sequence.images):
+            return 0
+        units = min(granted.units, sequence.num_uncomputed + len(sequence.drafts))
+        visible = self._num_visible(sequence, sequence.num_computed)
+        return units if visible is None else min(units, visible)
+
+    def _step(self, sequences: Sequence[SequenceState], units: list[int]) -> Sequence[Outcome[TextDelta | Generation]]:
         for sequence in sequences:
             sequence.suspect = True  # until the logits after its last token prove to be finite
         spans = share_in_step(sequences, units, block_size=self._cache.block_size)
         try:
-            sampled = self._compute(sequences, units)
+            sampled, scores = self._compute(sequences, units)
         except BaseException:
             for span in reversed(spans):
                 span.undo()
@@ -150,6 +186,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         # Nothing above has changed a sequence: had it failed, the core could repeat it. From here on nothing fails.
         for span in spans:
             span.keep(self._cache)
+        for i, found in scores.items():
+            sequences[i].add_scores(sequences[i].num_computed, found)
         outcomes = [
             self._advance(s, n, sampled.get(i, [])) for i, (s, n) in enumerate(zip(sequences, units, strict=True))
         ]
@@ -158,18 +196,23 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             self._events.flush()
         return outcomes
 
-    def _compute(self, sequences: Sequence[SequenceState], units: Sequence[int]) -> dict[int, list[SampledToken]]:
-        """The tokens sampled for each place in the batch: the next one, and one after each draft."""
+    def _compute(
+        self, sequences: Sequence[SequenceState], units: Sequence[int]
+    ) -> tuple[dict[int, list[SampledToken]], Mapping[int, Sequence[TokenLogprob]]]:
+        """The tokens sampled for each place in the batch, the next one and one after each draft; what prompts are judged."""
         with torch.inference_mode():
             layout = self._decoder.lay_out(sequences, units)
             pending = self._masks.begin([sequences[i].grammar for i in layout.sampled])
             logits = self._decoder.forward(layout)
             rows = sampled_rows(sequences, layout.sampled)
-            tokens = [] if logits is None else sample(logits, rows, pending.wait())
+            tokens = sample(logits[: len(rows)], rows, pending.wait()) if logits is not None and rows else []
+            scores: Mapping[int, Sequence[TokenLogprob]] = {}
+            if layout.scored and logits is not None:
+                scores = score_prompts(logits[len(rows) :], sequences, layout.scored, self._describer)
         result: dict[int, list[SampledToken]] = {}
         for i, token in zip(layout.sampled, tokens, strict=True):
             result.setdefault(i, []).append(token)
-        return result
+        return result, scores
 
     def _advance(
         self, sequence: SequenceState, num_units: int, sampled: Sequence[SampledToken]
@@ -193,31 +236,24 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         for token, draft in zip(sampled, (*drafts, None), strict=True):
             failure = None if sequence.grammar is None else sequence.grammar.failure
             if token.token_id is None or failure is not None:
-                return Outcome(done=True, error=_step_failed(sequence, failure))
-            logprob = None if token.logprobs is None else self._describe(token.token_id, token.logprobs)
-            sequence.append(token.token_id, logprob)
-            if sequence.finish_reason is not None or token.token_id != draft:
+                return Outcome(done=True, error=step_failed(sequence, failure))
+            logprob = None if token.logprobs is None else self._describer.describe(token.token_id, token.logprobs)
+            if not sequence.append(token.token_id, logprob):
+                num_accepted -= 1  # the token before is computed again, now with the grammar's mask
+                break
+            # Drafts behind the begin of a grammar were sampled without its mask.
+            if sequence.finish_reason is not None or token.token_id != draft or sequence.is_constrained:
                 break
             num_accepted += 1
         # What lies behind belongs to wrong drafts and will be written over.
         sequence.num_computed = end - len(drafts) + num_accepted
         self._num_generated_tokens += sequence.num_output_tokens - num_output
         sequence.suspect = False
-        self._speculator.observe(sequence, len(drafts), num_accepted)
+        self._speculator.observe(sequence, len(drafts), max(num_accepted, 0))
         self._cache.publish(sequence)
         if sequence.finish_reason is not None and sequence.wants_kv_handle and self._transfer is not None:
             sequence.kv_handle = self._transfer.offer(sequence, sequence.num_prompt_tokens)
         return Outcome(output=sequence.take_delta(), done=sequence.finish_reason is not None)
-
-    def _describe(self, token_id: int, logprobs: RowLogprobs) -> TokenLogprob:
-        return TokenLogprob(
-            chosen=self._top_token(token_id, logprobs.chosen),
-            top=tuple(self._top_token(i, value) for i, value in zip(logprobs.top_ids, logprobs.top, strict=True)),
-        )
-
-    def _top_token(self, token_id: int, logprob: float) -> TopToken:
-        raw = self._codec.token_bytes(token_id)
-        return TopToken(text=raw.decode("utf-8", errors="replace"), raw=raw, logprob=max(logprob, -9999.0))
 
     def finish(
         self, request: Request[ChatInput | CompletionInput], sequences: Sequence[SequenceState]
@@ -227,32 +263,21 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             Choice(text=s.text, finish_reason=s.finish_reason or "length", logprobs=s.logprobs)
             for s in sorted(sequences, key=lambda s: s.choice)
         )
-        counts = {
-            "prompt_tokens": sum(s.num_prompt_tokens for s in sequences if s.counts_prompt),
-            "completion_tokens": sum(s.num_output_tokens for s in sequences),
-            "cached_tokens": sum(s.num_cached or 0 for s in sequences if s.counts_prompt),
-            "reasoning_tokens": sum(
-                self._preparer.num_reasoning_tokens(s.output_ids, opens_in_reasoning=s.opens_in_reasoning)
-                for s in sequences
-            ),
-        }
         return Finish(
             result=Generation(choices=choices, kv_handle=sequences[0].kv_handle),
-            usage=Usage(counts=counts),
+            usage=self._preparer.usage(sequences),
             finish_reason=choices[0].finish_reason,
         )
 
     def warm_up(self) -> None:
         """Runs prompts and decodes of several sizes, so that all kernels are there before the first request."""
-        for num_rows in _WARM_UP_ROWS:
-            self._decoder.run([[0]] * num_rows)
-        max_context = self._info.max_model_len or 1
-        self._decoder.run([[0] * min(_WARM_UP_PROMPT_TOKENS, max_context)])
-        self._decoder.record(max_context=max_context)
+        self._decoder.warm_up(self._info.max_model_len or 1)
 
     def close(self) -> None:
         """Ends the thread of the masks and all transfers, and tells routers that the cache is gone."""
         self._masks.close()
+        if self._vision is not None:
+            self._vision.close()
         if self._transfer is not None:
             self._transfer.close()
         if self._events is not None:
@@ -260,25 +285,11 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
 
     def stats(self) -> Mapping[str, float]:
         """See `metrics`."""
-        pool, prefix = self._cache.pool, self._cache.prefix
         return {
             "prompt_tokens_total": self._num_prompt_tokens,
             "generation_tokens_total": self._num_generated_tokens,
-            "kv_cache_usage_perc": pool.num_used / pool.num_usable,
-            "kv_blocks_used": pool.num_used,
-            "kv_blocks_total": pool.num_usable,
-            "prefix_cache_queries_total": prefix.num_queried_tokens,
-            "prefix_cache_hits_total": prefix.num_hit_tokens,
-            **({} if self._cache.tier is None else self._cache.tier.stats()),
+            **self._cache.stats(),
             **self._speculator.stats(),
+            **(NO_IMAGES if self._vision is None else self._vision.stats()),
             **(NO_TRANSFERS if self._transfer is None else self._transfer.stats()),
         }
-
-
-def _step_failed(sequence: SequenceState, grammar_failure: str | None) -> StepFailed:
-    if grammar_failure is not None:
-        return StepFailed(f"The answer's form could not be followed any further: {grammar_failure}")
-    what = "no finite probabilities for this request"
-    if sequence.grammar is not None:
-        what += ", or its vocabulary can't spell what the answer's form wants next"
-    return StepFailed(f"The model gave {what}. Shorten or change the input.")

@@ -118,6 +118,15 @@ class TransformersOptions(BaseModel):
     compute_packed: bool = True
     """Whether linear layers are packed for the processor and merged where they share an input."""
 
+    images: bool = True
+    """Whether images in chats are read, where the model can."""
+
+    max_images: int = Field(default=16, ge=1, le=1024)
+    """Most images of a request."""
+
+    max_image_pixels: int = Field(default=33_554_432, ge=4096)
+    """Largest image, as width times height; larger ones are refused before a pixel is decoded."""
+
     cuda_graph_rows: int = Field(default=256, ge=0, le=4096)
     """On GPUs, steps of up to so many tokens are recorded when the model starts and replayed as CUDA graphs; 0: none."""
 
@@ -127,7 +136,7 @@ class TransformersOptions(BaseModel):
     kv_transfer: KvTransferOptions | None = None
     """Exchanges computed prompts with other processes."""
 
-    tool_call_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral"] = "auto"
+    tool_call_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "mistral_args"] = "auto"
     """How the model writes calls of tools. ``auto``: as its chat template shows; ``none`` refuses tools."""
 
     reasoning_parser: Literal["auto", "none", "think"] = "auto"

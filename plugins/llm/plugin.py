@@ -18,7 +18,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 
 
 def detect(files: ModelFiles) -> int:
-    """90 for a causal language model with its tokenizer, 50 if only its generation config says so, else 0."""
+    """90 for a language model with its tokenizer, 50 if only its generation config says so, else 0."""
     config = files.json("config.json")
     if not config or files.has("modules.json") or files.has("config_sentence_transformers.json"):
         return 0
@@ -27,6 +27,8 @@ def detect(files: ModelFiles) -> int:
     architectures: list[object] = config.get("architectures") or []
     if any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         return 90
+    if "text_config" in config and any(str(name).endswith("ForConditionalGeneration") for name in architectures):
+        return 90  # one that reads images, too
     may_generate = not architectures and files.has("generation_config.json")
     return 50 if may_generate and not config.get("is_encoder_decoder") else 0
 
@@ -40,7 +42,7 @@ FAMILY = Family(
     output_type=TextDelta | Generation,
     options=TransformersOptions,
     extra="llm",
-    requires=("torch", "transformers", "jinja2", "safetensors", "llguidance"),
+    requires=("torch", "transformers", "jinja2", "safetensors", "llguidance", "PIL"),
     detect=detect,
     memory=memory_need.need,
     metrics=(
@@ -67,6 +69,10 @@ FAMILY = Family(
             kind=MetricKind.COUNTER,
             help="Guessed tokens that were right.",
         ),
+        MetricSpec(
+            name="images_encoded_total", kind=MetricKind.COUNTER, help="Images that the vision tower looked at."
+        ),
+        MetricSpec(name="image_forwards_total", kind=MetricKind.COUNTER, help="Forward passes of the vision tower."),
         MetricSpec(
             name="kv_transfer_exports_total", kind=MetricKind.COUNTER, help="Prompts offered to other processes."
         ),

@@ -151,4 +151,10 @@ class PrefixCache:
         return (len(sequence.token_ids) - 1) // self._block_size
 
     def _extend_hashes(self, sequence: CachedTokens) -> None:
-        extend_hashes(sequence.block_hashes, sequence.token_ids, block_size=self._block_size, salt=sequence.salt or b"")
+        extend_hashes(
+            sequence.block_hashes,
+            sequence.token_ids,
+            block_size=self._block_size,
+            salt=sequence.salt or b"",
+            images=sequence.images,
+        )

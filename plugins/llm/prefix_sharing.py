@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from sixfold.plugins.llm.block_pool import block_hash
+from sixfold.plugins.llm.prompt_images import PromptImage, block_key
 
 SharingMode = Literal["shared", "per_key", "off"]
 
@@ -38,19 +39,33 @@ class PrefixSharing:
             return b"" if cache_salt is None else msgspec.msgpack.encode(cache_salt)
         return msgspec.msgpack.encode((tenant, cache_salt))
 
-    def hashes(self, token_ids: Sequence[int], salt: bytes | None) -> list[bytes]:
+    def hashes(self, token_ids: Sequence[int], salt: bytes | None, images: Sequence[PromptImage] = ()) -> list[bytes]:
         """Of the full blocks of a prompt; none if it is not shared."""
         hashes: list[bytes] = []
         if salt is not None:
-            extend_hashes(hashes, token_ids, block_size=self.block_size, salt=salt)
+            extend_hashes(hashes, token_ids, block_size=self.block_size, salt=salt, images=images)
         return hashes
 
 
-def extend_hashes(hashes: list[bytes], token_ids: Sequence[int], *, block_size: int, salt: bytes) -> None:
+def extend_hashes(
+    hashes: list[bytes],
+    token_ids: Sequence[int],
+    *,
+    block_size: int,
+    salt: bytes,
+    images: Sequence[PromptImage] = (),
+) -> None:
     """Appends the hashes of the full blocks of ``token_ids`` that ``hashes`` has not yet.
 
-    The salt is in the first block's hash and thus in all that follow.
+    The salt is in the first block's hash and thus in all that follow; so is an image in that of the first block that holds
+    a part of it. The tokens that stand for images are the same for all.
     """
     for index in range(len(hashes), len(token_ids) // block_size):
-        tokens = token_ids[index * block_size : (index + 1) * block_size]
-        hashes.append(block_hash(hashes[-1], tokens) if hashes else block_hash(b"", tokens, salt))
+        begin, end = index * block_size, (index + 1) * block_size
+        others = block_key(images, begin, end) if images else b""
+        if hashes:
+            hashes.append(block_hash(hashes[-1], token_ids[begin:end], others))
+        else:
+            # The length keeps apart where one ends and the other begins.
+            own = len(salt).to_bytes(8, "little") + salt + others if others else salt
+            hashes.append(block_hash(b"", token_ids[begin:end], own))

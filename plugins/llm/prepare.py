@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sixfold.core.errors import ContextLengthExceeded, InvalidRequest
+from sixfold.core.messages import Usage
 from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.detokenizer import Detokenizer
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, SamplingParams
+from sixfold.plugins.llm.image_placer import ImagePlacer, PlacedPrompt
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
 from sixfold.plugins.llm.reasoning import CLOSES, OPENS, num_reasoning_tokens, opens_in_reasoning
 from sixfold.plugins.llm.sampling import SamplingDefaults, resolve_sampling
@@ -38,11 +40,13 @@ def split_input(request_input: ChatInput | CompletionInput) -> Sequence[object]:
     return tuple(PromptPiece(index, prompt) for index, prompt in enumerate(request_input.prompts))
 
 
-def estimate_tokens(request_input: ChatInput | CompletionInput, max_model_len: int) -> int:
+def estimate_tokens(request_input: ChatInput | CompletionInput, max_model_len: int, tokens_per_image: int = 0) -> int:
     """Guesses prompt and answer tokens of all choices from lengths alone."""
     if isinstance(request_input, ChatInput):
         tools = sum(len(str(tool.parameters)) // _CHARS_PER_TOKEN for tool in request_input.tools)
-        sizes = [tools + sum(len(m.content) // _CHARS_PER_TOKEN + _TOKENS_PER_TURN for m in request_input.messages)]
+        text = sum(len(m.content) // _CHARS_PER_TOKEN + _TOKENS_PER_TURN for m in request_input.messages)
+        images = tokens_per_image * sum(len(m.images) for m in request_input.messages)
+        sizes = [tools + text + images]
     else:
         sizes = [len(p) // _CHARS_PER_TOKEN + 1 if isinstance(p, str) else len(p) for p in request_input.prompts]
     wanted = request_input.params.max_tokens
@@ -61,6 +65,7 @@ class Preparer:
         vocab_size: Rows of the output head; larger token ids are refused.
         max_model_len: Longest prompt plus answer.
         prefix: Who shares cache blocks with whom.
+        images: Puts images into prompts; None if the model reads text only.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Preparer:
         vocab_size: int,
         max_model_len: int,
         prefix: PrefixSharing,
+        images: ImagePlacer | None = None,
     ) -> None:
         self._codec = codec
         self._conversations = conversations
@@ -81,6 +87,7 @@ class Preparer:
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._prefix = prefix
+        self._images = images
 
     def prepare(self, request_input: ChatInput | CompletionInput, piece: object, *, tenant: str) -> list[SequenceState]:
         """The sequences of one piece: one per choice.
@@ -92,13 +99,18 @@ class Preparer:
 
         Raises:
             ContextLengthExceeded: Prompt and answer do not fit.
-            InvalidRequest: The template rejects the conversation, a token id is out of range, or a grammar is wrong.
+            InvalidRequest: The template rejects the conversation, a token id is out of range, a grammar is wrong, or an
+                image can't be read.
         """
         if isinstance(request_input, ChatInput):
             text = self._conversations.render(request_input)
             prompt_ids = self._codec.encode(text, add_special_tokens=False)
             opens = self._conversations.thinks and opens_in_reasoning(text)
-            return self._sequences(request_input, prompt_ids, tenant=tenant, param="messages", opens_in_reasoning=opens)
+            parts = [image for message in request_input.messages for image in message.images]
+            prompt = PlacedPrompt(token_ids=prompt_ids)
+            if parts and self._images is not None:
+                prompt = self._images.place(prompt_ids, parts, num_holders=request_input.num_choices)
+            return self._sequences(request_input, prompt, tenant=tenant, param="messages", opens_in_reasoning=opens)
         assert isinstance(piece, PromptPiece)
         if isinstance(piece.prompt, str):
             prompt_ids = self._codec.encode(piece.prompt, add_special_tokens=True)
@@ -109,12 +121,26 @@ class Preparer:
             echo_text = self._codec.decode(prompt_ids) if request_input.echo else ""
         return self._sequences(
             request_input,
-            prompt_ids,
+            PlacedPrompt(token_ids=prompt_ids),
             tenant=tenant,
             param="prompt",
             first_choice=piece.index * request_input.num_choices,
             echo_text=echo_text if request_input.echo else "",
         )
+
+    def usage(self, sequences: Sequence[SequenceState]) -> Usage:
+        """The counted tokens of a request's finished sequences."""
+        first_of_prompts = [sequence for sequence in sequences if sequence.counts_prompt]
+        reasoning = (
+            self.num_reasoning_tokens(s.output_ids, opens_in_reasoning=s.opens_in_reasoning) for s in sequences
+        )
+        counts = {
+            "prompt_tokens": sum(s.num_prompt_tokens for s in first_of_prompts),
+            "completion_tokens": sum(s.num_output_tokens for s in sequences),
+            "cached_tokens": sum(s.num_cached or 0 for s in first_of_prompts),
+            "reasoning_tokens": sum(reasoning),
+        }
+        return Usage(counts=counts)
 
     def num_reasoning_tokens(self, token_ids: Sequence[int], *, opens_in_reasoning: bool) -> int:
         """How many of an answer's tokens are reasoning."""
@@ -130,7 +156,7 @@ class Preparer:
     def _sequences(
         self,
         request_input: ChatInput | CompletionInput,
-        prompt_ids: list[int],
+        prompt: PlacedPrompt,
         *,
         tenant: str,
         param: str,
@@ -138,14 +164,17 @@ class Preparer:
         echo_text: str = "",
         opens_in_reasoning: bool = False,
     ) -> list[SequenceState]:
-        params = request_input.params
+        params, prompt_ids = request_input.params, prompt.token_ids
         self._check_ids([token for token, _ in params.logit_bias], "logit_bias")
         self._check_ids(params.stop_token_ids, "stop_token_ids")
         max_output_tokens = self._output_limit(params, len(prompt_ids), param)
-        salt = self._prefix.salt(tenant, request_input.cache_salt)
-        block_hashes = self._prefix.hashes(prompt_ids, salt)
+        is_echo = isinstance(request_input, CompletionInput) and request_input.echo
+        scores_prompt = is_echo and params.num_top_logprobs is not None
+        # What is found in the cache has no logits: a prompt that is judged is computed whole.
+        salt = None if scores_prompt else self._prefix.salt(tenant, request_input.cache_salt)
+        block_hashes = self._prefix.hashes(prompt_ids, salt, prompt.images)
         decode = self._codec.decode_with(self._conversations.kept_markers(request_input))
-        return [
+        sequences = [
             SequenceState(
                 choice=first_choice + place,
                 prompt_ids=prompt_ids,
@@ -158,11 +187,17 @@ class Preparer:
                 echo_text=echo_text,
                 salt=salt,
                 block_hashes=block_hashes,
+                images=prompt.images,
+                rope=prompt.rope,
                 grammar=self._conversations.grammar(request_input, opens_in_reasoning=opens_in_reasoning),
                 opens_in_reasoning=opens_in_reasoning,
             )
             for place in range(request_input.num_choices)
         ]
+        if scores_prompt:
+            for sequence in sequences:
+                sequence.num_scored = len(prompt_ids)
+        return sequences
 
     def _output_limit(self, params: SamplingParams, num_prompt: int, param: str) -> int:
         limit = self._max_model_len

@@ -29,6 +29,7 @@ _HARMLESS = frozenset(
         "cache_position",
         "dropout",
         "layer_idx",
+        "logits_to_keep",  # of the head; some models hand it down
         "past_key_value",
         "past_key_values",
         "position_embeddings",
@@ -36,6 +37,7 @@ _HARMLESS = frozenset(
         "return_dict",
         "scaling",
         "sliding_window",
+        "softcap",
         "use_cache",
     }
 )

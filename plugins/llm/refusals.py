@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from sixfold.core.errors import InvalidRequest
@@ -26,12 +28,36 @@ _ONLY_OF_ROLE = (
     ("reasoning", "assistant"),
     ("tool_call_id", "tool"),
 )
+_PART_FIELDS = {"text": "text", "image_url": "image_url"}
 _STRUCTURED = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
 def unsupported(param: str, reason: str) -> InvalidRequest:
     """The error for a parameter that can't be honoured."""
     return InvalidRequest(f"Unsupported parameter {param!r}: {reason}", param=param, code="unsupported_parameter")
+
+
+def text_only(param: str) -> InvalidRequest:
+    """The error for an image that the model could not look at."""
+    return InvalidRequest(
+        "This model reads text only. Leave images out, or ask a model that reads them: /v1/models lists which do.",
+        param=param,
+        code="unsupported_parameter",
+    )
+
+
+def check_image_count(params: Sequence[str], max_images: int) -> None:
+    """Refuses the first image that is one too many.
+
+    Args:
+        params: Where each image stands.
+        max_images: Of a request.
+    """
+    if len(params) > max_images:
+        raise InvalidRequest(
+            f"The request has {len(params)} images; this model takes at most {max_images} at once.",
+            param=params[max_images],
+        )
 
 
 def check_chat(body: ChatBody) -> None:
@@ -79,8 +105,6 @@ def check_completion(body: CompletionBody) -> None:
         raise unsupported("best_of", "Only the value of 'n' is served; ask for n answers and choose among them.")
     if body.suffix:
         raise unsupported("suffix", "Insertion is not supported; put the model's own infill tokens in the prompt.")
-    if body.echo and body.logprobs is not None:
-        raise unsupported("echo", "Log probabilities of prompts are not supported yet; leave out 'logprobs'.")
 
 
 def _check_stream(body: GenerationBody) -> None:
@@ -147,7 +171,7 @@ def _check_message(message: Message, path: str) -> None:
         raise unsupported(f"{path}.role", "It is OpenAI's older name; send the role 'tool'.")
     for name in _EMPTY_IN_MESSAGES:
         if getattr(message, name) not in (None, []):
-            raise unsupported(f"{path}.{name}", "Only text messages are served.")
+            raise unsupported(f"{path}.{name}", "Messages have text and images only.")
     if message.role == "tool" and message.tool_call_id is None:
         raise InvalidRequest(f"Missing required parameter '{path}.tool_call_id'.", param=f"{path}.tool_call_id")
     for name, role in _ONLY_OF_ROLE:
@@ -181,12 +205,17 @@ def _check_content(message: Message, path: str) -> None:
         return
     for place, part in enumerate(message.content):
         param = f"{path}.content.{place}"
-        if part.type != "text":
-            raise unsupported(f"{param}.type", f"Only parts of type 'text' are served, not {part.type[:40]!r}.")
-        if part.text is None:
-            raise InvalidRequest(f"Missing required parameter '{param}.text'.", param=f"{param}.text")
-        if part.model_extra:
-            name = next(iter(part.model_extra))
+        if part.type not in _PART_FIELDS:
+            raise unsupported(
+                f"{param}.type", f"Only parts of type 'text' and 'image_url' are served, not {part.type[:40]!r}."
+            )
+        if part.type == "image_url" and message.role != "user":
+            raise unsupported(f"{param}.type", "Only messages of the role 'user' have images.")
+        needed = _PART_FIELDS[part.type]
+        if getattr(part, needed) is None:
+            raise InvalidRequest(f"Missing required parameter '{param}.{needed}'.", param=f"{param}.{needed}")
+        others = [name for name in _PART_FIELDS.values() if name != needed and getattr(part, name) is not None]
+        for name in (*others, *(part.model_extra or ())):
             raise InvalidRequest(
                 f"Unknown parameter '{param}.{name}'.", param=f"{param}.{name}", code="unknown_parameter"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import msgspec
 
 from sixfold.core.errors import InvalidRequest
@@ -10,6 +12,7 @@ from sixfold.plugins.llm.generation import (
     ChatMessage,
     CompletionInput,
     GrammarSpec,
+    ImagePart,
     KvTransferParams,
     SamplingParams,
     ToolCall,
@@ -29,14 +32,20 @@ _COMPLETION_DEFAULT_TOKENS = 16
 """What OpenAI's reference says of ``max_tokens`` of ``/v1/completions``."""
 
 
-def chat_input(body: ChatBody) -> ChatInput:
-    """The input of a chat request that `refusals.check_chat` let pass."""
+def chat_input(body: ChatBody, images: Sequence[ImagePart] = ()) -> ChatInput:
+    """The input of a chat request that `refusals.check_chat` let pass.
+
+    Args:
+        body: The request.
+        images: Those of `image_parts.chat_images`, in order.
+    """
+    remaining = iter(images)
     num_top = None
     if body.logprobs:
         num_top = body.top_logprobs or 0
     choice = body.tool_choice
     return ChatInput(
-        messages=tuple(_chat_message(message) for message in body.messages),
+        messages=tuple(_chat_message(message, remaining) for message in body.messages),
         params=_sampling_params(
             body, body.max_completion_tokens or body.max_tokens, num_top, _format_grammar(body.response_format)
         ),
@@ -91,15 +100,20 @@ def _prompts(body: CompletionBody) -> tuple[str | tuple[int, ...], ...]:
     return tuple(item if isinstance(item, str) else tuple(item) for item in body.prompt if not isinstance(item, int))
 
 
-def _chat_message(message: Message) -> ChatMessage:
+def _chat_message(message: Message, images: Iterator[ImagePart]) -> ChatMessage:
     # Templates know no "developer": it is OpenAI's newer name for the system's role.
     role = "system" if message.role == "developer" else message.role
     content = message.content
+    parts: tuple[str | ImagePart, ...] = ()
     if not isinstance(content, str):
-        content = "".join(part.text or "" for part in content or ())
+        given = content or ()
+        content = "".join(part.text or "" for part in given)
+        if any(part.image_url is not None for part in given):
+            parts = tuple(next(images) if part.image_url is not None else part.text or "" for part in given)
     return ChatMessage(
         role=role,
         content=content,
+        parts=parts,
         name=message.name,
         reasoning=message.reasoning_content or message.reasoning,
         tool_calls=tuple(

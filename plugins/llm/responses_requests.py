@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sixfold.core.errors import InvalidRequest
 from sixfold.plugins.llm.generation import (
     ChatInput,
     ChatMessage,
     GrammarSpec,
+    ImagePart,
     SamplingParams,
     ToolCall,
     ToolSpec,
 )
+from sixfold.plugins.llm.image_parts import ImageReference
 from sixfold.plugins.llm.refusals import check_arguments, unsupported
 from sixfold.plugins.llm.requests import schema_grammar
 from sixfold.plugins.llm.responses_schema import ContentPart, InputItem, NamedFunction, ResponsesBody
 
 _LOGPROBS = "message.output_text.logprobs"
 _INCLUDABLE = (_LOGPROBS, "reasoning.encrypted_content")
+_IMAGE_PART = "input_image"
 _TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 _UNSUPPORTED = (
     ("access_programs", "There are none."),
@@ -78,19 +81,44 @@ def input_items(body: ResponsesBody) -> tuple[InputItem, ...]:
     return tuple(body.input)
 
 
-def response_input(body: ResponsesBody, earlier: Sequence[InputItem]) -> ChatInput:
+def response_images(items: Sequence[InputItem], param: str) -> Iterator[ImageReference]:
+    """The images of a conversation's messages, in order.
+
+    Raises:
+        InvalidRequest: An image is named in a way, or stands in a place, that is not served.
+    """
+    for index, item in enumerate(items):
+        if item.type != "message" or isinstance(item.content, str):
+            continue
+        for place, part in enumerate(item.content or ()):
+            path = f"{param}.{index}.content.{place}"
+            if part.type == _IMAGE_PART:
+                if item.role != "user":
+                    raise unsupported(f"{path}.type", "Only messages of the role 'user' have images.")
+                for name in part.model_extra or ():
+                    raise unsupported(f"{path}.{name}", "Send the image in 'image_url', as a data URL for one.")
+                yield ImageReference(
+                    url=_needed(part.image_url, f"{path}.image_url"),
+                    detail="low" if part.detail == "low" else "auto",
+                    param=f"{path}.image_url",
+                )
+
+
+def response_input(body: ResponsesBody, earlier: Sequence[InputItem], images: Sequence[ImagePart] = ()) -> ChatInput:
     """The input of a request that `check_response` let pass.
 
     Args:
         body: The request.
         earlier: The conversation that it continues.
+        images: Those of `response_images`, of the earlier items first.
 
     Raises:
         InvalidRequest: An item of the input can't be read.
     """
     messages = [ChatMessage(role="system", content=body.instructions)] if body.instructions else []
-    messages += _messages(earlier, "previous_response_id")
-    messages += _messages(input_items(body), "input")
+    remaining = iter(images)
+    messages += _messages(earlier, "previous_response_id", remaining)
+    messages += _messages(input_items(body), "input", remaining)
     num_top = (body.top_logprobs or 0) if wants_logprobs(body) else None
     choice = body.tool_choice
     return ChatInput(
@@ -161,7 +189,7 @@ def _check_tools(body: ResponsesBody) -> None:
         )
 
 
-def _messages(items: Sequence[InputItem], param: str) -> list[ChatMessage]:
+def _messages(items: Sequence[InputItem], param: str, images: Iterator[ImagePart]) -> list[ChatMessage]:
     """Items as turns: calls and reasoning belong to the assistant's turn that they stand beside."""
     messages: list[ChatMessage] = []
     reasoning: str | None = None
@@ -171,12 +199,13 @@ def _messages(items: Sequence[InputItem], param: str) -> list[ChatMessage]:
             reasoning = _text([*(item.summary or ()), *_parts(item.content)], f"{path}.content") or None
         elif item.type == "message":
             role = _needed(item.role, f"{path}.role")
-            text = _text(item.content, f"{path}.content")
+            text = _text(item.content, f"{path}.content", with_images=True)
             is_assistant = role == "assistant"
             messages.append(
                 ChatMessage(
                     role="system" if role == "developer" else role,
                     content=text,
+                    parts=_with_images(_parts(item.content), images),
                     reasoning=reasoning if is_assistant else None,
                 )
             )
@@ -225,20 +254,31 @@ def _with_one_system_turn(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     return [ChatMessage(role="system", content=text), *messages[first:]]
 
 
+def _with_images(parts: Sequence[ContentPart], images: Iterator[ImagePart]) -> tuple[str | ImagePart, ...]:
+    if not any(part.type == _IMAGE_PART for part in parts):
+        return ()
+    return tuple(next(images) if part.type == _IMAGE_PART else part.text or "" for part in parts)
+
+
 def _parts(content: str | Sequence[ContentPart] | None) -> Sequence[ContentPart]:
     if isinstance(content, str):
         return (ContentPart(type="text", text=content),)
     return content or ()
 
 
-def _text(content: str | Sequence[ContentPart] | None, param: str) -> str:
+def _text(content: str | Sequence[ContentPart] | None, param: str, *, with_images: bool = False) -> str:
     if content is None:
         raise _missing(param)
     if isinstance(content, str):
         return content
     for place, part in enumerate(content):
+        if with_images and part.type == _IMAGE_PART:
+            continue
         if part.type not in _TEXT_PARTS:
-            raise unsupported(f"{param}.{place}.type", f"Only parts of text are served, not {part.type[:40]!r}.")
+            raise unsupported(
+                f"{param}.{place}.type",
+                f"Only parts of text, and images of the user, are served, not {part.type[:40]!r}.",
+            )
         if part.text is None:
             raise _missing(f"{param}.{place}.text")
     return "".join(part.text or "" for part in content)

@@ -13,12 +13,16 @@ MAX_ITEMS = 10_000
 
 
 class ContentPart(StrictBody):
-    """A part of a message. Only text is served; the type is checked in `responses_requests`, to name it."""
+    """A part of a message: text or an image. The type is checked in `responses_requests`, to name it."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     type: str
     text: str | None = None
+    image_url: str | None = None
+    """A ``data:`` URL, or an address that the server's configuration allows."""
+    detail: Literal["auto", "low", "high", "original"] | None = None
+    """``low``: 512 pixels a side at most, in one piece; else as the model's processor does."""
 
 
 class InputItem(StrictBody):

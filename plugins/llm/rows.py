@@ -1,4 +1,4 @@
-"""The rows of a step and their contexts, as kernels that read cache blocks where they lie see them."""
+"""The rows of a step: what kernels that read cache blocks where they lie see of them, and which judge a prompt."""
 
 from __future__ import annotations
 
@@ -26,6 +26,21 @@ class AttentionRows:
     lengths: IntArray
     tables: IntArray
     num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredSpan:
+    """Places of a sequence whose logits tell of the tokens behind them.
+
+    Attributes:
+        index: Of the sequence in the step.
+        begin: First place.
+        end: Behind the last.
+    """
+
+    index: int
+    begin: int
+    end: int
 
 
 def runs_of(sequences: IntArray) -> tuple[IntArray, IntArray, IntArray]:

@@ -99,6 +99,17 @@ def sample(
     ]
 
 
+def score(logits: Tensor, rows: Sequence[SampledRow], token_ids: Sequence[int]) -> list[RowLogprobs]:
+    """What the untouched distribution says of given tokens.
+
+    Args:
+        logits: [rows, vocabulary], any float type.
+        rows: Their sequences, all with log probabilities wanted.
+        token_ids: One for each row.
+    """
+    return [found for found in _logprobs(logits.float(), rows, token_ids) if found is not None]
+
+
 def _choose(raw: Tensor, rows: Sequence[SampledRow], masks: Mapping[int, BoolArray]) -> list[int]:
     logits = raw.clone()
     _apply_bias(logits, rows)

@@ -120,20 +120,30 @@ class GenerationBody(StrictBody):
         return value
 
 
-class TextPart(StrictBody):
-    """A part of a message's content. Only text is served; the type is checked by `refusals`, to name it."""
+class ImageUrl(StrictBody):
+    """OpenAI's ``image_url``."""
+
+    url: str
+    """A ``data:`` URL, or an address that the server's configuration allows."""
+    detail: Literal["auto", "low", "high"] | None = None
+    """``low``: 512 pixels a side at most, in one piece; else as the model's processor does."""
+
+
+class ContentPart(StrictBody):
+    """A part of a message's content: text or an image. The type is checked by `refusals`, to name it."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     type: str
     text: str | None = None
+    image_url: ImageUrl | None = None
 
 
 class Message(StrictBody):
     """One turn. Fields that clients echo from earlier answers are known but must be empty."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
+    content: str | list[ContentPart] | None = None
     name: str | None = None
     refusal: str | None = None
     annotations: list[JsonValue] | None = None

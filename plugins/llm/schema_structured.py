@@ -70,7 +70,7 @@ class FunctionBody(StrictBody):
     parameters: JsonObject | None = None
     """JSON schema of its arguments, an object's."""
     strict: bool | None = None
-    """Whether all of the schema must be honoured in an enforced call."""
+    """Whether all of the schema must be honoured in a call."""
 
 
 class ToolBody(StrictBody):

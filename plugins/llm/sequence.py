@@ -11,6 +11,8 @@ from sixfold.plugins.llm.generation import FinishReason, TextDelta, TokenLogprob
 from sixfold.plugins.llm.grammar import Grammar
 from sixfold.plugins.llm.kv_handle import KvHandle
 from sixfold.plugins.llm.penalties import TokenCounts
+from sixfold.plugins.llm.prompt_images import PromptImage
+from sixfold.plugins.llm.rope_positions import RopePositions
 from sixfold.plugins.llm.sampling import Sampling
 from sixfold.plugins.llm.stop import StopMatcher
 from sixfold.plugins.llm.token_history import TokenHistory
@@ -28,6 +30,8 @@ class SequenceState(CachedTokens):
         stop: Of this sequence alone.
         salt: See `CachedTokens`.
         block_hashes: See `CachedTokens`.
+        images: See `CachedTokens`.
+        rope: See `CachedTokens`.
         counts_prompt: Whether this choice accounts for the prompt's tokens: the first of its prompt does.
         stream: Whether deltas are wanted.
         echo_text: The prompt's text, if it precedes the answer.
@@ -39,6 +43,7 @@ class SequenceState(CachedTokens):
         "_logprobs",
         "_pending_text",
         "_pending_tokens",
+        "_prompt_logprobs",
         "_sent_logprobs",
         "_texts",
         "choice",
@@ -74,10 +79,12 @@ class SequenceState(CachedTokens):
         echo_text: str = "",
         salt: bytes | None = None,
         block_hashes: Sequence[bytes] = (),
+        images: Sequence[PromptImage] = (),
+        rope: RopePositions | None = None,
         grammar: Grammar | None = None,
         opens_in_reasoning: bool = False,
     ) -> None:
-        super().__init__(prompt_ids, salt=salt, block_hashes=block_hashes)
+        super().__init__(prompt_ids, salt=salt, block_hashes=block_hashes, images=images, rope=rope)
         self.choice = choice
         self.num_prompt_tokens = len(prompt_ids)
         self.sampling = sampling
@@ -91,16 +98,22 @@ class SequenceState(CachedTokens):
         self.grammar = grammar
         self.opens_in_reasoning = opens_in_reasoning
         # A grammar would have to follow every guess and come back; what it forces is added at once anyway.
-        self.may_draft = grammar is None
+        self.may_draft = not self.is_constrained
         self.draft_pace = DraftPace()
         self.wants_kv_handle = False
         self.kv_handle: KvHandle | None = None  # given when the answer is done
         self.history: TokenHistory | None = None  # made by the proposer that needs it
         self._texts: list[str] = [echo_text] if echo_text else []
         self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: list[TokenLogprob] = []
         self._pending_text = echo_text
         self._pending_tokens = 0
         self._sent_logprobs = 0
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether a grammar says what may come next."""
+        return self.grammar is not None and self.grammar.is_active
 
     @property
     def num_output_tokens(self) -> int:
@@ -127,27 +140,41 @@ class SequenceState(CachedTokens):
         """Of all tokens so far that are part of the text."""
         return tuple(self._logprobs)
 
-    def append(self, token_id: int, logprob: TokenLogprob | None) -> None:
+    def add_scores(self, begin: int, scores: Sequence[TokenLogprob]) -> None:
+        """Takes what is known of the prompt's tokens after those before the place ``begin`` were computed."""
+        self._prompt_logprobs[begin + bool(begin) :] = scores
+
+    def append(self, token_id: int, logprob: TokenLogprob | None) -> bool:
         """Adds a generated token; sets `finish_reason` at the end.
+
+        Returns:
+            False if it is not added: a grammar began with it that does not allow it.
 
         Tokens that the grammar leaves no choice about are added at once: the next step computes them like a prompt's, which
         costs little more than one. Where log probabilities are wanted they are generated one by one, for theirs.
         """
+        if self.num_scored:
+            self._logprobs, self.num_scored = self._prompt_logprobs, 0
+        if self.grammar is not None:
+            if not self.grammar.accept(token_id):
+                self.may_draft = False
+                return False
+            self.may_draft = self.may_draft and not self.is_constrained
         self._add(token_id, logprob)
         if self.grammar is not None and self.sampling.num_top_logprobs is None:
             while self.finish_reason is None and (forced := self.grammar.forced()):
                 for forced_id in forced:
+                    self.grammar.accept(forced_id)
                     self._add(forced_id, None)
                     if self.finish_reason is not None:
                         break
+        return True
 
     def _add(self, token_id: int, logprob: TokenLogprob | None) -> None:
         self.token_ids.append(token_id)
         self._pending_tokens += 1
         if self.token_counts is not None:
             self.token_counts.add(token_id)
-        if self.grammar is not None:
-            self.grammar.accept(token_id)
         num_output = self.num_output_tokens
         may_stop = num_output >= self.sampling.min_tokens
         if token_id in self.sampling.end_ids and num_output > self.sampling.min_tokens:

@@ -124,6 +124,8 @@ class StepGraphs:
 
     def can_run(self, layout: BatchLayout) -> bool:
         """Whether a graph holds the step: one of decodes and their drafts, no long contexts beyond the model's."""
+        if layout.image_features is not None or layout.position_ids.ndim > 2:
+            return False  # a graph's input has no place for features, nor for positions in several directions
         contexts = layout.contexts
         if len(contexts.sequences) > self._sizes[-1] or contexts.tables.shape[1] > self._max_blocks:
             return False

@@ -39,6 +39,7 @@ class TextCodec:
         self._tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._lock = threading.Lock()
+        self._known_bytes: dict[int, bytes] = {}  # at most one for each token of the vocabulary
         self._bytes_of_char = _byte_level_table()
         # Names that would not reach the template but change what rendering does.
         self._reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages"}
@@ -67,6 +68,10 @@ class TextCodec:
         if isinstance(found, dict):
             return "\n".join(cast("dict[str, str]", found).values())
         return str(found or "")
+
+    def use_template(self, template: str | None) -> None:
+        """Takes the template of a processor, for a tokenizer that has none. Before the codec is used by several threads."""
+        self._tokenizer.chat_template = template
 
     @property
     def num_tokens(self) -> int:
@@ -113,6 +118,13 @@ class TextCodec:
         if piece and all(char in self._bytes_of_char for char in piece):
             return bytes(self._bytes_of_char[char] for char in piece)
         return piece.encode()
+
+    def known_bytes(self, token_id: int) -> bytes:
+        """As `token_bytes`, kept once it was asked for: for what looks at every token of an answer."""
+        found = self._known_bytes.get(token_id)
+        if found is None:
+            found = self._known_bytes[token_id] = self.token_bytes(token_id)
+        return found
 
     def fast_tokenizer_json(self) -> str | None:
         """The tokenizer as the tokenizers library writes it; None if it is none of that library's."""

@@ -60,7 +60,8 @@ def _calls_in_words(message: ChatMessage) -> str:
 def _add_result(turns: list[ChatMessage], message: ChatMessage) -> None:
     """Results are said by the user: many templates know no role for them. Those of one turn stay together."""
     text = f"<tool_response>\n{message.content}\n</tool_response>"
-    if turns and turns[-1].role == "user" and turns[-1].content.endswith("</tool_response>"):
-        turns[-1] = ChatMessage(role="user", content=f"{turns[-1].content}\n{text}")
+    last = turns[-1] if turns else None
+    if last is not None and last.role == "user" and not last.parts and last.content.endswith("</tool_response>"):
+        turns[-1] = ChatMessage(role="user", content=f"{last.content}\n{text}")
     else:
         turns.append(ChatMessage(role="user", content=text))

@@ -166,6 +166,10 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
             raise InvalidRequest(
                 "'kv_transfer_params' are not passed to vLLM yet. Leave them out.", param="kv_transfer_params"
             )
+        if isinstance(wanted, CompletionInput) and wanted.echo and wanted.params.num_top_logprobs is not None:
+            raise InvalidRequest(
+                "Log probabilities of prompts are not served by vLLM yet: leave out 'echo'.", param="echo"
+            )
         form = structured_outputs(self._conversations, wanted)
         markers = self._conversations.kept_markers(wanted)
         return tuple(

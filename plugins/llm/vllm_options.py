@@ -56,7 +56,7 @@ class VllmOptions(BaseModel):
     prefix_cache: Literal["shared", "per_key", "off"] = "shared"
     """Whose computed prefixes a request may use: everybody's, those of the same API key, or nobody's."""
 
-    tool_call_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral"] = "auto"
+    tool_call_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "mistral_args"] = "auto"
     """How the model writes calls of tools. ``auto``: as its chat template shows; ``none`` refuses tools."""
 
     reasoning_parser: Literal["auto", "none", "think"] = "auto"

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sixfold.core.source_ref import SourceRef
+
 
 class SpeechOptions(BaseModel):
     """What an operator may set for any speech model."""
@@ -36,4 +38,10 @@ class TransformersSpeechOptions(SpeechOptions):
     """What an operator may set for a model of ``tts/transformers``."""
 
     max_batch_sentences: int = Field(default=8, ge=1)
-    """Most sentences in one padded batch."""
+    """Most sentences in one padded batch of VITS."""
+    vocoder: SourceRef | None = None
+    """Turns SpeechT5's spectrograms into sound, such as ``hf:microsoft/speecht5_hifigan``. None looks into the model's
+    folder ``vocoder``."""
+    speakers: dict[str, SourceRef] = {}
+    """Voices of SpeechT5 beside those of ``.npz`` files in its folder: sources of ``.npy`` files, each with a speaker's
+    x-vector."""

@@ -31,8 +31,11 @@ def detect_kokoro(files: ModelFiles) -> int:
 
 
 def detect_transformers(files: ModelFiles) -> int:
-    """100 for VITS and MMS, else 0."""
-    return 100 if files.json("config.json").get("model_type") == "vits" else 0
+    """100 for VITS and MMS, and for SpeechT5 that speaks (others of its kind listen), else 0."""
+    config = files.json("config.json")
+    kind = config.get("model_type")
+    speaks = kind == "vits" or (kind == "speecht5" and "SpeechT5ForTextToSpeech" in (config.get("architectures") or ()))
+    return 100 if speaks else 0
 
 
 KOKORO = Family(
@@ -54,9 +57,9 @@ KOKORO = Family(
 
 TRANSFORMERS = Family(
     name="tts/transformers",
-    summary="VITS and MMS of transformers, sentences of many requests in one batch.",
+    summary="VITS, MMS and SpeechT5 of transformers, sentences of many requests in one batch.",
     operations=frozenset({"speech"}),
-    loader="sixfold.plugins.tts.vits_loader:load",
+    loader="sixfold.plugins.tts.transformers_loader:load",
     input_type=SpeechInput,
     output_type=SpeechOutput,
     options=TransformersSpeechOptions,

@@ -21,7 +21,7 @@ _TOKENIZER: Any = VitsTokenizer
 
 
 def load(context: LoadContext) -> VitsModel:
-    """The family's loader; runs in the worker process.
+    """Runs in the worker process.
 
     Raises:
         SourceError: The folder is no VITS model, or its text needs a program that is not installed.

@@ -29,6 +29,8 @@ class Capabilities:
         keep_s: How long a job is kept after its end.
         image: Whether it takes a reference image: "no", "optional" or "required".
         negative_prompt: "never", "guided" (has an effect when the guidance scale is above 1) or "always".
+        row_cache: Whether its blocks can be cached.
+        row_cache_threshold: Default of first-block caching; negative computes every step.
         dtype: Of the weights.
         pipeline: Class of diffusers.
         codec: Of the files.
@@ -49,6 +51,8 @@ class Capabilities:
     keep_s: float
     image: str
     negative_prompt: str
+    row_cache: bool
+    row_cache_threshold: float
     dtype: str
     pipeline: str
     codec: str

@@ -45,7 +45,9 @@ def call_parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(type(pipeline).__call__).parameters)
 
 
-def inspect_pipeline(pipeline: Any, options: VideoOptions, *, dtype: str, codec: str) -> Capabilities:
+def inspect_pipeline(
+    pipeline: Any, options: VideoOptions, *, dtype: str, codec: str, row_cache: bool = False
+) -> Capabilities:
     """What the pipeline can do under these options.
 
     Raises:
@@ -54,6 +56,10 @@ def inspect_pipeline(pipeline: Any, options: VideoOptions, *, dtype: str, codec:
     parameters = call_parameters(pipeline)
     _check_pipeline(pipeline, parameters)
     _check_arguments(parameters, options)
+    if options.row_cache_threshold is not None and not row_cache:
+        raise ConfigError(
+            f"options.row_cache_threshold: {type(pipeline).__name__}'s blocks can't be cached. Remove it."
+        )
     width, height = _default_size(pipeline, parameters, options)
     found = Capabilities(
         width=width,
@@ -75,6 +81,8 @@ def inspect_pipeline(pipeline: Any, options: VideoOptions, *, dtype: str, codec:
         keep_s=options.keep_s,
         image=_image_need(type(pipeline).__name__, parameters),
         negative_prompt=_negative_prompt(parameters, options),
+        row_cache=row_cache,
+        row_cache_threshold=-1.0 if options.row_cache_threshold is None else options.row_cache_threshold,
         dtype=dtype,
         pipeline=type(pipeline).__name__,
         codec=codec,

@@ -13,6 +13,7 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import SourceError
 from sixfold.core.family import LoadContext, ModelFiles
 from sixfold.core.rendezvous.calls import CallRules
+from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.core.rendezvous.scoped import LanePart, PipelinePlan
 from sixfold.plugins.video.encoding import choose_format
 from sixfold.plugins.video.inspection import DENOISERS, inspect_pipeline
@@ -48,7 +49,9 @@ def load(context: LoadContext) -> VideoModel:
     context.report(0.1, "reading weights")
     pipeline = read_pipeline(context.path, dtype, keeps_vae=options.dtype == "auto").to(device)
     context.report(0.9, "looking at the pipeline")
-    can = inspect_pipeline(pipeline, options, dtype=str(dtype).removeprefix("torch."), codec=form.codec)
+    caches = row_caches(pipeline)
+    type_name = str(dtype).removeprefix("torch.")
+    can = inspect_pipeline(pipeline, options, dtype=type_name, codec=form.codec, row_cache=bool(caches))
     weights = [
         p for part in pipeline.components.values() if isinstance(part, torch.nn.Module) for p in part.parameters()
     ]
@@ -63,6 +66,8 @@ def load(context: LoadContext) -> VideoModel:
         plan=plan_of(pipeline),
         can=can,
         form=form,
+        caches=caches,
+        max_cache_bytes=options.max_cache_bytes,
         device=device,
         num_threads=context.num_threads,
         call_arguments=options.call_arguments,
@@ -106,6 +111,16 @@ def plan_of(pipeline: Any) -> PipelinePlan:
         locked=tokenizers,
         rules=_RULES,
     )
+
+
+def row_caches(pipeline: Any) -> dict[int, RowCache]:
+    """Row caches of its denoisers, by the identity of the module; without those whose blocks can't be cached."""
+    modules = [getattr(pipeline, name, None) for name in DENOISERS]
+    return {
+        id(module): RowCache(blocks)
+        for module in modules
+        if module is not None and (blocks := transformer_blocks(module))
+    }
 
 
 def _dtype(options: VideoOptions, device: torch.device) -> torch.dtype:

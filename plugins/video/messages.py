@@ -19,6 +19,7 @@ class VideoInput(msgspec.Struct, frozen=True, kw_only=True, tag="video"):
         guidance_scale: In the pipeline's own meaning.
         seed: Of the initial noise.
         reference: Bytes of an image file that the pipeline starts from; None for text alone.
+        row_cache_threshold: Of first-block caching; None computes every step.
     """
 
     prompt: str
@@ -31,6 +32,7 @@ class VideoInput(msgspec.Struct, frozen=True, kw_only=True, tag="video"):
     guidance_scale: float
     seed: int
     reference: bytes | None = None
+    row_cache_threshold: float | None = None
 
 
 class ReferenceCheck(msgspec.Struct, frozen=True, kw_only=True, tag="check"):

@@ -20,6 +20,7 @@ from sixfold.core.messages import Request, Usage
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
+from sixfold.core.rendezvous.row_cache import RowCache
 from sixfold.core.rendezvous.scoped import PipelinePlan, PipelineScope
 from sixfold.plugins.video.capabilities import Capabilities, Scalar
 from sixfold.plugins.video.encoding import Format, encode
@@ -51,6 +52,8 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
         plan: Which of its components do what.
         can: Its limits.
         form: Of the files.
+        caches: Row caches, by the identity of their module.
+        max_cache_bytes: What caches of all clips may hold.
         device: Where it is.
         num_threads: CPU threads of a step.
         call_arguments: The operator's, for every call.
@@ -64,11 +67,13 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
         plan: PipelinePlan,
         can: Capabilities,
         form: Format,
+        caches: Mapping[int, RowCache],
+        max_cache_bytes: int,
         device: torch.device,
         num_threads: int,
         call_arguments: Mapping[str, Scalar],
     ) -> None:
-        super().__init__(device)
+        super().__init__(device, caches, max_cache_bytes)
         self._info = info
         self._pipeline = pipeline
         self._can = can
@@ -136,7 +141,7 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
         torch.set_num_threads(self._num_threads)  # each thread has its own setting until it is told
         progress = _Progress(side)
         counted = functools.partial(_counted_scheduler, progress=progress)
-        owner = CallOwner(request_id=request.request_id)
+        owner = CallOwner(request_id=request.request_id, cache_threshold=wanted.row_cache_threshold)
         pipeline = self._scope.copy_for(self._pipeline, side, owner=owner, scheduler=counted)
         video = pipeline(**self._arguments(wanted)).frames[0]
         side.leave()
@@ -169,11 +174,15 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
             "denoiser_forwards_total": self.num_forwards,
             "denoiser_rows_total": self.num_rows,
             "vae_waiting_requests": self._lane.num_waiting,
+            "video_row_cache_bytes": self.cache_bytes,
+            "video_row_cache_hits_total": sum(cache.num_hits for cache in self._caches.values()),
         }
 
     def close(self) -> None:
         """See `StepModel`."""
         self._lane.close()
+        for cache in self._caches.values():
+            cache.close()
 
     def _arguments(self, wanted: VideoInput) -> dict[str, Any]:
         """The pipeline's keyword arguments."""

@@ -37,6 +37,10 @@ class VideoOptions(BaseModel):
     """Longest prompt. The pipeline's text encoder may read less of it."""
     keep_s: float = Field(default=86_400, gt=0)
     """How long a job and its files are kept after its end; ``expires_at`` in the answers."""
+    row_cache_threshold: float | None = Field(default=None, ge=0.0, le=1.0)
+    """First-block caching: steps whose first block changes less than this are mostly skipped. None computes all."""
+    max_cache_bytes: int = Field(default=4 * 1024**3, ge=0)
+    """Most memory that caches of all running clips may take; a clip beyond it waits. One always runs."""
     call_arguments: dict[str, str | int | float | bool] = {}
     """Further arguments of every call of the pipeline, by their names there, e.g. ``{"true_cfg_scale": 4.0}``."""
     video_codec: Literal["auto", "h264", "vp9"] = "auto"

@@ -32,6 +32,7 @@ def plan(body: CreateBody, can: Capabilities, *, reference: bytes | None) -> Vid
         guidance_scale=can.guidance_scale if body.guidance_scale is None else body.guidance_scale,
         seed=secrets.randbits(32) if body.seed is None else body.seed,
         reference=_reference(reference, can),
+        row_cache_threshold=_row_cache_threshold(body, can),
     )
 
 
@@ -123,6 +124,18 @@ def _steps(body: CreateBody, can: Capabilities) -> int:
             f"num_inference_steps is {steps}; at most {can.max_steps} are made here.", param="num_inference_steps"
         )
     return steps
+
+
+def _row_cache_threshold(body: CreateBody, can: Capabilities) -> float | None:
+    threshold = can.row_cache_threshold if body.row_cache_threshold is None else body.row_cache_threshold
+    if threshold < 0:
+        return None
+    if not can.row_cache:
+        raise InvalidRequest(
+            f"row_cache_threshold: the blocks of {can.pipeline} can't be cached. Leave it out.",
+            param="row_cache_threshold",
+        )
+    return threshold
 
 
 def _reference(reference: bytes | None, can: Capabilities) -> bytes | None:

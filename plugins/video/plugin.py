@@ -57,6 +57,8 @@ FAMILY = Family(
             "Seconds from the last step of clips to their frames, beside the steps of others.",
         ),
         _counter("video_encode_seconds_total", "Seconds in which files were encoded, beside the steps of others."),
+        _counter("video_row_cache_hits_total", "Steps that the row cache mostly skipped."),
+        MetricSpec(name="video_row_cache_bytes", kind=MetricKind.GAUGE, help="Memory that row caches hold."),
         MetricSpec(name="vae_waiting_requests", kind=MetricKind.GAUGE, help="Clips that wait to be decoded."),
     ),
     # Latent positions of steps: about 20 clips of 480p, 81 frames and 50 steps with guidance.

@@ -129,4 +129,5 @@ def video_object(job: Job, *, progress: int | None = None) -> dict[str, object]:
         "guidance_scale": request.guidance_scale,
         "negative_prompt": request.negative_prompt,
         "seed": request.seed,
+        "row_cache_threshold": request.row_cache_threshold,
     }

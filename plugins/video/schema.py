@@ -50,6 +50,8 @@ class VideoSettings(BaseModel):
     """Denoising steps."""
     guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     """How closely to follow the prompt, in the pipeline's own meaning."""
+    row_cache_threshold: Annotated[float, Field(le=1.0, allow_inf_nan=False)] | None = None
+    """First-block caching: steps that change less than this are mostly skipped; negative computes every step."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     """Of the initial noise: the same request with the same seed gives the same clip."""
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel, StepRange
 from sixfold.core.errors import InvalidRequest, StepFailed
 from sixfold.core.messages import Cost, Request, Usage
-from sixfold.plugins.embedding.clip.images import decode_base64, decode_image
+from sixfold.core.pictures import read_picture
+from sixfold.plugins.embedding.clip.images import decode_base64
 from sixfold.plugins.embedding.clip.network import DualEncoder
 from sixfold.plugins.embedding.clip.options import ClipOptions
 from sixfold.plugins.embedding.packing import TokenIds
@@ -163,8 +164,8 @@ class ClipModel(StepModel[ItemSequence, EmbeddingInput, EmbeddingOutput]):
         if isinstance(item, TextItem):
             return self._network.tokenize(item.text, truncate_tokens=wanted.truncate_tokens, param=param)
         data = item.data or decode_base64(item.encoded, f"{param}.image")
-        image = decode_image(data, max_pixels=self._options.max_image_pixels, param=f"{param}.image")
-        return self._network.preprocess(image)
+        image = read_picture(data, max_pixels=self._options.max_image_pixels, param=f"{param}.image")
+        return self._network.preprocess(image.convert("RGB"))
 
     def _check(self, wanted: EmbeddingInput) -> None:
         if wanted.token_ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import PipelineSide
 from sixfold.core.errors import RequestError
 from sixfold.core.messages import Failed, Request, Usage
+from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
@@ -52,16 +54,18 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
         *,
         plan: PipelinePlan = PLAN,
         caches: Mapping[int, RowCache] | None = None,
+        switches: Mapping[int, AdapterSwitch] | None = None,
         max_units: int = 1 << 20,
     ) -> None:
-        super().__init__(torch.device("cpu"), caches)
+        super().__init__(torch.device("cpu"), caches, switches=switches)
         self.lane = Lane("decode", torch.device("cpu"))
-        self.scope = PipelineScope(plan, self.lane)
+        self.scope = PipelineScope(plan, self.lane, switches)
         self.pipeline = pipeline
         self.works = works
         self.results: dict[str, Any] = {}
         self.exact: set[str] = set()
         self.thresholds: dict[str, float] = {}
+        self.adapters: dict[str, Adapters] = {}
         self.schedulers: dict[str, Any] = {}
         self.seen_cache_bytes: list[int] = []
         self.batches: list[list[str]] = []
@@ -89,6 +93,7 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
             side,
             owner=CallOwner(request_id=name, cache_threshold=self.thresholds.get(name)),
             variant=name if name in self.exact else None,
+            adapters=self.adapters.get(name, ()),
             scheduler=copy.deepcopy if scheduler is None else lambda own: scheduler.from_config(own.config),
         )
         self.results[name] = picture(scoped(**self.works[name]()))
@@ -155,3 +160,24 @@ def works_for(tiny: TinyPipeline, count: int = 6) -> dict[str, Callable[[], dict
 def picture(output: Any) -> NDArray[np.float32]:
     """The pixels of a pipeline's output."""
     return np.asarray(next(iter(output.values())))
+
+
+def hold_first_step(model: Any, *, until_prepared: int) -> None:
+    """Makes the first step wait until so many requests are ready: small clips would end before others have begun."""
+    changed, num_prepared = threading.Condition(), 0
+    prepare, forward = model.prepare, model.forward
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal num_prepared
+        sequences = prepare(*arguments)
+        with changed:
+            num_prepared += 1
+            changed.notify_all()
+        return sequences
+
+    def held(calls: Any) -> Any:
+        with changed:
+            assert changed.wait_for(lambda: num_prepared >= until_prepared, 120), "the others were not prepared"
+        return forward(calls)
+
+    model.prepare, model.forward = counted, held

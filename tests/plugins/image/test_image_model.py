@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -163,6 +164,27 @@ async def test_progress_and_partial_images_come_before_the_result(load_image_mod
     assert pixels(partials[0].data).shape == (32, 32, 3)
 
 
+async def test_a_linear_preview_needs_no_decoder(load_image_model: Load) -> None:
+    model = load_image_model()
+    decoded_before = model.stats()["image_decode_calls_total"]
+    wanted = ImageInput(prompt="a", seed=1, num_inference_steps=6, partial_images=2, preview="linear", size="32x48")
+    (events,) = await draw(model, wanted)
+    outputs = [event.output for event in events if isinstance(event, Increment)]
+    partials = [out for out in outputs if isinstance(out, PartialImage)]
+    assert [pixels(partial.data).shape for partial in partials] == [(48, 32, 3)] * 2
+    assert model.stats()["image_decode_calls_total"] == decoded_before + 1  # of the picture itself
+    assert [partial.partial_index for partial in partials] == [0, 1]
+
+
+async def test_the_operator_chooses_how_previews_are_made_and_a_request_may_choose_otherwise(
+    load_image_model: Load,
+) -> None:
+    model = load_image_model(preview="linear")
+    same = ImageInput(prompt="a", seed=1, num_inference_steps=4, partial_images=1)
+    await draw(model, same, msgspec.structs.replace(same, preview="decode"))
+    assert model.stats()["image_decode_calls_total"] == 3  # two pictures and one preview
+
+
 async def test_quality_chooses_the_steps(load_image_model: Load) -> None:
     model = load_image_model(num_inference_steps=5, quality_steps={"high": 9})
     low, medium, high = await draw(
@@ -180,6 +202,7 @@ async def test_quality_chooses_the_steps(load_image_model: Load) -> None:
         (ImageInput(prompt="a", n=11), "n"),
         (ImageInput(prompt="a", num_inference_steps=201), "num_inference_steps"),
         (ImageInput(prompt="a", scheduler="NoScheduler"), "scheduler"),
+        (ImageInput(prompt="a", row_cache_threshold=0.1), "row_cache_threshold"),
         (ImageInput(operation="edit", prompt="a", images=(b"",)), "image"),
         (ImageInput(operation="edit", prompt="a", images=(b"\x00\x00\x00\x18ftypmp42" + b"\x00" * 99,)), "image"),
         (ImageInput(operation="edit", prompt="a", images=(png()[:-40],)), "image"),

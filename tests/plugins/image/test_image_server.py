@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import httpx
 import numpy as np
 import openai
@@ -18,6 +20,7 @@ from PIL import Image
 
 from tests.plugins.image.conftest import pixels, png
 from tests.servers import DemoServer, start_server, stop_server
+from tests.tiny_adapters import save_adapter
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "seed": 5}
 
@@ -25,8 +28,12 @@ FAST: dict[str, Any] = {"num_inference_steps": 3, "seed": 5}
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
     root = tmp_path_factory.mktemp("server")
+    untyped: Any = diffusers
+    stock = untyped.StableDiffusionPipeline.from_pretrained(folder)
+    adapter = save_adapter(stock, root / "ink", seed=1, parts={"unet": ("to_q", "to_v")})
+    options = {"max_pixels": 4096, "num_inference_steps": 4, "lora": {"ink": f"file:{adapter}"}}
     data = {
-        "models": {"draw": {"source": f"file:{folder}", "options": {"max_pixels": 4096, "num_inference_steps": 4}}},
+        "models": {"draw": {"source": f"file:{folder}", "options": options}},
         "server": {"port": 0, "data_dir": str(root / "data")},
     }
     config = root / "image.yaml"
@@ -88,6 +95,24 @@ def test_the_same_seed_draws_the_same_picture_whoever_draws_beside_it(
         assert np.abs(difference).max() <= 1
 
 
+def test_an_adapter_is_chosen_by_the_models_name_or_by_a_field_also_of_a_form(
+    client: openai.OpenAI, server: DemoServer
+) -> None:
+    def ask(model: str = "draw", **more: Any) -> Any:
+        answer: Any = client.images.generate(model=model, prompt="a", extra_body={**FAST, **more})
+        return pixels(base64.b64decode(answer.data[0].b64_json))
+
+    plain, named = ask(), ask("draw:ink")
+    assert np.abs(plain - named).max() > 8
+    np.testing.assert_array_equal(named, ask(lora=[{"name": "ink"}]))
+    np.testing.assert_array_equal(plain, ask(lora=[{"name": "ink", "scale": 0}]))
+    fields = {"model": "draw", "prompt": "a", "lora": '[{"name": "chalk"}]'}
+    answer = httpx.post(f"{server.url}/v1/images/edits", data=fields, files={"image": ("a.png", png())}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lora")
+    with pytest.raises(openai.NotFoundError, match="no adapter 'chalk', only ink"):
+        ask("draw:chalk")
+
+
 def test_a_url_leads_to_the_file(client: openai.OpenAI) -> None:
     answer: Any = client.images.generate(model="draw", prompt="a", response_format="url", extra_body=FAST)
     found = httpx.get(answer.data[0].url)
@@ -111,6 +136,19 @@ def test_a_stream_sends_partial_images_and_then_the_picture(client: openai.OpenA
     assert events[2].usage.total_tokens > 0
     shapes = {pixels(base64.b64decode(event.b64_json)).shape for event in events}
     assert shapes == {(32, 32, 3)}
+
+
+def test_a_stream_tells_each_step_if_it_is_asked_to(server: DemoServer) -> None:
+    body = {"model": "draw", "prompt": "a", "n": 2, "stream": True, "progress": True, **FAST}
+    body |= {"partial_images": 1, "preview": "linear"}
+    answer = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60)
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line[:6] == "data: "]
+    steps = [event for event in events if event["type"] == "image_generation.progress"]
+    for index in range(2):
+        own = [event for event in steps if event["image_index"] == index]
+        assert [(event["step"], event["num_steps"]) for event in own] == [(1, 3), (2, 3), (3, 3)]
+    others = [event["type"] for event in events if event not in steps]
+    assert sorted(others) == ["image_generation.completed"] * 2 + ["image_generation.partial_image"] * 2
 
 
 def test_edits_take_a_form_with_image_and_mask(client: openai.OpenAI) -> None:
@@ -161,9 +199,13 @@ def test_a_variation_is_like_its_image_and_not_the_same(server: DemoServer) -> N
         ({"partial_images": 4, "stream": True}, "partial_images"),
         ({"n": 0}, "n"),
         ({"n": 11}, "n"),
+        ({"preview": "linear"}, "preview"),
+        ({"progress": True}, "progress"),
         ({"style": "vivid"}, "style"),
         ({"cfg": 3}, "cfg"),
         ({"scheduler": "Magic"}, "scheduler"),
+        ({"lora": [{"name": "chalk"}]}, "lora"),
+        ({"lora": [{"name": "ink", "scale": 11}]}, "lora.0.scale"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": "x" * 200}, "prompt"),
         ({"stream": True, "size": "31x31"}, "size"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,17 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         bos_token_id=256,
         eos_token_id=EOS_ID,
     ),
-    "gemma2": lambda: transformers.Gemma2Config(**_SMALL),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **_SMALL,
+        sliding_window=9,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=3.0,  # low enough to change the scores of random weights
+        final_logit_softcapping=5.0,
+    ),
+    "gpt-oss": lambda: transformers.GptOssConfig(
+        **_SMALL, num_local_experts=2, num_experts_per_tok=1, layer_types=["full_attention"] * 3
+    ),
     "mixtral": lambda: transformers.MixtralConfig(**_SMALL, num_local_experts=4, num_experts_per_tok=2),
 }
 
@@ -212,14 +223,22 @@ class Driver:
     def _step(self, running: list[SequenceState], owner: dict[int, int]) -> None:
         budget = 10_000 if self.random is None else self.random.randint(1, 40)
         batch: list[Granted[SequenceState]] = []
+        away = 0
         for sequence in running:
-            wanted = min(self.model.cost(sequence).units, budget)
+            cost = self.model.cost(sequence)
+            if cost is None:
+                away += 1
+                continue
+            wanted = min(cost.units, budget)
             if wanted < 1:
                 break
             got = self.model.reserve(sequence, wanted)
             if got >= 1:
                 batch.append(Granted(sequence, got))
                 budget -= got
+        if not batch and away:
+            self._await_image(running)
+            return
         if not batch:  # the cache is full of sequences that all want more
             self.model.preempt(running[-1])
             running.insert(0, running.pop())
@@ -234,6 +253,13 @@ class Driver:
                 running.remove(granted.sequence)
             if outcome.error is not None:
                 raise outcome.error
+
+    def _await_image(self, running: Sequence[SequenceState]) -> None:
+        """Until the model says that a sequence is back."""
+        woken = threading.Event()
+        self.model.attach(woken.set)
+        if all(self.model.cost(sequence) is None for sequence in running):  # or it was back before we listened
+            assert woken.wait(60)
 
 
 @pytest.fixture(scope="session")

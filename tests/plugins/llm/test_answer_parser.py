@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from sixfold.plugins.llm.answer_parser import ParsedAnswer, ParserChoice
 from sixfold.plugins.llm.answer_parts import ArgumentsPart, CallStart, Part
 from sixfold.plugins.llm.generation import ChatInput, ToolSpec
-from sixfold.plugins.llm.tool_formats import HERMES, LLAMA3, MISTRAL, ToolFormat, detect_tool_format
+from sixfold.plugins.llm.tool_formats import HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, ToolFormat, detect_tool_format
 
 NAMES = ("f", "get_weather")
 CALL = '{"name": "f", "arguments": {"a": "}\\"{", "b": [1, {"c": 2}]}}'
@@ -65,6 +65,15 @@ CASES: list[tuple[ToolFormat | None, str, tuple[str, list[tuple[str, str]]]]] = 
     (LLAMA3, '{"name": "x"} tail', ('{"name": "x"} tail', [])),
     (MISTRAL, f"[TOOL_CALLS][{CALL}, {CALL}]", ("", [("f", ARGUMENTS)] * 2)),
     (MISTRAL, f"Yes. [TOOL_CALLS] [{CALL}]", ("Yes. ", [("f", ARGUMENTS)])),
+    (MISTRAL_ARGS, '[TOOL_CALLS]f[ARGS]{"a": "}"}', ("", [("f", '{"a": "}"}')])),
+    (
+        MISTRAL_ARGS,
+        'Yes.[TOOL_CALLS]f[CALL_ID]x1[ARGS]{"a": [{}, "\\"]"]}\n[TOOL_CALLS] get_weather[ARGS] {}',
+        ("Yes.", [("f", '{"a": [{}, "\\"]"]}'), ("get_weather", "{}")]),
+    ),
+    (MISTRAL_ARGS, "[TOOL_CALLS]other[ARGS]{}", ("[TOOL_CALLS]other[ARGS]{}", [])),
+    (MISTRAL_ARGS, "[TOOL_CALLS]f[ARGS]no object", ("[TOOL_CALLS]f[ARGS]no object", [])),
+    (MISTRAL_ARGS, '[TOOL_CALLS]f[ARGS]{"a": 1', ("", [("f", '{"a": 1')])),  # cut within
     (None, CALL, (CALL, [])),
 ]
 
@@ -95,6 +104,9 @@ def test_the_name_comes_first_and_then_the_arguments_as_they_grow() -> None:
 
 
 def test_calls_of_mistral_have_ids_that_its_template_takes() -> None:
+    (start, *_) = parse("[TOOL_CALLS]f[ARGS]{}", MISTRAL_ARGS)
+    assert isinstance(start, CallStart)
+    assert len(start.id) == 9
     (start, *_) = parse(f"[TOOL_CALLS][{CALL}]", MISTRAL)
     assert len(start.id) == 9
     assert start.id.isalnum()
@@ -146,6 +158,7 @@ def test_the_parsers_follow_from_the_models_details_and_the_request() -> None:
     [
         ("{% if tools %}<tool_call>{% endif %}", HERMES),
         ("{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS]", MISTRAL),
+        ("{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS]{{ name }}[ARGS]", MISTRAL_ARGS),
         ('{{ tools }} {"name": function name, "parameters": dictionary of argument name and its value}', LLAMA3),
         ("{{ messages }}", None),
         ("{% if tools %}something new{% endif %}", None),

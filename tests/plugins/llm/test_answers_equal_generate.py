@@ -64,6 +64,27 @@ def test_log_probabilities_are_those_of_the_stock_model(
         assert mine == pytest.approx(theirs, abs=1e-4)
 
 
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_log_probabilities_of_prompts_are_those_of_the_stock_model_however_they_are_cut(
+    seed: int | None, stock: Any, llama: Any, codec: TextCodec, run: Callable[..., Any]
+) -> None:
+    prompts = (*PROMPTS, (65,))
+    inputs = [CompletionInput(prompts=(prompt,), params=answer(prompt).params, echo=True) for prompt in prompts]
+    run(llama, [answer(prompt) for prompt in prompts])  # what is in the cache is of no use
+    for prompt, driven in zip(prompts, run(llama, inputs, seed), strict=True):
+        with torch.inference_mode():
+            rows: Any = stock(torch.tensor([prompt])).logits[0].float().log_softmax(-1)
+        found = driven.generation.choices[0].logprobs
+        assert len(found) == len(prompt) + NUM_TOKENS
+        assert [token.chosen.raw for token in found[: len(prompt)]] == [codec.token_bytes(token) for token in prompt]
+        assert found[0].top == ()
+        for place in range(1, len(prompt)):
+            assert found[place].chosen.logprob == pytest.approx(float(rows[place - 1, prompt[place]]), abs=1e-4)
+            mine = [alternative.logprob for alternative in found[place].top]
+            assert mine == pytest.approx(rows[place - 1].topk(3).values.tolist(), abs=1e-4)
+        assert driven.finish.usage.counts["cached_tokens"] == 0
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("penalty", [0.7, 1.3, 2.0])
 def test_a_repetition_penalty_gives_the_tokens_of_generate(

@@ -68,7 +68,7 @@ def prepared(model: TransformersModel, chat: ChatInput) -> SequenceState:
 
 
 def codec_of(model: Any) -> TextCodec:
-    codec: TextCodec = model._codec
+    codec: TextCodec = model._preparer._codec
     return codec
 
 
@@ -141,7 +141,7 @@ def calls_of(model: TransformersModel, chat: ChatInput, choice: Choice) -> Parse
     return ParsedAnswer.of([*parser.push(choice.text), *parser.flush()])
 
 
-@pytest.mark.parametrize("parser", ["hermes", "llama3_json", "mistral"])
+@pytest.mark.parametrize("parser", ["hermes", "llama3_json", "mistral", "mistral_args"])
 @pytest.mark.parametrize("name", [None, "weather"])
 def test_a_call_that_must_come_comes_in_the_models_own_format(
     with_template: Callable[..., TransformersModel], run: Run, parser: str, name: str | None

@@ -107,7 +107,7 @@ def test_json_has_at_most_one_space_between_its_parts_and_none_if_compact(llama:
 
 
 def _ids_of(model: Any, text: str) -> list[int]:
-    ids: list[int] = model._codec.encode(text, add_special_tokens=False)
+    ids: list[int] = model._preparer._codec.encode(text, add_special_tokens=False)
     return ids
 
 
@@ -209,6 +209,8 @@ def test_masks_are_computed_beside_the_device_thread(llama: TransformersModel) -
     threads: list[int] = []
 
     class Watched:
+        is_active = True
+
         def __init__(self, grammar: Grammar) -> None:
             self._grammar = grammar
 

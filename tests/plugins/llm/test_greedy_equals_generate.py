@@ -23,6 +23,7 @@ SERVED = (
     "mistral",
     "mistral-sliding",
     "gemma",
+    "gemma2",
     "gemma3",
     "phi3",
     "gpt2",
@@ -109,8 +110,21 @@ def test_unpacked_weights_give_the_same_tokens(
     assert [tokens_of(d) for d in run(packed, inputs)] == [tokens_of(d) for d in run(plain, inputs)]
 
 
-def test_a_decoder_with_softcapped_scores_is_refused_by_name(
+def test_capped_scores_of_a_few_rows_at_a_time_are_those_of_all(
+    model_folder: Callable[[str], Path],
+    load_tiny: Callable[..., Any],
+    run: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = load_tiny(model_folder("gemma2"))
+    inputs = [greedy(prompt, 8) for prompt in prompts_of(4, 3)]
+    whole = [tokens_of(d) for d in run(model, inputs)]
+    monkeypatch.setattr("sixfold.plugins.llm.attention._MAX_SCORES", 700)
+    assert [tokens_of(d) for d in run(load_tiny(model_folder("gemma2")), inputs)] == whole
+
+
+def test_a_decoder_with_attention_sinks_is_refused_by_name(
     model_folder: Callable[[str], Path], load_tiny: Callable[..., Any]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"Gemma2ForCausalLM.*softcap"):
-        load_tiny(model_folder("gemma2"))
+    with pytest.raises(ConfigError, match=r"GptOssForCausalLM.*s_aux"):
+        load_tiny(model_folder("gpt-oss"))

@@ -50,7 +50,9 @@ class Replica:
         (sequence,) = prepared.result()
         while sequence.finish_reason is None:
             self.model.collect()
-            self.model.reserve(sequence, self.model.cost(sequence).units)
+            cost = self.model.cost(sequence)
+            assert cost is not None
+            self.model.reserve(sequence, cost.units)
             (outcome,) = self.model.step([Granted(sequence, 1000)])
             assert outcome.error is None
         self.model.release(sequence)

@@ -196,7 +196,9 @@ def test_a_failed_step_changes_nothing_and_can_be_repeated(
     monkeypatch.setattr(model_module, "sample", sometimes)
     done = False
     while not done:
-        units = llama.reserve(sequence, llama.cost(sequence).units)
+        cost = llama.cost(sequence)
+        assert cost is not None
+        units = llama.reserve(sequence, cost.units)
         with pytest.raises(RuntimeError):
             llama.step([Granted(sequence, units)])
         (outcome,) = llama.step([Granted(sequence, units)])

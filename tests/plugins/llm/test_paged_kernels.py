@@ -21,6 +21,7 @@ from sixfold.plugins.llm.rows import AttentionRows
 from sixfold.plugins.llm.tensors import int_list
 from sixfold.plugins.llm.text_codec import TextCodec
 from sixfold.plugins.llm.tiled_rows import TiledRows, num_splits
+from tests.plugins.llm import vision_models
 from tests.plugins.llm.test_greedy_equals_generate import generate, greedy, prompts_of, tokens_of
 
 BLOCK_SIZE = 4
@@ -142,12 +143,12 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("sixfold.plugins.llm.decoder.has_kernels", always)
     monkeypatch.setattr("sixfold.plugins.llm.decoder.capture_cuda_graph", recorder)
-    monkeypatch.setattr("sixfold.plugins.llm.model._WARM_UP_ROWS", (1,))
-    monkeypatch.setattr("sixfold.plugins.llm.model._WARM_UP_PROMPT_TOKENS", 2)
+    monkeypatch.setattr("sixfold.plugins.llm.decoder._WARM_UP_ROWS", (1,))
+    monkeypatch.setattr("sixfold.plugins.llm.decoder._WARM_UP_PROMPT_TOKENS", 2)
 
 
 @pytest.mark.usefixtures("on_kernels")
-@pytest.mark.parametrize(("name", "graph_rows"), [("llama", 0), ("llama", 12), ("gemma3", 12)])
+@pytest.mark.parametrize(("name", "graph_rows"), [("llama", 0), ("llama", 12), ("gemma2", 12)])
 def test_models_on_the_kernels_answer_as_generate_does(
     name: str,
     graph_rows: int,
@@ -164,4 +165,27 @@ def test_models_on_the_kernels_answer_as_generate_does(
     answers = driver(model, seed=1).run([greedy(prompt, 4) for prompt in prompts])
 
     expected = generate(folder, prompts, 4)
+    assert [tokens_of(each) for each in answers] == [[codec.token_bytes(t) for t in answer] for answer in expected]
+
+
+@pytest.mark.usefixtures("on_kernels")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smolvlm", "qwen2-vl"])
+def test_images_are_read_on_the_kernels_too(
+    name: str, tmp_path: Path, load_tiny: Callable[..., TransformersModel], driver: Any
+) -> None:
+    folder = vision_models.write_vision_model(tmp_path, name)
+    codec = TextCodec.load(folder)
+    image = vision_models.picture(2)
+    model = load_tiny(folder, cuda_graph_rows=12)
+    model.warm_up()
+
+    asked = [vision_models.look("And ", vision_models.part(image), num_tokens=4), vision_models.look("b", num_tokens=4)]
+    answers = driver(model, seed=1).run(asked)
+    model.close()
+
+    expected = [
+        vision_models.generate(folder, vision_models.rendered("And ", image), [image], 4),
+        vision_models.generate(folder, vision_models.rendered("b"), [], 4),
+    ]
     assert [tokens_of(each) for each in answers] == [[codec.token_bytes(t) for t in answer] for answer in expected]

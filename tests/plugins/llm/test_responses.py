@@ -343,7 +343,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type"),
     ({"input": [{"role": "user"}]}, "input.0.content"),
     ({"input": [{"content": "x"}]}, "input.0.role"),
-    ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type"),
+    ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.image_url"),
     ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input.0.call_id"),
     ({"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "no"}]}, "input.0.arguments"),
     ({"input": [{"type": "function_call_output", "call_id": "1"}]}, "input.0.output"),

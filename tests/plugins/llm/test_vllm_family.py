@@ -26,6 +26,7 @@ from sixfold.plugins.llm.generation import (
     CompletionInput,
     Generation,
     GrammarSpec,
+    ImagePart,
     KvTransferParams,
     SamplingParams,
     TextDelta,
@@ -534,6 +535,16 @@ def test_prompts_of_other_processes_are_refused_since_vllm_is_not_told_of_them(m
     with pytest.raises(InvalidRequest, match="not passed to vLLM") as refused:
         model.prepare(request(chat(kv_transfer=KvTransferParams(wants_handle=True))))
     assert refused.value.param == "kv_transfer_params"
+
+
+def test_log_probabilities_of_prompts_and_images_are_refused_by_name(model: VllmModel) -> None:
+    with pytest.raises(InvalidRequest, match="not served by vLLM") as refused:
+        model.prepare(request(completion("ab", echo=True, num_top_logprobs=1)))
+    assert refused.value.param == "echo"
+    shown = ChatMessage(role="user", content="", parts=(ImagePart(data=b"", param="messages.0.content.0"),))
+    with pytest.raises(InvalidRequest, match="reads text only") as refused:
+        model.prepare(request(ChatInput(messages=(shown,))))
+    assert refused.value.param == "messages.0.content.0"
 
 
 async def test_blocks_are_shared_within_a_key_and_a_salt_only(model: VllmModel, engine: FakeEngine) -> None:

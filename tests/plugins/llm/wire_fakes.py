@@ -15,8 +15,9 @@ from starlette.responses import Response
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.family import Family
 from sixfold.core.messages import Event, Finished, Increment, Usage
-from sixfold.core.serving.api import Call
+from sixfold.core.serving.api import Call, Fetched
 from sixfold.core.serving.body import parse_json
+from sixfold.core.serving.fetch import Fetcher
 from sixfold.plugins.llm.api import LlmAPI
 from sixfold.plugins.llm.generation import Choice, Generation, TextDelta, TokenLogprob, TopToken
 from sixfold.plugins.llm.plugin import FAMILY
@@ -76,6 +77,10 @@ class FakeCall:
         last = self._events[-1][-1]
         assert isinstance(last, Finished)
         return last
+
+    async def fetch(self, url: str, *, max_bytes: int) -> Fetched:
+        """``data:`` URLs only, as where the configuration allows nothing else."""
+        return await Fetcher((), timeout_s=1).fetch(url, max_bytes=max_bytes)
 
     async def start(self, model: object, input: msgspec.Struct) -> FakeRunning:
         self.input = input

@@ -25,6 +25,7 @@ from sixfold.plugins.video import encoding
 from sixfold.plugins.video import model as video_model
 from sixfold.plugins.video.messages import ReferenceAccepted, ReferenceCheck, VideoInput, VideoProgress
 from sixfold.plugins.video.model import VideoModel
+from tests.core.rendezvous.harness import hold_first_step
 from tests.plugins.video.conftest import Load, clip
 from tests.plugins.video.test_video_server import png
 
@@ -123,27 +124,6 @@ def mixed(name: str) -> list[VideoInput]:
     if name != "wan_image":
         clips[4:] = [msgspec.structs.replace(wanted, width=64, num_frames=5) for wanted in clips[4:]]
     return clips
-
-
-def hold_first_step(model: Any, *, until_prepared: int) -> None:
-    """Makes the first step wait until so many requests are ready: small clips would end before others have begun."""
-    changed, num_prepared = threading.Condition(), 0
-    prepare, forward = model.prepare, model.forward
-
-    def counted(*arguments: Any) -> Any:
-        nonlocal num_prepared
-        sequences = prepare(*arguments)
-        with changed:
-            num_prepared += 1
-            changed.notify_all()
-        return sequences
-
-    def held(calls: Any) -> Any:
-        with changed:
-            assert changed.wait_for(lambda: num_prepared >= until_prepared, 120), "the others were not prepared"
-        return forward(calls)
-
-    model.prepare, model.forward = counted, held
 
 
 @pytest.mark.parametrize("name", TOLERANCE)
