@@ -28,8 +28,9 @@ def need(question: MemoryQuestion) -> MemoryNeed:
     if options.size is not None:
         width, _, height = options.size.partition("x")
         pixels = int(width) * int(height)
+    adapters = sum(weights_bytes(ref.local_path, itemsize=itemsize) for ref in options.lora.values())
     return MemoryNeed(
-        weights_bytes=weights_bytes(question.path, itemsize=itemsize, recursive=True),
+        weights_bytes=weights_bytes(question.path, itemsize=itemsize, recursive=True) + adapters,
         working_bytes=pixels * _decoder_channels(ModelFiles(question.path)) * _DECODER_COPIES * itemsize
         + (_STEP_BYTES if question.device == HOST else _CUDA_BYTES),
     )
