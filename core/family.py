@@ -129,6 +129,10 @@ class Family:
             process and by ``sixfold plan``, so it imports nothing heavy. Rather too much than too little: what does not fit
             is not loaded, and what takes more than it said endangers the others.
         default_max_queue_units: Work in units that may wait before new requests get 429.
+        variants: Further names that a model of these options offers, each answering in its own way (an adapter); the HTTP
+            face finds the model by them and tells which one was used.
+        adjusts: Whether a running model can take over new options (first the old ones are given, then the new) by
+            `ReplicaModel.adjust`; otherwise it is loaded anew.
     """
 
     name: str
@@ -144,6 +148,8 @@ class Family:
     metrics: tuple[MetricSpec, ...] = ()
     memory: Callable[[MemoryQuestion], MemoryNeed] = need_of_files
     default_max_queue_units: int = 1_000_000
+    variants: Callable[[Any], tuple[str, ...]] = field(default=lambda _options: ())
+    adjusts: Callable[[Any, Any], bool] = field(default=lambda _old, _new: False)
 
     @property
     def modality(self) -> str:

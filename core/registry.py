@@ -39,6 +39,10 @@ class ResolvedModel:
     interpreter: Interpreter | None = None
 
 
+_TERMS = frozenset({"aliases", "load", "idle_unload_s", "priority"})
+"""What a model is called, and when it is in memory: nothing that a worker knows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangedEntry:
     """An entry that has one name and two versions.
@@ -54,7 +58,12 @@ class ChangedEntry:
     @property
     def needs_reload(self) -> bool:
         """Whether the model must be loaded anew: not where only its names changed, or when it leaves the memory."""
-        return not self.fields <= {"aliases", "load", "idle_unload_s", "priority"}
+        return not self.fields <= _TERMS
+
+    @property
+    def keeps_process(self) -> bool:
+        """Whether a running model may take the change over, if its family can (`Family.adjusts`)."""
+        return self.fields <= _TERMS | {"options"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +145,17 @@ def resolve_entry(entry: ModelEntry, plugins: Plugins, cache_dir: Path, progress
     family = plugins.families[entry.family] if entry.family else _detected_family(entry, path, plugins)
     options = resolve_refs(_options(entry, family), lambda ref: fetch(ref.source, "options"))
     return ResolvedModel(entry=entry, family=family, path=path, options=options, interpreter=interpreter)
+
+
+def declared_variants(entry: ModelEntry, plugins: Plugins) -> tuple[str, ...]:
+    """The names that an entry's options offer beside its own, as far as can be told before its files are there."""
+    family = plugins.families.get(entry.family or "")
+    if family is None:
+        return ()
+    try:
+        return family.variants(_options(entry, family))
+    except ConfigError:  # `check_entry` says so to whoever loads it
+        return ()
 
 
 def _source(text: str, plugins: Plugins, place: str) -> tuple[Source, str]:

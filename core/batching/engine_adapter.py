@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from sixfold.core.batching.model import (
     DeviceLost,
     EngineModel,
@@ -186,6 +188,10 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
         end = sequences[0].finish
         assert end is not None  # the sequence was done without an error
         return end
+
+    def adjust(self, options: BaseModel) -> None:
+        """The engine's own business."""
+        self._engine.adjust(options)
 
     def warm_up(self) -> None:
         """Warms the engine."""

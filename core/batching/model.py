@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import msgspec
+from pydantic import BaseModel
 
 from sixfold.core.errors import RequestError
 from sixfold.core.messages import Cost, Request, Usage
@@ -109,6 +110,17 @@ class ReplicaModel(ABC, Generic[InputT, OutputT]):
 
         Must not tokenize or decode; an estimate within a factor of two is good. At least 1.
         """
+
+    def adjust(self, options: BaseModel) -> None:
+        """Takes over new options while requests run; called where `Family.adjusts` said that it can.
+
+        Called by a thread of its own, one call at a time, beside steps and the pool. It may read files. If it raises,
+        everything must be as before.
+
+        Raises:
+            ConfigError: It can't; says why.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is told new options and must be able to take them over")
 
     def warm_up(self) -> None:
         """Runs the shapes that live traffic will see, before the replica says that it is ready. [device]"""

@@ -50,6 +50,7 @@ class After(IntEnum):
     SILU = 3
     GELU = 4  # the exact one
     GATE = 5  # silu of the first half of each panel, times the second half
+    ADD_GATE = 6  # the other operand, as wide as the panels, and then as above
 
 
 @functools.cache
@@ -102,7 +103,7 @@ def _multiply(
     num_rows, dim = rows.shape
     num_panels, num_pairs = panels.shape[0], panels.shape[1]
     num_columns = result.shape[1]
-    width = 16 if after == 5 else 32
+    width = 16 if after >= 5 else 32
     num_tiles = (num_rows + 11) // 12
     for part in prange(row_parts * column_parts):
         row_part, column_part = part // column_parts, part % column_parts
@@ -152,7 +153,11 @@ def _multiply(
                     elif after == 4:
                         gelu_16(row_at)
                         gelu_16(row_at + np.uint64(64))
-                    elif after == 5:
+                    elif after >= 5:
+                        if after == 6:
+                            widen(scratch_bits, other[first + r, p * 32 :], 32)
+                            for i in range(32):
+                                row[i] += scratch[i]
                         silu_16(row_at)
                         for i in range(16):
                             row[i] *= row[16 + i]
@@ -180,7 +185,7 @@ class PackedWeight:
         assert gate is None or (bias is None and gate.shape == weight.shape), "a gate is as large, and has no bias"
         self.out_features, self.in_features = weight.shape
         self.gated = gate is not None
-        self.panels = _panels(weight if gate is None else _side_by_side(gate, weight))
+        self.panels = _panels(weight if gate is None else side_by_side(gate, weight))
         self._bias: Any = NONE
         if bias is not None:
             padding = (0, -self.out_features % PANEL_COLUMNS)
@@ -191,8 +196,9 @@ class PackedWeight:
 
         Args:
             x: bfloat16.
-            after: Done with each sum before it is rounded; `After.GATE` for a gated weight and no other.
-            other: [..., out_features], for those that take another operand. Never changed.
+            after: Done with each sum before it is rounded; `After.GATE` or `After.ADD_GATE` for a gated weight and no other.
+            other: [..., out_features], for those that take another operand; for `After.ADD_GATE` as wide as the rows of
+                `side_by_side`. Never changed.
         """
         if x.shape[-1] != self.in_features or x.dtype is not torch.bfloat16:
             raise ValueError(f"{tuple(x.shape)} of {x.dtype} is not [..., {self.in_features}] of bfloat16")
@@ -208,7 +214,7 @@ class PackedWeight:
             bits(rows.contiguous()),
             self.panels,
             self._bias,
-            _NO_ROWS if other is None else bits(other.reshape(-1, self.out_features).contiguous()),
+            _NO_ROWS if other is None else bits(other.reshape(len(rows), -1).contiguous()),
             bits(result).reshape(-1, self.out_features),
             int(after),
             row_parts,
@@ -217,8 +223,8 @@ class PackedWeight:
         return result
 
 
-def _side_by_side(gate: Tensor, weight: Tensor) -> Tensor:
-    """Halves of panels by turns: 16 columns of the gate, then the same 16 of the weight."""
+def side_by_side(gate: Tensor, weight: Tensor) -> Tensor:
+    """Halves of panels by turns: 16 rows of the gate, then the same 16 of the weight; [2 * padded rows, in_features]."""
     padding = (0, 0, 0, -len(weight) % 16)
     halves = [torch.nn.functional.pad(part.detach(), padding).view(-1, 16, part.shape[1]) for part in (gate, weight)]
     return torch.stack(halves, dim=1).reshape(-1, weight.shape[1])

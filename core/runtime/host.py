@@ -10,13 +10,13 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 
 from sixfold.core.config import ModelEntry
-from sixfold.core.errors import UsageError
+from sixfold.core.errors import SixfoldError, UsageError
 from sixfold.core.memory.ledger import MemoryLedger
 from sixfold.core.memory.machine import Machine, process_bytes
 from sixfold.core.memory.need import HOST, Claim, MemoryKind
 from sixfold.core.memory.residency import Phase, Residency
 from sixfold.core.plugins import Plugins
-from sixfold.core.registry import RegistryDiff
+from sixfold.core.registry import ChangedEntry, RegistryDiff
 from sixfold.core.runtime.model_slot import ModelSlot
 from sixfold.core.runtime.report import NoReport, Report
 from sixfold.core.runtime.residence import Residence
@@ -68,8 +68,9 @@ class ModelHost:
         self._timer: asyncio.TimerHandle | None = None
 
     def find(self, name: str) -> ModelSlot | None:
-        """The model of this name or alias."""
-        return self._names.get(name)
+        """The model of this name, alias or variant."""
+        found = self._names.get(name)
+        return found or next((slot for slot in self._slots.values() if name in slot.variants), None)
 
     def models(self) -> Sequence[ModelSlot]:
         """All models, in the order of the configuration."""
@@ -118,7 +119,7 @@ class ModelHost:
             self._retire(self._slots.pop(entry.name))
         for changed in change.changed:
             if changed.needs_reload:
-                self._spawn(self._swap(changed.new))
+                self._spawn(self._change(changed))
             else:
                 self._slots[changed.new.name].change(changed.new)
         for entry in change.added:
@@ -127,6 +128,19 @@ class ModelHost:
             self._spawn(slot.bring_up())
         self._slots = {name: self._slots[name] for name in entries if name in self._slots}
         self._index()
+
+    async def _change(self, changed: ChangedEntry) -> None:
+        """Changed options are taken over by the running model where its family can; else the model is swapped."""
+        slot = self._slots.get(changed.new.name)
+        if slot is not None and changed.keeps_process:
+            try:
+                if await slot.take_over(await slot.resolve(changed.new)):
+                    self._index()
+                    return
+            except SixfoldError as error:
+                _log.error("model %s keeps its old options: %s", changed.new.name, error)
+                return
+        await self._swap(changed.new)
 
     async def _swap(self, entry: ModelEntry) -> None:
         """The old version serves until the new one is ready; a new one that fails changes nothing."""
@@ -168,7 +182,12 @@ class ModelHost:
             residency=self._residency,
             clock=self._clock,
             turn=self._turn,
+            owner_of=self._owner_of,
         )
+
+    def _owner_of(self, name: str) -> str | None:
+        slot = self.find(name)
+        return None if slot is None else slot.name
 
     def _turn(self) -> None:
         """Lets the memory be divided anew, and once more when that says so."""

@@ -18,6 +18,7 @@ A fused gelu costs 5-10% of the product where a separate one costs 20-90%; a fus
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Literal, cast
 
@@ -94,6 +95,13 @@ class PackedLinear(nn.Module):
         target = dtype or linear.weight.dtype
         bias = cast("Tensor | None", linear.bias)  # torch's stub forgets bias=False
         return cls(linear.weight.to(target), None if bias is None else bias.to(target), activation=activation)
+
+    def sharing(self, activation: Activation) -> PackedLinear:
+        """The same weights with another activation; nothing is copied."""
+        other = copy.copy(self)
+        other.activation = activation
+        other._post_op, other._algorithm, other._function = ACTIVATIONS[activation]
+        return other
 
     @property
     def is_packed(self) -> bool:

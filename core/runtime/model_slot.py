@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.config import ModelEntry
-from sixfold.core.errors import NotReady, SixfoldError
+from sixfold.core.errors import ConfigError, InvalidRequest, NotReady, SixfoldError
 from sixfold.core.family import Family
 from sixfold.core.memory.forecast import forecast
 from sixfold.core.memory.machine import Machine
 from sixfold.core.memory.residency import Phase, Residency
 from sixfold.core.plugins import Plugins
-from sixfold.core.registry import ResolvedModel, resolve_entry
+from sixfold.core.registry import ResolvedModel, declared_variants, resolve_entry
 from sixfold.core.runtime.report import Report
 from sixfold.core.runtime.residence import Residence
 from sixfold.core.runtime.worker_replica import WorkerReplica
-from sixfold.core.serving.directory import ModelState
+from sixfold.core.serving.directory import ModelState, OptionsChange
 
 
 class ModelSlot:
@@ -34,6 +35,7 @@ class ModelSlot:
         residency: Where it asks for memory.
         clock: Monotonic seconds.
         turn: Lets the residency decide anew.
+        owner_of: Tells which entry has a name; None if it is free.
 
     Attributes:
         residence: Its place in memory.
@@ -50,7 +52,11 @@ class ModelSlot:
         residency: Residency,
         clock: Callable[[], float],
         turn: Callable[[], None],
+        owner_of: Callable[[str], str | None],
     ) -> None:
+        self._owner_of = owner_of
+        self._variants = declared_variants(entry, plugins)
+        self._adjusting = asyncio.Lock()
         self._plugins = plugins
         self._cache_dir = cache_dir
         self._report = report
@@ -75,6 +81,11 @@ class ModelSlot:
     def aliases(self) -> tuple[str, ...]:
         """Other names that clients may use."""
         return self.entry.aliases
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Further names that its family offers; () until its files are there, where these tell the family."""
+        return self._variants
 
     @property
     def family(self) -> Family | None:
@@ -137,10 +148,10 @@ class ModelSlot:
     async def bring_up(self) -> None:
         """Fetches its files and, unless it loads on demand, loads it; returns when it has settled, maybe with ``error``."""
         try:
-            self._resolved = await asyncio.to_thread(
-                resolve_entry, self.entry, self._plugins, self._cache_dir, self._report.update
-            )
-            expected = await asyncio.to_thread(forecast, self._resolved, self._machine)
+            resolved = await self.resolve(self.entry)
+            self._variants = self._free_variants(resolved)
+            self._resolved = resolved
+            expected = await asyncio.to_thread(forecast, resolved, self._machine)
         except SixfoldError as error:
             self.residence.fail(str(error))
             return
@@ -152,6 +163,63 @@ class ModelSlot:
             return
         self.residence.ask_to_load()
         await self.residence.settled.wait()
+
+    async def resolve(self, entry: ModelEntry) -> ResolvedModel:
+        """Fetches what an entry needs.
+
+        Raises:
+            SixfoldError: It can't be had.
+        """
+        return await asyncio.to_thread(resolve_entry, entry, self._plugins, self._cache_dir, self._report.update)
+
+    def _free_variants(self, resolved: ResolvedModel) -> tuple[str, ...]:
+        """The names that the family offers, if nobody else has them."""
+        variants = resolved.family.variants(resolved.options)
+        for name in variants:
+            owner = self.name if name in resolved.entry.names else self._owner_of(name)
+            if owner is not None and (owner != self.name or name in resolved.entry.names):
+                raise ConfigError(f"the name {name!r} is that of the model {owner!r} already. Choose another.")
+        return variants
+
+    async def adjust(self, change: OptionsChange) -> None:
+        """See `HostedModel.adjust`."""
+        async with self._adjusting:
+            resolved = self._resolved
+            if resolved is None or self.state is not ModelState.READY:
+                raise NotReady(f"The model {self.name!r} is not ready. Try again soon.", retry_after_s=5.0)
+            new = dataclasses.replace(resolved, options=change(resolved.options))
+            try:
+                if not await self._tell(resolved, new):
+                    raise InvalidRequest(f"The model {self.name!r} can't change these options while it serves.")
+            except ConfigError as error:
+                raise InvalidRequest(str(error)) from error
+
+    async def take_over(self, new: ResolvedModel) -> bool:
+        """Lets the replicas take over a changed entry; False if the model has to be loaded anew for it.
+
+        Raises:
+            ConfigError: It can't be, and would not load either; all is as before.
+        """
+        async with self._adjusting:
+            old = self._resolved
+            if old is None or self.state not in (ModelState.READY, ModelState.UNLOADED):
+                return False
+            if (new.family, new.path, new.interpreter) != (old.family, old.path, old.interpreter):
+                return False
+            told = await self._tell(old, new)
+            if told:
+                self.change(new.entry)
+            return told
+
+    async def _tell(self, old: ResolvedModel, new: ResolvedModel) -> bool:
+        """Lets all workers take over new options, or none."""
+        if not new.family.adjusts(old.options, new.options):
+            return False
+        variants = self._free_variants(new)
+        if not await self.residence.adjust(new):
+            return False
+        self._resolved, self._variants = new, variants
+        return True
 
     def change(self, entry: ModelEntry) -> None:
         """Takes over an entry that needs no reload."""

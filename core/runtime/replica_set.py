@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from sixfold.core.batching.budget import ObjectiveKind
 from sixfold.core.batching.model import ModelInfo
-from sixfold.core.errors import SixfoldError
+from sixfold.core.errors import SixfoldError, WorkerDied
 from sixfold.core.memory.machine import process_bytes
 from sixfold.core.memory.need import HOST
 from sixfold.core.registry import ResolvedModel
@@ -43,6 +44,7 @@ class ReplicaSet:
         self._workers: dict[int, WorkerReplica] = {}  # by replica index, those that take requests
         self._keepers: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._adjusting = asyncio.Lock()  # held while workers are told, so that one that joins misses nothing
         self.info: ModelInfo | None = None
         self.replaced = asyncio.Event()  # set, and a new one made, whenever a worker took another's place
 
@@ -76,20 +78,45 @@ class ReplicaSet:
             raise
 
     async def _start_worker(self, index: int) -> WorkerReplica:
+        resolved = self._resolved
         worker = WorkerReplica(
-            self._resolved.family,
-            load_message(self._resolved, num_cpus=len(os.sched_getaffinity(0))),
-            interpreter=self._resolved.interpreter,
+            resolved.family,
+            load_message(resolved, num_cpus=len(os.sched_getaffinity(0))),
+            interpreter=resolved.interpreter,
             on_progress=lambda fraction, _what: self._on_progress(fraction),
         )
         try:
-            self.info = await worker.start()
+            info = await worker.start()
+            async with self._adjusting:
+                if self._resolved.options is not resolved.options:  # changed while it loaded
+                    await worker.adjust(self._resolved.options)
+                self.info = info
+                self._workers[index] = worker
         except BaseException:
             worker.kill()
             await worker.stop(0.0)
             raise
-        self._workers[index] = worker
         return worker
+
+    async def adjust(self, new: ResolvedModel) -> None:
+        """Lets all workers take over new options, or none; those that come later are loaded with them.
+
+        Raises:
+            ConfigError: One can't.
+        """
+        async with self._adjusting:
+            told: list[WorkerReplica] = []
+            try:
+                for worker in self.workers:
+                    with contextlib.suppress(WorkerDied):  # whoever takes its place is loaded with what holds then
+                        await worker.adjust(new.options)
+                        told.append(worker)
+            except BaseException:
+                for worker in told:
+                    with contextlib.suppress(WorkerDied):
+                        await worker.adjust(self._resolved.options)
+                raise
+            self._resolved = new
 
     async def _keep(self, index: int, worker: WorkerReplica) -> None:
         """Replaces a worker whenever it ends, until it is drained; backs off while it does not come up."""

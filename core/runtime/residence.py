@@ -192,6 +192,24 @@ class Residence:
         """Its files are there, and it is known what it will take: it may be loaded."""
         self._resolved, self._forecast = resolved, expected
 
+    async def adjust(self, new: ResolvedModel) -> bool:
+        """Takes over new options, also while it serves; False while it comes or goes.
+
+        Raises:
+            ConfigError: A worker can't; all is as before.
+        """
+        if self.phase is Phase.IN and not self.is_leaving:
+            assert self.replicas is not None, "what is in memory has processes"
+            self._occupancy.enter()  # it must not go meanwhile
+            try:
+                await self.replicas.adjust(new)
+            finally:
+                self._occupancy.leave()
+        elif self.phase is not Phase.OUT:
+            return False
+        self._resolved = new
+        return True
+
     def ask_to_load(self) -> None:
         """Loads it where there is room beside models of its own priority; else it is loaded when it is asked for."""
         self._residency.want(self, spares_equals=True)

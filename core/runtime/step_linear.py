@@ -25,9 +25,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sixfold.core.runtime.bf16_matmul import After, PackedWeight, is_fastest
+from sixfold.core.runtime.bf16_matmul import After, PackedWeight, is_fastest, side_by_side
 from sixfold.core.runtime.linear import Activation, PackedLinear
 
 _FUSED_ACTIVATIONS: Mapping[Activation, After] = {"none": After.NOTHING, "silu": After.SILU, "gelu": After.GELU}
@@ -95,9 +96,24 @@ class StepGatedLinear(nn.Module):
         """Memory of both weights, without the layout's padding."""
         return 2 * self.out_features * self.in_features * self.dtype.itemsize
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] to [..., out_features]."""
+    def join(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Two of [out_features, dim] as one, [rows, dim]: products with it are what `forward` takes as ``added``."""
+        return torch.cat((gate, up)) if self._panels is None else side_by_side(gate, up)
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """[..., in_features] to [..., out_features].
+
+        Args:
+            x: Of the weights' type.
+            added: Added to both products before the gate; see `join`.
+        """
         if self._panels is not None:
-            return self._panels.multiply(x, after=After.GATE)
-        result: Tensor = self.up(x, factor=self.gate(x))
-        return result
+            after = After.GATE if added is None else After.ADD_GATE
+            return self._panels.multiply(x, after=after, other=added)
+        if added is None:
+            result: Tensor = self.up(x, factor=self.gate(x))
+            return result
+        gate, up = torch.split(added, self.out_features, dim=-1)
+        opened = F.silu(self.gate.sharing("none")(x) + gate)
+        both: Tensor = opened * (self.up(x) + up)
+        return both

@@ -73,7 +73,14 @@ class Drain(msgspec.Struct, frozen=True, tag=True, array_like=True):
     timeout_s: float
 
 
-ToWorker = Load | Submit | Cancel | Drain
+class Adjust(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The model shall take over new options; answered by an `Adjusted` of the same number."""
+
+    number: int
+    options: dict[str, Any]
+
+
+ToWorker = Load | Submit | Cancel | Drain | Adjust
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -179,11 +186,18 @@ class Stats(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True
     metrics: dict[str, float] = {}
 
 
+class Adjusted(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The model has taken over new options; or not, and why."""
+
+    number: int
+    refusal: str | None
+
+
 class Drained(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """All answers were sent; the worker ends."""
 
 
-FromWorker = LoadProgress | Ready | LoadFailed | Outputs | Stats | Drained
+FromWorker = LoadProgress | Ready | LoadFailed | Outputs | Stats | Adjusted | Drained
 
 
 def frame(payload: bytes) -> bytes:

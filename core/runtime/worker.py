@@ -181,8 +181,10 @@ class Worker:
         family = load_plugins().families.get(load.family)
         if family is None:
             raise UsageError(f"The worker's Python has no plugin with the family {load.family!r}. Install it there.")
+        self._family = family
         self._input = msgspec.msgpack.Decoder(family.input_type)
         model = load_model(family, load, lambda fraction, what: self._writer.put(wire.LoadProgress(fraction, what)))
+        self._model = model
         keep_freed_memory()
         model.warm_up()
         self._pool: ThreadPiecePool[tuple[Request[Any], object], Any] = ThreadPiecePool(
@@ -253,6 +255,21 @@ class Worker:
         """Ends a request; harmless when it has ended."""
         self.manager.cancel(_inner_id(message))
 
+    def adjust(self, message: wire.Adjust) -> None:
+        """Lets the model take over new options, in a thread of its own; the serving process sends one after another."""
+        threading.Thread(target=self._adjust, args=(message,), name="adjust", daemon=True).start()
+
+    def _adjust(self, message: wire.Adjust) -> None:
+        refusal: str | None = None
+        try:
+            self._model.adjust(self._family.options.model_validate(message.options))
+        except SixfoldError as error:
+            refusal = str(error)
+        except Exception as error:  # a model's code may raise anything; the serving process must hear it
+            _log.exception("%s did not take over new options", self._load.model_name)
+            refusal = f"{type(error).__name__}: {error}"
+        self._writer.put(wire.Adjusted(message.number, refusal))
+
     def drain(self, timeout_s: float) -> None:
         """Finishes what runs, answers the rest, sends all."""
         self.manager.drain(timeout_s)
@@ -312,6 +329,8 @@ def main(fd: int) -> int:
                 worker.submit(message)
             elif isinstance(message, wire.Cancel):
                 worker.cancel(message)
+            elif isinstance(message, wire.Adjust):
+                worker.adjust(message)
             else:
                 # Beside the reader: clients may still cancel while the rest finishes.
                 is_ending = True

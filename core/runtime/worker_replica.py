@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
+from pydantic import BaseModel
 
 from sixfold.core.batching.manager import Snapshot
 from sixfold.core.batching.model import ModelInfo
@@ -61,6 +62,7 @@ class WorkerReplica(asyncio.Protocol):
         self._output_decoder = msgspec.msgpack.Decoder(family.output_type)
         self._frames = wire.FrameReader()
         self._streams: dict[int, tuple[str, EventStream]] = {}
+        self._adjusting: dict[int, asyncio.Future[str | None]] = {}
         self._next_number = 0
         self._transport: asyncio.Transport | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -187,6 +189,27 @@ class WorkerReplica(asyncio.Protocol):
         request_id, _stream = self._streams.pop(number)
         self._send(wire.Cancel(number, request_id))
 
+    async def adjust(self, options: BaseModel) -> None:
+        """Lets the loaded model take over new options; returns when it has.
+
+        Raises:
+            ConfigError: It can't, and is as before; says why.
+            WorkerDied: The process has ended.
+        """
+        if self._transport is None or self._transport.is_closing() or self._info is None:
+            raise WorkerDied("The model's process is being replaced. Retry.", retry_after_s=1.0)
+        number = self._next_number
+        self._next_number += 1
+        answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._adjusting[number] = answer
+        self._send(wire.Adjust(number, options.model_dump(mode="json")))
+        try:
+            refusal = await answer
+        finally:
+            del self._adjusting[number]
+        if refusal is not None:
+            raise ConfigError(refusal)
+
     async def stop(self, timeout_s: float) -> None:
         """Finishes what runs within the time, ends the process; kills it when it does not end."""
         process = self._process
@@ -240,6 +263,10 @@ class WorkerReplica(asyncio.Protocol):
                 units_per_s=message.units_per_s,
                 metrics=message.metrics,
             )
+        elif isinstance(message, wire.Adjusted):
+            answer = self._adjusting.get(message.number)
+            if answer is not None and not answer.done():
+                answer.set_result(message.refusal)
         elif isinstance(message, wire.LoadProgress):
             self._on_progress(message.fraction, message.what)
         elif isinstance(message, wire.Ready):
@@ -285,3 +312,6 @@ class WorkerReplica(asyncio.Protocol):
         )
         for request_id, stream in streams.values():
             stream.push((Failed(request_id=request_id, error=error),))
+        for answer in self._adjusting.values():
+            if not answer.done():
+                answer.set_exception(error)

@@ -8,13 +8,13 @@ from time import monotonic
 
 import msgspec
 
-from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError
+from sixfold.core.errors import DeadlineExceeded, NotReady, PermissionDenied, RequestError
 from sixfold.core.memory.occupancy import wait_for_place
 from sixfold.core.messages import Priority, Request
 from sixfold.core.runtime.replica import Replica
 from sixfold.core.serving.api import ServedModel
 from sixfold.core.serving.context import ServingContext
-from sixfold.core.serving.directory import HostedModel
+from sixfold.core.serving.directory import HostedModel, OptionsChange
 from sixfold.core.serving.keys import Principal
 from sixfold.core.serving.model_lookup import NamedModel, find_hosted, named_model, not_ready, usable_models
 from sixfold.core.serving.submission import Submission
@@ -141,6 +141,14 @@ class ModelAccess:
                 place.cancel()
                 raise not_ready(hosted, name)
             self._held.append(hosted)
+
+    async def adjust(self, model: ServedModel, change: OptionsChange) -> None:
+        """See `sixfold.core.serving.api.Call.adjust`."""
+        assert isinstance(model, NamedModel), "models come from `model` or `models`"
+        hosted = model.hosted
+        if not self.principal.may_use(hosted.name):
+            raise PermissionDenied(f"The key may not change the model {hosted.name!r}.", param="model")
+        await hosted.adjust(change)
 
     def models(self, operation: str) -> tuple[NamedModel, ...]:
         """See `sixfold.core.serving.api.Call.models`."""

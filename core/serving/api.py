@@ -16,6 +16,7 @@ from starlette.responses import Response
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.family import Family
 from sixfold.core.messages import Event, Finished, Priority
+from sixfold.core.serving.directory import OptionsChange
 from sixfold.core.serving.upload import Upload as Upload
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
@@ -37,6 +38,11 @@ class ServedModel(Protocol):
     @property
     def info(self) -> ModelInfo:
         """What the loaded model tells about itself."""
+        ...
+
+    @property
+    def variant(self) -> str | None:
+        """The name, if it is one that the family offers beside the model's own (`Family.variants`), else None."""
         ...
 
 
@@ -93,7 +99,7 @@ class Caller(Protocol):
         ...
 
     async def model(self, name: str, operation: str) -> ServedModel:
-        """The model of this name or alias; loaded first where it is not in memory, and kept there until the call has ended.
+        """The model of this name, alias or variant; loaded first if need be, and kept in memory until the call has ended.
 
         Read the body before: while a model loads, a call whose body was read notices that its client leaves.
 
@@ -167,6 +173,20 @@ class Call(Caller, Protocol):
         Raises:
             InvalidRequest: Malformed, a field is missing, unknown or of a wrong type; ``param`` names it.
             PayloadTooLarge: The body or one field exceeds the server's limit.
+        """
+        ...
+
+    async def adjust(self, model: ServedModel, change: OptionsChange) -> None:
+        """Changes a model's options while it serves; its family must be able to (`Family.adjusts`).
+
+        Args:
+            model: From `model`; the key must be allowed to use it by its own name.
+            change: Makes new options of those in force.
+
+        Raises:
+            PermissionDenied: The key may use no more than a variant or an alias.
+            InvalidRequest: The model can't take them over: all is as before.
+            RequestError: What ``change`` raised.
         """
         ...
 

@@ -26,6 +26,7 @@ from sixfold.core.serving.api import Fetched, Running, ServedModel
 from sixfold.core.serving.body import check_content_type, parse_json, read_body
 from sixfold.core.serving.byte_stream import BytesResponse
 from sixfold.core.serving.context import Admitted, ServingContext
+from sixfold.core.serving.directory import OptionsChange
 from sixfold.core.serving.form_fields import parse_fields
 from sixfold.core.serving.form_reader import FormLimits, is_form, read_form
 from sixfold.core.serving.request_facts import read_headers, read_path_params, read_query, read_timeout_s
@@ -143,6 +144,10 @@ class HttpCall:
     def models(self, operation: str) -> tuple[ServedModel, ...]:
         """See `sixfold.core.serving.api.Call.models`."""
         return self._access.models(operation)
+
+    async def adjust(self, model: ServedModel, change: OptionsChange) -> None:
+        """See `sixfold.core.serving.api.Call.adjust`."""
+        await self._access.adjust(model, change)
 
     async def fetch(self, url: str, *, max_bytes: int) -> Fetched:
         """See `sixfold.core.serving.api.Call.fetch`."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.family import Family
@@ -22,6 +22,10 @@ class ModelState(StrEnum):
     FAILED = "failed"
 
 
+OptionsChange = Callable[[Any], Any]
+"""Takes the family's options and gives changed ones; what it raises goes to whoever asked."""
+
+
 class HostedModel(Protocol):
     """One entry of the registry with its replicas. Read in the event loop; every answer is about this moment."""
 
@@ -33,6 +37,11 @@ class HostedModel(Protocol):
     @property
     def aliases(self) -> tuple[str, ...]:
         """Other names that clients may use."""
+        ...
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Further names that the model's family offers, each answering in its own way; see `Family.variants`."""
         ...
 
     @property
@@ -53,6 +62,17 @@ class HostedModel(Protocol):
     @property
     def replicas(self) -> Sequence[Replica]:
         """The replicas that take requests now; may be empty for a moment when a worker died."""
+        ...
+
+    async def adjust(self, change: OptionsChange) -> None:
+        """Lets all replicas take over changed options while they serve; those that come later have them, too.
+
+        Args:
+            change: Makes new options of those in force.
+
+        Raises:
+            RequestError: What ``change`` raised; InvalidRequest if the model can't take them over: all is as before.
+        """
         ...
 
     @property
@@ -86,7 +106,7 @@ class Directory(Protocol):
     """The models of this server. Called in the event loop; must not block."""
 
     def find(self, name: str) -> HostedModel | None:
-        """The model of this name or alias, in whatever state; None if there is none."""
+        """The model of this name, alias or variant, in whatever state; None if there is none."""
         ...
 
     def models(self) -> Sequence[HostedModel]:

@@ -22,7 +22,7 @@ class Principal:
         weight: `Request.weight`.
         priority: The class of its requests when they don't say.
         max_priority: The highest class that they may ask for.
-        models: Names and aliases of the models that it may use; None for all.
+        models: Names, aliases and variants of the models that it may use; None for all.
         limiter: Counts its requests.
     """
 

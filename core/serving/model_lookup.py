@@ -22,9 +22,14 @@ class NamedModel:
     family: Family
     info: ModelInfo
 
+    @property
+    def variant(self) -> str | None:
+        """The name, if it is that of a variant."""
+        return self.name if self.name in self.hosted.variants else None
+
 
 def find_hosted(directory: Directory, principal: Principal, name: str, operation: str) -> HostedModel:
-    """The model of this name or alias, if it takes requests or can be loaded for one.
+    """The model of this name, alias or variant, if it takes requests or can be loaded for one.
 
     Raises:
         ModelNotFound: No such model, or it does not offer the operation.

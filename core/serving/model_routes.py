@@ -1,4 +1,4 @@
-"""``/v1/models``: what clients may ask for, with aliases as ids of their own."""
+"""``/v1/models``: what clients may ask for, with aliases and variants as ids of their own."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ModelRoutes:
 
 
 def _objects(model: HostedModel, principal: Principal) -> Iterator[ModelObject]:
-    for name in (model.name, *model.aliases):
+    for name in (model.name, *model.aliases, *model.variants):
         if principal.may_use(name, model.name):
             yield _object(model, name)
 
@@ -81,6 +81,7 @@ def _object(model: HostedModel, name: str) -> ModelObject:
         id=name,
         created=model.created_s,
         root=model.name,
+        parent=model.name if name in model.variants else None,
         max_model_len=info.max_model_len if info else None,
         modality=model.family.modality if model.family else None,
         capabilities=tuple(sorted(model.family.operations)) if model.family else (),

@@ -67,7 +67,7 @@ class ApiKeySettings(BaseModel):
     """The class of its requests: batch, standard or interactive. A request's ``x-priority`` header may lower it only."""
 
     models: tuple[str, ...] | None = None
-    """Names or aliases of the models that it may use; all of them unless set."""
+    """Names, aliases or variants of the models that it may use; all of them unless set."""
 
     limits: KeyLimits = KeyLimits()
     """Its own limits."""

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from sixfold.core.jobs import JobStore
 from sixfold.core.serving.api import Call, ModalityAPI, Route, Services
+from sixfold.plugins.llm.adapter_routes import adapter_routes
 from sixfold.plugins.llm.answer_parser import ParserChoice
 from sixfold.plugins.llm.image_parts import chat_images, fetch_images
 from sixfold.plugins.llm.refusals import check_chat, check_completion
@@ -34,13 +35,14 @@ class LlmAPI(ModalityAPI):
     modality = "llm"
 
     def routes(self) -> Sequence[Route]:
-        """Chat and completion."""
+        """Chat, completion, responses, and the coming and going of adapters."""
         return (
             Route(path="/v1/chat/completions", endpoint=self.chat, body=ChatBody),
             Route(path="/v1/completions", endpoint=self.complete, body=CompletionBody),
             Route(path="/v1/responses", endpoint=self.respond, body=ResponsesBody),
             Route(path=_RESPONSE, endpoint=self.retrieve_response, method="GET", query_params=NoQuery),
             Route(path=_RESPONSE, endpoint=self.delete_response, method="DELETE"),
+            *adapter_routes(),
         )
 
     async def startup(self, services: Services) -> None:
@@ -60,7 +62,7 @@ class LlmAPI(ModalityAPI):
         head = Head.new("chatcmpl", model.name)
         logprobs = bool(body.logprobs)
         images = await fetch_images(call, tuple(chat_images(body)), model.info.details)
-        chat = chat_input(body, images)
+        chat = chat_input(body, model.variant, images)
         parsers = ParserChoice.of(model.info.details, chat)
         if not body.stream:
             finished = await call.run(model, chat)
@@ -80,10 +82,11 @@ class LlmAPI(ModalityAPI):
         model = await call.model(body.model, "complete")
         head = Head.new("cmpl", model.name)
         logprobs = body.logprobs is not None
+        completion = completion_input(body, model.variant)
         if not body.stream:
-            finished = await call.run(model, completion_input(body))
+            finished = await call.run(model, completion)
             return call.respond(completion_object(head, finished, logprobs=logprobs, echo=bool(body.echo)))
-        running = await call.start(model, completion_input(body))
+        running = await call.start(model, completion)
         return call.stream_sse(
             completion_chunks(
                 head, running, logprobs=logprobs, include_usage=_include_usage(body), echo=bool(body.echo)
@@ -97,7 +100,8 @@ class LlmAPI(ModalityAPI):
         model = await call.model(body.model, "chat")
         earlier = await self._responses.conversation(body.previous_response_id, owner=call.tenant)
         wanted = (*response_images(earlier, "previous_response_id"), *response_images(input_items(body), "input"))
-        chat = response_input(body, earlier, await fetch_images(call, wanted, model.info.details))
+        images = await fetch_images(call, wanted, model.info.details)
+        chat = response_input(body, earlier, model.variant, images)
         parsers = ParserChoice.of(model.info.details, chat)
         head = Head(id=self._responses.new_id(), created=int(time.time()), model=model.name)
         builder = ResponseBuilder(head, request_members(body))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.lora_adapter import Adapter
 from sixfold.plugins.llm.prompt_images import feature_rows
 from sixfold.plugins.llm.rope_positions import positions_of_step
 from sixfold.plugins.llm.rows import AttentionRows, ScoredSpan
@@ -80,6 +81,7 @@ class BatchLayout:
         scored: Places of prompts whose next tokens are to be judged.
         image_rows: [features] rows of the flat batch that take an image's features instead of their token's embedding.
         image_features: [features, hidden size], where the model is; both None if there are none.
+        adapters: Of each of the granted sequences; empty where none has one.
         masks: Attention masks made so far, by group and sliding window; filled by the attention function.
         rows: Row numbers made so far; the same for all layers of one shape.
         tiles: The rows for kernels on GPUs, instead of ``decodes`` and ``prefills``.
@@ -97,6 +99,7 @@ class BatchLayout:
     scored: tuple[ScoredSpan, ...] = ()
     image_rows: Tensor | None = None
     image_features: Tensor | None = None
+    adapters: tuple[Adapter | None, ...] = ()
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=lambda: {})
     rows: dict[tuple[int, int, int], Tensor] = field(default_factory=lambda: {})
     short: dict[int, AttentionRows] = field(default_factory=lambda: {})
@@ -190,6 +193,7 @@ def lay_out(
     scored: list[ScoredSpan] = []
     image_rows: list[IntArray] = []
     image_features: list[Tensor] = []
+    adapters = tuple(sequence.adapter for sequence in sequences)
     at = 0
     for i in order:
         sequence, begin, context = sequences[i], sequences[i].num_computed, contexts[i]
@@ -239,6 +243,7 @@ def lay_out(
         scored=tuple(scored),
         image_rows=to_tensor(np.concatenate(image_rows), device) if image_rows else None,
         image_features=torch.cat(image_features) if image_features else None,
+        adapters=adapters if any(adapters) else (),
     )
 
 

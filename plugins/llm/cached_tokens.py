@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sixfold.plugins.llm.lora_adapter import Adapter
 from sixfold.plugins.llm.prompt_images import PromptImage
 from sixfold.plugins.llm.rope_positions import RopePositions
 from sixfold.plugins.llm.sampling import IntArray
@@ -20,6 +21,7 @@ class CachedTokens:
         block_hashes: Of the prompt's full blocks, as far as they are known.
         images: Those of the prompt, in order.
         rope: Its positions; None if they are its places.
+        adapter: Computes them; None for the model alone. Its identity is part of the salt.
 
     Attributes:
         drafts: Tokens that may follow the known ones, to be verified in the next step.
@@ -29,6 +31,7 @@ class CachedTokens:
     """
 
     __slots__ = (
+        "adapter",
         "block_hashes",
         "block_table",
         "drafts",
@@ -52,8 +55,10 @@ class CachedTokens:
         block_hashes: Sequence[bytes] = (),
         images: Sequence[PromptImage] = (),
         rope: RopePositions | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.token_ids = list(token_ids)
+        self.adapter = adapter
         self.drafts: Sequence[int] = ()
         self.salt = salt
         self.block_hashes = list(block_hashes)

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sixfold.plugins.llm.attention import PAGED_STEP, PagedStep
 from sixfold.plugins.llm.batch_layout import BatchLayout, lay_out
 from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.hidden_taps import HiddenTaps
 from sixfold.plugins.llm.kv_cache import KvCache
+from sixfold.plugins.llm.lora_adapter import Adapter
+from sixfold.plugins.llm.lora_sites import AdapterRouter
 from sixfold.plugins.llm.prompt_images import PromptImage
 from sixfold.plugins.llm.rope_positions import RopePositions
 from sixfold.plugins.llm.step_graphs import Capture, StepGraphs, capture_cuda_graph, has_kernels
@@ -30,10 +33,13 @@ class Decoder:
         model: The model, in evaluation mode.
         cache: Where its keys and values go.
         graph_rows: Largest step in tokens that `record` records.
+        router: Of its adapters; None if it can have none.
     """
 
-    def __init__(self, model: Any, cache: KvCache, *, graph_rows: int = 0) -> None:
+    def __init__(self, model: Any, cache: KvCache, *, graph_rows: int = 0, router: AdapterRouter | None = None) -> None:
         self._model = model
+        self._taps: HiddenTaps | None = None
+        self.router = router
         self._base = getattr(model, model.base_model_prefix)
         self.cache = cache
         self.device: torch.device = cache.tensors[0].device
@@ -46,6 +52,19 @@ class Decoder:
         device = torch.device("cpu") if self._is_tiled else self.device
         return lay_out(sequences, units, block_size=self.cache.block_size, device=device, grouped=not self._is_tiled)
 
+    def tap(self, places: Sequence[int]) -> HiddenTaps:
+        """Keeps what enters these layers, step by step; such steps are not recorded as graphs."""
+        lists = (module for module in self._model.get_decoder().modules() if isinstance(module, nn.ModuleList))
+        layers = next(found for found in lists if len(found) == self.cache.num_model_layers)
+        self._taps = HiddenTaps(list(layers), places)
+        return self._taps
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The table of its tokens."""
+        table: nn.Module = self._model.get_input_embeddings()
+        return table
+
     def record(self, *, max_context: int, capture: Capture | None = None) -> None:
         """Records small steps so that the host need not start their kernels one by one; does nothing on a CPU.
 
@@ -53,7 +72,7 @@ class Decoder:
             max_context: Tokens of the longest sequence.
             capture: Makes a call repeatable; CUDA graphs unless given.
         """
-        if not self._is_tiled or self._graph_rows < 1:
+        if not self._is_tiled or self._graph_rows < 1 or self._taps is not None:
             return
         try:
             with torch.inference_mode():
@@ -69,13 +88,30 @@ class Decoder:
 
     def forward(self, layout: BatchLayout) -> Tensor | None:
         """Fills the cache for all rows; returns the logits of the wanted ones, [rows, vocabulary], or None if none is."""
+        if self._taps is not None:
+            self._taps.begin(layout)
+        if layout.adapters:
+            return self._forward_adapted(layout)
         if self._graphs is not None and self._graphs.can_run(layout):
             return self._graphs.run(layout)
-        if self._is_tiled:
-            from sixfold.plugins.llm.tiled_rows import TiledRows
+        return self._compute(self.on_device(layout))
 
-            layout = layout.to(self.device, TiledRows(layout.contexts, self.device))
-        return self._compute(layout)
+    def _forward_adapted(self, layout: BatchLayout) -> Tensor | None:
+        """A step with adapters; no graph holds one, because which adapters there are differs from step to step."""
+        assert self.router is not None, "without a router there are no adapters"
+        self.router.begin(layout.adapters, layout.contexts.sequences)
+        try:
+            return self._compute(self.on_device(layout))
+        finally:
+            self.router.end()
+
+    def on_device(self, layout: BatchLayout) -> BatchLayout:
+        """A layout of `lay_out` as layers take it."""
+        if not self._is_tiled:
+            return layout
+        from sixfold.plugins.llm.tiled_rows import TiledRows
+
+        return layout.to(self.device, TiledRows(layout.contexts, self.device))
 
     def _compute(self, layout: BatchLayout) -> Tensor | None:
         step = PagedStep(layout=layout, caches=self.cache.tensors)
@@ -115,6 +151,7 @@ class Decoder:
         chunks: Sequence[int] = (),
         images: Sequence[PromptImage] = (),
         rope: RopePositions | None = None,
+        adapters: Sequence[Adapter | None] = (),
     ) -> Tensor | None:
         """Computes prompts outside of any request and gives their blocks back; for warm-up and checks.
 
@@ -123,11 +160,16 @@ class Decoder:
             chunks: Tokens of each prompt to compute per forward pass; all at once by default.
             images: Encoded ones of each prompt.
             rope: Positions of each prompt, if they are not its places.
+            adapters: Of each prompt; none by default.
 
         Returns:
             [prompts, vocabulary], the logits after each prompt; None when the cache has no room.
         """
-        rows = [CachedTokens(prompt, images=images, rope=rope) for prompt in prompts]
+        own = adapters or [None] * len(prompts)
+        rows = [
+            CachedTokens(prompt, images=images, rope=rope, adapter=adapter)
+            for prompt, adapter in zip(prompts, own, strict=True)
+        ]
         logits: Tensor | None = None
         try:
             for size in chunks or [len(prompts[0])]:

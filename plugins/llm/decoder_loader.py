@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from sixfold.core.runtime.step_linear import StepGatedLinear
 from sixfold.plugins.llm.attention import ATTENTION, paged_attention
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.facts import ModelFacts, read_facts
-from sixfold.plugins.llm.fuse import optimize
+from sixfold.plugins.llm.fuse import adapt, optimize
 from sixfold.plugins.llm.image_processor import ImageProcessor
 from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
+from sixfold.plugins.llm.lora_sites import linear_shapes
 from sixfold.plugins.llm.memory import default_kv_cache_bytes
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.probe import PROBE_ATTENTION, OtherLogits, check_agreement, probe_layers, record_attention
@@ -90,6 +92,8 @@ def load_decoder(
     model_name: str,
     num_blocks: int | None = None,
     reads_images: bool = False,
+    may_adapt: bool = False,
+    guessing_layers: tuple[LayerShape, ...] = (),
     report: Callable[[float, str], None],
 ) -> LoadedDecoder:
     """Loads, optimizes and checks a decoder.
@@ -102,6 +106,8 @@ def load_decoder(
         model_name: For messages.
         num_blocks: Of its cache; by the options if None.
         reads_images: Whether images are wanted of a model that can read them.
+        may_adapt: Whether it can have adapters.
+        guessing_layers: Layers of its cache beyond its own; see `KvCache`.
         report: See `LoadContext`.
 
     Raises:
@@ -118,15 +124,24 @@ def load_decoder(
     processor = _image_processor(path, model, model_name) if reads_images else None
     num_parameters = sum(p.numel() for p in model.parameters())
     report(0.6, "packing weights")
+    to_paged = functools.partial(
+        _to_paged,
+        facts=facts,
+        options=options,
+        model_name=model_name,
+        processor=processor,
+        num_blocks=num_blocks,
+        may_adapt=may_adapt,
+        guessing_layers=guessing_layers,
+    )
     try:
-        fuse = options.compute_packed
-        decoder = _to_paged(model, facts, options, model_name, processor, num_blocks=num_blocks, fuse=fuse)
+        decoder = to_paged(model, fuse=options.compute_packed)
     except OtherLogits as error:
         if not options.compute_packed:
             raise
         _LOG.warning("%s Its layers are not fused.", error)
         model = read_files(lambda: _read_model(path, dtype, device), "weights")
-        decoder = _to_paged(model, facts, options, model_name, processor, num_blocks=num_blocks, fuse=False)
+        decoder = to_paged(model, fuse=False)
     vision = None
     if processor is not None:
         token_id = int(model.config.image_token_id)
@@ -147,12 +162,14 @@ def load_decoder(
 
 def _to_paged(
     model: Any,
+    *,
     facts: ModelFacts,
     options: TransformersOptions,
     model_name: str,
     processor: ImageProcessor | None,
-    *,
     num_blocks: int | None,
+    may_adapt: bool,
+    guessing_layers: tuple[LayerShape, ...],
     fuse: bool,
 ) -> Decoder:
     """Moves a stock model onto the paged cache and proves that it still computes the same."""
@@ -165,11 +182,14 @@ def _to_paged(
         check = VisionCheck.of_stock(model, processor, tokens, model.config.image_token_id)
     _set_attention(model, PROBE_ATTENTION)
     layers = probe_layers(model, num_layers=facts.num_layers, model_name=model_name)
+    stepped = model.get_decoder() if _has_other_parts(model) else model
+    shapes = linear_shapes(model, stepped)
     if options.compute_packed:
-        optimize(model, model.get_decoder() if _has_other_parts(model) else model, fuse=fuse)
+        optimize(model, stepped, fuse=fuse)
     _set_attention(model, ATTENTION)
-    cache = _make_cache(layers, options, num_blocks=num_blocks, dtype=dtype, device=device)
-    decoder = Decoder(model, cache, graph_rows=options.cuda_graph_rows)
+    cache = _make_cache(layers, guessing_layers, options, num_blocks=num_blocks, dtype=dtype, device=device)
+    router = adapt(model, shapes, device) if may_adapt else None
+    decoder = Decoder(model, cache, graph_rows=options.cuda_graph_rows, router=router)
     logits = decoder.run([tokens], _CHECK_CHUNKS)
     if logits is None:
         raise ConfigError(
@@ -260,13 +280,15 @@ def _check_tokens(vocab_size: int) -> list[int]:
 
 
 def _make_cache(
-    layers: tuple[LayerShape, ...],
+    model_layers: tuple[LayerShape, ...],
+    guessing_layers: tuple[LayerShape, ...],
     options: TransformersOptions,
     *,
     num_blocks: int | None,
     dtype: torch.dtype,
     device: torch.device,
 ) -> KvCache:
+    layers = model_layers + guessing_layers
     if num_blocks is None:
         num_bytes = options.kv_cache_bytes or default_kv_cache_bytes(device)
         block_bytes = options.block_size_tokens * sum(layer.token_bytes(dtype) for layer in layers)
@@ -277,4 +299,5 @@ def _make_cache(
         block_size=options.block_size_tokens,
         dtype=dtype,
         device=device,
+        num_guessing_layers=len(guessing_layers),
     )

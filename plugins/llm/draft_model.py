@@ -59,6 +59,9 @@ class DraftModelProposer:
         self._max_model_len = max_model_len
         self._drafts: dict[SequenceState, _Draft] = {}
 
+    def follow(self, sequences: Sequence[SequenceState]) -> None:
+        """Sequences are caught up with when they are guessed for."""
+
     def propose(self, sequences: Sequence[SequenceState], limits: Sequence[int]) -> list[list[int]]:
         """Up to ``limits`` tokens for each sequence; none while its prompt is caught up with, or without room for it."""
         drafts = [self._drafts.setdefault(sequence, _Draft(sequence)) for sequence in sequences]

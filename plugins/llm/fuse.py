@@ -6,7 +6,7 @@ The passes know attribute names, not model classes, and leave alone what they do
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from sixfold.core.runtime.linear import pack_linears
 from sixfold.core.runtime.step_linear import StepLinear
-from sixfold.plugins.llm.fused_layer import fuse_layers
+from sixfold.plugins.llm.fused_layer import FusedLayer, fuse_layers
+from sixfold.plugins.llm.lora_adapter import ModuleShape
+from sixfold.plugins.llm.lora_sites import AdapterRouter, add_sites
 from sixfold.plugins.llm.norms import replace_rms_norms
 
 _MERGED_NAMES: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -128,3 +130,20 @@ def _linears_outside(model: nn.Module, decoder: nn.Module) -> list[str]:
     inside = set(decoder.modules())
     modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())  # untyped in torch
     return [name for name, module in modules if type(module) is nn.Linear and "." in name and module not in inside]
+
+
+def adapt(model: nn.Module, shapes: Mapping[str, ModuleShape], device: torch.device) -> AdapterRouter:
+    """Lets adapters act behind the linear layers of a decoder, optimized or not.
+
+    Args:
+        model: Changed in place.
+        shapes: Of its linear layers before it was optimized; see `lora_sites.linear_shapes`.
+        device: Of the model.
+    """
+    router = AdapterRouter(device)
+    modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())  # untyped in torch
+    for name, module in list(modules):
+        if isinstance(module, FusedLayer):
+            module.adapt(name, router, shapes)
+    add_sites(model, router, shapes)
+    return router

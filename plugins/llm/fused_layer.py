@@ -6,7 +6,8 @@ recognised by its parts, not by its class; that it computes the same is proved w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,8 @@ from sixfold.core.runtime.step_linear import StepGatedLinear, StepLinear
 from sixfold.plugins.llm.attention import PagedStep, gather_context, prefill_mask
 from sixfold.plugins.llm.batch_layout import PrefillChunk
 from sixfold.plugins.llm.kernels import NO_NORM, attend, max_prefill_context, rotate_and_store
+from sixfold.plugins.llm.lora_adapter import ModuleShape
+from sixfold.plugins.llm.lora_sites import AdapterRouter, AdapterSite, Join, stack_layers
 from sixfold.plugins.llm.norms import plain_rms_norm
 
 _PARTS: frozenset[str] = frozenset(
@@ -29,6 +32,16 @@ _HEAD_NORMS: frozenset[str] = frozenset(("self_attn.q_norm", "self_attn.k_norm")
 
 # Scores of more than this are left to torch's fused kernel, which needs no memory for them.
 _MAX_SCORES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSites:
+    """Where adapters act in one layer: behind each of its four products."""
+
+    qkv: AdapterSite
+    joined: AdapterSite
+    gated: AdapterSite
+    down: AdapterSite
 
 
 class FusedLayer(nn.Module):
@@ -61,6 +74,27 @@ class FusedLayer(nn.Module):
         if hasattr(attention, "q_norm"):
             (query, self._head_eps), (key, _) = _norm(attention.q_norm), _norm(attention.k_norm)
             self._head_norms = (query.numpy(), key.numpy())
+        self._sites: LayerSites | None = None
+
+    def adapt(self, name: str, router: AdapterRouter, shapes: Mapping[str, ModuleShape]) -> None:
+        """Lets adapters act in this layer.
+
+        Args:
+            name: The layer's name in the stock model.
+            router: Knows the step's adapters.
+            shapes: Of the stock model's linear layers, by name.
+        """
+
+        def site(*parts: str, join: Join = stack_layers) -> AdapterSite:
+            names = [f"{name}.{part}" for part in parts]
+            return router.add_site(names, [shapes[name] for name in names], join)
+
+        self._sites = LayerSites(
+            qkv=site("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            joined=site("self_attn.o_proj"),
+            gated=site("mlp.gate_proj", "mlp.up_proj", join=lambda parts: self.gated.join(*parts)),
+            down=site("mlp.down_proj"),
+        )
 
     def forward(
         self,
@@ -72,11 +106,24 @@ class FusedLayer(nn.Module):
     ) -> Tensor:
         """[1, tokens, dim] to the same; masks and caches that the stock layer would take are all None here."""
         x = hidden_states[0]
+        if self._sites is not None and self._sites.qkv.is_active:
+            return self._forward_adapted(x, self._sites, position_embeddings, paged_step)[None]
         qkv = self.qkv(rms_norm(x, self._first_norm, self._eps))
         x = self.joined(self._attend(qkv, position_embeddings, paged_step), x)
         inner = rms_norm(x, self._second_norm, self._second_eps)
         result: Tensor = self.down(self.gated(inner), x)
         return result[None]
+
+    def _forward_adapted(
+        self, x: Tensor, sites: LayerSites, position_embeddings: tuple[Tensor, Tensor], paged_step: PagedStep
+    ) -> Tensor:
+        """`forward` in a step with adapters, of the rows alone."""
+        normed = rms_norm(x, self._first_norm, self._eps)
+        attended = self._attend(sites.qkv.add(normed, self.qkv(normed)), position_embeddings, paged_step)
+        x = sites.joined.add(attended, self.joined(attended, x))
+        inner = rms_norm(x, self._second_norm, self._second_eps)
+        opened = self.gated(inner, sites.gated.delta(inner))
+        return sites.down.add(opened, self.down(opened, x))
 
     def _attend(self, qkv: Tensor, angles: tuple[Tensor, Tensor], step: PagedStep) -> Tensor:
         layout, cache = step.layout, step.caches[self._layer_idx]

@@ -162,7 +162,7 @@ class ChatInput(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
         must_call: Whether the answer has to be a call.
         must_call_name: The one tool to call; None leaves the choice.
         allow_parallel_calls: Whether an answer may have several calls.
-        model_name: The name under which the client asked for the model: an alias may stand for an adapter.
+        adapter: Name of the adapter that answers; None for the model alone.
         kv_transfer: Whether another process computes or decodes the prompt.
     """
 
@@ -176,7 +176,7 @@ class ChatInput(msgspec.Struct, frozen=True, kw_only=True, tag="chat"):
     must_call: bool = False
     must_call_name: str | None = None
     allow_parallel_calls: bool = True
-    model_name: str = ""
+    adapter: str | None = None
     kv_transfer: KvTransferParams | None = None
 
 
@@ -186,7 +186,7 @@ class CompletionInput(msgspec.Struct, frozen=True, kw_only=True, tag="completion
     Attributes:
         echo: Whether the prompt's text precedes the generated one.
         cache_salt: Only requests of the same salt share cached prefixes.
-        model_name: As in `ChatInput`.
+        adapter: As in `ChatInput`.
         kv_transfer: As in `ChatInput`; only with one prompt.
     """
 
@@ -196,7 +196,7 @@ class CompletionInput(msgspec.Struct, frozen=True, kw_only=True, tag="completion
     stream: bool = False
     echo: bool = False
     cache_salt: str | None = None
-    model_name: str = ""
+    adapter: str | None = None
     kv_transfer: KvTransferParams | None = None
 
 

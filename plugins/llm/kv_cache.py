@@ -34,11 +34,13 @@ class KvCache:
     """Cache tensors of all layers under one table of blocks. Owned by the device thread.
 
     Args:
-        layers: One shape per layer.
+        layers: One shape per layer, the model's first.
         num_blocks: Blocks per layer, the padding block included.
         block_size: Tokens per block.
         dtype: Of keys and values.
         device: Where the tensors live.
+        num_guessing_layers: How many of the layers, the last ones, are those of a head that guesses for the model. They are
+            filled after the model's own, and what is in them changes no answer.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class KvCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        num_guessing_layers: int = 0,
     ) -> None:
+        self.num_model_layers = len(layers) - num_guessing_layers
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, self._forget)
         self.prefix = PrefixCache(self.pool, block_size)
@@ -129,11 +133,12 @@ class KvCache:
     def publish(self, sequence: CachedTokens) -> None:
         """Lets others find the blocks that a step has filled, as far as they are finite.
 
-        A token that is NaN in a layer is so in all that follow, so the last layer tells of all.
+        A token that is NaN in a layer is so in all that follow, so the model's last layer tells of all.
         """
         blocks = self.prefix.unpublished(sequence)
         if blocks:
-            filled = self.tensors[-1][torch.tensor(blocks, device=self.tensors[-1].device)]
+            last = self.tensors[self.num_model_layers - 1]
+            filled = last[torch.tensor(blocks, device=last.device)]
             finite = bool_list(torch.isfinite(filled).flatten(1).all(1))
             self.prefix.publish(sequence, [*finite, False].index(False))
 

@@ -24,8 +24,9 @@ class BlockStored(msgspec.Struct, frozen=True, tag_field="type"):
         parent_block_hash: Of the block before them; None for the first of a chain.
         token_ids: Of all of them.
         block_size: Tokens per block.
-        lora_id: Always None.
+        lora_id: Always None: vLLM's older field, for numbers that only one process knows.
         medium: Where they are.
+        lora_name: Of the adapter that computed them, as clients send it; None for the model alone.
     """
 
     block_hashes: tuple[int, ...]
@@ -34,6 +35,7 @@ class BlockStored(msgspec.Struct, frozen=True, tag_field="type"):
     block_size: int
     lora_id: int | None = None
     medium: str = _DEVICE_TIER
+    lora_name: str | None = None
 
 
 class BlockRemoved(msgspec.Struct, frozen=True, tag_field="type"):
@@ -90,7 +92,9 @@ class KvEventLog:
         self._events: list[KvEvent] = [AllBlocksCleared()]
         self.flush()
 
-    def stored(self, hashes: Sequence[bytes], parent: bytes, token_ids: Sequence[int]) -> None:
+    def stored(
+        self, hashes: Sequence[bytes], parent: bytes, token_ids: Sequence[int], adapter: str | None = None
+    ) -> None:
         """See `BlockListener`."""
         self._close_removed()
         self._events.append(
@@ -99,6 +103,7 @@ class KvEventLog:
                 parent_block_hash=wire_hash(parent) if parent else None,
                 token_ids=tuple(token_ids),
                 block_size=self._block_size,
+                lora_name=adapter,
             )
         )
 

@@ -10,6 +10,7 @@ from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.kv_bytes import KvBytes
 from sixfold.plugins.llm.kv_cache import KvCache
 from sixfold.plugins.llm.kv_handle import DamagedBlock
+from sixfold.plugins.llm.lora_adapter import Adapter
 
 
 class KvImport:
@@ -23,6 +24,7 @@ class KvImport:
         token_ids: What the blocks hold, full blocks only.
         salt: Who may find them; see `CachedTokens`.
         block_hashes: One for each of the blocks.
+        adapter: Computed them; None for the model alone.
         running: Has this one from `begin` to `end`, so that the room can be had back.
     """
 
@@ -33,13 +35,14 @@ class KvImport:
         *,
         salt: bytes,
         block_hashes: Sequence[bytes],
+        adapter: Adapter | None = None,
         running: set[KvImport],
     ) -> None:
         self._cache = cache
         self._running = running
         self._bytes = KvBytes(cache.tensors)
         # One more than the blocks hold: a sequence never finds all its tokens, because it must compute the last.
-        self._sequence = CachedTokens([*token_ids, 0], salt=salt, block_hashes=block_hashes)
+        self._sequence = CachedTokens([*token_ids, 0], salt=salt, block_hashes=block_hashes, adapter=adapter)
 
     def begin(self) -> int:
         """Holds the blocks that are here already; returns how many."""

@@ -127,6 +127,7 @@ class KvTransfer:
             prompt.token_ids[: handle.num_tokens],
             salt=prompt.salt or b"",
             block_hashes=prompt.block_hashes[:num_blocks],
+            adapter=prompt.adapter,
             running=self._imports,
         )
         num_came = fetch_blocks(

@@ -11,8 +11,10 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError
 from sixfold.core.family import LoadContext
 from sixfold.plugins.llm.conversation import ConversationWriter
+from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.decoder_loader import LoadedDecoder, LoadedVision, load_decoder, read_files
 from sixfold.plugins.llm.draft_model import DraftModelProposer
+from sixfold.plugins.llm.eagle3_loader import eagle3_proposer, load_eagle3
 from sixfold.plugins.llm.facts import ModelFacts
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.image_placer import ImagePlacer
@@ -20,6 +22,8 @@ from sixfold.plugins.llm.kv_announcer import announce
 from sixfold.plugins.llm.kv_cache import KvCache
 from sixfold.plugins.llm.kv_fingerprint import fingerprint
 from sixfold.plugins.llm.kv_transfer import KvTransfer
+from sixfold.plugins.llm.lora_options import lora_details
+from sixfold.plugins.llm.lora_table import AdapterTable
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
@@ -43,6 +47,7 @@ def load(context: LoadContext) -> TransformersModel:
     device = torch.device(context.device)
     context.report(0.05, "reading the tokenizer")
     codec: TextCodec = read_files(lambda: TextCodec.load(context.path), "tokenizer")
+    eagle3 = load_eagle3(context, options)
     loaded = load_decoder(
         context.path,
         codec,
@@ -50,13 +55,17 @@ def load(context: LoadContext) -> TransformersModel:
         device=device,
         model_name=context.model_name,
         reads_images=options.images,
+        may_adapt=options.lora is not None,
+        guessing_layers=() if eagle3 is None else (eagle3.shape,),
         report=context.report,
     )
     cache, facts, vision = loaded.decoder.cache, loaded.facts, loaded.vision
     if vision is not None and not codec.has_chat_template:
         codec.use_template(vision.processor.chat_template)
     _keep_on_host(context, options, cache)
+    adapters = _adapters(context, options, loaded.decoder)
     draft = _load_draft(context, options, loaded, codec)
+    head = None if eagle3 is None else eagle3_proposer(eagle3, loaded.decoder, facts)
     placer = None if vision is None else _image_placer(vision, options)
     max_model_len = _max_model_len(facts, options, cache, context.model_name)
     events = None if options.kv_events is None else announce(options.kv_events, cache)
@@ -72,7 +81,10 @@ def load(context: LoadContext) -> TransformersModel:
     info = ModelInfo(
         max_model_len=max_model_len,
         parameters=loaded.num_parameters,
-        memory_bytes=loaded.num_bytes + (0 if draft is None else draft.num_bytes),
+        memory_bytes=loaded.num_bytes
+        + (0 if draft is None else draft.num_bytes)
+        + (0 if eagle3 is None else eagle3.num_bytes)
+        + (0 if adapters is None else adapters.num_bytes),
         details={
             "dtype": str(cache.tensors[0].dtype).removeprefix("torch."),
             "kv_cache_tokens": cache.num_tokens,
@@ -83,6 +95,7 @@ def load(context: LoadContext) -> TransformersModel:
             **conversations.details,
             **({} if events is None else events.endpoints),
             **({} if transfer is None else transfer.details),
+            **lora_details(options.lora),
         },
     )
     preparer = Preparer(
@@ -94,6 +107,7 @@ def load(context: LoadContext) -> TransformersModel:
         max_model_len=max_model_len,
         prefix=PrefixSharing(mode=options.prefix_cache, block_size=options.block_size_tokens),
         images=placer,
+        adapters=adapters,
     )
     return TransformersModel(
         decoder=loaded.decoder,
@@ -101,7 +115,7 @@ def load(context: LoadContext) -> TransformersModel:
         describer=TokenDescriber(codec),
         info=info,
         masks=GrammarMasks(vocab_size=facts.vocab_size, num_mask_tokens=max(facts.vocab_size, codec.num_tokens)),
-        speculator=make_speculator(options.speculation, _proposer(draft, facts)),
+        speculator=make_speculator(options.speculation, head or _proposer(draft, facts)),
         events=events,
         transfer=transfer,
         # Beside the steps, so with half of their threads: all of them would get into each other's way.
@@ -109,6 +123,7 @@ def load(context: LoadContext) -> TransformersModel:
         if vision is None
         else VisionTower(vision.encoder, device, num_threads=max(1, context.num_threads // 2)),
         tokens_per_image=0 if vision is None else vision.processor.typical_tokens(),
+        adapters=adapters,
     )
 
 
@@ -133,6 +148,24 @@ def _keep_on_host(context: LoadContext, options: TransformersOptions, cache: KvC
     cache.keep_on_host(options.kv_offload_bytes)
 
 
+def _adapters(context: LoadContext, options: TransformersOptions, decoder: Decoder) -> AdapterTable | None:
+    """The table of the model's adapters, filled."""
+    if options.lora is None or decoder.router is None:
+        return None
+    table = AdapterTable(
+        decoder.router.shapes,
+        dtype=decoder.cache.tensors[0].dtype,
+        device=decoder.device,
+        max_adapters=options.lora.max_adapters,
+        max_rank=options.lora.max_rank,
+    )
+    try:
+        table.follow(options.lora)
+    except ConfigError as error:
+        raise ConfigError(f"models.{context.model_name}.options.lora: {error}") from error
+    return table
+
+
 def _transfer(context: LoadContext, options: TransformersOptions, cache: KvCache) -> KvTransfer | None:
     if options.kv_transfer is None:
         return None
@@ -155,7 +188,7 @@ def _load_draft(
 ) -> LoadedDecoder | None:
     """The smaller model, with a cache for as many tokens as the other has."""
     source = options.speculation.source
-    if source is None:
+    if source is None or options.speculation.method != "draft":
         return None
     draft_codec: TextCodec = read_files(lambda: TextCodec.load(source.local_path), "draft tokenizer")
     vocab_size = main.facts.vocab_size

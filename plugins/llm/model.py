@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from pydantic import BaseModel
 
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel
 from sixfold.core.errors import InvalidRequest
@@ -22,6 +23,8 @@ from sixfold.plugins.llm.generation import (
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import KvAnnouncer
 from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS, KvTransfer
+from sixfold.plugins.llm.lora_table import AdapterTable
+from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
 from sixfold.plugins.llm.prompt_scores import MAX_SCORED_TOKENS, score_prompts
 from sixfold.plugins.llm.sampler import SampledToken, sample
@@ -50,6 +53,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         transfer: Exchanges computed prompts with other processes; None if there are none.
         vision: Looks at images; None if the model reads text only.
         tokens_per_image: What an image is taken for in admission.
+        adapters: Over the model; None if it can have none.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         transfer: KvTransfer | None = None,
         vision: VisionTower | None = None,
         tokens_per_image: int = 0,
+        adapters: AdapterTable | None = None,
     ) -> None:
         self._decoder = decoder
         self._cache = decoder.cache
@@ -77,6 +82,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._transfer = transfer
         self._vision = vision
         self._tokens_per_image = tokens_per_image
+        self._adapters = adapters
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
 
@@ -105,6 +111,15 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
                 )
             self._transfer.prepare(wanted, sequences)
         return sequences
+
+    def adjust(self, options: BaseModel) -> None:
+        """Loads and forgets adapters; requests that run keep theirs to their end.
+
+        Raises:
+            ConfigError: An adapter can't be loaded.
+        """
+        assert isinstance(options, TransformersOptions) and options.lora is not None and self._adapters is not None
+        self._adapters.follow(options.lora)
 
     def attach(self, wake: Callable[[], None]) -> None:
         """Transfers between processes need the device's time without a request; images are looked at beside the steps."""
@@ -289,6 +304,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             "prompt_tokens_total": self._num_prompt_tokens,
             "generation_tokens_total": self._num_generated_tokens,
             **self._cache.stats(),
+            "lora_adapters_loaded": 0 if self._adapters is None else self._adapters.num_loaded,
             **self._speculator.stats(),
             **(NO_IMAGES if self._vision is None else self._vision.stats()),
             **(NO_TRANSFERS if self._transfer is None else self._transfer.stats()),

@@ -55,6 +55,9 @@ class NgramProposer:
         self._min_match = min_match
         self._max_match = max_match
 
+    def follow(self, sequences: Sequence[SequenceState]) -> None:
+        """A sequence's own tokens say all."""
+
     def propose(self, sequences: Sequence[SequenceState], limits: Sequence[int]) -> list[list[int]]:
         """Up to ``limits`` tokens for each sequence."""
         return [self._propose(sequence, limit) for sequence, limit in zip(sequences, limits, strict=True)]

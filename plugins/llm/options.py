@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sixfold.core.source_ref import SourceRef
+from sixfold.plugins.llm.lora_options import LoraOptions
 
 
 class SpeculationOptions(BaseModel):
@@ -14,11 +15,13 @@ class SpeculationOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["off", "ngram", "draft"] = "ngram"
-    """``ngram``: what followed in prompt and answer when they last read the same. ``draft``: what a smaller model says."""
+    method: Literal["off", "ngram", "draft", "eagle3"] = "ngram"
+    """``ngram``: what followed in prompt and answer when they last read the same. ``draft``: what a smaller model says.
+    ``eagle3``: what a head says that reads the model's hidden states and was trained for it."""
 
     source: SourceRef | None = None
-    """The smaller model of ``draft``, as a model's ``source``; it must have the same tokenizer."""
+    """The smaller model of ``draft``, or the head of ``eagle3``, as a model's ``source``. A smaller model must have the same
+    tokenizer."""
 
     num_tokens: int = Field(default=7, ge=1, le=64)
     """Most tokens guessed per step; fewer where guesses turn out wrong."""
@@ -35,8 +38,8 @@ class SpeculationOptions(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if (self.method == "draft") != (self.source is not None):
-            raise ValueError("source must be given with method: draft, and only with it")
+        if (self.method in ("draft", "eagle3")) != (self.source is not None):
+            raise ValueError("source must be given with method: draft or eagle3, and only with these")
         if self.max_match < self.min_match:
             raise ValueError(f"max_match ({self.max_match}) must be at least min_match ({self.min_match})")
         return self
@@ -114,6 +117,9 @@ class TransformersOptions(BaseModel):
 
     speculation: SpeculationOptions = SpeculationOptions()
     """How tokens are guessed ahead."""
+
+    lora: LoraOptions | None = None
+    """LoRA adapters over the model; without it the model can have none."""
 
     compute_packed: bool = True
     """Whether linear layers are packed for the processor and merged where they share an input."""

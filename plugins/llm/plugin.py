@@ -10,9 +10,12 @@ from sixfold.core.hookspecs import Api, Command, Progress, hookimpl
 from sixfold.plugins.llm import memory_need
 from sixfold.plugins.llm.cli import COMMAND
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, Generation, TextDelta
+from sixfold.plugins.llm.lora_options import adapter_names, differ_in_adapters_only
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.vllm_metrics import METRICS as VLLM_METRICS
 from sixfold.plugins.llm.vllm_options import VllmOptions
+
+LlmOptions = TransformersOptions | VllmOptions
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
@@ -31,6 +34,10 @@ def detect(files: ModelFiles) -> int:
         return 90  # one that reads images, too
     may_generate = not architectures and files.has("generation_config.json")
     return 50 if may_generate and not config.get("is_encoder_decoder") else 0
+
+
+def _adjusts(old: LlmOptions, new: LlmOptions) -> bool:
+    return differ_in_adapters_only(old.lora, new.lora) and new.model_copy(update={"lora": old.lora}) == old
 
 
 FAMILY = Family(
@@ -69,6 +76,7 @@ FAMILY = Family(
             kind=MetricKind.COUNTER,
             help="Guessed tokens that were right.",
         ),
+        MetricSpec(name="lora_adapters_loaded", kind=MetricKind.GAUGE, help="LoRA adapters in memory."),
         MetricSpec(
             name="images_encoded_total", kind=MetricKind.COUNTER, help="Images that the vision tower looked at."
         ),
@@ -85,6 +93,8 @@ FAMILY = Family(
             name="kv_transfer_held_blocks", kind=MetricKind.GAUGE, help="Cache blocks kept for other processes."
         ),
     ),
+    variants=lambda options: adapter_names(options.lora),
+    adjusts=_adjusts,
     # A few minutes of work for a small model on two cores.
     default_max_queue_units=131_072,
 )
@@ -104,6 +114,8 @@ VLLM_FAMILY = Family(
     detect=lambda files: detect(files) // 2,
     memory=memory_need.vllm_need,
     metrics=VLLM_METRICS,
+    variants=lambda options: adapter_names(options.lora),
+    adjusts=_adjusts,
     # A minute of prompts for a small model on one GPU.
     default_max_queue_units=8_388_608,
 )

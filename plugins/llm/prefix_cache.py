@@ -13,8 +13,17 @@ from sixfold.plugins.llm.prefix_sharing import extend_hashes
 class BlockListener(Protocol):
     """Hears which content comes and goes. Called on the device thread."""
 
-    def stored(self, hashes: Sequence[bytes], parent: bytes, token_ids: Sequence[int]) -> None:
-        """Consecutive blocks of one chain can be found from now on; ``parent`` is b"" for the first of a chain."""
+    def stored(
+        self, hashes: Sequence[bytes], parent: bytes, token_ids: Sequence[int], adapter: str | None = None
+    ) -> None:
+        """Consecutive blocks of one chain can be found from now on.
+
+        Args:
+            hashes: Of the blocks.
+            parent: Of the block before them; b"" for the first of a chain.
+            token_ids: Of all of them.
+            adapter: Name of the adapter that computed them.
+        """
         ...
 
     def removed(self, content: bytes) -> None:
@@ -132,6 +141,7 @@ class PrefixCache:
             sequence.block_hashes[begin:end],
             sequence.block_hashes[begin - 1] if begin else b"",
             sequence.token_ids[begin * self._block_size : end * self._block_size],
+            None if sequence.adapter is None else sequence.adapter.name,
         )
 
     def _find(self, sequence: CachedTokens) -> list[int]:

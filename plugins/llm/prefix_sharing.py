@@ -26,15 +26,18 @@ class PrefixSharing:
     mode: SharingMode
     block_size: int
 
-    def salt(self, tenant: str, cache_salt: str | None) -> bytes | None:
+    def salt(self, tenant: str, cache_salt: str | None, adapter: bytes | None = None) -> bytes | None:
         """What a chain of blocks depends on beside its tokens: b"" if on nothing, None if it is not shared at all.
 
         Args:
             tenant: Identity of the API key.
             cache_salt: The request's own.
+            adapter: Identity of the adapter that computes the blocks.
         """
         if self.mode == "off":
             return None
+        if adapter is not None:
+            return msgspec.msgpack.encode((adapter, tenant if self.mode == "per_key" else None, cache_salt))
         if self.mode == "shared":
             return b"" if cache_salt is None else msgspec.msgpack.encode(cache_salt)
         return msgspec.msgpack.encode((tenant, cache_salt))

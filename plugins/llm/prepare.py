@@ -11,6 +11,8 @@ from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.detokenizer import Detokenizer
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, SamplingParams
 from sixfold.plugins.llm.image_placer import ImagePlacer, PlacedPrompt
+from sixfold.plugins.llm.lora_adapter import Adapter
+from sixfold.plugins.llm.lora_table import AdapterTable
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
 from sixfold.plugins.llm.reasoning import CLOSES, OPENS, num_reasoning_tokens, opens_in_reasoning
 from sixfold.plugins.llm.sampling import SamplingDefaults, resolve_sampling
@@ -66,6 +68,7 @@ class Preparer:
         max_model_len: Longest prompt plus answer.
         prefix: Who shares cache blocks with whom.
         images: Puts images into prompts; None if the model reads text only.
+        adapters: Of the native runtime; None where the engine has them, or there are none.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Preparer:
         max_model_len: int,
         prefix: PrefixSharing,
         images: ImagePlacer | None = None,
+        adapters: AdapterTable | None = None,
     ) -> None:
         self._codec = codec
         self._conversations = conversations
@@ -88,6 +92,7 @@ class Preparer:
         self._max_model_len = max_model_len
         self._prefix = prefix
         self._images = images
+        self._adapters = adapters
 
     def prepare(self, request_input: ChatInput | CompletionInput, piece: object, *, tenant: str) -> list[SequenceState]:
         """The sequences of one piece: one per choice.
@@ -101,6 +106,7 @@ class Preparer:
             ContextLengthExceeded: Prompt and answer do not fit.
             InvalidRequest: The template rejects the conversation, a token id is out of range, a grammar is wrong, or an
                 image can't be read.
+            ModelNotFound: The adapter was unloaded meanwhile.
         """
         if isinstance(request_input, ChatInput):
             text = self._conversations.render(request_input)
@@ -170,8 +176,10 @@ class Preparer:
         max_output_tokens = self._output_limit(params, len(prompt_ids), param)
         is_echo = isinstance(request_input, CompletionInput) and request_input.echo
         scores_prompt = is_echo and params.num_top_logprobs is not None
+        adapter = self._adapter(request_input)
+        identity = None if adapter is None else adapter.identity
         # What is found in the cache has no logits: a prompt that is judged is computed whole.
-        salt = None if scores_prompt else self._prefix.salt(tenant, request_input.cache_salt)
+        salt = None if scores_prompt else self._prefix.salt(tenant, request_input.cache_salt, identity)
         block_hashes = self._prefix.hashes(prompt_ids, salt, prompt.images)
         decode = self._codec.decode_with(self._conversations.kept_markers(request_input))
         sequences = [
@@ -189,6 +197,7 @@ class Preparer:
                 block_hashes=block_hashes,
                 images=prompt.images,
                 rope=prompt.rope,
+                adapter=adapter,
                 grammar=self._conversations.grammar(request_input, opens_in_reasoning=opens_in_reasoning),
                 opens_in_reasoning=opens_in_reasoning,
             )
@@ -198,6 +207,10 @@ class Preparer:
             for sequence in sequences:
                 sequence.num_scored = len(prompt_ids)
         return sequences
+
+    def _adapter(self, request_input: ChatInput | CompletionInput) -> Adapter | None:
+        wanted = request_input.adapter
+        return None if wanted is None or self._adapters is None else self._adapters.find(wanted)
 
     def _output_limit(self, params: SamplingParams, num_prompt: int, param: str) -> int:
         limit = self._max_model_len

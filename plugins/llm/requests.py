@@ -32,11 +32,12 @@ _COMPLETION_DEFAULT_TOKENS = 16
 """What OpenAI's reference says of ``max_tokens`` of ``/v1/completions``."""
 
 
-def chat_input(body: ChatBody, images: Sequence[ImagePart] = ()) -> ChatInput:
-    """The input of a chat request that `refusals.check_chat` let pass.
+def chat_input(body: ChatBody, adapter: str | None = None, images: Sequence[ImagePart] = ()) -> ChatInput:
+    """The input of a chat request that `refusals.check_chat` let pass, for the model alone or an adapter of it.
 
     Args:
         body: The request.
+        adapter: As in `ChatInput`.
         images: Those of `image_parts.chat_images`, in order.
     """
     remaining = iter(images)
@@ -58,13 +59,13 @@ def chat_input(body: ChatBody, images: Sequence[ImagePart] = ()) -> ChatInput:
         must_call=choice == "required" or isinstance(choice, NamedToolChoice),
         must_call_name=choice.function.name if isinstance(choice, NamedToolChoice) else None,
         allow_parallel_calls=body.parallel_tool_calls is not False,
-        model_name=body.model,
+        adapter=adapter,
         kv_transfer=_kv_transfer(body),
     )
 
 
-def completion_input(body: CompletionBody) -> CompletionInput:
-    """The input of a completion request that `refusals.check_completion` let pass."""
+def completion_input(body: CompletionBody, adapter: str | None = None) -> CompletionInput:
+    """The input of a completion request that `refusals.check_completion` let pass; ``adapter`` as in `chat_input`."""
     max_tokens = _COMPLETION_DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     return CompletionInput(
         prompts=_prompts(body),
@@ -73,7 +74,7 @@ def completion_input(body: CompletionBody) -> CompletionInput:
         stream=bool(body.stream),
         echo=bool(body.echo),
         cache_salt=body.cache_salt,
-        model_name=body.model,
+        adapter=adapter,
         kv_transfer=_kv_transfer(body),
     )
 

@@ -104,12 +104,18 @@ def response_images(items: Sequence[InputItem], param: str) -> Iterator[ImageRef
                 )
 
 
-def response_input(body: ResponsesBody, earlier: Sequence[InputItem], images: Sequence[ImagePart] = ()) -> ChatInput:
+def response_input(
+    body: ResponsesBody,
+    earlier: Sequence[InputItem],
+    adapter: str | None = None,
+    images: Sequence[ImagePart] = (),
+) -> ChatInput:
     """The input of a request that `check_response` let pass.
 
     Args:
         body: The request.
         earlier: The conversation that it continues.
+        adapter: As in `ChatInput`.
         images: Those of `response_images`, of the earlier items first.
 
     Raises:
@@ -123,6 +129,7 @@ def response_input(body: ResponsesBody, earlier: Sequence[InputItem], images: Se
     choice = body.tool_choice
     return ChatInput(
         messages=tuple(_with_one_system_turn(messages)),
+        adapter=adapter,
         params=SamplingParams(
             max_tokens=body.max_output_tokens,
             temperature=body.temperature,

@@ -10,6 +10,7 @@ from sixfold.plugins.llm.draft_pace import DraftPace
 from sixfold.plugins.llm.generation import FinishReason, TextDelta, TokenLogprob
 from sixfold.plugins.llm.grammar import Grammar
 from sixfold.plugins.llm.kv_handle import KvHandle
+from sixfold.plugins.llm.lora_adapter import Adapter
 from sixfold.plugins.llm.penalties import TokenCounts
 from sixfold.plugins.llm.prompt_images import PromptImage
 from sixfold.plugins.llm.rope_positions import RopePositions
@@ -32,6 +33,7 @@ class SequenceState(CachedTokens):
         block_hashes: See `CachedTokens`.
         images: See `CachedTokens`.
         rope: See `CachedTokens`.
+        adapter: See `CachedTokens`.
         counts_prompt: Whether this choice accounts for the prompt's tokens: the first of its prompt does.
         stream: Whether deltas are wanted.
         echo_text: The prompt's text, if it precedes the answer.
@@ -81,10 +83,11 @@ class SequenceState(CachedTokens):
         block_hashes: Sequence[bytes] = (),
         images: Sequence[PromptImage] = (),
         rope: RopePositions | None = None,
+        adapter: Adapter | None = None,
         grammar: Grammar | None = None,
         opens_in_reasoning: bool = False,
     ) -> None:
-        super().__init__(prompt_ids, salt=salt, block_hashes=block_hashes, images=images, rope=rope)
+        super().__init__(prompt_ids, salt=salt, block_hashes=block_hashes, images=images, rope=rope, adapter=adapter)
         self.choice = choice
         self.num_prompt_tokens = len(prompt_ids)
         self.sampling = sampling

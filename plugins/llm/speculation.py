@@ -25,6 +25,10 @@ _LOG = logging.getLogger(__name__)
 class Proposer(Protocol):
     """Guesses how sequences go on. Called on the device thread, after a step."""
 
+    def follow(self, sequences: Sequence[SequenceState]) -> None:
+        """Learns what a step has computed, of all its sequences; called before `propose`, and also where nobody guesses."""
+        ...
+
     def propose(self, sequences: Sequence[SequenceState], limits: Sequence[int]) -> Sequence[Sequence[int]]:
         """Up to ``limits`` tokens for each sequence; may be none. What it guesses must not depend on the batch."""
         ...
@@ -51,7 +55,9 @@ class Speculator:
 
     def propose(self, sequences: Sequence[SequenceState]) -> None:
         """Gives drafts to the sequences of a step that go on, for their next one."""
-        if self._proposer is None or len(sequences) > self._max_sequences:
+        if self._proposer is None or not self._follow(self._proposer, sequences):
+            return
+        if len(sequences) > self._max_sequences:
             return
         chosen: list[SequenceState] = []
         limits: list[int] = []
@@ -65,11 +71,22 @@ class Speculator:
         try:
             proposed = self._proposer.propose(chosen, limits)
         except Exception:  # the step is done and its tokens are on their way: a failed guess must not repeat it
-            _LOG.exception("guessing ahead failed; the model goes on without")
-            self._proposer = None
+            self._give_up()
             return
         for sequence, drafts in zip(chosen, proposed, strict=True):
             sequence.drafts = drafts
+
+    def _follow(self, proposer: Proposer, sequences: Sequence[SequenceState]) -> bool:
+        try:
+            proposer.follow(sequences)
+        except Exception:  # as in `propose`
+            self._give_up()
+            return False
+        return True
+
+    def _give_up(self) -> None:
+        _LOG.exception("guessing ahead failed; the model goes on without")
+        self._proposer = None
 
     def observe(self, sequence: SequenceState, num_drafts: int, num_accepted: int) -> None:
         """Learns how many of a sequence's drafts were right."""
@@ -105,7 +122,7 @@ def make_speculator(options: SpeculationOptions, proposer: Proposer | None = Non
 
     Args:
         options: Of the model.
-        proposer: The smaller model, if they name one.
+        proposer: The smaller model or the head, if they name one.
     """
     if options.method == "ngram":
         proposer = NgramProposer(min_match=options.min_match, max_match=options.max_match)

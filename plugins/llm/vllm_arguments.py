@@ -11,6 +11,8 @@ from sixfold.core.validation import did_you_mean
 from sixfold.plugins.llm.schema import MAX_TOP_LOGPROBS
 from sixfold.plugins.llm.vllm_options import VllmOptions
 
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
 # Named alike on both sides.
 _SAME = (
     "dtype",
@@ -37,7 +39,9 @@ _OWN = {
     "skip_tokenizer_init": "answers are text",
     "generation_config": "the family applies the model's own sampling defaults",
     "disable_log_stats": "the family's metrics need them",
-    "enable_lora": "set options.adapters",
+    "enable_lora": "set options.lora",
+    "max_loras": "set options.lora.max_adapters",
+    "max_lora_rank": "set options.lora.max_rank",
     "enable_prefix_caching": "set options.prefix_cache",
     "structured_outputs_config": "forms are written for the one backend that the family sets",
     "reasoning_parser": "set options.reasoning_parser",
@@ -74,13 +78,23 @@ def engine_arguments(options: VllmOptions, path: Path, *, known: Iterable[str], 
         "structured_outputs_config": {"backend": "guidance"},
     }
     arguments |= {name: getattr(options, name) for name in _SAME}
-    if options.adapters:
+    if options.lora is not None:
         arguments["enable_lora"] = True
-        arguments["max_loras"] = options.max_loras or len(options.adapters)
-        arguments["max_lora_rank"] = options.max_lora_rank
+        arguments["max_loras"] = options.lora.max_adapters
+        arguments["max_lora_rank"] = _lora_rank(options.lora.max_rank, model_name)
     check_engine_args(options.engine_args, taken=arguments, known=known, model_name=model_name)
     arguments = {name: value for name, value in arguments.items() if value is not None}
     return arguments | options.engine_args
+
+
+def _lora_rank(max_rank: int, model_name: str) -> int:
+    """The least of the ranks that vLLM makes room for."""
+    for rank in _LORA_RANKS:
+        if rank >= max_rank:
+            return rank
+    raise ConfigError(
+        f"models.{model_name}.options.lora.max_rank: vLLM has adapters of rank {_LORA_RANKS[-1]} at most, not {max_rank}."
+    )
 
 
 def check_engine_args(

@@ -6,9 +6,11 @@ Written against 0.26 to 0.32; what differs between versions is asked of the inst
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 # vLLM reads its switches from the environment, while it is imported. The process has threads already, so its own
@@ -43,17 +45,18 @@ class VllmEngine:
     Args:
         arguments: Of ``AsyncEngineArgs``.
         counts: Gets what the engine reports.
-        adapters: Folders of LoRA adapters by name.
     """
 
-    def __init__(self, arguments: Mapping[str, Any], counts: EngineCounts, adapters: Mapping[str, str]) -> None:
+    def __init__(self, arguments: Mapping[str, Any], counts: EngineCounts) -> None:
         # In a thread without an event loop: an AsyncLLM that is made beside one belongs to it, and ours is that of the
         # adapter, which calls `generate`.
         with ThreadPoolExecutor(1) as elsewhere:
             self.llm: Any = elsewhere.submit(_start, dict(arguments), counts).result()
-        self._adapters = {
-            name: LoRARequest(name, number, path) for number, (name, path) in enumerate(adapters.items(), start=1)
-        }
+        self._adapter_numbers = itertools.count(1)
+
+    def new_adapter(self, name: str, folder: Path) -> Any:
+        """See `vllm_model.Engine`."""
+        return LoRARequest(name, next(self._adapter_numbers), str(folder))
 
     def generate(
         self,
@@ -63,7 +66,7 @@ class VllmEngine:
         form: Mapping[str, str] | None,
         stream: bool,
         request_id: str,
-        adapter: str,
+        adapter: Any,
         cache_salt: str | None,
     ) -> AsyncGenerator[Any, None]:
         """See `vllm_model.Engine`."""
@@ -77,7 +80,7 @@ class VllmEngine:
             tokens_input(prompt_ids, cache_salt=cache_salt),
             parameters,
             request_id,
-            lora_request=self._adapters.get(adapter),
+            lora_request=adapter,
         )
         return outputs
 

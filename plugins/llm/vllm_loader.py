@@ -10,6 +10,7 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, SourceError
 from sixfold.core.family import LoadContext, ModelFiles
 from sixfold.plugins.llm.conversation import ConversationWriter
+from sixfold.plugins.llm.lora_options import lora_details
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
 from sixfold.plugins.llm.prepare import Preparer
 from sixfold.plugins.llm.sampling import SamplingDefaults
@@ -45,12 +46,17 @@ def load(context: LoadContext) -> VllmModel:
     )
     counts = EngineCounts()
     context.report(0.15, "starting vLLM")
-    adapters = {name: str(ref.local_path) for name, ref in options.adapters.items()}
     try:
-        engine = vllm_engine.VllmEngine(arguments, counts, adapters)
+        engine = vllm_engine.VllmEngine(arguments, counts)
     except (ValueError, TypeError, NotImplementedError) as error:  # how vLLM refuses a configuration
         raise ConfigError(f"models.{context.model_name}: vLLM refuses the model or its options: {error}") from error
-    return _model(context.path, options, codec, engine, counts)
+    model = _model(context.path, options, codec, engine, counts)
+    try:
+        model.adjust(options)
+    except ConfigError as error:
+        model.close()
+        raise ConfigError(f"models.{context.model_name}.options.lora: {error}") from error
+    return model
 
 
 def _model(path: Path, options: VllmOptions, codec: TextCodec, engine: VllmEngine, counts: EngineCounts) -> VllmModel:
@@ -74,6 +80,7 @@ def _model(path: Path, options: VllmOptions, codec: TextCodec, engine: VllmEngin
             "vocab_size": engine.vocab_size,
             "has_chat_template": codec.has_chat_template,
             **conversations.details,
+            **lora_details(options.lora),
         },
     )
     return VllmModel(

@@ -6,17 +6,22 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel
+
 from sixfold.core.batching.model import DORMANT, DeviceLost, EngineModel, Finish, ModelInfo
-from sixfold.core.errors import InvalidRequest
+from sixfold.core.errors import InvalidRequest, ModelNotFound
 from sixfold.core.messages import Request, Usage
 from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.generation import ChatInput, Choice, CompletionInput, Generation, TextDelta
+from sixfold.plugins.llm.lora_files import check_adapter
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
 from sixfold.plugins.llm.text_codec import TextCodec
 from sixfold.plugins.llm.vllm_choice import ChoiceCollector
 from sixfold.plugins.llm.vllm_metrics import EngineCounts
+from sixfold.plugins.llm.vllm_options import VllmOptions
 from sixfold.plugins.llm.vllm_sampling import sampling_arguments
 from sixfold.plugins.llm.vllm_sleep import Wakefulness
 from sixfold.plugins.llm.vllm_structure import structured_outputs
@@ -33,7 +38,7 @@ class Engine(Protocol):
         form: Mapping[str, str] | None,
         stream: bool,
         request_id: str,
-        adapter: str,
+        adapter: Any,
         cache_salt: str | None,
     ) -> AsyncGenerator[Any, None]:
         """Yields ``RequestOutput``s of new tokens if ``stream``, else the final one. Closing it aborts.
@@ -44,9 +49,14 @@ class Engine(Protocol):
             form: Arguments of ``StructuredOutputsParams``; None for free text.
             stream: Whether outputs are wanted before the end.
             request_id: No other request has it.
-            adapter: May be any name: the adapter of that name is used, or none.
+            adapter: From `new_adapter`; None for the model alone.
             cache_salt: Only prompts of the same salt share cached blocks.
         """
+        ...
+
+    def new_adapter(self, name: str, folder: Path) -> Any:
+        """What stands for a LoRA adapter in `generate`; the engine reads it when it is first used, and drops those of which
+        it has too many by their last use."""
         ...
 
     def is_dead(self, error: Exception) -> bool:
@@ -75,6 +85,7 @@ class PreparedChoice:
         form: See `Engine.generate`.
         cache_salt: See `Engine.generate`.
         opens_in_reasoning: Whether the prompt ended within the model's reasoning.
+        adapter: See `Engine.generate`.
     """
 
     choice: int
@@ -85,6 +96,7 @@ class PreparedChoice:
     form: Mapping[str, str] | None
     cache_salt: str | None
     opens_in_reasoning: bool
+    adapter: Any = None
 
 
 class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionInput, TextDelta | Generation]):
@@ -127,6 +139,7 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
         self._max_running_requests = max_running_requests
         self._max_running_units = max_running_units
         self._wakefulness = wakefulness
+        self._adapters: Mapping[str, Any] = {}
         self._num_inside = 0
 
     @property
@@ -170,6 +183,7 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
             raise InvalidRequest(
                 "Log probabilities of prompts are not served by vLLM yet: leave out 'echo'.", param="echo"
             )
+        adapter = self._adapter(wanted)
         form = structured_outputs(self._conversations, wanted)
         markers = self._conversations.kept_markers(wanted)
         return tuple(
@@ -182,10 +196,36 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
                 form=form,
                 cache_salt=state.salt.hex() if state.salt else None,
                 opens_in_reasoning=state.opens_in_reasoning,
+                adapter=adapter,
             )
             for piece in split_input(wanted)
             for state in self._preparer.prepare(wanted, piece, tenant=request.tenant)
         )
+
+    def _adapter(self, wanted: ChatInput | CompletionInput) -> Any:
+        if wanted.adapter is None:
+            return None
+        if wanted.adapter not in self._adapters:
+            raise ModelNotFound(
+                f"The adapter {wanted.adapter[:200]!r} is not loaded any more. GET /v1/models lists all.", param="model"
+            )
+        return self._adapters[wanted.adapter]
+
+    def adjust(self, options: BaseModel) -> None:
+        """Makes adapters known or unknown; requests that run keep theirs.
+
+        Raises:
+            ConfigError: An adapter can't be read, or has what vLLM does not serve.
+        """
+        assert isinstance(options, VllmOptions)
+        given = {} if options.lora is None else options.lora.adapters
+        for name, ref in given.items():
+            if name not in self._adapters:
+                check_adapter(ref.local_path, name)
+        self._adapters = {
+            name: self._adapters.get(name) or self._engine.new_adapter(name, ref.local_path)
+            for name, ref in given.items()
+        }
 
     async def generate(
         self, request: Request[ChatInput | CompletionInput], prepared: tuple[PreparedChoice, ...]
@@ -225,7 +265,7 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
             form=prepared.form,
             stream=wanted.stream,
             request_id=f"{request.request_id}-{prepared.choice}",
-            adapter=wanted.model_name,
+            adapter=prepared.adapter,
             cache_salt=prepared.cache_salt,
         )
         collector = ChoiceCollector(

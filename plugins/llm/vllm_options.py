@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from sixfold.core.source_ref import SourceRef
+from sixfold.plugins.llm.lora_options import LoraOptions
 
 
 class VllmOptions(BaseModel):
@@ -68,14 +68,8 @@ class VllmOptions(BaseModel):
     speculative_config: dict[str, JsonValue] | None = None
     """vLLM's own settings for drafting tokens, such as ``{method: ngram, num_speculative_tokens: 4}``."""
 
-    adapters: dict[str, SourceRef] = {}
-    """LoRA adapters by the name under which clients ask for them; each must also be an alias of the model's entry."""
-
-    max_loras: int | None = Field(default=None, ge=1)
-    """Adapters in one step; null: all of ``adapters``."""
-
-    max_lora_rank: int = Field(default=16, ge=1)
-    """Largest rank of any adapter."""
+    lora: LoraOptions | None = None
+    """LoRA adapters over the model; without it the model can have none."""
 
     kv_transfer_config: dict[str, JsonValue] | None = None
     """vLLM's own settings for moving caches between engines."""

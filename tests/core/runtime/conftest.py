@@ -18,7 +18,7 @@ import msgspec
 from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from sixfold.core.batching.model import Finish, ModelInfo, Outcome, StepModel
-from sixfold.core.errors import InvalidRequest
+from sixfold.core.errors import ConfigError, InvalidRequest
 from sixfold.core.family import Family, MetricKind, MetricSpec
 from sixfold.core.hookspecs import hookimpl
 from sixfold.core.memory.need import MemoryNeed
@@ -40,14 +40,24 @@ class Options(BaseModel):
     fail_to_load: bool = False
     weights_bytes: int = 0
     flag: str = ""  # a file: while it is there, loading dies as for want of memory
+    voices: tuple[str, ...] = ()
 
 class Count:
     def __init__(self, input):
         self.input, self.done = input, 0
 
 class CountModel(StepModel):
-    def __init__(self):
+    def __init__(self, options):
         self.held = 0
+        self.voices = options.voices
+    def adjust(self, options):
+        if "hoarse" in options.voices:
+            raise ConfigError("the voice 'hoarse' can't be had")
+        if "mad" in options.voices:
+            raise RuntimeError("no such luck")
+        if "deadly" in options.voices:
+            os._exit(9)
+        self.voices = options.voices
     @property
     def info(self):
         return ModelInfo(max_model_len=1000, parameters=7, memory_bytes=8, details={"kind": "count"})
@@ -56,6 +66,8 @@ class CountModel(StepModel):
     def prepare(self, request, piece):
         if request.input.trick == "bad":
             raise InvalidRequest("no such number", param="up_to")
+        if request.input.trick.startswith("say ") and request.input.trick[4:] not in self.voices:
+            raise InvalidRequest("no such voice", param="voice")
         self.held += 1
         return (Count(request.input),)
     def cost(self, sequence):
@@ -73,7 +85,7 @@ class CountModel(StepModel):
     def release(self, sequence):
         self.held -= 1
     def stats(self):
-        return {"held": self.held}
+        return {"held": self.held, "voices": len(self.voices)}
     def finish(self, request, sequences):
         return Finish(result=Total(sequences[0].done, os.getpid()), usage=Usage(counts={"numbers": sequences[0].done}))
 
@@ -83,7 +95,7 @@ def load(context):
     if context.options.flag and os.path.exists(context.options.flag):
         os.kill(os.getpid(), 9)
     context.report(0.5, "counting")
-    return CountModel()
+    return CountModel(context.options)
 
 class HereSource:
     scheme = "here"
@@ -96,7 +108,10 @@ def register_families(register):
                     loader="sixfold_count:load", input_type=CountInput, output_type=Number | Total, options=Options,
                     detect=lambda files: 100 if files.has("count.json") else 0,
                     memory=lambda q: MemoryNeed(weights_bytes=q.options.weights_bytes, process_bytes=0),
-                    metrics=(MetricSpec(name="held", kind=MetricKind.GAUGE, help="Held sequences."),)))
+                    variants=lambda options: options.voices,
+                    adjusts=lambda old, new: old.fail_to_load == new.fail_to_load,
+                    metrics=(MetricSpec(name="held", kind=MetricKind.GAUGE, help="Held sequences."),
+                             MetricSpec(name="voices", kind=MetricKind.GAUGE, help="Voices."))))
 
 @hookimpl
 def register_sources(register):

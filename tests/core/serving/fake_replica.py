@@ -21,7 +21,7 @@ from sixfold.core.family import Family, MetricKind, MetricSpec
 from sixfold.core.messages import Event, Failed, Finished, Increment, Request, Timing, Usage
 from sixfold.core.runtime.replica import EventStream
 from sixfold.core.serving.api import Call, ModalityAPI, Route
-from sixfold.core.serving.directory import ModelState
+from sixfold.core.serving.directory import ModelState, OptionsChange
 from sixfold.core.serving.sse import DONE, data_frame
 
 TIMEOUT_S = 20.0
@@ -166,6 +166,7 @@ class FakeModel:
     created_s: int = 1_700_000_000
     info: ModelInfo | None = INFO
     loads_on_demand: bool = False
+    variants: tuple[str, ...] = ()
     num_users: int = 0
     waiting: SimpleQueue[Place] = field(default_factory=SimpleQueue[Any])
 
@@ -181,6 +182,10 @@ class FakeModel:
         assert self.num_users > 0
         self.num_users -= 1
 
+    async def adjust(self, change: OptionsChange) -> None:
+        """The variants stand for the options."""
+        self.variants = change(self.variants)
+
 
 class FakeDirectory:
     def __init__(self, *models: FakeModel) -> None:
@@ -188,7 +193,7 @@ class FakeDirectory:
         self.draining = False
 
     def find(self, name: str) -> FakeModel | None:
-        return next((model for model in self._models if name in (model.name, *model.aliases)), None)
+        return next((model for model in self._models if name in (model.name, *model.aliases, *model.variants)), None)
 
     def models(self) -> Sequence[FakeModel]:
         return self._models

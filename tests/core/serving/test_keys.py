@@ -159,6 +159,17 @@ def test_a_key_sees_and_uses_only_its_models() -> None:
         assert served.echo(model="polly", headers=bearer("secret")).status == 200
 
 
+def test_a_key_for_a_name_that_a_family_offers_sees_and_uses_nothing_else() -> None:
+    settings = ServerSettings(api_keys=(key("ward", "secret", models=["parrot-pirate"]),))
+    parrot = FakeModel("parrot", replicas=[FakeReplica()], variants=("parrot-pirate", "parrot-poet"))
+    with ServerThread(parrot, settings=settings) as served:
+        listed = served.ask("GET", "/v1/models", headers=bearer("secret")).json["data"]
+        assert [model["id"] for model in listed] == ["parrot-pirate"]
+        assert served.echo(model="parrot-pirate", headers=bearer("secret")).status == 200
+        assert served.echo(model="parrot-poet", headers=bearer("secret")).status == 403
+        assert served.echo(model="parrot", headers=bearer("secret")).status == 403
+
+
 def test_a_key_may_lower_its_priority_but_not_raise_it() -> None:
     settings = ServerSettings(api_keys=(key("ward", "secret"),))
     with ServerThread(FakeModel("parrot", replicas=[FakeReplica()]), settings=settings) as served:

@@ -183,3 +183,12 @@ def test_scripts_of_configured_origins_may_call_and_read_errors() -> None:
         assert "x-request-id" in answer.headers["access-control-expose-headers"]
         other = served.echo(headers={"origin": "https://elsewhere.example"})
         assert "access-control-allow-origin" not in other.headers
+
+
+def test_names_that_a_family_offers_are_listed_with_their_model_as_parent() -> None:
+    parrot = FakeModel("parrot", replicas=[FakeReplica()], variants=("parrot-pirate",))
+    with ServerThread(parrot) as served:
+        listed = served.ask("GET", "/v1/models").json["data"]
+        assert [(model["id"], model["parent"]) for model in listed] == [("parrot", None), ("parrot-pirate", "parrot")]
+        assert served.ask("GET", "/v1/models/parrot-pirate").json["root"] == "parrot"
+        assert served.echo(model="parrot-pirate").status == 200

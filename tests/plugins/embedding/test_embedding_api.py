@@ -30,6 +30,7 @@ class FakeModel:
     name: str = "alias"
     family: Family = FAMILY
     info: ModelInfo = field(default_factory=ModelInfo)
+    variant: str | None = None
 
 
 class FakeCall:

@@ -76,7 +76,9 @@ class Known:
         self.contents: dict[bytes, bytes] = {}  # with the one before
         cache.prefix.listener = self
 
-    def stored(self, hashes: Sequence[bytes], parent: bytes, token_ids: Sequence[int]) -> None:
+    def stored(
+        self, hashes: Sequence[bytes], parent: bytes, token_ids: Sequence[int], adapter: str | None = None
+    ) -> None:
         assert len(token_ids) == len(hashes) * BLOCK_SIZE
         for content in hashes:
             assert content not in self.contents

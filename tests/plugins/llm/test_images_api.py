@@ -107,7 +107,7 @@ async def test_responses_take_images_beside_text_and_from_the_turns_before() -> 
     earlier = input_items(responses_body({"type": "input_image", "image_url": URL, "detail": "low"}))
     wanted = (*response_images(earlier, "previous_response_id"), *response_images(input_items(body), "input"))
     images = await fetch_images(cast(Call, FakeCall({})), wanted, SEES)
-    before, now = response_input(body, earlier, images).messages
+    before, now = response_input(body, earlier, images=images).messages
     assert before.parts == (ImagePart(data=PNG, detail="low", param="previous_response_id.0.content.0.image_url"),)
     assert now.parts == ("And ", ImagePart(data=PNG, param="input.0.content.1.image_url"))
 

@@ -117,7 +117,7 @@ def test_what_is_sent_has_vllms_shapes() -> None:
     log.flush()
     log.flush()
     log.cleared()
-    stored = {"lora_id": None, "medium": "GPU", "block_size": 2, "type": "BlockStored"}
+    stored = {"lora_id": None, "lora_name": None, "medium": "GPU", "block_size": 2, "type": "BlockStored"}
     assert [msgspec.msgpack.decode(batch) for batch in sent] == [
         [12.5, [{"type": "AllBlocksCleared"}], 0],
         [

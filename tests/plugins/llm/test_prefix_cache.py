@@ -62,7 +62,9 @@ class PrefixMachine(RuleBasedStateMachine):
         self.unheld: OrderedDict[Prefix, None] = OrderedDict()  # findable; longest unused first
         self.announced: dict[bytes, Prefix] = {}  # what a listener believes to be findable
 
-    def stored(self, hashes: Sequence[bytes], parent: bytes, token_ids: Sequence[int]) -> None:
+    def stored(
+        self, hashes: Sequence[bytes], parent: bytes, token_ids: Sequence[int], adapter: str | None = None
+    ) -> None:
         prefix = self.announced[parent] if parent else ()
         assert len(token_ids) == len(hashes) * BLOCK_SIZE
         for place, content in enumerate(hashes):

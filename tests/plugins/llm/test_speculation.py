@@ -35,6 +35,9 @@ class Oracle:
         self.wrong_token = wrong_token
         self.random = random.Random(1)
 
+    def follow(self, sequences: Sequence[SequenceState]) -> None:
+        return
+
     def propose(self, sequences: Sequence[SequenceState], limits: Sequence[int]) -> list[list[int]]:
         return [self.continue_(s.token_ids, limit) for s, limit in zip(sequences, limits, strict=True)]
 
@@ -196,6 +199,9 @@ def test_the_distribution_of_sampled_answers_is_kept(
     class Fixed:
         """Always guesses the same: now right, now wrong."""
 
+        def follow(self, sequences: Sequence[SequenceState]) -> None:
+            return
+
         def propose(self, sequences: Sequence[SequenceState], limits: Sequence[int]) -> list[list[int]]:
             return [[65, 67][:limit] for limit in limits]
 
@@ -261,6 +267,9 @@ def test_a_proposer_that_fails_ends_guessing_and_no_request(
     (expected,) = run(llama, [completion(PROMPTS[1], temperature=0)])
 
     class Failing(Oracle):
+        def follow(self, sequences: Sequence[SequenceState]) -> None:
+            return
+
         def propose(self, sequences: Sequence[SequenceState], limits: Sequence[int]) -> list[list[int]]:
             if len(sequences[0].token_ids) > 20:
                 raise RuntimeError("out of memory")

@@ -16,8 +16,9 @@ import pytest
 from pydantic import ValidationError
 
 from sixfold.core.batching.model import DeviceLost, Finish, ModelInfo
-from sixfold.core.errors import ConfigError, ContextLengthExceeded, InvalidRequest, StepFailed
+from sixfold.core.errors import ConfigError, ContextLengthExceeded, InvalidRequest, ModelNotFound, StepFailed
 from sixfold.core.messages import Request
+from sixfold.core.source_ref import resolve_refs
 from sixfold.plugins.llm.answer_style import AnswerStyle
 from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.generation import (
@@ -72,7 +73,8 @@ class FakeEngine:
     trouble: Exception | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     asked: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
-    adapters: list[str] = field(default_factory=list[str])
+    adapters: list[Any] = field(default_factory=list[Any])
+    num_adapters: int = 0
     forms: list[Mapping[str, str] | None] = field(default_factory=list["Mapping[str, str] | None"])
     cache_salts: list[str | None] = field(default_factory=list["str | None"])
     closed: list[str] = field(default_factory=list[str])
@@ -85,7 +87,7 @@ class FakeEngine:
         form: Mapping[str, str] | None,
         stream: bool,
         request_id: str,
-        adapter: str,
+        adapter: Any,
         cache_salt: str | None,
     ) -> AsyncGenerator[Any, None]:
         self.asked[request_id] = sampling
@@ -110,6 +112,10 @@ class FakeEngine:
                     await self.gate.wait()
         finally:
             self.closed.append(request_id)
+
+    def new_adapter(self, name: str, folder: Path) -> str:
+        self.num_adapters += 1
+        return f"{name} {self.num_adapters}"
 
     def is_dead(self, error: Exception) -> bool:
         return isinstance(error, Dead)
@@ -278,9 +284,49 @@ async def test_a_request_without_a_seed_gives_none_and_ignore_eos_leaves_no_end(
     assert (asked["seed"], asked["stop_token_ids"], asked["min_tokens"]) == (None, None, 2)
 
 
-async def test_the_name_that_the_client_used_chooses_the_adapter(model: VllmModel, engine: FakeEngine) -> None:
-    await run(model, CompletionInput(prompts=("a",), params=SamplingParams(max_tokens=1), model_name="sql"))
-    assert engine.adapters == ["sql"]
+def with_adapters(**folders: Path) -> VllmOptions:
+    options = VllmOptions.model_validate({"lora": {"adapters": {n: f"file:{path}" for n, path in folders.items()}}})
+    resolved = resolve_refs(options, lambda ref: Path(ref.source.removeprefix("file:")))
+    assert isinstance(resolved, VllmOptions)
+    return resolved
+
+
+def adapter_folder(folder: Path, **config: Any) -> Path:
+    folder.mkdir()
+    written = {"peft_type": "LORA", "r": 4, "lora_alpha": 8} | config
+    (folder / "adapter_config.json").write_text(json.dumps(written))
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    return folder
+
+
+async def test_adapters_come_and_go_by_name_and_are_numbered_anew(
+    model: VllmModel, engine: FakeEngine, tmp_path: Path
+) -> None:
+    sql, law = adapter_folder(tmp_path / "sql"), adapter_folder(tmp_path / "law")
+    asked = CompletionInput(prompts=("a",), params=SamplingParams(max_tokens=1), adapter="sql")
+    with pytest.raises(ModelNotFound):
+        model.prepare(request(asked))
+    model.adjust(with_adapters(sql=sql))
+    await run(model, asked)
+    model.adjust(with_adapters(sql=sql, law=law))
+    await run(model, asked)
+    before = model.prepare(request(asked))
+    model.adjust(with_adapters(law=law))
+    with pytest.raises(ModelNotFound):
+        model.prepare(request(asked))
+    assert before[0].adapter == "sql 1"
+    model.adjust(with_adapters(sql=sql))
+    await run(model, asked)
+    await run(model, CompletionInput(prompts=("a",), params=SamplingParams(max_tokens=1)))
+    assert engine.adapters == ["sql 1", "sql 1", "sql 3", None]
+
+
+def test_an_adapter_that_vllm_would_misread_is_refused_and_the_others_stay(model: VllmModel, tmp_path: Path) -> None:
+    sql = adapter_folder(tmp_path / "sql")
+    model.adjust(with_adapters(sql=sql))
+    with pytest.raises(ConfigError, match="DoRA"):
+        model.adjust(with_adapters(dora=adapter_folder(tmp_path / "dora", use_dora=True)))
+    model.prepare(request(CompletionInput(prompts=("a",), params=SamplingParams(max_tokens=1), adapter="sql")))
 
 
 def test_what_does_not_fit_is_refused_before_the_engine(model: VllmModel, engine: FakeEngine) -> None:
@@ -389,9 +435,13 @@ def test_options_become_arguments_and_what_is_not_said_is_left_to_vllm() -> None
     assert not {"quantization", "max_model_len", "speculative_config", "max_loras"} & found.keys()
 
 
-def test_adapters_switch_lora_on() -> None:
-    found = arguments(adapters={"sql": "file:/sql", "law": "file:/law"})
+def test_lora_options_become_vllms_and_ranks_are_those_it_makes_room_for() -> None:
+    found = arguments(lora={"adapters": {"sql": "file:/sql"}, "max_adapters": 2, "max_rank": 9})
     assert (found["enable_lora"], found["max_loras"], found["max_lora_rank"]) == (True, 2, 16)
+    with pytest.raises(ConfigError, match="rank 512 at most"):
+        arguments(lora={"max_rank": 600})
+    with pytest.raises(ConfigError, match=r"options\.lora\.max_adapters"):
+        arguments(engine_args={"max_loras": 3})
 
 
 @pytest.mark.parametrize(

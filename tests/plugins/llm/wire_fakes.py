@@ -34,6 +34,7 @@ class FakeModel:
     name: str = "m"
     family: Family = FAMILY
     info: ModelInfo = field(default_factory=ModelInfo)
+    variant: str | None = None
 
 
 class FakeRunning:
