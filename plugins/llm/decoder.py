@@ -149,6 +149,7 @@ class Decoder:
         self,
         prompts: Sequence[Sequence[int]],
         chunks: Sequence[int] = (),
+        *,
         images: Sequence[PromptImage] = (),
         rope: RopePositions | None = None,
         adapters: Sequence[Adapter | None] = (),

@@ -127,7 +127,7 @@ def test_fused_layers_with_adapters_are_as_near_to_float32_as_merged_stock_model
     adapters = [None if place is None else table.find(str(place)) for place in places]
     allowed = 1.2 * relative(rounded, exact)
     for chunks in ([60], [30, 20, 10], [57, 1, 1, 1]):
-        assert relative(decoder.run(prompts, chunks, adapters), exact) < allowed
+        assert relative(decoder.run(prompts, chunks, adapters=adapters), exact) < allowed
 
 
 def test_a_step_with_adapters_changes_nothing_for_the_rows_without(
@@ -139,10 +139,10 @@ def test_a_step_with_adapters_changes_nothing_for_the_rows_without(
     decoder, adapter = model._decoder, model._adapters.find("a")
     prompts = np.random.default_rng(1).integers(0, 250, (4, 23)).tolist()
     without = load_tiny(base, dtype="bfloat16")._decoder.run(prompts)
-    mixed = decoder.run(prompts, [], [None, adapter, None, adapter])
+    mixed = decoder.run(prompts, adapters=[None, adapter, None, adapter])
     assert torch.allclose(mixed[[0, 2]], without[[0, 2]], atol=0, rtol=1e-2)
     assert torch.equal(decoder.run(prompts), without)
-    alone = decoder.run(prompts, [], [adapter] * 4)
+    alone = decoder.run(prompts, adapters=[adapter] * 4)
     assert torch.allclose(mixed[[1, 3]], alone[[1, 3]], atol=1e-3, rtol=1e-2)
 
 
@@ -155,7 +155,7 @@ def test_overflow_under_one_adapter_spoils_no_other_row(
     model = load_tiny(base, lora={"adapters": {"calm": f"file:{calm}", "wild": f"file:{wild}"}})
     decoder, table = model._decoder, model._adapters
     prompts = np.random.default_rng(1).integers(0, 250, (3, 23)).tolist()
-    found = decoder.run(prompts, [], [None, table.find("calm"), table.find("wild")])
+    found = decoder.run(prompts, adapters=[None, table.find("calm"), table.find("wild")])
     assert torch.isfinite(found[:2]).all()
     assert not torch.isfinite(found[2]).all()
 
@@ -261,11 +261,11 @@ def test_one_set_of_matrices_serves_steps_with_fewer_adapters(
     router, decoder = model._decoder.router, model._decoder
     every = [model._adapters.find(name) for name in "abcdef"]
     prompts = np.random.default_rng(2).integers(0, 250, (6, 9)).tolist()
-    together = decoder.run(prompts, [], every)
+    together = decoder.run(prompts, adapters=every)
     packed = router._packed
-    fewer = decoder.run(prompts[:5], [], [None, *every[1:5]])
+    fewer = decoder.run(prompts[:5], adapters=[None, *every[1:5]])
     assert router._packed is packed
     torch.testing.assert_close(fewer[1:], together[1:5], rtol=1e-4, atol=1e-4)
-    alone = decoder.run(prompts[:1], [], every[:1])
+    alone = decoder.run(prompts[:1], adapters=every[:1])
     assert router._packed is not packed
     torch.testing.assert_close(alone[0], together[0], rtol=1e-4, atol=1e-4)
