@@ -14,6 +14,8 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict
 
 from sixfold.core.errors import SourceError
+from sixfold.core.memory.need import MemoryNeed, MemoryQuestion
+from sixfold.core.memory.weights import weights_bytes
 
 
 class NoOptions(BaseModel):
@@ -101,6 +103,11 @@ class LoadContext:
     report: Callable[[float, str], None] = field(default=lambda _fraction, _what: None)
 
 
+def need_of_files(question: MemoryQuestion) -> MemoryNeed:
+    """What a model takes whose family does not say: its weights as they are stored."""
+    return MemoryNeed(weights_bytes=weights_bytes(question.path, recursive=True))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """An adapter for a kind of model. Registered by a plugin through ``register_families``.
@@ -118,6 +125,9 @@ class Family:
         requires: Import names that must be installed.
         detect: Says from the model's own files how sure it is to be the right family: 0 no, 100 certainly.
         metrics: What its models report.
+        memory: Says from a model's files and options what one replica of it will take. Called in a thread of the serving
+            process and by ``sixfold plan``, so it imports nothing heavy. Rather too much than too little: what does not fit
+            is not loaded, and what takes more than it said endangers the others.
         default_max_queue_units: Work in units that may wait before new requests get 429.
         variants: Further names that a model of these options offers, each answering in its own way (an adapter); the HTTP
             face finds the model by them and tells which one was used.
@@ -136,6 +146,7 @@ class Family:
     requires: tuple[str, ...] = ()
     detect: Callable[[ModelFiles], int] = field(default=lambda _files: 0)
     metrics: tuple[MetricSpec, ...] = ()
+    memory: Callable[[MemoryQuestion], MemoryNeed] = need_of_files
     default_max_queue_units: int = 1_000_000
     variants: Callable[[Any], tuple[str, ...]] = field(default=lambda _options: ())
     adjusts: Callable[[Any, Any], bool] = field(default=lambda _old, _new: False)

@@ -1,4 +1,4 @@
-"""The built-in commands: serve, pull, models and plugins."""
+"""The built-in commands: serve, pull, models, plan and plugins."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from sixfold.core.cli.listing import model_lines, plugin_lines
+from sixfold.core.cli.plan import configure_plan, run_plan
 from sixfold.core.cli.progress import ProgressReport
 from sixfold.core.config import ModelEntry, Settings, absolute_source, default_cache_dir, load_config
 from sixfold.core.errors import ConfigError, UsageError
@@ -36,6 +37,9 @@ def builtin_commands(plugins: Plugins) -> tuple[Command, ...]:
         command("serve", "Serve the models of a configuration file over HTTP.", _configure_serve, _serve),
         command("pull", "Fetch and convert model files, without serving them.", _configure_pull, _pull),
         command("models", "List the models of a configuration file.", _configure_models, _models),
+        command(
+            "plan", "Say what the models of a configuration file will take of the memory.", configure_plan, run_plan
+        ),
         command(
             "plugins", "List plugins and what they offer, or why they do not work.", lambda _parser: None, _plugins
         ),

@@ -7,6 +7,7 @@ from typing import cast
 
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
+from sixfold.plugins.embedding import memory_need
 from sixfold.plugins.embedding.clip.options import ClipOptions
 from sixfold.plugins.embedding.options import EmbeddingOptions
 from sixfold.plugins.embedding.rerank.options import CrossEncoderOptions
@@ -70,6 +71,7 @@ FAMILY = Family(
     extra="embedding",
     requires=("torch", "transformers", "sentence_transformers"),
     detect=detect,
+    memory=memory_need.need,
     metrics=(
         MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Inputs that were embedded."),
         MetricSpec(name="embedding_tokens_total", kind=MetricKind.COUNTER, help="Tokens that were embedded."),
@@ -110,6 +112,7 @@ CROSS_ENCODER = Family(
     extra="embedding",
     requires=("torch", "transformers", "sentence_transformers"),
     detect=detect_cross_encoder,
+    memory=memory_need.need,
     metrics=(
         MetricSpec(name="rerank_pairs_total", kind=MetricKind.COUNTER, help="Pairs that were scored."),
         MetricSpec(name="rerank_tokens_total", kind=MetricKind.COUNTER, help="Tokens of scored pairs."),
@@ -134,6 +137,7 @@ CLIP = Family(
     extra="embedding",
     requires=("torch", "transformers", "PIL"),
     detect=detect_clip,
+    memory=memory_need.need,
     metrics=(
         MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Texts and images that were embedded."),
         MetricSpec(name="embedding_images_total", kind=MetricKind.COUNTER, help="Images that were embedded."),
@@ -160,6 +164,7 @@ VLLM = Family(
     extra="vllm",
     requires=("vllm", "transformers", "tokenizers"),
     detect=detect_for_vllm,
+    memory=memory_need.vllm_need,
     metrics=(
         MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Inputs that were embedded."),
         MetricSpec(name="embedding_tokens_total", kind=MetricKind.COUNTER, help="Tokens that were embedded."),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
+from sixfold.plugins.image import memory_need
 from sixfold.plugins.image.options import ImageOptions
 from sixfold.plugins.image.schema import ImageInput, ImageOutput
 
@@ -49,6 +50,7 @@ FAMILY = Family(
     extra="image",
     requires=("torch", "diffusers", "transformers", "PIL"),
     detect=detect,
+    memory=memory_need.need,
     metrics=(
         _counter("image_pictures_total", "Pictures that were drawn."),
         _counter("image_pixels_total", "Pixels that were drawn."),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
+from sixfold.plugins.video import memory_need
 from sixfold.plugins.video.messages import VideoOutput, VideoRequest
 from sixfold.plugins.video.options import VideoOptions
 
@@ -43,6 +44,7 @@ FAMILY = Family(
     extra="video",
     requires=("torch", "diffusers", "transformers", "av", "PIL"),
     detect=detect,
+    memory=memory_need.need,
     metrics=(
         _counter("videos_total", "Clips that were finished."),
         _counter("video_frames_total", "Frames of finished clips."),

@@ -94,7 +94,8 @@ def test_a_plugin_must_not_claim_a_built_in_command() -> None:
 
 
 def test_the_built_in_commands_are_those_of_the_manual() -> None:
-    assert [command.name for command in builtin_commands(load_plugins())] == ["serve", "pull", "models", "plugins"]
+    names = [command.name for command in builtin_commands(load_plugins())]
+    assert names == ["serve", "pull", "models", "plan", "plugins"]
 
 
 def test_the_installed_command_runs_and_survives_a_closed_pipe() -> None:

@@ -212,6 +212,13 @@ def test_equal_entries_differ_in_nothing(entries: dict[str, ModelEntry]) -> None
 def test_a_changed_entry_names_the_fields_that_differ() -> None:
     (changed,) = diff({"m": entry()}, {"m": entry(aliases=["n"], replicas=2)}).changed
     assert changed.fields == {"aliases", "replicas"}
+    assert changed.needs_reload
+
+
+def test_names_and_the_terms_of_the_memory_change_without_a_reload() -> None:
+    new = entry(aliases=["n"], load="on_demand", idle_unload_s=9.0, priority=2)
+    (changed,) = diff({"m": entry()}, {"m": new}).changed
+    assert not changed.needs_reload
 
 
 class SourcedOptions(BaseModel):
