@@ -101,6 +101,7 @@ class Model:
     name = "echo"
     aliases = ()
     state = ModelState.READY
+    loads_on_demand = False
     info = ModelInfo()
     created_s = 0
     replicas = (EchoReplica(),)
@@ -113,6 +114,12 @@ class Model:
         output_type=Output,
         extra="none",
     )
+
+    def enter(self) -> None:
+        """It is always there."""
+
+    def leave(self) -> None:
+        """Nobody counts."""
 
 
 class Models:
@@ -137,7 +144,7 @@ class EchoAPI(ModalityAPI):  # type: ignore[misc]  # litserve ships no types
 
     async def echo(self, call: Call) -> Response:
         body = await call.json(Body)
-        model = call.model(body.model, "echo")
+        model = await call.model(body.model, "echo")
         if not body.stream:
             done = await call.run(model, Input(body.input, 0))
             return call.respond(Answer(model.name, done.result.text))

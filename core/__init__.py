@@ -37,6 +37,7 @@ from sixfold.core.errors import (
 )
 from sixfold.core.family import Family, LoadContext, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, Command, Source, hookimpl
+from sixfold.core.memory.need import MemoryNeed, MemoryQuestion
 from sixfold.core.messages import Cost, Failed, Finished, Increment, Priority, Request, Timing, Usage
 from sixfold.core.plugins import Plugins, load_plugins
 
@@ -91,6 +92,8 @@ __all__ = [
     "InvalidRequest",
     "LoadContext",
     "LocalReplica",
+    "MemoryNeed",
+    "MemoryQuestion",
     "MetricKind",
     "MetricSpec",
     "ModalityAPI",

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -119,6 +119,15 @@ class ModelEntry(BaseModel):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")] = "auto"
     """``auto`` (an accelerator if there is one), ``cpu``, or ``cuda:N``."""
 
+    load: Literal["eager", "on_demand"] = "eager"
+    """``eager``: when the server starts. ``on_demand``: when the first request comes, which waits for it."""
+
+    idle_unload_s: Seconds | None = None
+    """Seconds without a request after which the model leaves the memory; the next request loads it again. Null: never."""
+
+    priority: int = 0
+    """Who goes where memory is short: a model makes those of lower priority go, and those of its own in turns."""
+
     env: EnvironmentEntry | None = None
     """The Python of this model's workers, see the table below; null: the server's own. Needs ``family``."""
 
@@ -160,6 +169,9 @@ class Settings(BaseModel):
 
     cache_dir: Path
     """Where fetched and converted model files are kept."""
+
+    memory_limits_bytes: dict[Annotated[str, Field(pattern=r"^(cpu|cuda:\d+)$")], Annotated[int, Field(ge=1)]] = {}
+    """Most memory that the models may take of a device, such as ``{cpu: 8589934592}``; of others all there is."""
 
     @field_validator("models")
     @classmethod

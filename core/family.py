@@ -14,6 +14,8 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict
 
 from sixfold.core.errors import SourceError
+from sixfold.core.memory.need import MemoryNeed, MemoryQuestion
+from sixfold.core.memory.weights import weights_bytes
 from sixfold.core.runtime.quantization.policy import Method, QuantizationPolicy
 
 
@@ -104,6 +106,11 @@ class LoadContext:
     report: Callable[[float, str], None] = field(default=lambda _fraction, _what: None)
 
 
+def need_of_files(question: MemoryQuestion) -> MemoryNeed:
+    """What a model takes whose family does not say: its weights as they are stored."""
+    return MemoryNeed(weights_bytes=weights_bytes(question.path, recursive=True))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """An adapter for a kind of model. Registered by a plugin through ``register_families``.
@@ -124,6 +131,9 @@ class Family:
         quantization: What its loader can do with an entry's ``quantization``.
         quality: ``"package.module:function"`` that ``sixfold quantize-report`` calls, imported then: takes LoadContext,
             returns a `QualityProbe`. Empty if the family measures nothing.
+        memory: Says from a model's files and options what one replica of it will take. Called in a thread of the serving
+            process and by ``sixfold plan``, so it imports nothing heavy. Rather too much than too little: what does not fit
+            is not loaded, and what takes more than it said endangers the others.
         default_max_queue_units: Work in units that may wait before new requests get 429.
         variants: Further names that a model of these options offers, each answering in its own way (an adapter); the HTTP
             face finds the model by them and tells which one was used.
@@ -144,6 +154,7 @@ class Family:
     metrics: tuple[MetricSpec, ...] = ()
     quantization: frozenset[Method] = frozenset()
     quality: str = ""
+    memory: Callable[[MemoryQuestion], MemoryNeed] = need_of_files
     default_max_queue_units: int = 1_000_000
     variants: Callable[[Any], tuple[str, ...]] = field(default=lambda _options: ())
     adjusts: Callable[[Any, Any], bool] = field(default=lambda _old, _new: False)

@@ -40,17 +40,31 @@ class ResolvedModel:
     interpreter: Interpreter | None = None
 
 
+_TERMS = frozenset({"aliases", "load", "idle_unload_s", "priority"})
+"""What a model is called, and when it is in memory: nothing that a worker knows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangedEntry:
     """An entry that has one name and two versions.
 
     Attributes:
-        fields: Names of the fields that differ; ``{"aliases"}`` alone needs no reload of the model.
+        fields: Names of the fields that differ.
     """
 
     old: ModelEntry
     new: ModelEntry
     fields: frozenset[str]
+
+    @property
+    def needs_reload(self) -> bool:
+        """Whether the model must be loaded anew: not where only its names changed, or when it leaves the memory."""
+        return not self.fields <= _TERMS
+
+    @property
+    def keeps_process(self) -> bool:
+        """Whether a running model may take the change over, if its family can (`Family.adjusts`)."""
+        return self.fields <= _TERMS | {"options"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

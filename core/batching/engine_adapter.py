@@ -96,6 +96,7 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
     def attach(self, wake: Callable[[], None]) -> None:
         """See `StepModel`."""
         self._wake = wake
+        self._engine.attach(wake)
 
     def prepare(self, request: Request[Any], piece: object) -> Sequence[EngineSequence]:
         """What the engine makes of the request."""

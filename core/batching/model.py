@@ -20,6 +20,10 @@ from pydantic import BaseModel
 from sixfold.core.errors import RequestError
 from sixfold.core.messages import Cost, Request, Usage
 
+DORMANT = "dormant"
+"""The value of `ReplicaModel.stats` that is 1 while a model has given its GPU's memory away until the next request comes. A
+family whose models do so declares it as a metric; the account of the memory reads it."""
+
 SequenceT = TypeVar("SequenceT")
 PreparedT = TypeVar("PreparedT")
 InputT = TypeVar("InputT", bound=msgspec.Struct)
@@ -237,6 +241,14 @@ class EngineModel(ReplicaModel[InputT, OutputT], Generic[PreparedT, InputT, Outp
 
     ``PreparedT`` is what `prepare` makes of a request for `generate`, such as token ids.
     """
+
+    def attach(self, wake: Callable[[], None]) -> None:
+        """Gives the engine a call that makes the core read `stats` again. Called once, before any request.
+
+        Args:
+            wake: Cheap, from any thread.
+        """
+        return
 
     @property
     def max_running_units(self) -> int:

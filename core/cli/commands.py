@@ -1,4 +1,4 @@
-"""The built-in commands: serve, pull, models, quantize-report and plugins."""
+"""The built-in commands: serve, pull, models, plan, quantize-report and plugins."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import JsonValue
 
 from sixfold.core.cli import quantize_report
 from sixfold.core.cli.listing import model_lines, plugin_lines
+from sixfold.core.cli.plan import configure_plan, run_plan
 from sixfold.core.cli.progress import ProgressReport
 from sixfold.core.config import ModelEntry, Settings, absolute_source, default_cache_dir, load_config
 from sixfold.core.errors import ConfigError, UsageError
@@ -42,6 +43,9 @@ def builtin_commands(plugins: Plugins) -> tuple[Command, ...]:
             "Measure what quantization does to a model: quality, size and speed, by groups of layers.",
             quantize_report.configure,
             quantize_report.run,
+        ),
+        command(
+            "plan", "Say what the models of a configuration file will take of the memory.", configure_plan, run_plan
         ),
         command(
             "plugins", "List plugins and what they offer, or why they do not work.", lambda _parser: None, _plugins

@@ -12,12 +12,15 @@ from typing import cast
 from sixfold.core.config import Settings
 from sixfold.core.errors import UsageError
 from sixfold.core.family import Family
+from sixfold.core.memory.machine import read_machine
 from sixfold.core.plugins import Plugins
 from sixfold.core.reload import reload_settings
-from sixfold.core.runtime.host import ModelHost, Report
+from sixfold.core.runtime.host import ModelHost
+from sixfold.core.runtime.report import Report
 from sixfold.core.serving.api import ModalityAPI
 from sixfold.core.serving.directory import ModelState
 from sixfold.core.serving.lifecycle import Lifecycle, Listening, run
+from sixfold.core.serving.memory_metrics import MemoryCollector
 from sixfold.core.serving.server import SixfoldServer
 from sixfold.core.watcher import content_digest, watch_file
 
@@ -74,7 +77,7 @@ class LiveModels:
             self.error = error
             lifecycle.drain()
             return
-        slots = [slot for slot in self._host.models() if slot.state is ModelState.READY]
+        slots = [slot for slot in self._host.models() if slot.state in (ModelState.READY, ModelState.UNLOADED)]
         self._on_ready(url, {slot.name: slot.family for slot in slots if slot.family is not None})
         await watch_file(self._config, self._reload_async, self._stop_watching, seen=self._seen)
 
@@ -135,10 +138,15 @@ def run_server(
         UsageError: The address is taken, or no model could be loaded.
     """
     host = ModelHost(
-        plugins, cache_dir=settings.cache_dir, drain_timeout_s=settings.server.drain_timeout_s, report=report
+        plugins,
+        cache_dir=settings.cache_dir,
+        drain_timeout_s=settings.server.drain_timeout_s,
+        report=report,
+        machine=read_machine(settings.memory_limits_bytes),
     )
     models = LiveModels(host, settings, plugins, config=config, read=read, on_ready=on_ready)
     server = SixfoldServer(_load_apis(plugins), host, settings.server)
+    server.context.metrics.registry.register(MemoryCollector(host))
     status = run(server, models=models, on_reload=models.reload, on_listening=models.on_listening)
     if models.error is not None:
         raise models.error

@@ -1,8 +1,10 @@
-"""Names the device that a replica runs on."""
+"""Names the device that a replica runs on, and says how much of it the replica has. Used in the worker only."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
+from typing import Any
 
 
 def resolve_device(device: str) -> str:
@@ -17,3 +19,16 @@ def resolve_device(device: str) -> str:
     import torch  # heavy: only a worker pays for it
 
     return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def device_bytes(device: str) -> int | None:
+    """What torch has taken of a GPU in this process, its reserve included; None where torch did not touch one.
+
+    Engines that run in processes of their own are not seen.
+    """
+    if not device.startswith("cuda") or "torch" not in sys.modules:
+        return None
+    import torch
+
+    cuda: Any = torch.cuda  # typed in part
+    return int(cuda.memory_reserved(device)) if cuda.is_initialized() else None

@@ -92,21 +92,23 @@ class LoadProgress(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True):
-    """The model is loaded and warm."""
+    """The model is loaded and warm; ``device_bytes`` is what torch holds for it of a GPU, if it does."""
 
     max_model_len: int | None
     parameters: int | None
     memory_bytes: int | None
     details: dict[str, str | int | float | bool]
+    device_bytes: int | None = None
 
     @classmethod
-    def of(cls, info: ModelInfo) -> Ready:
+    def of(cls, info: ModelInfo, *, device_bytes: int | None = None) -> Ready:
         """The message for a model's own facts."""
         return cls(
             max_model_len=info.max_model_len,
             parameters=info.parameters,
             memory_bytes=info.memory_bytes,
             details=dict(info.details),
+            device_bytes=device_bytes,
         )
 
     @property

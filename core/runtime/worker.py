@@ -36,7 +36,7 @@ from sixfold.core.messages import Event, Failed, Increment, Priority, Request
 from sixfold.core.plugins import load_plugins
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.allocator import keep_freed_memory, use_one_arena
-from sixfold.core.runtime.devices import resolve_device
+from sixfold.core.runtime.devices import device_bytes, resolve_device
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.core.tokenization.pool import ThreadPiecePool
 
@@ -170,7 +170,9 @@ class Worker:
             self._on_failed()
             return
         self.manager.run(
-            on_running=lambda: self._writer.put(wire.Ready.of(model.info)),
+            on_running=lambda: self._writer.put(
+                wire.Ready.of(model.info, device_bytes=device_bytes(resolve_device(self._load.device)))
+            ),
             # A lost device ends the process at once: the serving process sees the closed socket and replaces it.
             on_lost=lambda: threading.Thread(target=self._die, daemon=True).start(),
         )

@@ -69,6 +69,7 @@ class WorkerReplica(asyncio.Protocol):
         self._watcher: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[ModelInfo] | None = None
         self._info: ModelInfo | None = None
+        self.device_bytes: int | None = None  # what the loaded model was seen to hold of a GPU
         self._draining = False
         self._snapshot = Snapshot()
 
@@ -150,7 +151,10 @@ class WorkerReplica(asyncio.Protocol):
             self._transport.abort()
         self._fail_streams()
         if self._ready is not None and not self._ready.done():
-            self._ready.set_exception(LoadError(f"the worker of {self._load.model_name} ended with status {status}"))
+            hint = ": the system killed it, most likely for want of memory" if status == -signal.SIGKILL else ""
+            self._ready.set_exception(
+                LoadError(f"the worker of {self._load.model_name} ended with status {status}{hint}")
+            )
         self.ended.set()
 
     def submit(self, request: Request[Any]) -> EventStream:
@@ -267,6 +271,7 @@ class WorkerReplica(asyncio.Protocol):
             self._on_progress(message.fraction, message.what)
         elif isinstance(message, wire.Ready):
             self._info = message.info
+            self.device_bytes = message.device_bytes
             if self._ready is not None and not self._ready.done():
                 self._ready.set_result(self._info)
         elif isinstance(message, wire.LoadFailed) and self._ready is not None and not self._ready.done():

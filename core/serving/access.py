@@ -9,13 +9,14 @@ from time import monotonic
 import msgspec
 
 from sixfold.core.errors import DeadlineExceeded, NotReady, PermissionDenied, RequestError
+from sixfold.core.memory.occupancy import wait_for_place
 from sixfold.core.messages import Priority, Request
 from sixfold.core.runtime.replica import Replica
 from sixfold.core.serving.api import ServedModel
 from sixfold.core.serving.context import ServingContext
-from sixfold.core.serving.directory import OptionsChange
+from sixfold.core.serving.directory import HostedModel, OptionsChange
 from sixfold.core.serving.keys import Principal
-from sixfold.core.serving.model_lookup import NamedModel, find_model, usable_models
+from sixfold.core.serving.model_lookup import NamedModel, find_hosted, named_model, not_ready, usable_models
 from sixfold.core.serving.submission import Submission
 
 WORKER_GRACE_S = 2.0
@@ -25,6 +26,8 @@ WORKER_GRACE_S = 2.0
 class ModelAccess:
     """The models as one client has them. Used in the event loop; owned by one call, socket or job.
 
+    A model that was found stays loaded until `close`: what a client was told of it holds for what it then asks.
+
     Args:
         context: The server's parts.
         principal: The client.
@@ -33,7 +36,17 @@ class ModelAccess:
         on_idle: Called when none of its requests runs any more.
     """
 
-    __slots__ = ("_aborted", "_context", "_on_idle", "_priority", "_request_id", "_running", "principal")
+    __slots__ = (
+        "_aborted",
+        "_context",
+        "_held",
+        "_on_idle",
+        "_places",
+        "_priority",
+        "_request_id",
+        "_running",
+        "principal",
+    )
 
     def __init__(
         self,
@@ -51,17 +64,83 @@ class ModelAccess:
         self._priority = priority
         self._running: dict[Submission, asyncio.TimerHandle | None] = {}
         self._aborted: RequestError | None = None
+        self._held: list[HostedModel] = []
+        self._places: set[asyncio.Future[None]] = set()
 
-    def model(self, name: str, operation: str) -> NamedModel:
-        """See `sixfold.core.serving.api.Call.model`."""
+    async def model(
+        self,
+        name: str,
+        operation: str,
+        *,
+        deadline_s: float | None,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> NamedModel:
+        """See `sixfold.core.serving.api.Call.model`.
+
+        Args:
+            name: Name or alias.
+            operation: What it shall do.
+            deadline_s: ``time.monotonic()`` until which it may take to load.
+            on_wait: Called when it must be loaded first.
+        """
         directory = self._context.directory
+        self._check_open()
         try:
-            return find_model(directory, self.principal, name, operation)
+            hosted = find_hosted(directory, self.principal, name, operation)
+            if not self._holds(hosted):
+                place = hosted.enter()
+                if place is not None:
+                    on_wait()
+                    await self._wait(hosted, name, place, deadline_s)
+                    if self._aborted is not None:  # at the same moment, after which nobody would let it go
+                        hosted.leave()
+                        raise self._aborted
+                self._held.append(hosted)
+            return named_model(hosted, name)
         except NotReady as rejection:
-            hosted = directory.find(name)
-            assert hosted is not None, "only a model that exists can be not ready"
-            self._context.metrics.model(hosted.name).rejected(rejection)
+            found = directory.find(name)
+            self._context.metrics.model(name if found is None else found.name).rejected(rejection)
             raise
+
+    async def _wait(
+        self, hosted: HostedModel, name: str, place: asyncio.Future[None], deadline_s: float | None
+    ) -> None:
+        """Waits until the model is loaded; the request is over when its client leaves or its deadline passes."""
+        self._places.add(place)
+        try:
+            timeout_s = None if deadline_s is None else deadline_s - monotonic()
+            await wait_for_place(place, timeout_s, hosted.leave)
+        except TimeoutError:
+            raise NotReady(
+                f"The model {name!r} is still being loaded. Try again soon.", code="loading", retry_after_s=5.0
+            ) from None
+        finally:
+            self._places.discard(place)
+
+    def loaded_model(self, name: str, operation: str) -> NamedModel:
+        """`model`, for work that does not wait.
+
+        Raises:
+            RequestError: As `model`; NotReady also where the model would have to be loaded.
+        """
+        hosted = find_hosted(self._context.directory, self.principal, name, operation)
+        self._hold(hosted, name)
+        return named_model(hosted, name)
+
+    def _check_open(self) -> None:
+        if self._aborted is not None:
+            raise self._aborted
+
+    def _holds(self, hosted: HostedModel) -> bool:
+        return any(held is hosted for held in self._held)
+
+    def _hold(self, hosted: HostedModel, name: str) -> None:
+        if not self._holds(hosted):
+            place = hosted.enter()
+            if place is not None:
+                place.cancel()
+                raise not_ready(hosted, name)
+            self._held.append(hosted)
 
     async def adjust(self, model: ServedModel, change: OptionsChange) -> None:
         """See `sixfold.core.serving.api.Call.adjust`."""
@@ -84,10 +163,10 @@ class ModelAccess:
             RequestError: No replica takes it, or `abort` was called.
         """
         assert isinstance(model, NamedModel), "models come from `model` or `models`"
-        if self._aborted is not None:
-            raise self._aborted
+        self._check_open()
         hosted = model.hosted
         metrics = self._context.metrics.model(hosted.name)
+        self._hold(hosted, model.name)
         request = Request(
             # Replicas tell requests apart by it; clients may send one id twice, and one call may submit several.
             request_id=f"{self._request_id}/{next(self._context.request_numbers)}",
@@ -126,8 +205,18 @@ class ModelAccess:
         """Ends all that runs, and refuses what would follow; whoever reads is told ``reason``."""
         if self._aborted is None:
             self._aborted = reason
+        for place in tuple(self._places):
+            if not place.done():
+                place.set_exception(reason)
         for submission in tuple(self._running):
             submission.cancel(reason)
+
+    def close(self, reason: RequestError) -> None:
+        """`abort`, and lets the models go. Called last."""
+        self.abort(reason)
+        held, self._held = self._held, []
+        for hosted in held:
+            hosted.leave()
 
     def _on_end(self, submission: Submission, replica: Replica) -> None:
         self._context.chooser.done(replica)

@@ -98,18 +98,24 @@ class Caller(Protocol):
         """
         ...
 
-    def model(self, name: str, operation: str) -> ServedModel:
-        """The model of this name, alias or variant.
+    async def model(self, name: str, operation: str) -> ServedModel:
+        """The model of this name, alias or variant; loaded first if need be, and kept in memory until the call has ended.
+
+        Read the body before: while a model loads, a call whose body was read notices that its client leaves.
 
         Raises:
             ModelNotFound: No such model, or it does not offer the operation (the message says which models do).
-            NotReady: It is loading or draining.
+            NotReady: It starts, is draining, could not be loaded, or did not load before the call's deadline.
             PermissionDenied: The key may not use it.
         """
         ...
 
     def models(self, operation: str) -> tuple[ServedModel, ...]:
-        """All models that are ready, offer the operation and may be used with this key, in the configuration's order."""
+        """All models that offer the operation and may be used with this key, in the configuration's order.
+
+        One may be out of memory, or leave it: give its name to `model` before anything is submitted. Those that were never
+        loaded are not among them.
+        """
         ...
 
     async def run(self, model: ServedModel, input: msgspec.Struct) -> Finished[Any]:
@@ -287,7 +293,9 @@ class Services(Protocol):
         ...
 
     async def wait_ready(self, model_name: str, operation: str, *, tenant: str) -> ServedModel:
-        """Waits while the model is loading, for work that is continued after a restart.
+        """Waits while the model is loading, for work that is continued after a restart; loads it if need be.
+
+        It is in memory then, and stays for what is submitted without waiting for anything else.
 
         Raises:
             RequestError: It can't be waited for: no such model, not this tenant's, or it failed to load.
@@ -317,7 +325,8 @@ class Services(Protocol):
             request_id: For the logs.
 
         Raises:
-            RequestError: At once, as `Caller.model` and a full queue do; NotReady while the server drains.
+            RequestError: At once, as `Caller.model` and a full queue do; NotReady while the server drains, or where the
+                model would have to be loaded first: call `wait_ready`, or `Caller.model` in a call that still runs.
         """
         ...
 

@@ -62,6 +62,7 @@ class HttpCall:
         "_admitted",
         "_context",
         "_deadline_s",
+        "_has_body",
         "_headers",
         "_receive",
         "_scope",
@@ -80,6 +81,7 @@ class HttpCall:
         timeout_s = read_timeout_s(self._headers, context.settings.request_timeout_s)
         self._deadline_s = None if timeout_s is None else admitted.arrived_s + timeout_s
         self._access = ModelAccess(context, admitted.principal, admitted.request_id, priority)
+        self._has_body = False  # it was read: what the channel says next is that the client left
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -121,7 +123,9 @@ class HttpCall:
             max_upload_bytes=settings.max_upload_bytes,
             timeout_s=settings.body_timeout_s,
         )
-        return parse_fields(await read_form(self._receive, self._headers, limits), schema)
+        fields = await read_form(self._receive, self._headers, limits)
+        self._has_body = True
+        return parse_fields(fields, schema)
 
     async def json(self, schema: type[BodyT]) -> BodyT:
         """See `sixfold.core.serving.api.Call.json`."""
@@ -130,11 +134,12 @@ class HttpCall:
         body = await read_body(
             self._receive, self._headers, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
         )
+        self._has_body = True
         return parse_json(body, schema)
 
-    def model(self, name: str, operation: str) -> ServedModel:
+    async def model(self, name: str, operation: str) -> ServedModel:
         """See `sixfold.core.serving.api.Call.model`."""
-        return self._access.model(name, operation)
+        return await self._access.model(name, operation, deadline_s=self._deadline_s, on_wait=self._on_wait)
 
     def models(self, operation: str) -> tuple[ServedModel, ...]:
         """See `sixfold.core.serving.api.Call.models`."""
@@ -194,7 +199,11 @@ class HttpCall:
             self._watch.cancel()
         if self._timer is not None:
             self._timer.cancel()
-        self.abort(RequestCancelled("The response was closed."))
+        self._access.close(RequestCancelled("The response was closed."))
+
+    def _on_wait(self) -> None:
+        if self._has_body and self._watch is None:
+            self._start_watching()
 
     def _submit(self, model: ServedModel, input: msgspec.Struct) -> Submission:
         arrived_s = self._admitted.arrived_s

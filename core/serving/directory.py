@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ class ModelState(StrEnum):
 
     LOADING = "loading"
     READY = "ready"
+    UNLOADED = "unloaded"
     DRAINING = "draining"
     FAILED = "failed"
 
@@ -49,7 +51,7 @@ class HostedModel(Protocol):
 
     @property
     def state(self) -> ModelState:
-        """READY while at least one replica takes requests or is being replaced."""
+        """READY while at least one replica takes requests or is being replaced, UNLOADED while a request would load it."""
         ...
 
     @property
@@ -71,6 +73,27 @@ class HostedModel(Protocol):
         Raises:
             RequestError: What ``change`` raised; InvalidRequest if the model can't take them over: all is as before.
         """
+        ...
+
+    @property
+    def loads_on_demand(self) -> bool:
+        """Whether requests may wait until it is loaded: not while it loads for the first time of its own accord."""
+        ...
+
+    def enter(self) -> asyncio.Future[None] | None:
+        """Counts a user, who must `leave`. While a model has users it is not unloaded.
+
+        Returns:
+            None, or a future where the model must be loaded first: done without an error, the user is counted; cancelled
+            or set to an error by its owner, it is not (see `sixfold.core.memory.occupancy.wait_for_place`).
+
+        Raises:
+            NotReady: It can't be waited for.
+        """
+        ...
+
+    def leave(self) -> None:
+        """A user has gone."""
         ...
 
     @property

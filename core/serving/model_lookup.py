@@ -28,13 +28,13 @@ class NamedModel:
         return self.name if self.name in self.hosted.variants else None
 
 
-def find_model(directory: Directory, principal: Principal, name: str, operation: str) -> NamedModel:
-    """The model of this name, alias or variant, ready to take requests.
+def find_hosted(directory: Directory, principal: Principal, name: str, operation: str) -> HostedModel:
+    """The model of this name, alias or variant, if it takes requests or can be loaded for one.
 
     Raises:
         ModelNotFound: No such model, or it does not offer the operation.
         PermissionDenied: The key may not use it.
-        NotReady: It is loading, draining or failed to load.
+        NotReady: It loads for the first time, is draining or failed to load.
     """
     hosted = directory.find(name)
     if hosted is None:
@@ -52,17 +52,29 @@ def find_model(directory: Directory, principal: Principal, name: str, operation:
             f"The model {name!r} does not offer {operation!r}, only: {can}. {_offers(directory, principal, operation)}",
             param="model",
         )
-    if hosted.state is not ModelState.READY or hosted.info is None or family is None:
-        raise _not_ready(hosted, name)
-    return NamedModel(name, hosted, family, hosted.info)
+    if family is None or (hosted.state is not ModelState.READY and not hosted.loads_on_demand):
+        raise not_ready(hosted, name)
+    return hosted
+
+
+def named_model(hosted: HostedModel, name: str) -> NamedModel:
+    """A model that is loaded, under the name that the client used.
+
+    Raises:
+        NotReady: It is not.
+    """
+    if hosted.info is None or hosted.family is None:
+        raise not_ready(hosted, name)
+    return NamedModel(name, hosted, hosted.family, hosted.info)
 
 
 def usable_models(directory: Directory, principal: Principal, operation: str) -> tuple[NamedModel, ...]:
-    """All models that are ready, offer the operation and may be used, in the order of the configuration."""
+    """All models that offer the operation and may be used, in the order of the configuration: those that are ready, and those
+    that were and can be loaded again."""
     return tuple(
         NamedModel(hosted.name, hosted, hosted.family, hosted.info)
         for hosted in directory.models()
-        if hosted.state is ModelState.READY
+        if (hosted.state is ModelState.READY or hosted.loads_on_demand)
         and hosted.family is not None
         and hosted.info is not None
         and operation in hosted.family.operations
@@ -84,7 +96,8 @@ def _offers(directory: Directory, principal: Principal, operation: str) -> str:
     return f"Models that offer {operation!r}: {', '.join(names[:_MAX_NAMES])}{more}."
 
 
-def _not_ready(hosted: HostedModel, name: str) -> NotReady:
+def not_ready(hosted: HostedModel, name: str) -> NotReady:
+    """What a request is told whose model can't be used now."""
     if hosted.state is ModelState.FAILED:
         return NotReady(
             f"The model {name!r} could not be loaded. Ask the operator; the log says why.", code="model_failed"

@@ -12,13 +12,14 @@ from typing import Any
 import msgspec
 
 from sixfold.core.errors import NotReady, RequestCancelled, RequestError
+from sixfold.core.memory.occupancy import wait_for_place
 from sixfold.core.messages import Event, Finished, Priority
 from sixfold.core.serving.access import ModelAccess
 from sixfold.core.serving.api import ServedModel
 from sixfold.core.serving.context import ServingContext
 from sixfold.core.serving.data_folder import DataFolder
 from sixfold.core.serving.keys import Principal
-from sixfold.core.serving.model_lookup import find_model
+from sixfold.core.serving.model_lookup import find_hosted, named_model
 from sixfold.core.serving.submission import Submission, final_event, first_events
 
 _LOOK_EVERY_S = 0.25
@@ -40,8 +41,12 @@ class BackgroundSubmission:
         """
         if self._drain.begun:
             raise self._drain.refusal()
-        model = self._access.model(model_name, operation)
-        self._submission = self._access.submit_for(model, input, timeout_s)
+        try:
+            model = self._access.loaded_model(model_name, operation)
+            self._submission = self._access.submit_for(model, input, timeout_s)
+        except RequestError as refusal:
+            self._access.close(refusal)
+            raise
         self._drain.enter(self)
 
     async def __aiter__(self) -> AsyncIterator[Sequence[Event]]:
@@ -65,6 +70,7 @@ class BackgroundSubmission:
 
     def _leave(self) -> None:
         self._drain.leave(self)
+        self._access.close(RequestCancelled("The work is over."))
 
 
 class ModalityServices:
@@ -95,10 +101,17 @@ class ModalityServices:
         principal = self._context.keys.holder(tenant)
         while True:
             try:
-                return find_model(self._context.directory, principal, model_name, operation)
+                hosted = find_hosted(self._context.directory, principal, model_name, operation)
+                place = hosted.enter()
+                if place is not None:
+                    await wait_for_place(place, None, hosted.leave)
             except NotReady as state:
                 if state.code == "model_failed" or self._context.drain.begun:
                     raise
+            else:
+                # Not before the caller has gone on: what it submits at once finds the model loaded.
+                asyncio.get_running_loop().call_soon(hosted.leave)
+                return named_model(hosted, model_name)
             await asyncio.sleep(_LOOK_EVERY_S)
 
     def background(

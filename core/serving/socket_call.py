@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Mapping
+from time import monotonic
 from typing import Any, TypeVar
 
 import msgspec
@@ -88,9 +89,10 @@ class WebSocketCall:
         """See `sixfold.core.serving.api.Call.query`."""
         return read_query(self._scope, schema)
 
-    def model(self, name: str, operation: str) -> ServedModel:
+    async def model(self, name: str, operation: str) -> ServedModel:
         """See `sixfold.core.serving.api.Call.model`."""
-        return self._access.model(name, operation)
+        deadline_s = None if self._timeout_s is None else monotonic() + self._timeout_s
+        return await self._access.model(name, operation, deadline_s=deadline_s)
 
     def models(self, operation: str) -> tuple[ServedModel, ...]:
         """See `sixfold.core.serving.api.Call.models`."""
@@ -150,7 +152,7 @@ class WebSocketCall:
 
     async def leave(self) -> None:
         """Gives everything back. Called once, when the endpoint has ended."""
-        self._access.abort(RequestCancelled("The socket was closed."))
+        self._access.close(RequestCancelled("The socket was closed."))
         if self._closer is not None:  # it may still be sending the closing code
             await asyncio.wait((self._closer,), timeout=_CLOSE_S)
         for task in (self._reader, self._closer):

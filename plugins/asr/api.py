@@ -48,7 +48,7 @@ class AsrAPI(ModalityAPI):
         """
         form = await call.form(TranscriptionForm)
         form.check()
-        model = call.model(form.model, "transcribe")
+        model = await call.model(form.model, "transcribe")
         wanted = form.request_input(await _known_speakers(call, form))
         if form.stream:
             running = await call.start(model, wanted)
@@ -64,7 +64,7 @@ class AsrAPI(ModalityAPI):
             RequestError: As `transcribe`.
         """
         form = await call.form(TranslationForm)
-        model = call.model(form.model, "translate")
+        model = await call.model(form.model, "translate")
         transcript: Transcript = (await call.run(model, form.request_input())).result
         return _respond(call, transcript, form.response_format, "translate", ())
 

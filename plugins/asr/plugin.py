@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.plugins.asr import memory_need
 from sixfold.plugins.asr.options import FasterWhisperOptions, TransformersOptions
 from sixfold.plugins.asr.schema import AsrInput, AsrOutput
 
@@ -54,6 +55,7 @@ FASTER_WHISPER = Family(
     extra="asr",
     requires=("faster_whisper", "ctranslate2", "av", "onnxruntime", "scipy"),
     detect=detect_ctranslate2,
+    memory=memory_need.ctranslate2_need,
     metrics=WHISPER_METRICS,
     # An hour of audio: 120 windows of 3750 units.
     default_max_queue_units=1_000_000,
@@ -70,6 +72,7 @@ TRANSFORMERS = Family(
     extra="asr",
     requires=("torch", "transformers", "faster_whisper", "av", "onnxruntime", "scipy"),
     detect=detect_transformers,
+    memory=memory_need.transformers_need,
     metrics=WHISPER_METRICS,
     quantization=LINEAR_METHODS,
     quality="sixfold.plugins.asr.quality:SpeechQuality",

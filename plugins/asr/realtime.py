@@ -48,7 +48,8 @@ async def serve_realtime(socket: SocketCall) -> None:
         RequestError: The query string is wrong or names no model that transcribes.
     """
     query = socket.query(RealtimeQuery)
-    session = RealtimeSession(socket, query.model)
+    model = None if query.model is None else await socket.model(query.model, "transcribe")
+    session = RealtimeSession(socket, model)
     await session.send("session.created", session=session.described())
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -62,18 +63,15 @@ class RealtimeSession:
 
     Args:
         socket: The client.
-        model_name: From the query string; a session update may name another.
-
-    Raises:
-        RequestError: There is no such model.
+        model: Of the query string; a session update may name another.
     """
 
-    def __init__(self, socket: SocketCall, model_name: str | None) -> None:
+    def __init__(self, socket: SocketCall, model: ServedModel | None) -> None:
         self._socket = socket
         self._id = f"sess_{uuid.uuid4().hex[:24]}"
         self._numbers = itertools.count(1)
-        self._model: ServedModel | None = None if model_name is None else socket.model(model_name, "transcribe")
-        self._transcription = Transcription(model=model_name)
+        self._model = model
+        self._transcription = Transcription(model=None if model is None else model.name)
         self._turn_detection: TurnDetection | None = TurnDetection()
         self._include: Include = ()
         self._rate_hz = 24_000
@@ -143,14 +141,14 @@ class RealtimeSession:
             self._vad_state = VadState()
             await self.send("input_audio_buffer.cleared")
         elif isinstance(event, SessionUpdate):
-            self._update(event.session)
+            await self._update(event.session)
             await self.send("session.updated", session=self.described())
         elif isinstance(event, BetaSessionUpdate):
             self._is_beta = True
-            self._update(event.session.as_session())
+            await self._update(event.session.as_session())
             await self.send("transcription_session.updated", session=self.described())
 
-    def _update(self, session: Session) -> None:
+    async def _update(self, session: Session) -> None:
         """Takes over what was given; all of it or, if something is wrong, nothing."""
         given: AudioInput = session.audio.input
         transcription = given.transcription or self._transcription
@@ -162,7 +160,7 @@ class RealtimeSession:
             )
         model = self._model
         if transcription.model is not None and transcription.model != self._transcription.model:
-            model = self._socket.model(transcription.model, "transcribe")
+            model = await self._socket.model(transcription.model, "transcribe")
         rate_hz = self._rate_hz if given.format is None else given.format.rate
         detection = given.turn_detection if "turn_detection" in given.model_fields_set else self._turn_detection
         if (rate_hz, detection) != (self._rate_hz, self._turn_detection) and self._buffer.duration_ms:

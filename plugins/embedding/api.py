@@ -39,7 +39,7 @@ class EmbeddingAPI(ModalityAPI):
             RequestError: The body is wrong, the model does not embed, or the request did not succeed.
         """
         body = await call.json(EmbeddingsBody)
-        model = call.model(body.model, "embed")
+        model = await call.model(body.model, "embed")
         wanted = body.request_input()
         if wanted.items:
             wanted = await _with_images(call, model, wanted)

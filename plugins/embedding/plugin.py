@@ -8,6 +8,7 @@ from typing import cast
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.plugins.embedding import memory_need
 from sixfold.plugins.embedding.clip.options import ClipOptions
 from sixfold.plugins.embedding.options import EmbeddingOptions
 from sixfold.plugins.embedding.rerank.options import CrossEncoderOptions
@@ -73,6 +74,7 @@ FAMILY = Family(
     detect=detect,
     quantization=LINEAR_METHODS,
     quality="sixfold.plugins.embedding.quality:EmbeddingQuality",
+    memory=memory_need.need,
     metrics=(
         MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Inputs that were embedded."),
         MetricSpec(name="embedding_tokens_total", kind=MetricKind.COUNTER, help="Tokens that were embedded."),
@@ -113,6 +115,7 @@ CROSS_ENCODER = Family(
     extra="embedding",
     requires=("torch", "transformers", "sentence_transformers"),
     detect=detect_cross_encoder,
+    memory=memory_need.need,
     metrics=(
         MetricSpec(name="rerank_pairs_total", kind=MetricKind.COUNTER, help="Pairs that were scored."),
         MetricSpec(name="rerank_tokens_total", kind=MetricKind.COUNTER, help="Tokens of scored pairs."),
@@ -137,6 +140,7 @@ CLIP = Family(
     extra="embedding",
     requires=("torch", "transformers", "PIL"),
     detect=detect_clip,
+    memory=memory_need.need,
     metrics=(
         MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Texts and images that were embedded."),
         MetricSpec(name="embedding_images_total", kind=MetricKind.COUNTER, help="Images that were embedded."),
@@ -163,6 +167,7 @@ VLLM = Family(
     extra="vllm",
     requires=("vllm", "transformers", "tokenizers"),
     detect=detect_for_vllm,
+    memory=memory_need.vllm_need,
     metrics=(
         MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Inputs that were embedded."),
         MetricSpec(name="embedding_tokens_total", kind=MetricKind.COUNTER, help="Tokens that were embedded."),

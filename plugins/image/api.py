@@ -49,7 +49,7 @@ class ImageAPI(ModalityAPI):
             RequestError: The body is wrong, the model can't do it, or the request did not succeed.
         """
         body = await call.json(GenerationsBody)
-        model, adapter = find_model(call, body.model, "generate")
+        model, adapter = await find_model(call, body.model, "generate")
         wanted = request_input(body, "generate", adapter=adapter)
         return await self._answer(call, model, body, wanted, "image_generation")
 
@@ -60,7 +60,7 @@ class ImageAPI(ModalityAPI):
             RequestError: See `generate`.
         """
         body, images, mask = await edit_parts(call)
-        model, adapter = find_model(call, body.model, "edit")
+        model, adapter = await find_model(call, body.model, "edit")
         wanted = request_input(body, "edit", images=images, mask=mask, strength=body.strength, adapter=adapter)
         return await self._answer(call, model, body, wanted, "image_edit")
 
@@ -71,7 +71,7 @@ class ImageAPI(ModalityAPI):
             RequestError: See `generate`.
         """
         body = await call.form(VariationsForm)
-        model, adapter = find_model(call, body.model, "vary")
+        model, adapter = await find_model(call, body.model, "vary")
         wanted = request_input(body, "vary", images=(body.image.data,), strength=body.strength, adapter=adapter)
         return await self._answer(call, model, body, wanted, "")
 

@@ -6,19 +6,19 @@ from sixfold.core.errors import ModelNotFound
 from sixfold.core.serving.api import Call, ServedModel
 
 
-def find_model(call: Call, name: str, operation: str) -> tuple[ServedModel, str | None]:
+async def find_model(call: Call, name: str, operation: str) -> tuple[ServedModel, str | None]:
     """The model and the adapter that its name chooses, if any. A model or alias of the whole name comes first.
 
     Raises:
         RequestError: See `Call.model`; or the model has no such adapter.
     """
     try:
-        return call.model(name, operation), None
+        return await call.model(name, operation), None
     except ModelNotFound:
         base, colon, adapter = name.rpartition(":")
         if not colon:
             raise
-    model = call.model(base, operation)
+    model = await call.model(base, operation)
     known = str(model.info.details.get("lora", "")).split()
     if adapter not in known:
         has = f"only {', '.join(known)}" if known else "none at all"

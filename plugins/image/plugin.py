@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.plugins.image import memory_need
 from sixfold.plugins.image.options import ImageOptions
 from sixfold.plugins.image.schema import ImageInput, ImageOutput
 
@@ -52,6 +53,7 @@ FAMILY = Family(
     detect=detect,
     quantization=LINEAR_METHODS,
     quality="sixfold.plugins.image.quality:ImageQuality",
+    memory=memory_need.need,
     metrics=(
         _counter("image_pictures_total", "Pictures that were drawn."),
         _counter("image_pixels_total", "Pixels that were drawn."),

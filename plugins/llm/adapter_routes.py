@@ -55,7 +55,7 @@ def adapter_routes() -> tuple[Route, ...]:
 async def load_adapter(call: Call) -> Response:
     """Loads an adapter into all replicas of a model, or into none."""
     body = await call.json(LoadAdapterBody)
-    model = _base(call, body.model)
+    model = await _base(call, body.model)
     await call.adjust(model, _changing(lambda lora: lora.with_adapter(body.lora_name, body.lora_path)))
     return _success(call, f"LoRA adapter '{body.lora_name}' added successfully.")
 
@@ -63,7 +63,7 @@ async def load_adapter(call: Call) -> Response:
 async def unload_adapter(call: Call) -> Response:
     """Takes an adapter's name away; requests that use it run to their end."""
     body = await call.json(UnloadAdapterBody)
-    model = call.model(body.lora_name, "complete")
+    model = await call.model(body.lora_name, "complete")
     if model.variant is None:
         raise InvalidRequest(f"{body.lora_name!r} is a model, no adapter of one.", param="lora_name")
     _check_allowed(model)
@@ -71,10 +71,10 @@ async def unload_adapter(call: Call) -> Response:
     return _success(call, f"LoRA adapter '{body.lora_name}' removed successfully.")
 
 
-def _base(call: Call, name: str | None) -> ServedModel:
+async def _base(call: Call, name: str | None) -> ServedModel:
     """The model that shall get an adapter: the one that is named, or the only one that can."""
     if name is not None:
-        model = call.model(name, "complete")
+        model = await call.model(name, "complete")
         _check_allowed(model)
         return model
     able = [model for model in call.models("complete") if _is_allowed(model)]
@@ -83,7 +83,7 @@ def _base(call: Call, name: str | None) -> ServedModel:
     if len(able) > 1:
         names = ", ".join(model.name for model in able)
         raise InvalidRequest(f"Several models may load adapters: {names}. Name one in 'model'.", param="model")
-    return able[0]
+    return await call.model(able[0].name, "complete")
 
 
 _ADVICE = "The operator allows it by options.lora.load_from of the model."

@@ -58,7 +58,7 @@ class LlmAPI(ModalityAPI):
         """Answers a conversation."""
         body = await call.json(ChatBody)
         check_chat(body)
-        model = call.model(body.model, "chat")
+        model = await call.model(body.model, "chat")
         head = Head.new("chatcmpl", model.name)
         logprobs = bool(body.logprobs)
         images = await fetch_images(call, tuple(chat_images(body)), model.info.details)
@@ -79,7 +79,7 @@ class LlmAPI(ModalityAPI):
         """Continues one or many prompts."""
         body = await call.json(CompletionBody)
         check_completion(body)
-        model = call.model(body.model, "complete")
+        model = await call.model(body.model, "complete")
         head = Head.new("cmpl", model.name)
         logprobs = body.logprobs is not None
         completion = completion_input(body, model.variant)
@@ -97,7 +97,7 @@ class LlmAPI(ModalityAPI):
         """Answers a conversation whose earlier turns may be stored."""
         body = await call.json(ResponsesBody)
         check_response(body)
-        model = call.model(body.model, "chat")
+        model = await call.model(body.model, "chat")
         earlier = await self._responses.conversation(body.previous_response_id, owner=call.tenant)
         wanted = (*response_images(earlier, "previous_response_id"), *response_images(input_items(body), "input"))
         images = await fetch_images(call, wanted, model.info.details)

@@ -42,6 +42,8 @@ class BlockPool:
             raise ValueError(f"A pool needs the padding block and at least one more, not {num_blocks}.")
         self.num_blocks = num_blocks
         self._on_forget = on_forget
+        # Told the blocks that are about to be handed out and the content that will be lost with each, oldest first.
+        self.before_reuse: Callable[[Sequence[tuple[int, bytes]]], None] = lambda _blocks: None
         self._references = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(PADDING_BLOCK + 1, num_blocks))
         self._hash_of: dict[int, bytes] = {}
@@ -68,12 +70,13 @@ class BlockPool:
 
     def allocate(self, max_count: int) -> list[int]:
         """Hands out up to ``max_count`` blocks with one reference each, longest unused first; forgets their content."""
-        blocks: list[int] = []
-        for _ in range(min(max_count, len(self._free))):
-            block_id, _none = self._free.popitem(last=False)
+        blocks = [self._free.popitem(last=False)[0] for _ in range(min(max_count, len(self._free)))]
+        lost = [(block_id, self._hash_of[block_id]) for block_id in blocks if block_id in self._hash_of]
+        if lost:
+            self.before_reuse(lost)
+        for block_id in blocks:
             self._forget(block_id)
             self._references[block_id] = 1
-            blocks.append(block_id)
         return blocks
 
     def share(self, block_ids: Iterable[int]) -> None:

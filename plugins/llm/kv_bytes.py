@@ -36,10 +36,21 @@ class KvBytes:
         ends = torch.stack(torch.aminmax(data.view(self._tensors[0].dtype)))
         if not bool(torch.isfinite(ends).all()):
             return False
+        self.scatter(block_ids, data)
+        return True
+
+    def gather(self, block_ids: Sequence[int]) -> Tensor:
+        """A copy of the blocks where the cache is, [blocks, block_bytes] uint8."""
+        parts = (
+            t.index_select(0, index_tensor(block_ids, t.device)).flatten(1).view(torch.uint8) for t in self._tensors
+        )
+        return torch.cat(tuple(parts), dim=1)
+
+    def scatter(self, block_ids: Sequence[int], data: Tensor) -> None:
+        """Fills the blocks with what `read` or `gather` gave, whose values are known to be finite."""
         for tensor, columns in self._columns(data):
             values = columns.contiguous().view(tensor.dtype).view(-1, *tensor.shape[1:])
             tensor.index_copy_(0, index_tensor(block_ids, tensor.device), values.to(tensor.device))
-        return True
 
     def _columns(self, data: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         begin = 0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sixfold.plugins.llm.block_pool import BlockPool
 from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.host_tier import HostTier
 from sixfold.plugins.llm.prefix_cache import PrefixCache
 from sixfold.plugins.llm.tensors import bool_list
 
@@ -56,6 +57,7 @@ class KvCache:
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, self._forget)
         self.prefix = PrefixCache(self.pool, block_size)
+        self.tier: HostTier | None = None
         # Asked when fewer than so many blocks are free, before a sequence is told that there is no room.
         self.make_room: Callable[[int], None] = lambda _num_blocks: None
         # Zeros, not empty: masked positions are multiplied by 0, and 0 times NaN is NaN. On Linux the pages of a zeroed
@@ -83,6 +85,7 @@ class KvCache:
             "kv_blocks_total": self.pool.num_usable,
             "prefix_cache_queries_total": self.prefix.num_queried_tokens,
             "prefix_cache_hits_total": self.prefix.num_hit_tokens,
+            **({} if self.tier is None else self.tier.stats()),
         }
 
     def reserve(self, sequence: CachedTokens, num_tokens: int) -> int:
@@ -93,6 +96,7 @@ class KvCache:
         starts = sequence.num_blocks == 0
         if starts:
             self.prefix.attach(sequence)
+            self._bring_back(sequence)
         # Drafts are a bet: they may use the room that is left, not the last that others wait for.
         num_known = min(num_tokens, sequence.num_uncomputed)
         self._take(sequence, num_known, is_needed=True)
@@ -104,6 +108,27 @@ class KvCache:
         elif starts:
             self.prefix.count(sequence)
         return granted
+
+    def keep_on_host(self, num_bytes: int) -> HostTier:
+        """Keeps in host memory what there is no room for, instead of losing it. Called once, before any sequence."""
+        block_bytes = self.num_bytes // self.pool.num_blocks
+        tier = HostTier(self.tensors, num_blocks=max(1, num_bytes // block_bytes), on_lost=self._forget)
+        self.prefix.tier = self.tier = tier
+        self.pool.before_reuse = tier.keep
+        return tier
+
+    def _bring_back(self, sequence: CachedTokens) -> None:
+        """Extends the found head of a sequence that starts by what the host keeps of it, as far as there is room."""
+        if self.tier is None:
+            return
+        contents = self.prefix.kept_behind(sequence, sequence.num_blocks)
+        contents = contents[: max(0, self.pool.num_free - 1)]  # one more block, at least, is for what is computed
+        if contents:
+            self.tier.hold(contents)  # taking blocks sends others there
+            blocks = self.pool.allocate(len(contents))
+            self.tier.restore(contents, blocks)
+            self.tier.hold(())
+            self.prefix.bring_back(sequence, blocks)
 
     def publish(self, sequence: CachedTokens) -> None:
         """Lets others find the blocks that a step has filled, as far as they are finite.

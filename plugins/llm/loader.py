@@ -68,6 +68,7 @@ def load(context: LoadContext) -> TransformersModel:
     cache, facts, vision = loaded.decoder.cache, loaded.facts, loaded.vision
     if vision is not None and not codec.has_chat_template:
         codec.use_template(vision.processor.chat_template)
+    _keep_on_host(context, options, cache)
     adapters = _adapters(context, options, loaded.decoder)
     draft = _load_draft(context, options, loaded, codec)
     head = None if eagle3 is None else eagle3_proposer(eagle3, loaded.decoder, facts)
@@ -141,6 +142,17 @@ def _image_placer(vision: LoadedVision, options: TransformersOptions) -> ImagePl
         max_pixels=options.max_image_pixels,
         rope_index=vision.rope_index,
     )
+
+
+def _keep_on_host(context: LoadContext, options: TransformersOptions, cache: KvCache) -> None:
+    if options.kv_offload_bytes is None:
+        return
+    place = f"models.{context.model_name}.options.kv_offload_bytes"
+    if context.device == "cpu":
+        raise ConfigError(f"{place}: the cache of this model is in host memory already. Raise kv_cache_bytes instead.")
+    if options.prefix_cache == "off":
+        raise ConfigError(f"{place}: nothing is found again without the prefix cache. Set prefix_cache, or remove it.")
+    cache.keep_on_host(options.kv_offload_bytes)
 
 
 def _adapters(context: LoadContext, options: TransformersOptions, decoder: Decoder) -> AdapterTable | None:

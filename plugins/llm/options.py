@@ -105,6 +105,10 @@ class TransformersOptions(BaseModel):
     kv_cache_bytes: int | None = Field(default=None, ge=1)
     """Memory of the key/value cache. Default: on CPU 1 GiB, at most half of the free memory; else 80% of what is free."""
 
+    kv_offload_bytes: int | None = Field(default=None, ge=1)
+    """Host memory for cached prefixes that the cache on a GPU has no room for; they come back when they are asked for. None
+    unless given; pointless on CPU, where it is refused."""
+
     block_size_tokens: int = Field(default=16, ge=1, le=1024)
     """Tokens per cache block: the unit of allocation and of prefix reuse."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, Command, Progress, hookimpl
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.plugins.llm import memory_need
 from sixfold.plugins.llm.cli import COMMAND
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, Generation, TextDelta
 from sixfold.plugins.llm.lora_options import adapter_names, differ_in_adapters_only
@@ -51,6 +52,7 @@ FAMILY = Family(
     extra="llm",
     requires=("torch", "transformers", "jinja2", "safetensors", "llguidance", "PIL"),
     detect=detect,
+    memory=memory_need.need,
     metrics=(
         MetricSpec(name="prompt_tokens_total", kind=MetricKind.COUNTER, help="Prompt tokens computed."),
         MetricSpec(name="generation_tokens_total", kind=MetricKind.COUNTER, help="Tokens generated."),
@@ -61,6 +63,13 @@ FAMILY = Family(
             name="prefix_cache_queries_total", kind=MetricKind.COUNTER, help="Tokens that were looked for in the cache."
         ),
         MetricSpec(name="prefix_cache_hits_total", kind=MetricKind.COUNTER, help="Tokens that were found there."),
+        MetricSpec(name="kv_offload_blocks_used", kind=MetricKind.GAUGE, help="Cached blocks kept in host memory."),
+        MetricSpec(
+            name="kv_offload_blocks_total", kind=MetricKind.GAUGE, help="Blocks that host memory is set to keep."
+        ),
+        MetricSpec(
+            name="kv_offload_restored_blocks_total", kind=MetricKind.COUNTER, help="Blocks that came back from there."
+        ),
         MetricSpec(name="spec_decode_num_drafts_total", kind=MetricKind.COUNTER, help="Runs of tokens guessed ahead."),
         MetricSpec(name="spec_decode_num_draft_tokens_total", kind=MetricKind.COUNTER, help="Tokens guessed ahead."),
         MetricSpec(
@@ -106,6 +115,7 @@ VLLM_FAMILY = Family(
     requires=("vllm", "transformers", "jinja2"),
     # Below the native runtime, which serves an entry that names no family wherever it is installed.
     detect=lambda files: detect(files) // 2,
+    memory=memory_need.vllm_need,
     metrics=VLLM_METRICS,
     variants=lambda options: adapter_names(options.lora),
     adjusts=_adjusts,

@@ -31,6 +31,14 @@ class BlockListener(Protocol):
         ...
 
 
+class BlockTier(Protocol):
+    """Keeps contents that the pool has lost. Called on the device thread."""
+
+    def __contains__(self, content: bytes) -> bool:
+        """Whether it has it."""
+        ...
+
+
 class PrefixCache:
     """Shares full blocks between sequences that begin alike. Owned by the device thread.
 
@@ -46,12 +54,14 @@ class PrefixCache:
         self._pool = pool
         self._block_size = block_size
         self.listener: BlockListener | None = None
+        self.tier: BlockTier | None = None
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
 
     def num_found(self, sequence: CachedTokens) -> int:
         """Tokens that a sequence which holds nothing would find; changes nothing but its hashes."""
-        return len(self._find(sequence)) * self._block_size
+        num_found = len(self._find(sequence))
+        return (num_found + len(self.kept_behind(sequence, num_found))) * self._block_size
 
     def attach(self, sequence: CachedTokens) -> None:
         """Lets a sequence that holds nothing begin behind the longest chain that is found."""
@@ -60,6 +70,25 @@ class PrefixCache:
         sequence.add_blocks(blocks)
         sequence.num_published = len(blocks)
         sequence.num_computed = len(blocks) * self._block_size
+
+    def kept_behind(self, sequence: CachedTokens, num_blocks: int) -> list[bytes]:
+        """The contents that follow the first ``num_blocks`` of a sequence and that the tier has."""
+        kept: list[bytes] = []
+        if self.tier is not None and sequence.salt is not None:
+            self._extend_hashes(sequence)
+            for content in sequence.block_hashes[num_blocks : self._num_sought(sequence)]:
+                if content not in self.tier:
+                    break
+                kept.append(content)
+        return kept
+
+    def bring_back(self, sequence: CachedTokens, block_ids: list[int]) -> None:
+        """Adds blocks to a sequence that starts, which the tier has filled with the contents that follow."""
+        for block_id in block_ids:
+            self._pool.publish(block_id, sequence.block_hashes[sequence.num_blocks])
+            sequence.add_blocks([block_id])
+        sequence.num_published = sequence.num_blocks
+        sequence.num_computed = sequence.num_blocks * self._block_size
 
     def count(self, sequence: CachedTokens) -> None:
         """Counts a sequence that has started, and what it found."""
@@ -92,14 +121,15 @@ class PrefixCache:
                 self._pool.share((found,))
                 self._pool.release((own,))
                 sequence.block_table[index] = found
-            elif not was_published:
-                stored.append(index)
+            elif not was_published and not (self.tier is not None and sequence.block_hashes[index] in self.tier):
+                stored.append(index)  # it could not be found in either place
         sequence.num_published = first + count
         self._tell_stored(sequence, stored)
 
     def forgotten(self, content: bytes) -> None:
-        """The pool has given a block to somebody else."""
-        if self.listener is not None:
+        """The pool has given a block to somebody else, or the tier has lost one."""
+        is_kept = self.tier is not None and content in self.tier
+        if self.listener is not None and not is_kept and self._pool.find(content) is None:
             self.listener.removed(content)
 
     def _tell_stored(self, sequence: CachedTokens, stored: Sequence[int]) -> None:
@@ -119,13 +149,16 @@ class PrefixCache:
         if sequence.salt is None:
             return blocks
         self._extend_hashes(sequence)
-        # The last token must be computed: its logits are what is wanted.
-        for content in sequence.block_hashes[: (len(sequence.token_ids) - 1) // self._block_size]:
+        for content in sequence.block_hashes[: self._num_sought(sequence)]:
             block = self._pool.find(content)
             if block is None:
                 break
             blocks.append(block)
         return blocks
+
+    def _num_sought(self, sequence: CachedTokens) -> int:
+        """Blocks that may be found instead of computed; the last token must be computed, its logits are what is wanted."""
+        return (len(sequence.token_ids) - 1) // self._block_size
 
     def _extend_hashes(self, sequence: CachedTokens) -> None:
         extend_hashes(

@@ -22,6 +22,7 @@ METRICS = (
     MetricSpec(name="engine_preemptions_total", kind=_COUNTER, help="Sequences whose cache the engine took away."),
     MetricSpec(name="spec_decode_draft_tokens_total", kind=_COUNTER, help="Tokens drafted by speculation."),
     MetricSpec(name="spec_decode_accepted_tokens_total", kind=_COUNTER, help="Drafted tokens that were accepted."),
+    MetricSpec(name="dormant", kind=_GAUGE, help="1 while the model sleeps and its GPU's memory is free for others."),
 )
 
 
@@ -62,7 +63,7 @@ class EngineCounts:
             totals["spec_decode_accepted_tokens_total"] += drafts.num_accepted_tokens
 
     def stats(self, *, idle: bool = False) -> Mapping[str, float]:
-        """The values of `METRICS` but for ``kv_blocks_total``.
+        """The values of `METRICS` but for ``kv_blocks_total`` and ``dormant``.
 
         Args:
             idle: No request is inside: the engine reports with its steps only, so it never says that the last was aborted.

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from sixfold.core.batching.model import DeviceLost, EngineModel, Finish, ModelInfo
+from sixfold.core.batching.model import DORMANT, DeviceLost, EngineModel, Finish, ModelInfo
 from sixfold.core.errors import InvalidRequest, ModelNotFound
 from sixfold.core.messages import Request, Usage
 from sixfold.plugins.llm.conversation import ConversationWriter
@@ -147,6 +147,11 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
         """Facts about the loaded model."""
         return self._info
 
+    def attach(self, wake: Callable[[], None]) -> None:
+        """See `EngineModel`."""
+        if self._wakefulness is not None:
+            self._wakefulness.on_change = wake
+
     @property
     def max_running_units(self) -> int:
         """See `EngineModel`."""
@@ -276,7 +281,9 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
     def stats(self) -> Mapping[str, float]:
         """See `vllm_metrics`."""
         blocks = self._info.details.get("kv_blocks_total", 0)
-        return {**self._counts.stats(idle=not self._num_inside), "kv_blocks_total": float(blocks)}
+        asleep = self._wakefulness is not None and self._wakefulness.asleep
+        counts = self._counts.stats(idle=not self._num_inside)
+        return {**counts, "kv_blocks_total": float(blocks), DORMANT: float(asleep)}
 
     def close(self) -> None:
         """Ends the engine's processes."""

@@ -16,6 +16,9 @@ class Wakefulness:
         sleep: Empties the GPU; called only while no request is inside.
         wake_up: Undoes it.
         after_s: Idle seconds before it sleeps.
+
+    Attributes:
+        on_change: Called when it has fallen asleep or is awake again.
     """
 
     def __init__(
@@ -24,6 +27,7 @@ class Wakefulness:
         self._sleep = sleep
         self._wake_up = wake_up
         self._after_s = after_s
+        self.on_change: Callable[[], None] = lambda: None
         self._lock = asyncio.Lock()
         self._num_inside = 0
         self._asleep = False
@@ -44,6 +48,7 @@ class Wakefulness:
                 if self._asleep:
                     await self._wake_up()
                     self._asleep = False
+                    self.on_change()
         except BaseException:
             self.leave()
             raise
@@ -77,3 +82,4 @@ class Wakefulness:
                 _LOG.exception("the model could not be put to sleep")
             else:
                 self._asleep = True
+                self.on_change()

@@ -50,7 +50,7 @@ class SpeechAPI(ModalityAPI):
             RequestError: The body is wrong, the model does not speak, or the request failed before its first sound.
         """
         body = await call.json(SpeechBody)
-        model = call.model(body.model, _OPERATION)
+        model = await call.model(body.model, _OPERATION)
         running = await call.start(model, checked_input(body, model))
         rate_hz = model.info.details["sample_rate_hz"]
         assert isinstance(rate_hz, int)
@@ -62,7 +62,7 @@ class SpeechAPI(ModalityAPI):
     async def voices(self, call: Call) -> Response:
         """The voices of all speech models, or of one."""
         wanted = call.query(VoicesQuery).model
-        models = (call.model(wanted, _OPERATION),) if wanted is not None else call.models(_OPERATION)
+        models = (await call.model(wanted, _OPERATION),) if wanted is not None else call.models(_OPERATION)
         found: dict[str, dict[str, str]] = {}
         for model in models:
             names, aliases = voice_names(model)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
+from sixfold.plugins.tts import memory_need
 from sixfold.plugins.tts.metrics import HISTOGRAMS
 from sixfold.plugins.tts.options import KokoroOptions, TransformersSpeechOptions
 from sixfold.plugins.tts.schema import SpeechInput, SpeechOutput
@@ -48,6 +49,7 @@ KOKORO = Family(
     extra="tts",
     requires=("onnxruntime", "av", "misaki", "gruut_lang_en", "pycrfsuite", "num2words"),
     detect=detect_kokoro,
+    memory=memory_need.kokoro_need,
     metrics=_METRICS,
     # Some ten minutes of work of one core: a letter is a fifteenth of a second of sound.
     default_max_queue_units=20_000,
@@ -64,6 +66,7 @@ TRANSFORMERS = Family(
     extra="tts",
     requires=("torch", "transformers", "av"),
     detect=detect_transformers,
+    memory=memory_need.vits_need,
     metrics=_METRICS,
     default_max_queue_units=100_000,
 )

@@ -75,7 +75,7 @@ class VideoAPI(ModalityAPI):
             RequestError: The body is wrong, the image can't be used, or the model's queue is full.
         """
         body = await (call.form(CreateBody) if call.is_form else call.json(CreateBody))
-        model = self._model(call, body.model)
+        model = await self._model(call, body.model)
         can = Capabilities.of(model.info.details)
         request = plan(body, can, reference=await _reference_bytes(call, body))
         await _check_reference(call, model, request)
@@ -100,7 +100,7 @@ class VideoAPI(ModalityAPI):
                 f"Video {source.id} is {source.state}; only a completed one can be remixed.", param="video_id"
             )
         old = VideoRecord.of(source)
-        model = call.model(old.model, OPERATION)
+        model = await call.model(old.model, OPERATION)
         reference = await self._assets.read(old.reference)
         prompt = check_prompt(body.prompt, "prompt", Capabilities.of(model.info.details))
         record = VideoRecord(
@@ -177,14 +177,14 @@ class VideoAPI(ModalityAPI):
             code="unsupported_endpoint",
         )
 
-    def _model(self, call: Call, name: str | None) -> ServedModel:
+    async def _model(self, call: Call, name: str | None) -> ServedModel:
         if name is not None:
-            return call.model(name, OPERATION)
+            return await call.model(name, OPERATION)
         models = call.models(OPERATION)
         if len(models) != 1:
             names = ", ".join(model.name for model in models) or "none is ready"
             raise InvalidRequest(f"Say which model to use in the field model: {names}.", param="model")
-        return models[0]
+        return await call.model(models[0].name, OPERATION)
 
 
 async def _reference_bytes(call: Call, body: CreateBody) -> bytes | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.plugins.video import memory_need
 from sixfold.plugins.video.messages import VideoOutput, VideoRequest
 from sixfold.plugins.video.options import VideoOptions
 
@@ -45,6 +46,7 @@ FAMILY = Family(
     requires=("torch", "diffusers", "transformers", "av", "PIL"),
     detect=detect,
     quantization=LINEAR_METHODS,
+    memory=memory_need.need,
     metrics=(
         _counter("videos_total", "Clips that were finished."),
         _counter("video_frames_total", "Frames of finished clips."),

@@ -99,6 +99,7 @@ def test_the_built_in_commands_are_those_of_the_manual() -> None:
         "pull",
         "models",
         "quantize-report",
+        "plan",
         "plugins",
     ]
 

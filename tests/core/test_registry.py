@@ -17,9 +17,9 @@ from sixfold.core.family import Family, ModelFiles
 from sixfold.core.hookspecs import Progress, Source, hookimpl
 from sixfold.core.plugins import Plugins, load_plugins, new_manager
 from sixfold.core.registry import RegistryDiff, check_entry, diff, resolve_entry
-from sixfold.core.runtime.host import load_message
 from sixfold.core.runtime.quantization.methods import INT8_WEIGHTS
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
+from sixfold.core.runtime.replica_set import load_message
 from sixfold.core.source_ref import SourceRef
 
 
@@ -215,6 +215,13 @@ def test_equal_entries_differ_in_nothing(entries: dict[str, ModelEntry]) -> None
 def test_a_changed_entry_names_the_fields_that_differ() -> None:
     (changed,) = diff({"m": entry()}, {"m": entry(aliases=["n"], replicas=2)}).changed
     assert changed.fields == {"aliases", "replicas"}
+    assert changed.needs_reload
+
+
+def test_names_and_the_terms_of_the_memory_change_without_a_reload() -> None:
+    new = entry(aliases=["n"], load="on_demand", idle_unload_s=9.0, priority=2)
+    (changed,) = diff({"m": entry()}, {"m": new}).changed
+    assert not changed.needs_reload
 
 
 class SourcedOptions(BaseModel):

@@ -71,10 +71,11 @@ def test_server_settings_keep_their_values_and_are_named(tmp_path: Path, plugins
     current, outcome = reload(
         tmp_path,
         f"models: {{{A}}}",
-        f"{{models: {{{B}}}, server: {{port: 9, drain_timeout_s: 1}}, cache_dir: /elsewhere}}",
+        f"{{models: {{{B}}}, server: {{port: 9, drain_timeout_s: 1}}, cache_dir: /elsewhere, "
+        "memory_limits_bytes: {cpu: 9}}",
         plugins,
     )
-    assert outcome.needs_restart == ("server.port", "server.drain_timeout_s", "cache_dir")
+    assert outcome.needs_restart == ("server.port", "server.drain_timeout_s", "cache_dir", "memory_limits_bytes")
     assert outcome.settings.server == current.server
     assert outcome.settings.cache_dir == current.cache_dir
     assert set(outcome.settings.models) == {"b"}

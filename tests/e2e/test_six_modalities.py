@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import av
+import httpx
 import numpy as np
 import openai
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from examples.train_tiny.check_image import check_image, find_shapes
 from tests.e2e.conftest import ROOT
@@ -133,3 +135,20 @@ async def test_all_modalities_answer_at_once_as_they_do_alone(async_client: open
             assert np.abs(np.asarray(found, dtype=int) - np.asarray(expected, dtype=int)).max() <= 1
         else:
             assert found == expected, name
+
+
+def test_no_model_takes_more_memory_than_it_said_before_it_loaded(
+    client: openai.OpenAI, six_server: DemoServer
+) -> None:
+    client.chat.completions.create(model="chat", temperature=0, max_tokens=4, messages=CAPITAL)
+    said: dict[str, float] = {}
+    seen: dict[str, float] = {}
+    for family in text_string_to_metric_families(httpx.get(f"{six_server.url}/metrics").text):
+        for sample in family.samples:
+            name = sample.labels.get("model_name", "")
+            if sample.name == "sixfold:memory_bytes":
+                said[name] = said.get(name, 0.0) + sample.value
+            elif sample.name == "sixfold:memory_measured_bytes":
+                seen[name] = sample.value
+    assert seen.keys() == {"chat", "embed", "speak", "hear", "draw", "film"}
+    assert all(0.2 * said[name] < seen[name] <= said[name] for name in seen), (said, seen)

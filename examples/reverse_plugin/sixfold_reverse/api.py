@@ -31,7 +31,7 @@ class ReverseAPI(ModalityAPI):
     async def reverse(self, call: Call) -> Response:
         """Answers one request; errors become OpenAI-shaped bodies, a client that leaves cancels its text."""
         body = await call.json(ReverseBody)
-        model = call.model(body.model, "reverse")
+        model = await call.model(body.model, "reverse")
         if not body.stream:
             finished = await call.run(model, Text(body.text))
             return call.respond({"model": model.name, "text": finished.result.text})

@@ -74,7 +74,7 @@ async def score(call: Call) -> Response:
         RequestError: The body is wrong, the model does not score, or the request did not succeed.
     """
     body = await call.json(ScoreBody)
-    model = call.model(body.model, "score")
+    model = await call.model(body.model, "score")
     _check_similarity(model, body.rerank_by_similarity)
     finished = await call.run(model, body.request_input())
     output: ScoreOutput = finished.result
@@ -92,7 +92,7 @@ async def score(call: Call) -> Response:
 
 async def _rerank(call: Call, *, api_version: str) -> Response:
     body = await call.json(RerankBody)
-    model = call.model(body.model, "rerank") if body.model is not None else _only_model(call)
+    model = await call.model(body.model, "rerank") if body.model is not None else await _only_model(call)
     _check_similarity(model, body.rerank_by_similarity)
     finished = await call.run(model, body.request_input())
     output: ScoreOutput = finished.result
@@ -122,12 +122,12 @@ def _usage(num_tokens: int) -> dict[str, int]:
     return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
 
 
-def _only_model(call: Call) -> ServedModel:
+async def _only_model(call: Call) -> ServedModel:
     models = [model for model in call.models("rerank") if model.info.details.get("reranks", True)]
     if len(models) != 1:
         names = ", ".join(model.name for model in models) or "none"
         raise InvalidRequest(f"Missing required parameter 'model'. Models that rerank: {names}.", param="model")
-    return models[0]
+    return await call.model(models[0].name, "rerank")
 
 
 def _check_similarity(model: ServedModel, asked: bool | None) -> None:

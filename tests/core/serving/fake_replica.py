@@ -134,6 +134,28 @@ class FakeReplica:
         return self.submitted.get(timeout=TIMEOUT_S)
 
 
+class Place:
+    """A request that waits until its model is loaded; a test ends the wait from its own thread."""
+
+    def __init__(self, model: FakeModel) -> None:
+        self._model = model
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self._loop.create_future()
+        self.given_up = threading.Event()
+        self.future.add_done_callback(lambda _future: self.given_up.set())
+
+    def load(self) -> None:
+        self._loop.call_soon_threadsafe(self._load)
+
+    def _load(self) -> None:
+        self._model.state, self._model.info = ModelState.READY, INFO
+        self._model.num_users += 1
+        self.future.set_result(None)
+
+    def refuse(self, reason: RequestError) -> None:
+        self._loop.call_soon_threadsafe(self.future.set_exception, reason)
+
+
 @dataclass
 class FakeModel:
     name: str
@@ -143,7 +165,22 @@ class FakeModel:
     replicas: Sequence[FakeReplica] = ()
     created_s: int = 1_700_000_000
     info: ModelInfo | None = INFO
+    loads_on_demand: bool = False
     variants: tuple[str, ...] = ()
+    num_users: int = 0
+    waiting: SimpleQueue[Place] = field(default_factory=SimpleQueue[Any])
+
+    def enter(self) -> asyncio.Future[None] | None:
+        if self.state is ModelState.READY:
+            self.num_users += 1
+            return None
+        place = Place(self)
+        self.waiting.put(place)
+        return place.future
+
+    def leave(self) -> None:
+        assert self.num_users > 0
+        self.num_users -= 1
 
     async def adjust(self, change: OptionsChange) -> None:
         """The variants stand for the options."""
@@ -197,7 +234,7 @@ class EchoAPI(ModalityAPI):
     async def echo(self, call: Call) -> Response:
         """Says what it hears."""
         body = await call.json(EchoBody)
-        model = call.model(body.model, "echo")
+        model = await call.model(body.model, "echo")
         words = body.input.split() if isinstance(body.input, str) else [str(word) for word in body.input]
         given = EchoInput(tuple(words))
         if not body.stream:

@@ -106,7 +106,7 @@ class KitchenAPI(ModalityAPI):
 
     async def bytes(self, call: Call) -> Response:
         words = json.loads((await call.json(EchoText)).text)
-        running = await call.start(call.model("parrot", "echo"), EchoInput(tuple(words)))
+        running = await call.start(await call.model("parrot", "echo"), EchoInput(tuple(words)))
 
         async def chunks() -> AsyncIterator[bytes]:
             async for events in running:
@@ -145,7 +145,7 @@ class KitchenAPI(ModalityAPI):
     async def socket(self, socket: SocketCall) -> None:
         """Echoes; some words make it do other things."""
         query = socket.query(KitchenQuery)
-        model = socket.model(query.after or "parrot", "echo")
+        model = await socket.model(query.after or "parrot", "echo")
         while (message := await socket.receive()) is not None:
             if message == "bye":
                 await socket.close(4000, "bye")

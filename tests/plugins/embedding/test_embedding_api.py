@@ -48,7 +48,7 @@ class FakeCall:
         assert issubclass(schema, BaseModel)
         return schema.model_validate(self._body)
 
-    def model(self, name: str, operation: str) -> ServedModel:
+    async def model(self, name: str, operation: str) -> ServedModel:
         if (name, operation) != ("alias", "embed"):
             raise ModelNotFound("no such model")
         return self._model

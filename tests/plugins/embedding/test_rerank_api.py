@@ -46,7 +46,7 @@ class FakeCall:
     async def json(self, schema: type[Any]) -> Any:
         return parse_json(json.dumps(self._body).encode(), schema)
 
-    def model(self, name: str, operation: str) -> FakeModel:
+    async def model(self, name: str, operation: str) -> FakeModel:
         assert operation in ("rerank", "score")
         return next(model for model in self._models if model.name == name)
 

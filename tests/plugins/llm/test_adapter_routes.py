@@ -52,7 +52,7 @@ class ServedCall(FakeCall):
         super().__init__(body)
         self._server = server
 
-    def model(self, name: str, operation: str) -> FakeModel:
+    async def model(self, name: str, operation: str) -> FakeModel:
         return self._server.named(name)
 
     def models(self, operation: str) -> Sequence[FakeModel]:

@@ -479,7 +479,7 @@ def test_counts_add_up_over_steps_and_ranks() -> None:
     counts.record(scheduler, None, 1)
     counts.record(None, iteration, 0)
     found = counts.stats()
-    assert found.keys() == {spec.name for spec in METRICS} - {"kv_blocks_total"}
+    assert found.keys() == {spec.name for spec in METRICS} - {"kv_blocks_total", "dormant"}
     assert (found["prompt_tokens_total"], found["engine_preemptions_total"]) == (20, 2)
     assert (found["engine_requests_running"], found["engine_requests_waiting"]) == (6, 2)
     assert (found["prefix_cache_hits_total"], found["spec_decode_accepted_tokens_total"]) == (8, 6)
@@ -521,10 +521,13 @@ async def test_an_idle_model_sleeps_and_the_next_request_wakes_it_once(monkeypat
     sleeper = Sleeper(monkeypatch)
     await sleeper.awake.enter()
     sleeper.awake.leave()
+    states: list[bool] = []
+    sleeper.awake.on_change = lambda: states.append(sleeper.awake.asleep)
     await sleeper.ring()
     assert sleeper.awake.asleep
     await asyncio.gather(sleeper.awake.enter(), sleeper.awake.enter())
     assert sleeper.done == ["sleep", "wake up"]
+    assert states == [True, False]
 
 
 async def test_a_busy_model_does_not_sleep(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ class FakeCall:
     async def json(self, schema: type[BaseModel]) -> Any:
         return parse_json(self._body, schema)
 
-    def model(self, name: str, operation: str) -> FakeModel:
+    async def model(self, name: str, operation: str) -> FakeModel:
         self.operation = operation
         return FakeModel(name, info=self._info)
 

@@ -58,12 +58,13 @@ class FakeCall:
     def query(self, schema: type[Any]) -> Any:
         return schema.model_validate({})
 
-    def model(self, _name: str, operation: str) -> FakeModel:
+    async def model(self, _name: str, operation: str) -> FakeModel:
         assert operation == "speech"
         return FakeModel()
 
     def models(self, operation: str) -> tuple[FakeModel, ...]:
-        return (self.model("", operation),)
+        assert operation == "speech"
+        return (FakeModel(),)
 
     async def start(self, _model: Any, input: Any) -> FakeRunning:
         self.inputs.append(input)

@@ -1,0 +1,1 @@
+"""What models take of a server's memory: asked before they load, measured after, and divided between them."""

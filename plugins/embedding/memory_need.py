@@ -1,0 +1,61 @@
+"""What an embedding model or a cross-encoder will take of the memory; imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from sixfold.core.family import ModelFiles
+from sixfold.core.memory.need import HOST, TORCH_PROCESS_BYTES, MemoryNeed, MemoryQuestion
+from sixfold.core.memory.weights import weights_bytes
+from sixfold.plugins.embedding.clip.options import ClipOptions
+from sixfold.plugins.embedding.options import EmbeddingOptions
+from sixfold.plugins.embedding.rerank.options import CrossEncoderOptions
+from sixfold.plugins.embedding.vllm_options import VllmEmbeddingOptions
+
+_STEP_TOKENS = 16_384  # the most of a step
+_KEPT_BYTES = 64 << 20
+_CUDA_BYTES = 600 << 20
+_VLLM_CPU_CACHE_BYTES = 4 << 30
+
+
+def need(question: MemoryQuestion) -> MemoryNeed:
+    """Of the families that run encoders: weights in their type, and the activations of the largest step."""
+    options = cast("EmbeddingOptions | CrossEncoderOptions | ClipOptions", question.options)
+    itemsize = 2 if options.dtype == "bfloat16" else 4
+    hidden, inner = _widths(question)
+    return MemoryNeed(
+        # The transformer of a sentence-transformers folder is the folder itself, or one in it; exports for other runtimes
+        # (onnx, openvino) lie beside the former and are not loaded.
+        weights_bytes=weights_bytes(question.path, itemsize=itemsize)
+        or weights_bytes(question.path, itemsize=itemsize, recursive=True),
+        working_bytes=_STEP_TOKENS * (4 * hidden + inner) * itemsize
+        + (_KEPT_BYTES if question.device == HOST else _CUDA_BYTES),
+    )
+
+
+def vllm_need(question: MemoryQuestion) -> MemoryNeed:
+    """Of ``embedding/vllm``: its share of the GPU, whatever the model."""
+    options = cast(VllmEmbeddingOptions, question.options)
+    weights = weights_bytes(question.path, itemsize=4 if options.dtype == "float32" else 2)
+    weights //= options.tensor_parallel_size
+    share = int(question.total_bytes * options.gpu_memory_utilization)
+    on_cpu = question.device == HOST
+    cache = _VLLM_CPU_CACHE_BYTES if on_cpu else max(share - weights - _CUDA_BYTES, 0)
+    return MemoryNeed(
+        weights_bytes=weights,
+        cache_bytes=options.kv_cache_bytes or cache,
+        cache_option="kv_cache_bytes",
+        working_bytes=_KEPT_BYTES if on_cpu else _CUDA_BYTES,
+        process_bytes=3 * TORCH_PROCESS_BYTES,  # the worker and the engine's own process
+    )
+
+
+def _widths(question: MemoryQuestion) -> tuple[int, int]:
+    files = ModelFiles(question.path)
+    for name in ("config.json", "0_Transformer/config.json", "0_CLIPModel/config.json"):
+        config = files.json(name)
+        config = config.get("text_config") or config
+        hidden = int(config.get("hidden_size") or config.get("dim") or 0)
+        if hidden:
+            return hidden, int(config.get("intermediate_size") or config.get("hidden_dim") or 4 * hidden)
+    return 1024, 4096

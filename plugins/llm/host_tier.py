@@ -1,0 +1,113 @@
+"""A second place for cached blocks, in the host's memory: what the device has no room for comes back instead of being computed.
+
+Only of use where the cache is on another device. Copies run in the device's own order, behind the step before and ahead of
+the step after, so that nothing waits for them; the host never reads what it keeps.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sixfold.plugins.llm.kv_bytes import KvBytes
+
+_STAGING_BYTES = 64 << 20
+"""Memory of the device through which blocks are copied."""
+
+
+class HostTier:
+    """Blocks by their content, the longest unused lost first. Owned by the device thread.
+
+    A block that came back is kept here as well: when the device loses it again, nothing needs to be copied.
+
+    Args:
+        tensors: Of the cache.
+        num_blocks: Blocks that are kept.
+        on_lost: Told each content that is kept no longer.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], *, num_blocks: int, on_lost: Callable[[bytes], None]) -> None:
+        self._bytes = KvBytes(tensors)
+        self._device = tensors[0].device
+        self._on_lost = on_lost
+        block_bytes = self._bytes.block_bytes
+        # Pinned: only such memory is copied without the host waiting for it.
+        self._memory = torch.empty((num_blocks, block_bytes), dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        self._slot_of: OrderedDict[bytes, int] = OrderedDict()
+        self._free = list(range(num_blocks))
+        self._held: frozenset[bytes] = frozenset()
+        self._staging_blocks = max(1, _STAGING_BYTES // block_bytes)
+        self.num_restored_blocks = 0
+
+    def __contains__(self, content: bytes) -> bool:
+        return content in self._slot_of
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that can be kept."""
+        return len(self._memory)
+
+    @property
+    def num_kept(self) -> int:
+        """Blocks that are kept."""
+        return len(self._slot_of)
+
+    def stats(self) -> Mapping[str, float]:
+        """Values of the family's metrics."""
+        return {
+            "kv_offload_blocks_used": self.num_kept,
+            "kv_offload_blocks_total": self.num_blocks,
+            "kv_offload_restored_blocks_total": self.num_restored_blocks,
+        }
+
+    def hold(self, contents: Iterable[bytes]) -> None:
+        """Loses none of these until the next `hold`: they are about to come back."""
+        self._held = frozenset(contents)
+
+    def keep(self, blocks: Sequence[tuple[int, bytes]]) -> None:
+        """Copies blocks before the device uses them for something else.
+
+        Args:
+            blocks: With their contents, the least useful first: where not all find room, the last do.
+        """
+        copied: list[tuple[int, bytes]] = []
+        for block_id, content in blocks:
+            if content in self._slot_of:
+                self._slot_of.move_to_end(content)
+                continue
+            slot = self._take_slot()
+            if slot is not None:
+                self._slot_of[content] = slot
+                copied.append((block_id, content))
+        # A later block of this very call may have taken an earlier one's place.
+        copied = [(block_id, content) for block_id, content in copied if content in self._slot_of]
+        for begin in range(0, len(copied), self._staging_blocks):
+            part = copied[begin : begin + self._staging_blocks]
+            staging = self._bytes.gather([block_id for block_id, _content in part])
+            for row, (_block_id, content) in zip(staging, part, strict=True):
+                self._memory[self._slot_of[content]].copy_(row, non_blocking=True)
+
+    def restore(self, contents: Sequence[bytes], block_ids: Sequence[int]) -> None:
+        """Fills blocks of the device with contents that are kept; they count as used now."""
+        for begin in range(0, len(contents), self._staging_blocks):
+            part = contents[begin : begin + self._staging_blocks]
+            staging = torch.empty((len(part), self._bytes.block_bytes), dtype=torch.uint8, device=self._device)
+            for row, content in zip(staging, part, strict=True):
+                row.copy_(self._memory[self._slot_of[content]], non_blocking=True)
+            self._bytes.scatter(block_ids[begin : begin + len(part)], staging)
+        for content in reversed(contents):  # a tail is lost before its head
+            self._slot_of.move_to_end(content)
+        self.num_restored_blocks += len(contents)
+
+    def _take_slot(self) -> int | None:
+        if self._free:
+            return self._free.pop()
+        oldest = next((content for content in self._slot_of if content not in self._held), None)
+        if oldest is None:
+            return None
+        slot = self._slot_of.pop(oldest)
+        self._on_lost(oldest)
+        return slot

@@ -1,0 +1,120 @@
+"""What a language model will take of the memory, from its config and the headers of its weights; imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from sixfold.core.family import ModelFiles
+from sixfold.core.memory.need import HOST, TORCH_PROCESS_BYTES, MemoryNeed, MemoryQuestion
+from sixfold.core.memory.weights import folder_tensors, weights_bytes
+from sixfold.plugins.llm.options import TransformersOptions
+from sixfold.plugins.llm.vllm_options import VllmOptions
+
+_CPU_CACHE_BYTES = 1 << 30
+GPU_CACHE_SHARE = 0.8
+"""Of what is free beside the weights."""
+
+_STEP_TOKENS = 4096
+_LOGITS_ROWS = 64
+# What the allocator keeps between steps, and the tables of grammars: measured with a model of 135 million weights.
+_KEPT_BYTES = 256 << 20
+# Contexts of CUDA, of its libraries, and captured graphs.
+_CUDA_BYTES = 600 << 20
+_TOKEN_TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_VLLM_PROCESS_BYTES = 3 * TORCH_PROCESS_BYTES  # the worker, and the engine's own process with what it compiles
+_VLLM_CPU_CACHE_BYTES = 4 << 30  # its own default
+
+
+def default_cpu_cache_bytes(free_bytes: int) -> int:
+    """The cache where nobody says: 1 GiB, at most half of what is free."""
+    return min(_CPU_CACHE_BYTES, free_bytes // 2)
+
+
+def need(question: MemoryQuestion) -> MemoryNeed:
+    """Of the family ``llm/transformers``: weights in its type, a cache by the options, and the largest step."""
+    options = cast(TransformersOptions, question.options)
+    itemsize = _itemsize(options.dtype, has_bfloat16=question.has_bfloat16)
+    on_cpu = question.device == HOST
+    packs = on_cpu and options.compute_packed
+    config = _text_config(question.path)
+    weights = _decoder_bytes(question.path, itemsize, packs=packs)
+    token_bytes = _token_bytes(config, itemsize)
+    cache_bytes = options.kv_cache_bytes or (
+        default_cpu_cache_bytes(question.free_bytes) if on_cpu else token_bytes * 32
+    )
+    if options.speculation.source is not None:  # its cache holds as many tokens
+        draft = options.speculation.source.local_path
+        weights += _decoder_bytes(draft, itemsize, packs=packs)
+        draft_token_bytes = _token_bytes(_text_config(draft), itemsize)
+        cache_bytes += cache_bytes * draft_token_bytes // max(token_bytes, 1)
+        token_bytes += draft_token_bytes
+    return MemoryNeed(
+        weights_bytes=weights,
+        cache_bytes=cache_bytes,
+        cache_share=0.0 if on_cpu or options.kv_cache_bytes else GPU_CACHE_SHARE,
+        cache_token_bytes=token_bytes,
+        cache_option="kv_cache_bytes",
+        working_bytes=_step_bytes(config, itemsize) + (_KEPT_BYTES if on_cpu else _CUDA_BYTES),
+        process_bytes=TORCH_PROCESS_BYTES + (options.kv_offload_bytes or 0),
+    )
+
+
+def vllm_need(question: MemoryQuestion) -> MemoryNeed:
+    """Of the family ``llm/vllm``: its share of the first GPU, whatever the model; with several, each has as much."""
+    options = cast(VllmOptions, question.options)
+    itemsize = 4 if options.dtype == "float32" else 2
+    config = _text_config(question.path)
+    weights = weights_bytes(question.path, itemsize=None if options.quantization else itemsize)
+    weights //= options.tensor_parallel_size * options.pipeline_parallel_size
+    token_bytes = _token_bytes(config, 1 if options.kv_cache_dtype.startswith("fp8") else itemsize)
+    if question.device == HOST:
+        working, cache = _KEPT_BYTES, options.kv_cache_bytes or _VLLM_CPU_CACHE_BYTES
+    else:
+        share = int(question.total_bytes * options.gpu_memory_utilization)
+        working = _step_bytes(config, itemsize) + _CUDA_BYTES
+        cache = options.kv_cache_bytes or max(share - weights - working, 0)
+    return MemoryNeed(
+        weights_bytes=weights,
+        cache_bytes=cache,
+        cache_token_bytes=token_bytes // options.tensor_parallel_size,
+        cache_option="kv_cache_bytes",
+        working_bytes=working,
+        process_bytes=_VLLM_PROCESS_BYTES,
+    )
+
+
+def _itemsize(dtype: str, *, has_bfloat16: bool) -> int:
+    """Bytes of a weight; ``auto`` as `sixfold.plugins.llm.decoder_loader.choose_dtype` decides it."""
+    return 4 if dtype == "float32" or (dtype == "auto" and not has_bfloat16) else 2
+
+
+def _decoder_bytes(path: Path, itemsize: int, *, packs: bool) -> int:
+    size = weights_bytes(path, itemsize=itemsize)
+    tensors = folder_tensors(path)
+    table = next((tensor for tensor in tensors if tensor.name.endswith(_TOKEN_TABLES)), None)
+    if packs and table is not None and not any(tensor.name.endswith("lm_head.weight") for tensor in tensors):
+        size += table.bytes_as(itemsize)  # the head is tied to the table: its packed copy comes on top
+    return size
+
+
+def _token_bytes(config: dict[str, Any], itemsize: int) -> int:
+    """Keys and values of one token in all layers."""
+    num_heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
+    hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
+    head_dim = int(config.get("head_dim") or hidden // num_heads)
+    num_layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
+    return 2 * num_layers * num_kv_heads * head_dim * itemsize
+
+
+def _step_bytes(config: dict[str, Any], itemsize: int) -> int:
+    """The largest step: activations of one layer for all its tokens, and the logits of those that speak."""
+    hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
+    inner = int(config.get("intermediate_size") or 4 * hidden)
+    return _STEP_TOKENS * (6 * hidden + 2 * inner) * itemsize + _LOGITS_ROWS * int(config.get("vocab_size") or 0) * 4
+
+
+def _text_config(path: Path) -> dict[str, Any]:
+    config = ModelFiles(path).json("config.json")
+    return cast("dict[str, Any]", config.get("text_config") or config)

@@ -1,0 +1,29 @@
+"""What a speech model will take of the memory; imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from sixfold.core.memory.need import HOST, MemoryNeed, MemoryQuestion
+from sixfold.core.memory.weights import weights_bytes
+from sixfold.plugins.tts.options import KokoroOptions
+
+# onnxruntime's arena grows to the longest sentence of each lane: measured with Kokoro, two lanes.
+_LANE_BYTES = 400 << 20
+_VITS_WORKING_BYTES = 256 << 20
+_CUDA_BYTES = 600 << 20
+
+
+def kokoro_need(question: MemoryQuestion) -> MemoryNeed:
+    """Of ``tts/kokoro``: the network and its voices, and what each lane computes in."""
+    options = cast(KokoroOptions, question.options)
+    num_lanes = options.num_lanes or question.num_threads
+    return MemoryNeed(weights_bytes=weights_bytes(question.path), working_bytes=num_lanes * _LANE_BYTES)
+
+
+def vits_need(question: MemoryQuestion) -> MemoryNeed:
+    """Of ``tts/transformers``: weights in float32, and one padded batch."""
+    return MemoryNeed(
+        weights_bytes=weights_bytes(question.path, itemsize=4),
+        working_bytes=_VITS_WORKING_BYTES + (0 if question.device == HOST else _CUDA_BYTES),
+    )

@@ -1,0 +1,217 @@
+"""Cached blocks in host memory: what comes back is what went, and events say what can be found in either place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sixfold.core.errors import ConfigError
+from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.generation import CompletionInput, SamplingParams
+from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
+from sixfold.plugins.llm.prefix_sharing import PrefixSharing
+from tests.plugins.llm.conftest import load_folder
+
+BLOCK_SIZE = 2
+LAYERS = (LayerShape(num_kv_heads=1, head_dim=2), LayerShape(num_kv_heads=2, head_dim=1))
+
+
+def make_cache(num_blocks: int, num_kept: int, device: str = "cpu") -> KvCache:
+    cache = KvCache(
+        LAYERS, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=torch.float32, device=torch.device(device)
+    )
+    cache.keep_on_host(num_kept * cache.num_bytes // num_blocks)
+    return cache
+
+
+def tokens(text: str) -> CachedTokens:
+    return CachedTokens([ord(char) for char in text], salt=b"")
+
+
+def value(sequence: CachedTokens, position: int) -> float:
+    """What a model writes for a token depends on all before it."""
+    number = 7
+    for token in sequence.token_ids[: position + 1]:
+        number = (number * 31 + token) % 65_521
+    return float(number)
+
+
+def write(cache: KvCache, sequence: CachedTokens, num_tokens: int) -> None:
+    """Stands for a step."""
+    for position in range(sequence.num_computed, sequence.num_computed + num_tokens):
+        block = int(sequence.block_table[position // BLOCK_SIZE])
+        for layer, tensor in enumerate(cache.tensors):
+            tensor[block, :, :, position % BLOCK_SIZE] = value(sequence, position) + layer
+    sequence.num_computed += num_tokens
+    cache.publish(sequence)
+
+
+def compute(cache: KvCache, text: str) -> CachedTokens:
+    """Runs a whole sequence; the blocks stay with it."""
+    sequence = tokens(text)
+    granted = cache.reserve(sequence, len(text))
+    assert granted == sequence.num_uncomputed
+    write(cache, sequence, granted)
+    return sequence
+
+
+def check(cache: KvCache, sequence: CachedTokens) -> None:
+    for position in range(sequence.num_computed):
+        block = int(sequence.block_table[position // BLOCK_SIZE])
+        for layer, tensor in enumerate(cache.tensors):
+            assert (tensor[block, :, :, position % BLOCK_SIZE] == value(sequence, position) + layer).all()
+
+
+class Known:
+    """What a router believes can be found."""
+
+    def __init__(self, cache: KvCache) -> None:
+        self.contents: dict[bytes, bytes] = {}  # with the one before
+        cache.prefix.listener = self
+
+    def stored(
+        self, hashes: Sequence[bytes], parent: bytes, token_ids: Sequence[int], adapter: str | None = None
+    ) -> None:
+        assert len(token_ids) == len(hashes) * BLOCK_SIZE
+        for content in hashes:
+            assert content not in self.contents
+            self.contents[content] = parent
+            parent = content
+
+    def removed(self, content: bytes) -> None:
+        del self.contents[content]
+
+
+class TierMachine(RuleBasedStateMachine):
+    """Sequences over two letters start, grow and end in a small cache with a small tier behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = make_cache(num_blocks=8, num_kept=5)
+        self.known = Known(self.cache)
+        self.live: list[CachedTokens] = []
+
+    @rule(text=st.text("ab", min_size=1, max_size=13), num_tokens=st.integers(1, 13))
+    def start(self, text: str, num_tokens: int) -> None:
+        sequence = tokens(text)
+        num_found = self.cache.prefix.num_found(sequence)
+        hashes = PrefixSharing(mode="shared", block_size=BLOCK_SIZE).hashes(sequence.token_ids[:-1], b"")
+        known = [content in self.known.contents for content in hashes]
+        assert num_found == [*known, False].index(False) * BLOCK_SIZE
+        granted = self.cache.reserve(sequence, min(num_tokens, len(text) - num_found))
+        if granted < 1:
+            assert sequence.num_blocks == sequence.num_computed == 0
+            return
+        assert sequence.num_computed <= num_found
+        self.live.append(sequence)
+        write(self.cache, sequence, min(granted, sequence.num_uncomputed))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), token=st.sampled_from("ab"), num_tokens=st.integers(1, 5))
+    def go_on(self, data: st.DataObject, token: str, num_tokens: int) -> None:
+        sequence = data.draw(st.sampled_from(self.live))
+        if sequence.num_uncomputed == 0:
+            sequence.token_ids.append(ord(token))
+        granted = self.cache.reserve(sequence, min(num_tokens, sequence.num_uncomputed))
+        if granted >= 1:
+            write(self.cache, sequence, granted)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        self.cache.free(self.live.pop(data.draw(st.integers(0, len(self.live) - 1))))
+
+    @invariant()
+    def every_sequence_reads_what_was_computed_for_its_tokens(self) -> None:
+        for sequence in self.live:
+            check(self.cache, sequence)
+
+    @invariant()
+    def every_block_has_its_holders_and_no_other(self) -> None:
+        held = [b for s in self.live for b in s.block_table[: s.num_blocks].tolist()]
+        for block in range(self.cache.pool.num_blocks):
+            assert self.cache.pool.references(block) == held.count(block)
+
+    @invariant()
+    def what_was_announced_is_what_can_be_found_in_either_place(self) -> None:
+        tier = self.cache.tier
+        assert tier is not None and tier.num_kept <= tier.num_blocks
+        for content in self.known.contents:
+            assert self.cache.pool.find(content) is not None or content in tier
+        on_host = set(tier._slot_of)  # pyright: ignore[reportPrivateUsage]
+        on_device = set(self.cache.pool._block_of)  # pyright: ignore[reportPrivateUsage]
+        assert self.known.contents.keys() == on_host | on_device
+
+    @invariant()
+    def a_tail_is_never_kept_without_its_head(self) -> None:
+        known = self.known.contents
+        assert all(parent in known for parent in known.values() if parent)
+
+
+TierMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestTier = TierMachine.TestCase
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def test_a_prefix_that_the_device_has_lost_comes_back(device: str) -> None:
+    cache = make_cache(num_blocks=5, num_kept=8, device=device)
+    cache.free(compute(cache, "aaaabbb"))
+    cache.free(compute(cache, "cccccccc"))  # takes all blocks
+    assert cache.tier is not None and cache.tier.num_kept == 3
+    again = tokens("aaaabbbb")
+    assert cache.prefix.num_found(again) == 6
+    assert cache.reserve(again, 2) == 2
+    assert (again.num_computed, again.num_cached) == (6, 6)
+    assert cache.tier.stats()["kv_offload_restored_blocks_total"] == 3
+    check(cache, again)
+
+
+def test_a_prefix_is_not_brought_back_where_nothing_could_be_computed_behind_it() -> None:
+    cache = make_cache(num_blocks=4, num_kept=8)
+    cache.free(compute(cache, "aaaa"))
+    holder = compute(cache, "bbb")  # leaves one block
+    assert cache.tier is not None and cache.tier.num_kept == 1
+    again = tokens("aaaab")
+    cache.reserve(again, 5)
+    assert cache.tier.num_restored_blocks == 0
+    check(cache, holder)
+
+
+def test_what_finds_no_room_on_the_host_is_lost_tail_first() -> None:
+    cache = make_cache(num_blocks=5, num_kept=2)
+    known = Known(cache)
+    cache.free(compute(cache, "aaaaaaaa"))
+    cache.free(compute(cache, "bbbbbbbb"))
+    head = PrefixSharing(mode="shared", block_size=BLOCK_SIZE).hashes([97] * 8, b"")
+    assert [content in known.contents for content in head] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_answers_are_those_without_a_tier(model_folder: Callable[[str], Path], driver: type[Any], name: str) -> None:
+    options = {"kv_cache_bytes": 20_000, "block_size_tokens": 4}
+    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+    prompts = [tuple(range(1 + n, 25 + n)) for n in range(0, 60, 20)] * 3
+
+    def answers(model: Any) -> list[list[str]]:
+        found = [driver(model).run([CompletionInput(prompts=(prompt,), params=params)])[0] for prompt in prompts]
+        return [driven.texts for driven in found]
+
+    plain, kept = load_folder(model_folder(name), **options), load_folder(model_folder(name), **options)
+    tier = kept._cache.keep_on_host(1 << 20)  # pyright: ignore[reportPrivateUsage]
+    assert answers(kept) == answers(plain)
+    assert tier.num_restored_blocks > 0
+    assert kept.stats()["prefix_cache_hits_total"] > plain.stats()["prefix_cache_hits_total"]
+    for model in (plain, kept):
+        model.close()
+
+
+def test_a_cache_that_is_in_host_memory_needs_no_tier(model_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match="in host memory already"):
+        load_folder(model_folder("llama"), kv_offload_bytes=1 << 20)
