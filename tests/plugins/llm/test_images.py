@@ -439,9 +439,7 @@ def test_features_of_an_image_that_is_computed_in_parts_are_those_of_the_part() 
     assert feature_rows([image], 7, 9) == []
 
 
-def test_adapters_act_where_tokens_are_computed_and_nowhere_else(
-    folder: Path, load_tiny: Callable[..., TransformersModel]
-) -> None:
+def test_adapters_act_where_tokens_are_computed_and_nowhere_else(folder: Path, load_tiny: Callable[..., Any]) -> None:
     # The vision tower runs beside the steps, on rows of its own.
     router = load_tiny(folder, lora={"adapters": {}})._decoder.router
     assert router is not None
