@@ -326,7 +326,7 @@ def load_native(path: Path, tiny: bool) -> Any:
             config = transformers.AutoConfig.from_pretrained(folder)
             return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
-    decoder_loader._read_model = random_model
+    decoder_loader.read_model = random_model
     return loader.load(
         LoadContext(
             model_name="bench",

@@ -8,6 +8,7 @@ longest, so a group ends where padding would cost more than another call.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.layout_rows import Span, flat_rows, image_rows_of, sampled_rows, scored_rows
 from sixfold.plugins.llm.lora_adapter import Adapter
-from sixfold.plugins.llm.prompt_images import feature_rows
 from sixfold.plugins.llm.rope_positions import positions_of_step
 from sixfold.plugins.llm.rows import AttentionRows, ScoredSpan
 from sixfold.plugins.llm.sampling import IntArray
@@ -180,81 +181,43 @@ def lay_out(
     contexts = [s.num_computed + n for s, n in zip(sequences, units, strict=True)]
     decodes = sorted((i for i, n in enumerate(units) if n == 1), key=lambda i: -contexts[i])
     order = decodes + [i for i, n in enumerate(units) if n > 1]
-    num_tokens = sum(units)
-    token_ids = np.empty(num_tokens, dtype=np.int64)
-    positions = np.empty(num_tokens, dtype=np.int64)
-    blocks = np.empty(num_tokens, dtype=np.int64)
-    sequence_of = np.empty(num_tokens, dtype=np.int64)
-    tables = np.zeros((len(sequences), -(-max(contexts) // block_size)), dtype=np.int64)
-    prefills: list[PrefillChunk] = []
-    sampled: list[int] = []
-    logit_rows: list[int] = []
-    score_rows: list[int] = []
-    scored: list[ScoredSpan] = []
-    image_rows: list[IntArray] = []
-    image_features: list[Tensor] = []
-    adapters = tuple(sequence.adapter for sequence in sequences)
-    at = 0
-    for i in order:
-        sequence, begin, context = sequences[i], sequences[i].num_computed, contexts[i]
-        end = at + units[i]
-        num_known = len(sequence.token_ids)
-        token_ids[at:end] = [*sequence.token_ids[begin:context], *sequence.drafts[: max(0, context - num_known)]]
-        positions[at:end] = np.arange(begin, context)
-        blocks[at:end] = sequence.block_table[positions[at:end] // block_size]
-        num_blocks = -(-context // block_size)
-        sequence_of[at:end] = i
-        tables[i, :num_blocks] = sequence.block_table[:num_blocks]
-        if grouped and units[i] > 1:
-            prefills.append(_prefill_chunk(sequence, at, end, context, block_size, device))
-        for rows_of_image, features in feature_rows(sequence.images, begin, context):
-            image_rows.append(rows_of_image + at)
-            image_features.append(features)
-        if context >= num_known:
-            rows = range(at + num_known - begin - 1, end)
-            sampled.extend([i] * len(rows))
-            logit_rows.extend(rows)
-        judged = min(context, sequence.num_scored - 1)
-        if judged > begin or (sequence.num_scored == 1 and begin == 0):
-            scored.append(ScoredSpan(i, begin, max(judged, begin)))
-            score_rows.extend(range(at, at + max(judged, begin) - begin))
-        at = end
+    ends = list(itertools.accumulate(units[i] for i in order))
+    spans = [Span(i, sequences[i], end - units[i], end, contexts[i]) for i, end in zip(order, ends, strict=True)]
+    rows = flat_rows(spans, len(decodes), block_size)
+    positions = rows.contexts.lengths - 1
     rotated = positions_of_step(
-        [sequences[i].rope for i in order], [sequences[i].num_computed for i in order], [contexts[i] for i in order]
+        [span.sequence.rope for span in spans], [span.begin for span in spans], [span.context for span in spans]
     )
+    sampled, logit_rows = sampled_rows(spans)
+    scored, score_rows = scored_rows(spans) if any(s.num_scored for s in sequences) else ((), [])
+    image_rows, image_features = image_rows_of(spans, device) if any(s.images for s in sequences) else (None, None)
+    adapters = tuple(sequence.adapter for sequence in sequences)
+    chunks = spans[len(decodes) :]
     return BatchLayout(
-        token_ids=to_tensor(token_ids, device).unsqueeze(0),
+        token_ids=to_tensor(rows.token_ids, device).unsqueeze(0),
         position_ids=to_tensor(positions if rotated is None else rotated, device).unsqueeze(-2),
-        blocks=to_tensor(blocks, device),
+        blocks=to_tensor(rows.blocks, device),
         offsets=to_tensor(positions % block_size, device),
         decodes=_decode_groups([sequences[i] for i in decodes], [contexts[i] for i in decodes], block_size, device)
         if grouped
         else (),
-        prefills=tuple(prefills),
-        contexts=AttentionRows(
-            rows=np.arange(num_tokens),
-            sequences=sequence_of,
-            lengths=positions + 1,
-            tables=tables,
-            num_tokens=int(positions.sum()) + num_tokens,
-        ),
-        sampled=tuple(sampled),
+        prefills=tuple(_prefill_chunk(chunk, block_size, device) for chunk in chunks) if grouped else (),
+        contexts=rows.contexts,
+        sampled=sampled,
         logit_rows=index_tensor([*logit_rows, *score_rows], device),
         scored=tuple(scored),
-        image_rows=to_tensor(np.concatenate(image_rows), device) if image_rows else None,
-        image_features=torch.cat(image_features) if image_features else None,
+        image_rows=image_rows,
+        image_features=image_features,
         adapters=adapters if any(adapters) else (),
     )
 
 
-def _prefill_chunk(
-    sequence: CachedTokens, start: int, end: int, num_context: int, block_size: int, device: torch.device
-) -> PrefillChunk:
+def _prefill_chunk(span: Span, block_size: int, device: torch.device) -> PrefillChunk:
     block_ids: Tensor | None = None
-    if num_context > end - start:
-        num_blocks = -(-num_context // block_size)
-        block_ids = to_tensor(sequence.block_table[:num_blocks].copy(), device)
-    return PrefillChunk(start=start, end=end, num_context=num_context, block_ids=block_ids)
+    if span.context > span.end - span.start:
+        num_blocks = -(-span.context // block_size)
+        block_ids = to_tensor(span.sequence.block_table[:num_blocks].copy(), device)
+    return PrefillChunk(start=span.start, end=span.end, num_context=span.context, block_ids=block_ids)
 
 
 def _decode_groups(

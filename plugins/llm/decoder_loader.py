@@ -67,6 +67,16 @@ class LoadedVision:
     image_token_id: int
     rope_index: RopeIndex | None
 
+    @classmethod
+    def of_model(cls, model: Any, processor: ImageProcessor, device: torch.device) -> LoadedVision:
+        """Of a model that reads images."""
+        return cls(
+            processor=processor,
+            encoder=ImageEncoder(model, device),
+            image_token_id=int(model.config.image_token_id),
+            rope_index=RopeIndex.of_model(model),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedDecoder:
@@ -150,22 +160,13 @@ def load_decoder(
         _LOG.warning("%s Its layers are not fused.", error)
         model = read_files(lambda: read_model(path, dtype, device), "weights")
         decoder, quantized = to_paged(model, passes=dataclasses.replace(passes, fuse=False))
-    vision = None
-    if processor is not None:
-        token_id = int(model.config.image_token_id)
-        vision = LoadedVision(
-            processor=processor,
-            encoder=ImageEncoder(model, device),
-            image_token_id=token_id,
-            rope_index=RopeIndex.of_model(model),
-        )
     return LoadedDecoder(
         decoder=decoder,
         facts=facts,
         num_parameters=num_parameters,
         num_bytes=_weight_bytes(model) + decoder.cache.num_bytes,
         quantization=quantized,
-        vision=vision,
+        vision=None if processor is None else LoadedVision.of_model(model, processor, device),
     )
 
 

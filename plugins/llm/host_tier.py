@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -16,6 +17,11 @@ from sixfold.plugins.llm.kv_bytes import KvBytes
 
 _STAGING_BYTES = 64 << 20
 """Memory of the device through which blocks are copied."""
+
+NO_TIER: Mapping[str, float] = MappingProxyType(
+    {"kv_offload_blocks_used": 0, "kv_offload_blocks_total": 0, "kv_offload_restored_blocks_total": 0}
+)
+"""Values of the metrics where nothing is kept."""
 
 
 class HostTier:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sixfold.plugins.llm.block_pool import BlockPool
 from sixfold.plugins.llm.cached_tokens import CachedTokens
-from sixfold.plugins.llm.host_tier import HostTier
+from sixfold.plugins.llm.host_tier import NO_TIER, HostTier
 from sixfold.plugins.llm.prefix_cache import PrefixCache
 from sixfold.plugins.llm.tensors import bool_list
 
@@ -85,7 +85,7 @@ class KvCache:
             "kv_blocks_total": self.pool.num_usable,
             "prefix_cache_queries_total": self.prefix.num_queried_tokens,
             "prefix_cache_hits_total": self.prefix.num_hit_tokens,
-            **({} if self.tier is None else self.tier.stats()),
+            **(NO_TIER if self.tier is None else self.tier.stats()),
         }
 
     def reserve(self, sequence: CachedTokens, num_tokens: int) -> int:

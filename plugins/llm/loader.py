@@ -43,11 +43,7 @@ def load(context: LoadContext) -> TransformersModel:
     """
     options = context.options
     assert isinstance(options, TransformersOptions)
-    if options.lora is not None and context.quantization is not None:
-        raise ConfigError(
-            f"models.{context.model_name}.quantization: adapters on quantized layers are not served yet. Remove it or "
-            "options.lora."
-        )
+    _check_adaptable(context, options)
     torch.set_num_threads(context.num_threads)
     device = torch.device(context.device)
     context.report(0.05, "reading the tokenizer")
@@ -84,19 +80,13 @@ def load(context: LoadContext) -> TransformersModel:
         eos_ids=facts.eos_ids,
         image_token=None if vision is None else vision.processor.image_token,
     )
+    helpers = (draft, eagle3, adapters)
     info = ModelInfo(
         max_model_len=max_model_len,
         parameters=loaded.num_parameters,
-        memory_bytes=loaded.num_bytes
-        + (0 if draft is None else draft.num_bytes)
-        + (0 if eagle3 is None else eagle3.num_bytes)
-        + (0 if adapters is None else adapters.num_bytes),
+        memory_bytes=loaded.num_bytes + sum(helper.num_bytes for helper in helpers if helper is not None),
         details={
-            "dtype": str(cache.tensors[0].dtype).removeprefix("torch."),
-            "kv_cache_tokens": cache.num_tokens,
-            "vocab_size": facts.vocab_size,
-            "has_chat_template": codec.has_chat_template,
-            **({"quantization": loaded.quantization} if loaded.quantization else {}),
+            **_details(loaded, codec),
             "images": placer is not None,
             **({} if placer is None else {"max_images": placer.max_images}),
             **conversations.details,
@@ -125,13 +115,35 @@ def load(context: LoadContext) -> TransformersModel:
         speculator=make_speculator(options.speculation, head or _proposer(draft, facts)),
         events=events,
         transfer=transfer,
-        # Beside the steps, so with half of their threads: all of them would get into each other's way.
-        vision=None
-        if vision is None
-        else VisionTower(vision.encoder, device, num_threads=max(1, context.num_threads // 2)),
+        vision=None if vision is None else _vision_tower(vision, context),
         tokens_per_image=0 if vision is None else vision.processor.typical_tokens(),
         adapters=adapters,
     )
+
+
+def _check_adaptable(context: LoadContext, options: TransformersOptions) -> None:
+    if options.lora is not None and context.quantization is not None:
+        raise ConfigError(
+            f"models.{context.model_name}.quantization: adapters on quantized layers are not served yet. Remove it or "
+            "options.lora."
+        )
+
+
+def _details(loaded: LoadedDecoder, codec: TextCodec) -> dict[str, str | int | float | bool]:
+    """What users are told of a decoder."""
+    cache = loaded.decoder.cache
+    return {
+        "dtype": str(cache.tensors[0].dtype).removeprefix("torch."),
+        "kv_cache_tokens": cache.num_tokens,
+        "vocab_size": loaded.facts.vocab_size,
+        "has_chat_template": codec.has_chat_template,
+        **({"quantization": loaded.quantization} if loaded.quantization else {}),
+    }
+
+
+def _vision_tower(vision: LoadedVision, context: LoadContext) -> VisionTower:
+    """Beside the steps, so with half of their threads: all of them would get into each other's way."""
+    return VisionTower(vision.encoder, torch.device(context.device), num_threads=max(1, context.num_threads // 2))
 
 
 def _image_placer(vision: LoadedVision, options: TransformersOptions) -> ImagePlacer:

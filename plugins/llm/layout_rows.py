@@ -1,0 +1,104 @@
+"""The rows that the granted sequences of a step have in its flat batch, and what each is for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.prompt_images import feature_rows
+from sixfold.plugins.llm.rows import AttentionRows, ScoredSpan
+from sixfold.plugins.llm.sampling import IntArray
+from sixfold.plugins.llm.tensors import to_tensor
+
+
+class Span(NamedTuple):
+    """The rows of one sequence: ``start`` to ``end`` of the batch, up to the token ``context`` of the sequence."""
+
+    place: int
+    sequence: CachedTokens
+    start: int
+    end: int
+    context: int
+
+    @property
+    def begin(self) -> int:
+        """The sequence's token that the first row computes."""
+        return self.sequence.num_computed
+
+
+class FlatRows(NamedTuple):
+    """Of all rows: their tokens, the cache blocks that these go to, and their contexts."""
+
+    token_ids: IntArray
+    blocks: IntArray
+    contexts: AttentionRows
+
+
+def flat_rows(spans: Sequence[Span], num_decodes: int, block_size: int) -> FlatRows:
+    """Tokens and places of all rows; decodes, of which there may be hundreds, at once."""
+    num_tokens = spans[-1].end
+    token_ids, positions, sequence_of = (np.empty(num_tokens, dtype=np.int64) for _ in range(3))
+    most = max(span.context for span in spans)
+    tables = np.zeros((len(spans), -(-most // block_size)), dtype=np.int64)
+    for span in spans:
+        num_blocks = -(-span.context // block_size)
+        tables[span.place, :num_blocks] = span.sequence.block_table[:num_blocks]
+    decodes = spans[:num_decodes]
+    token_ids[:num_decodes] = [span.sequence.token_ids[span.begin] for span in decodes]
+    positions[:num_decodes] = [span.begin for span in decodes]
+    sequence_of[:num_decodes] = [span.place for span in decodes]
+    for place, sequence, start, end, context in spans[num_decodes:]:
+        begin, num_known = sequence.num_computed, len(sequence.token_ids)
+        token_ids[start:end] = [*sequence.token_ids[begin:context], *sequence.drafts[: max(0, context - num_known)]]
+        positions[start:end] = np.arange(begin, context)
+        sequence_of[start:end] = place
+    contexts = AttentionRows(
+        rows=np.arange(num_tokens),
+        sequences=sequence_of,
+        lengths=positions + 1,
+        tables=tables,
+        num_tokens=int(positions.sum()) + num_tokens,
+    )
+    return FlatRows(token_ids, tables[sequence_of, positions // block_size], contexts)
+
+
+def sampled_rows(spans: Sequence[Span]) -> tuple[tuple[int, ...], list[int]]:
+    """Which sequence each logit belongs to, and the rows of these."""
+    sampled: list[int] = []
+    rows: list[int] = []
+    for place, sequence, start, end, context in spans:
+        num_known = len(sequence.token_ids)
+        if context >= num_known:
+            wanted = range(start + num_known - sequence.num_computed - 1, end)
+            sampled.extend([place] * len(wanted))
+            rows.extend(wanted)
+    return tuple(sampled), rows
+
+
+def scored_rows(spans: Sequence[Span]) -> tuple[list[ScoredSpan], list[int]]:
+    """Places of prompts that are judged, and the rows that judge them."""
+    scored: list[ScoredSpan] = []
+    rows: list[int] = []
+    for place, sequence, start, _end, context in spans:
+        begin = sequence.num_computed
+        judged = min(context, sequence.num_scored - 1)
+        if judged > begin or (sequence.num_scored == 1 and begin == 0):
+            scored.append(ScoredSpan(place, begin, max(judged, begin)))
+            rows.extend(range(start, start + max(judged, begin) - begin))
+    return scored, rows
+
+
+def image_rows_of(spans: Sequence[Span], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Rows that take an image's features, and these."""
+    rows: list[IntArray] = []
+    features: list[Tensor] = []
+    for span in spans:
+        for of_image, found in feature_rows(span.sequence.images, span.begin, span.context):
+            rows.append(of_image + span.start)
+            features.append(found)
+    return (to_tensor(np.concatenate(rows), device), torch.cat(features)) if rows else (None, None)
