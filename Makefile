@@ -30,7 +30,8 @@ test: $(STAMP) lint  ## all tests that fit 40 minutes on two cores
 	$(BIN)/sixfold pull examples/demo.yaml
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-verify: $(STAMP) lint
+verify: $(STAMP) lint  ## all tests; those of torchao, which prints much where it has nothing to do, too
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt torchao
 	$(BIN)/sixfold pull examples/demo.yaml
 	$(BIN)/python -m pytest -m "not gpu"
 

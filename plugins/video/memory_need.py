@@ -14,7 +14,8 @@ _USUAL_FRAMES = 49
 # Decoders go through a clip in parts; they hold an input, an output and a normalized copy of one.
 _DECODED_FRAMES = 17
 _DECODER_COPIES = 3
-_STEP_BYTES = 128 << 20
+# Several clips at once, encoders at work and what libraries load with the first of them: 220 MiB were seen of the demo.
+_STEP_BYTES = 256 << 20
 _CUDA_BYTES = 800 << 20
 
 
