@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Collection, Sequence
 
+from sixfold.plugins.llm.json_nesting import JsonNesting
+
 _PLAIN = re.compile(r'[^"\\{}\[\],:]+')  # a run without any of the characters that JSON's structure is made of
 _ARGUMENTS = ("arguments", "parameters")
 
@@ -21,9 +23,7 @@ class CallReader:
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
-        self._depth = 0
-        self._in_string = False
-        self._escapes = False  # whether the last character was a backslash
+        self._nesting = JsonNesting()
         self._key: str | None = None  # of the member whose value is being read
         self._part: list[str] = []  # of a key, or of a value that is read as a whole
         self._streams = False  # whether the value is the arguments' object
@@ -49,9 +49,10 @@ class CallReader:
         """
         place = 0
         while place < len(text):
-            if self._escapes:
-                end, self._escapes = place + 1, False
+            if self._nesting.escapes:
+                end = place + 1
                 self._keep(text[place])
+                self._nesting.push(text[place])
             else:
                 found = _PLAIN.match(text, place)
                 end = found.end() if found else place + 1
@@ -71,10 +72,10 @@ class CallReader:
         return taken
 
     def _read(self, text: str, *, is_structure: bool) -> None:
-        at_top = self._depth == 1 and not self._in_string
-        if self._depth == 0:
+        at_top = self._nesting.depth == 1 and not self._nesting.in_string
+        if self._nesting.depth == 0:
             if text == "{":
-                self._depth = 1
+                self._nesting.push(text)
             elif text.strip():
                 self.has_failed = True
         elif not is_structure:
@@ -88,8 +89,8 @@ class CallReader:
                 self._end_object()
         else:
             self._keep(text)
-            self._track(text)
-            if self._streams and self._depth == 1:
+            self._nesting.push(text)
+            if self._streams and self._nesting.depth == 1:
                 self._streams = False
 
     def _keep(self, text: str) -> None:
@@ -100,17 +101,6 @@ class CallReader:
             self._streams = text == "{" and self._key in _ARGUMENTS and not self._has_arguments
             self._has_arguments = self._has_arguments or self._streams
         (self._arguments if self._streams else self._part).append(text)
-
-    def _track(self, char: str) -> None:
-        if self._in_string:
-            self._escapes = char == "\\"
-            self._in_string = char != '"'
-        elif char == '"':
-            self._in_string = True
-        elif char in "{[":
-            self._depth += 1
-        elif char in "}]":
-            self._depth -= 1
 
     def _end_member(self) -> None:
         if self._key == "name":

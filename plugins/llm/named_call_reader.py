@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from sixfold.plugins.llm.json_nesting import JsonNesting
+
 _CALL_ID = "[CALL_ID]"
 """What some models write between name and arguments, followed by an id of their own; ours goes to the client."""
 
@@ -20,9 +22,7 @@ class NamedCallReader:
         self._names = names
         self._separator = separator
         self._announced: str | None = None  # the name, until the object shows that it is a call
-        self._depth = 0
-        self._in_string = False
-        self._escapes = False  # whether the last character was a backslash
+        self._nesting = JsonNesting()
         self._arguments: list[str] = []  # not given away yet
         self.raw = ""
         """All that was read, until it was known to be a call."""
@@ -45,8 +45,8 @@ class NamedCallReader:
                     return text[place:]
                 continue
             self._arguments.append(char)
-            self._track(char)
-            if self._depth == 0:
+            self._nesting.push(char)
+            if self._nesting.depth == 0:
                 self.is_done = True
                 return text[place + 1 :]
         return ""
@@ -81,16 +81,3 @@ class NamedCallReader:
     def _may_become(self, head: str, name: str) -> bool:
         with_id = name + _CALL_ID
         return head.startswith(with_id) or with_id.startswith(head) or (name + self._separator).startswith(head)
-
-    def _track(self, char: str) -> None:
-        if self._escapes:
-            self._escapes = False
-        elif self._in_string:
-            self._escapes = char == "\\"
-            self._in_string = char != '"'
-        elif char == '"':
-            self._in_string = True
-        elif char in "{[":
-            self._depth += 1
-        elif char in "}]":
-            self._depth -= 1
