@@ -138,7 +138,9 @@ def test_a_batch_as_vllm_encodes_it_is_understood() -> None:
     "payload",
     [
         pytest.param({"ts": 1.0, "events": [], "data_parallel_rank": 0}, id="an envelope that is a map"),
-        pytest.param([1.0, [["BlockRemoved", [1], "GPU"]], 0], id="events that are positional arrays, as vLLM once sent them"),
+        pytest.param(
+            [1.0, [["BlockRemoved", [1], "GPU"]], 0], id="events that are positional arrays, as vLLM once sent them"
+        ),
         pytest.param([1.0, [{"type": "BlockMoved", "block_hashes": [1]}], 0], id="an event of another type"),
     ],
 )
