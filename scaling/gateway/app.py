@@ -132,6 +132,7 @@ class Gateway:
             admission_of=self._admission_of,
             hedge_of=self._hedge_of,
             token_ids=token_ids,
+            hurry=self._prober.hurry,
             clock=self._clock,
         )
 

@@ -229,7 +229,7 @@ class Attempts:
     def _on_lost(self, replica: Replica, failure: ReplicaFailed, work: Work) -> None:
         replica_id = replica.record.replica_id
         _LOG.warning("request %s: replica %s failed: %s", work.request_id, replica_id, failure)
-        self._metrics.ejections.labels(replica_id, "begun" if failure.begun else "connect").inc()
+        self._metrics.lost.labels(replica_id, "begun" if failure.begun else "connect").inc()
         self._fleet.failed(replica_id)
         if not failure.begun:
             self._fleet.unreachable(replica)
@@ -241,7 +241,7 @@ class Attempts:
         if answer.status == 503 and b'"draining"' in answer.first:
             self._fleet.refuses(replica)
         elif answer.status >= 500 and answer.status != 504 and answer.header("x-should-retry") != "false":
-            self._metrics.ejections.labels(replica_id, str(answer.status)).inc()
+            self._metrics.lost.labels(replica_id, str(answer.status)).inc()
             self._fleet.failed(replica_id)
         else:
             self._fleet.succeeded(replica_id)

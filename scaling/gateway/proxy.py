@@ -29,13 +29,14 @@ from sixfold.core.serving.request_facts import read_headers, read_timeout_s
 from sixfold.scaling.gateway.admission import Admission
 from sixfold.scaling.gateway.attempts import Attempt, Attempts, Work
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
-from sixfold.scaling.gateway.events import WholeEvents
+from sixfold.scaling.gateway.events import EventStream
 from sixfold.scaling.gateway.fleet import Fleet
 from sixfold.scaling.gateway.inbound import Inbound, TokenIds, read_inbound, shape_of
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.owners import Owners
+from sixfold.scaling.gateway.resume import Diverged, StreamRecord, is_resumable
 from sixfold.scaling.gateway.settings import GatewaySettings
-from sixfold.scaling.gateway.upstream import AnswerTorn, Headers, Outgoing
+from sixfold.scaling.gateway.upstream import Answer, AnswerTorn, Headers, Outgoing
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ _NOT_FORWARDED = _OF_CONNECTION | {
 }
 _NOT_PASSED_BACK = _OF_CONNECTION | {"date", "server", "x-request-id"}
 _EVERY_REPLICA = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/sleep", "/wake_up", "/metrics"))
+_DEADLINE_GRACE_S = 1.0
+"""A replica ends its answer at the deadline itself; the gateway does when it is this late."""
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -69,6 +72,7 @@ class Parts:
     admission_of: Callable[[str], Admission]
     hedge_of: Callable[[str], HedgeClock]
     token_ids: TokenIds | None
+    hurry: Callable[[], None]
     clock: Callable[[], float]
 
 
@@ -132,6 +136,7 @@ class ProxiedRequest:
         self._task: asyncio.Task[object] | None = None
         self._started = False
         self._is_sse = False
+        self._resumes = False
 
     def abort(self, reason: RequestError) -> None:
         """Ends it now; its client is told ``reason``."""
@@ -192,6 +197,7 @@ class ProxiedRequest:
                 )
             self._label = model
         work = self._work(inbound)
+        self._resumes = parts.settings.resume_streams and is_resumable(inbound)
         principal.limiter.begin()
         admission = parts.admission_of(self._label)
         try:
@@ -285,29 +291,68 @@ class ProxiedRequest:
         answer = attempt.answer
         self._is_sse = (answer.header("content-type") or "").startswith("text/event-stream")
         await self._start(answer.status, answer.headers)
-        events = WholeEvents() if self._is_sse else None
         try:
-            async with asyncio.timeout(
-                None if work.deadline_s is None else work.deadline_s - self._parts.clock() + 1.0
-            ):
-                await self._send_part(
-                    events.feed(answer.first) if events else answer.first, more=not answer.whole or bool(events)
-                )
-                if answer.whole and events is None:
-                    return
-                async for chunk in answer.rest():
-                    await self._send_part(events.feed(chunk) if events else chunk, more=True)
+            left_s = None if work.deadline_s is None else work.deadline_s - self._parts.clock() + _DEADLINE_GRACE_S
+            async with asyncio.timeout(left_s):
+                if self._is_sse:
+                    await self._pass_events(attempt, work)
+                else:
+                    await self._pass_bytes(answer)
         except AnswerTorn as torn:
-            self._parts.fleet.failed(attempt.decision.replica_id)
-            _LOG.warning(
-                "request %s: replica %s was lost in mid-answer: %s", self._request_id, attempt.decision.replica_id, torn
-            )
             raise WorkerDied(
                 "The server that worked on this request was lost in the middle of its answer. Try again."
             ) from torn
         except TimeoutError:
             raise DeadlineExceeded("The request's deadline passed before it was done.") from None
-        await self._send_part(events.rest() if events else b"", more=False)
+
+    async def _pass_bytes(self, answer: Answer) -> None:
+        await self._send_part(answer.first, more=not answer.whole)
+        if not answer.whole:
+            async for chunk in answer.rest():
+                await self._send_part(chunk, more=True)
+            await self._send_part(b"", more=False)
+
+    async def _pass_events(self, attempt: Attempt, work: Work) -> None:
+        """Passes a stream of events on; one that can go on elsewhere does."""
+        stream = EventStream(self._send_part, StreamRecord() if self._resumes else None)
+        try:
+            await stream.pass_on(attempt.answer)
+        except AnswerTorn as torn:
+            self._lost(attempt, torn)
+            await self._resume(stream, attempt, work, torn)
+        await self._send_part(b"", more=False)
+
+    async def _resume(self, stream: EventStream, attempt: Attempt, work: Work, torn: AnswerTorn) -> None:
+        parts = self._parts
+        attempt.close(failed=True)
+        for _attempt in range(1, parts.settings.retries.max_attempts):
+            if not stream.can_resume:
+                break
+            await parts.budget.take()
+            try:
+                again = await parts.attempts.first_answer(work)
+            finally:
+                parts.budget.give_back()
+            try:
+                await stream.resume(again.answer)
+                parts.metrics.resumes.labels(self._label, "done").inc()
+                return
+            except AnswerTorn as lost:
+                self._lost(again, lost)
+                torn = lost
+            except Diverged:
+                parts.metrics.resumes.labels(self._label, "diverged").inc()
+                break
+            finally:
+                again.close()
+        raise torn
+
+    def _lost(self, attempt: Attempt, torn: AnswerTorn) -> None:
+        replica_id = attempt.decision.replica_id
+        _LOG.warning("request %s: replica %s was lost in mid-answer: %s", self._request_id, replica_id, torn)
+        self._parts.metrics.lost.labels(replica_id, "mid_answer").inc()
+        self._parts.fleet.failed(replica_id)
+        self._parts.hurry()
 
     async def _start(self, status: int, headers: Headers) -> None:
         self._started = True
