@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from random import Random
 from time import monotonic
 
@@ -35,7 +35,7 @@ from sixfold.scaling.gateway.prober import Prober
 from sixfold.scaling.gateway.proxy import Buffered, Parts, ProxiedRequest
 from sixfold.scaling.gateway.settings import GatewaySettings, RoutingSettings
 from sixfold.scaling.gateway.upstream import Upstream
-from sixfold.scaling.registry import Registry
+from sixfold.scaling.registry import Registry, ReplicaRecord
 from sixfold.scaling.route.affinity import Affinity
 from sixfold.scaling.route.hash_ring import BoundedHash
 from sixfold.scaling.route.kv_aware import KvAware
@@ -95,7 +95,8 @@ class Gateway:
         self._buffered = Buffered(settings.admission.max_buffered_bytes)
         self._router = Router(build_policy(settings.routing, self.kv_index))
         self._metrics = GatewayMetrics(self._gauges)
-        self.fleet = Fleet(self._router, OutlierDetector(settings.outliers), clock, self._pump)
+        self.fleet = Fleet(self._router, OutlierDetector(settings.outliers), clock, self._on_change)
+        self._follow_caches: Callable[[list[ReplicaRecord]], None] | None = None
         self._upstream = Upstream(connect_timeout_s=settings.health.connect_timeout_s)
         self._prober = Prober(settings, self.fleet, self._upstream, registry, clock)
         self._parts = self._build_parts(token_ids)
@@ -139,7 +140,14 @@ class Gateway:
     @asynccontextmanager
     async def lifespan(self, _app: object) -> AsyncIterator[None]:
         """Watches the replicas while the block runs; it begins when each was looked at once."""
-        async with self._upstream:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._upstream)
+            if self._gateway_settings.routing.policy == "kv":
+                from sixfold.scaling.gateway.kv_subscriber import KvSubscriber  # loads ZMQ, which the rest does without
+
+                subscriber = KvSubscriber(self.kv_index)
+                stack.push_async_callback(subscriber.close)
+                self._follow_caches = subscriber.follow
             looked = asyncio.Event()
             watching = asyncio.create_task(self._prober.run(looked.set))
             try:
@@ -254,7 +262,9 @@ class Gateway:
     def _hedge_of(self, model: str) -> HedgeClock:
         return self._hedges.setdefault(model, HedgeClock(self._gateway_settings.hedging))
 
-    def _pump(self) -> None:
+    def _on_change(self) -> None:
+        if self._follow_caches is not None:
+            self._follow_caches([replica.record for replica in self.fleet])
         for admission in self._admissions.values():
             admission.pump()
 
