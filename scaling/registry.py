@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Protocol
@@ -173,7 +173,7 @@ class LeaseView:
 
 
 @asynccontextmanager
-async def lease(registry: Registry, record: ReplicaRecord, *, ttl_s: float) -> AsyncIterator[None]:
+async def lease(registry: Registry, record: ReplicaRecord, *, ttl_s: float) -> AsyncGenerator[None]:
     """Holds a replica's lease while the block runs, and gives it back at the end.
 
     The block is cancelled with `LeaseLost` when another process has taken the id over.

@@ -7,9 +7,8 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from random import Random
 from time import monotonic
 
 import msgspec
@@ -27,42 +26,23 @@ from sixfold.scaling.gateway.admission import Admission
 from sixfold.scaling.gateway.attempts import Attempts
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
 from sixfold.scaling.gateway.fleet import Fleet
+from sixfold.scaling.gateway.forwarding import Buffered
 from sixfold.scaling.gateway.inbound import TokenIds
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.outlier import OutlierDetector
 from sixfold.scaling.gateway.owners import Owners
+from sixfold.scaling.gateway.parts import Parts
+from sixfold.scaling.gateway.policies import build_policy
 from sixfold.scaling.gateway.prober import Prober
-from sixfold.scaling.gateway.proxy import Buffered, Parts, ProxiedRequest
-from sixfold.scaling.gateway.settings import GatewaySettings, RoutingSettings
+from sixfold.scaling.gateway.proxy import ProxiedRequest
+from sixfold.scaling.gateway.settings import GatewaySettings
 from sixfold.scaling.gateway.upstream import Upstream
 from sixfold.scaling.registry import Registry, ReplicaRecord
-from sixfold.scaling.route.affinity import Affinity
-from sixfold.scaling.route.hash_ring import BoundedHash
-from sixfold.scaling.route.kv_aware import KvAware
 from sixfold.scaling.route.kv_index import KvIndex
-from sixfold.scaling.route.load import PowerOfTwo, RoundRobin
-from sixfold.scaling.route.policy import Policy
-from sixfold.scaling.route.prefix import PrefixAffinity
 from sixfold.scaling.route.router import Router
 
 _LOG = logging.getLogger(__name__)
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
-
-
-def build_policy(routing: RoutingSettings, index: KvIndex) -> Policy:
-    """The policy that the settings name, with the affinities around those that know caches."""
-    guess = PrefixAffinity(routing.remembered_blocks)
-    match routing.policy:
-        case "round_robin":
-            return RoundRobin()
-        case "power_of_two":
-            return Affinity(PowerOfTwo(Random()))
-        case "hash":
-            return BoundedHash()
-        case "prefix":
-            return Affinity(guess)
-        case "kv":
-            return Affinity(KvAware(index, guess))
 
 
 class Gateway:
@@ -138,7 +118,7 @@ class Gateway:
         )
 
     @asynccontextmanager
-    async def lifespan(self, _app: object) -> AsyncIterator[None]:
+    async def lifespan(self, _app: object) -> AsyncGenerator[None]:
         """Watches the replicas while the block runs; it begins when each was looked at once."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._upstream)

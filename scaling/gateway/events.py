@@ -56,11 +56,6 @@ class EventStream:
         self._send = send
         self._record = record
 
-    @property
-    def can_resume(self) -> bool:
-        """Whether another replica's answer could go on with it."""
-        return self._record is not None
-
     async def pass_on(self, answer: Answer) -> None:
         """Sends a first answer's events as they come.
 
@@ -81,8 +76,6 @@ class EventStream:
             Diverged: It is another answer.
         """
         assert self._record is not None
-        if self._record.is_done:
-            return
         if answer.status != 200 or not (answer.header("content-type") or "").startswith("text/event-stream"):
             raise Diverged
         whole = WholeEvents()

@@ -35,6 +35,7 @@ class Replica:
 
     Attributes:
         record: As configured or published.
+        was_seen: Whether any probe was ever answered.
         up: Whether its last probe, and no connection since, said so.
         draining: Whether it takes no new requests.
         names: What it serves, by the name that clients use.
@@ -44,6 +45,7 @@ class Replica:
     def __init__(self, record: ReplicaRecord) -> None:
         self.record = record
         self.up = False
+        self.was_seen = False
         self.draining = record.draining
         self.names: Mapping[str, ServedName] = {}
         self.listing: Mapping[str, msgspec.Raw] = {}
@@ -85,6 +87,11 @@ class Fleet:
         """Whether any replica, present or past, served the model."""
         return model in self._known_models
 
+    @property
+    def may_know_more(self) -> bool:
+        """Whether there are replicas whose models were never heard of."""
+        return not all(replica.was_seen for replica in self._replicas.values())
+
     def set_records(self, records: Sequence[ReplicaRecord]) -> None:
         """Takes over who is there now."""
         wanted = {record.replica_id: record for record in records}
@@ -111,7 +118,7 @@ class Fleet:
         replica.names = {each: entry for each, (entry, _raw) in named.items() if entry.state not in _UNUSABLE}
         replica.listing = {each: raw for each, (_entry, raw) in named.items()}
         replica.facts = _facts(replica.record, replica.names)
-        replica.up = True
+        replica.up = replica.was_seen = True
         replica.draining = draining or replica.record.draining
         for name in replica.names:
             if len(self._known_models) < _MAX_KNOWN_MODELS:

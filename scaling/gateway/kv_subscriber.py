@@ -148,7 +148,7 @@ class KvSubscriber:
         with self._context.socket(zmq.DEALER) as socket:
             socket.setsockopt(zmq.LINGER, 0)
             socket.connect(announcer.replay)
-            await socket.send_multipart((b"", first.to_bytes(8, "big")))
+            await socket.send_multipart((b"", first.to_bytes(8, "big")))  # pyright: ignore[reportUnknownMemberType]  # untyped parts
             try:
                 while True:
                     async with asyncio.timeout(_REPLAY_TIMEOUT_S):

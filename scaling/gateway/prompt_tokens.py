@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -46,9 +47,8 @@ def load_token_ids(tokenizers: Mapping[str, str]) -> TokenIds:
 
 def _load(model: str, source: str) -> Callable[[bytes, bytes, bytes], tuple[int, ...] | None]:
     try:
-        from transformers import AutoTokenizer
-
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        transformers: Any = importlib.import_module("transformers")  # untyped, and slow to import
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source)
     except ModuleNotFoundError as missing:
         raise ConfigError(f"routing.tokenizers needs {missing.name}: pip install 'sixfold[llm]'.") from missing
     except (OSError, ValueError) as error:

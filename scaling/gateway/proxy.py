@@ -3,95 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
-from sixfold.core.errors import (
-    DeadlineExceeded,
-    InvalidRequest,
-    ModelNotFound,
-    NotFound,
-    QueueFull,
-    RequestCancelled,
-    RequestError,
-    WorkerDied,
-)
+from sixfold.core.errors import ModelNotFound, NotFound, NotReady, RequestCancelled, RequestError
 from sixfold.core.serving.body import BodyStream
-from sixfold.core.serving.error_responses import error_json, error_response
 from sixfold.core.serving.form_reader import is_form
 from sixfold.core.serving.keys import Principal
-from sixfold.core.serving.request_facts import read_headers, read_timeout_s
-from sixfold.scaling.gateway.admission import Admission
-from sixfold.scaling.gateway.attempts import Attempt, Attempts, Work
-from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
-from sixfold.scaling.gateway.events import EventStream
-from sixfold.scaling.gateway.fleet import Fleet
-from sixfold.scaling.gateway.inbound import Inbound, TokenIds, read_inbound, shape_of
-from sixfold.scaling.gateway.metrics import GatewayMetrics
-from sixfold.scaling.gateway.owners import Owners
-from sixfold.scaling.gateway.resume import Diverged, StreamRecord, is_resumable
-from sixfold.scaling.gateway.settings import GatewaySettings
-from sixfold.scaling.gateway.upstream import Answer, AnswerTorn, Headers, Outgoing
+from sixfold.core.serving.request_facts import read_headers
+from sixfold.scaling.gateway.attempts import Work
+from sixfold.scaling.gateway.forwarding import Buffered, deadline_of, forwarded_headers
+from sixfold.scaling.gateway.inbound import Inbound, read_inbound, shape_of
+from sixfold.scaling.gateway.parts import Parts
+from sixfold.scaling.gateway.relay import Relay
+from sixfold.scaling.gateway.resume import is_resumable
+from sixfold.scaling.gateway.upstream import Outgoing
 
-_LOG = logging.getLogger(__name__)
-
-_OF_CONNECTION = frozenset(
-    ("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
-     "transfer-encoding", "upgrade")
-)  # fmt: skip
-_NOT_FORWARDED = _OF_CONNECTION | {
-    "host",
-    "content-length",
-    "expect",
-    "x-request-id",
-    "x-request-timeout-s",
-    "x-request-deadline",
-}
-_NOT_PASSED_BACK = _OF_CONNECTION | {"date", "server", "x-request-id"}
 _EVERY_REPLICA = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/sleep", "/wake_up", "/metrics"))
-_DEADLINE_GRACE_S = 1.0
-"""A replica ends its answer at the deadline itself; the gateway does when it is this late."""
-_DONE = b"data: [DONE]\n\n"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What all requests of a gateway share."""
-
-    settings: GatewaySettings
-    fleet: Fleet
-    attempts: Attempts
-    budget: RetryBudget
-    metrics: GatewayMetrics
-    owners: Owners
-    admission_of: Callable[[str], Admission]
-    hedge_of: Callable[[str], HedgeClock]
-    token_ids: TokenIds | None
-    hurry: Callable[[], None]
-    clock: Callable[[], float]
-
-
-class Buffered:
-    """Bytes of request bodies that are held, against their bound."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self.num_bytes = 0
-
-    def take(self, num_bytes: int) -> None:
-        """Counts bytes that came; give them back with a negative number.
-
-        Raises:
-            QueueFull: There is no room; nothing was counted.
-        """
-        if num_bytes > 0 and self.num_bytes + num_bytes > self._max_bytes:
-            raise QueueFull("The gateway holds as many request bodies as it may. Try again later.", retry_after_s=1.0)
-        self.num_bytes += num_bytes
 
 
 class ProxiedRequest:
@@ -124,7 +52,6 @@ class ProxiedRequest:
         self._buffered = buffered
         self._scope = scope
         self._receive = receive
-        self._send = send
         self._request_id = request_id
         self._principal = principal
         self._tenant = tenant
@@ -134,9 +61,7 @@ class ProxiedRequest:
         self._label = ""  # the model's name in metrics: only of models that exist
         self._reason: RequestError | None = None
         self._task: asyncio.Task[object] | None = None
-        self._started = False
-        self._is_sse = False
-        self._resumes = False
+        self._relay = Relay(parts, send, request_id)
 
     def abort(self, reason: RequestError) -> None:
         """Ends it now; its client is told ``reason``."""
@@ -191,13 +116,14 @@ class ProxiedRequest:
     async def _admit_and_answer(self, inbound: Inbound) -> None:
         parts, principal, model = self._parts, self._principal, inbound.model
         if model is not None:
+            if not parts.fleet.knows(model) and parts.fleet.may_know_more:
+                raise NotReady("Not all servers were reached yet. Try again in a moment.", retry_after_s=2.0)
             if not parts.fleet.knows(model) or not principal.may_use(model):
                 raise ModelNotFound(
                     f"The model {model[:200]!r} does not exist. GET /v1/models lists all.", param="model"
                 )
             self._label = model
         work = self._work(inbound)
-        self._resumes = parts.settings.resume_streams and is_resumable(inbound)
         principal.limiter.begin()
         admission = parts.admission_of(self._label)
         try:
@@ -229,45 +155,23 @@ class ProxiedRequest:
             tenant=self._tenant,
             token_ids=parts.token_ids,
         )
-        key = parts.settings.replica_key
-        headers = [
-            (name.decode("latin-1"), value.decode("latin-1"))
-            for name, value in self._scope["headers"]
-            if (text := name.decode("latin-1")) not in _NOT_FORWARDED
-            and not (key is not None and text == "authorization")
-        ]
-        headers.append(("x-request-id", self._request_id))
-        if key is not None:
-            headers.append(("authorization", f"Bearer {key}"))
+        headers = forwarded_headers(
+            self._scope["headers"], request_id=self._request_id, replica_key=parts.settings.replica_key
+        )
+        limit_s = parts.settings.server.request_timeout_s
         return Work(
             request_id=self._request_id,
             model=inbound.model,
             shape=shape,
             outgoing=Outgoing(method=inbound.method, target=inbound.target, headers=headers, body=inbound.body),
             replayable=inbound.replayable,
-            deadline_s=self._deadline_s(),
+            deadline_s=deadline_of(self._headers, limit_s=limit_s, arrived_s=self._arrived_s),
             only=parts.owners.owner_of(inbound),
         )
 
-    def _deadline_s(self) -> float | None:
-        timeout_s = read_timeout_s(self._headers, self._parts.settings.server.request_timeout_s)
-        header = self._headers.get("x-request-deadline")
-        if header is not None:
-            try:
-                left_s = float(header) - time.time()
-            except ValueError:
-                left_s = math.nan
-            if not math.isfinite(left_s):
-                raise InvalidRequest(f"Header x-request-deadline: {header[:40]!r} is no Unix time in seconds.")
-            if left_s <= 0.0:
-                raise DeadlineExceeded(
-                    "The request's deadline had passed when it came. Compare the clocks if it had not."
-                )
-            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
-        return None if timeout_s is None else self._arrived_s + timeout_s
-
     async def _answer(self, inbound: Inbound, work: Work) -> None:
         parts = self._parts
+        resumes = parts.settings.resume_streams and is_resumable(inbound)
         hedge = parts.hedge_of(self._label)
         hedge.arrived()
         attempt = await parts.attempts.first_answer(work, hedge)
@@ -277,95 +181,14 @@ class ProxiedRequest:
             if attempt.answer.status < 400:
                 hedge.answered(delay_s)
             parts.owners.learn(inbound, attempt)
-            await self._pass_on(attempt, work)
-            outcome = parts.metrics.successes.labels(self._label) if attempt.answer.status < 400 else None
-            if outcome is None:
-                parts.metrics.failures.labels(self._label, str(attempt.answer.status)).inc()
+            await self._relay.pass_on(attempt, work, resumes=resumes)
+            if attempt.answer.status < 400:
+                parts.metrics.successes.labels(self._label).inc()
             else:
-                outcome.inc()
+                parts.metrics.failures.labels(self._label, str(attempt.answer.status)).inc()
             parts.metrics.e2e_latency.labels(self._label).observe(parts.clock() - self._arrived_s)
         finally:
             attempt.close()
-
-    async def _pass_on(self, attempt: Attempt, work: Work) -> None:
-        answer = attempt.answer
-        self._is_sse = (answer.header("content-type") or "").startswith("text/event-stream")
-        await self._start(answer.status, answer.headers)
-        try:
-            left_s = None if work.deadline_s is None else work.deadline_s - self._parts.clock() + _DEADLINE_GRACE_S
-            async with asyncio.timeout(left_s):
-                if self._is_sse:
-                    await self._pass_events(attempt, work)
-                else:
-                    await self._pass_bytes(answer)
-        except AnswerTorn as torn:
-            raise WorkerDied(
-                "The server that worked on this request was lost in the middle of its answer. Try again."
-            ) from torn
-        except TimeoutError:
-            raise DeadlineExceeded("The request's deadline passed before it was done.") from None
-
-    async def _pass_bytes(self, answer: Answer) -> None:
-        await self._send_part(answer.first, more=not answer.whole)
-        if not answer.whole:
-            async for chunk in answer.rest():
-                await self._send_part(chunk, more=True)
-            await self._send_part(b"", more=False)
-
-    async def _pass_events(self, attempt: Attempt, work: Work) -> None:
-        """Passes a stream of events on; one that can go on elsewhere does."""
-        stream = EventStream(self._send_part, StreamRecord() if self._resumes else None)
-        try:
-            await stream.pass_on(attempt.answer)
-        except AnswerTorn as torn:
-            self._lost(attempt, torn)
-            await self._resume(stream, attempt, work, torn)
-        await self._send_part(b"", more=False)
-
-    async def _resume(self, stream: EventStream, attempt: Attempt, work: Work, torn: AnswerTorn) -> None:
-        parts = self._parts
-        attempt.close(failed=True)
-        for _attempt in range(1, parts.settings.retries.max_attempts):
-            if not stream.can_resume:
-                break
-            await parts.budget.take()
-            try:
-                again = await parts.attempts.first_answer(work)
-            finally:
-                parts.budget.give_back()
-            try:
-                await stream.resume(again.answer)
-                parts.metrics.resumes.labels(self._label, "done").inc()
-                return
-            except AnswerTorn as lost:
-                self._lost(again, lost)
-                torn = lost
-            except Diverged:
-                parts.metrics.resumes.labels(self._label, "diverged").inc()
-                break
-            finally:
-                again.close()
-        raise torn
-
-    def _lost(self, attempt: Attempt, torn: AnswerTorn) -> None:
-        replica_id = attempt.decision.replica_id
-        _LOG.warning("request %s: replica %s was lost in mid-answer: %s", self._request_id, replica_id, torn)
-        self._parts.metrics.lost.labels(replica_id, "mid_answer").inc()
-        self._parts.fleet.failed(replica_id)
-        self._parts.hurry()
-
-    async def _start(self, status: int, headers: Headers) -> None:
-        self._started = True
-        raw = [
-            (name.lower().encode("latin-1"), value.encode("latin-1"))
-            for name, value in headers
-            if name.lower() not in _NOT_PASSED_BACK
-        ]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
-
-    async def _send_part(self, part: bytes, *, more: bool) -> None:
-        if part or not more:
-            await self._send({"type": "http.response.body", "body": part, "more_body": more})
 
     async def _watch_for_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -373,15 +196,7 @@ class ProxiedRequest:
         self.abort(RequestCancelled("The client went away."))
 
     async def _tell(self, error: RequestError) -> None:
-        """Answers with an error, also in the middle of a stream of events.
-
-        In the middle of any other answer nothing can be said: without its last part, the server breaks the connection.
-        """
         if self._label:
             self._parts.metrics.failures.labels(self._label, error.code or "internal_error").inc()
-        if isinstance(error, RequestCancelled):
-            return
-        if not self._started:
-            await error_response(error)(self._scope, self._receive, self._send)
-        elif self._is_sse:
-            await self._send_part(b"data: " + error_json(error) + b"\n\n" + _DONE, more=False)
+        if not isinstance(error, RequestCancelled):
+            await self._relay.tell(error, self._scope, self._receive)

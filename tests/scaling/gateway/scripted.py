@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,10 +93,15 @@ class ScriptedReplica:
     async def kill(self) -> None:
         """Ends it as SIGKILL would: the port refuses, connections are reset."""
         assert self._server is not None
-        self._server.close()
-        for writer in tuple(self._writers):
-            writer.transport.abort()
-        await asyncio.sleep(0)
+        for listener in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+        # What was just accepted takes some turns to come up; a server that is closed meanwhile would lose its socket.
+        for turn in range(8):
+            if turn == 4:
+                self._server.close()
+            for writer in tuple(self._writers):
+                writer.transport.abort()
+            await asyncio.sleep(0)
 
     async def wait_seen(self, count: int) -> None:
         async with asyncio.timeout(WAIT_S), self.asked:
@@ -203,7 +208,7 @@ class RunningGateway:
 
 
 @asynccontextmanager
-async def fleet(*replicas: ScriptedReplica, **settings: Any) -> AsyncIterator[RunningGateway]:
+async def fleet(*replicas: ScriptedReplica, **settings: Any) -> AsyncGenerator[RunningGateway]:
     """Starts the replicas and a gateway before them. Unless told otherwise it probes once and then never."""
     for replica in replicas:
         await replica.start()
@@ -214,16 +219,16 @@ async def fleet(*replicas: ScriptedReplica, **settings: Any) -> AsyncIterator[Ru
         "server": ServerSettings(port=0, drain_timeout_s=5.0),
         **settings,
     }
-    async with run_gateway(Gateway(GatewaySettings.model_validate(settings))) as running:
-        try:
+    try:
+        async with run_gateway(Gateway(GatewaySettings.model_validate(settings))) as running:
             yield running
-        finally:
-            for replica in replicas:
-                await replica.kill()
+    finally:
+        for replica in replicas:
+            await replica.kill()
 
 
 @asynccontextmanager
-async def run_gateway(gateway: Gateway) -> AsyncIterator[RunningGateway]:
+async def run_gateway(gateway: Gateway) -> AsyncGenerator[RunningGateway]:
     """Serves until the block ends, then drains."""
     listening: asyncio.Future[Listening] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(serve(gateway, on_listening=listening.set_result))

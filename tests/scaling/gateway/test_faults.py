@@ -228,3 +228,20 @@ async def test_a_gateway_that_drains_ends_what_it_has_and_takes_no_more() -> Non
         assert (status, json.loads(content)["error"]["code"]) == (503, "draining")
         slow.go.set()
         assert (await streaming)[1].endswith(b"data: [DONE]\n\n")
+
+
+async def test_while_servers_were_never_reached_an_unknown_model_may_still_be_theirs() -> None:
+    up, down = ScriptedReplica("up"), ScriptedReplica("down", models=["other"])
+    await up.start()
+    await down.start()
+    await down.kill()
+    async with fleet(replicas=[up.url, down.url], health={"interval_s": 0.02}) as gateway:
+        status, content, _headers = await gateway.ask({"model": "other"})
+        assert (status, json.loads(content)["error"]["code"]) == (503, "not_ready")
+        await down.start()
+        async with asyncio.timeout(20):
+            while (await gateway.ask({"model": "other"}))[0] != 200:
+                pass
+        assert (await gateway.ask({"model": "nobody's"}))[0] == 404
+    await up.kill()
+    await down.kill()

@@ -17,7 +17,7 @@ from sixfold.scaling.route.kv_aware import KvAware
 from sixfold.scaling.route.kv_events import BlockStored
 from sixfold.scaling.route.kv_index import KvIndex
 from sixfold.scaling.route.load import PowerOfTwo, RoundRobin
-from sixfold.scaling.route.policy import Candidate, Policy, RequestShape
+from sixfold.scaling.route.policy import Candidate, Decision, Policy, RequestShape
 from sixfold.scaling.route.prefix import BLOCK_BYTES, PrefixAffinity, hash_blocks
 from sixfold.scaling.route.router import ReplicaFacts, Router
 
@@ -74,7 +74,7 @@ def test_loads_are_those_of_the_open_decisions_and_nothing_is_left_at_the_end(
 ) -> None:
     router = Router(POLICIES[name]())
     fleet = replicas(3)
-    kept = []
+    kept: list[Decision] = []
     for now_s, (shape, then) in enumerate(steps):
         decision = router.select(shape, fleet, float(now_s))
         if then == "keep":
