@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 TRANSFER_FIELD = "kv_transfer_params"
 """vLLM's name for how a prompt is computed by one server and answered by another."""
@@ -39,7 +39,8 @@ def can_split(path: str, body: Mapping[str, Any]) -> bool:
         return isinstance(body.get("messages"), list)
     prompt = body.get("prompt")
     if isinstance(prompt, list):
-        return len(prompt) == 1 or all(type(token) is int for token in prompt)
+        items = cast("list[object]", prompt)
+        return len(items) == 1 or all(type(item) is int for item in items)
     return isinstance(prompt, str)
 
 
@@ -49,10 +50,14 @@ def prefill_body(body: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"max_tokens": 1, TRANSFER_FIELD: {"do_remote_decode": True}}
 
 
-def handle_of(answer: Any) -> Mapping[str, Any] | None:
+def handle_of(answer: object) -> Mapping[str, Any] | None:
     """What the answer to `prefill_body` gives to the other server; None if it has no handle, as when no block was full."""
-    found = answer.get(TRANSFER_FIELD) if isinstance(answer, dict) else None
-    return found if isinstance(found, dict) and found.get("handle") is not None else None
+    found = _object(_object(answer).get(TRANSFER_FIELD))
+    return found if found.get("handle") is not None else None
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def decode_body(body: Mapping[str, Any], handle: Mapping[str, Any] | None) -> dict[str, Any]:
