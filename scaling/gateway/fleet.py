@@ -89,8 +89,8 @@ class Fleet:
 
     @property
     def may_know_more(self) -> bool:
-        """Whether there are replicas whose models were never heard of."""
-        return not all(replica.was_seen for replica in self._replicas.values())
+        """Whether there are replicas whose models were never heard of, or none at all."""
+        return not self._replicas or not all(replica.was_seen for replica in self._replicas.values())
 
     def set_records(self, records: Sequence[ReplicaRecord]) -> None:
         """Takes over who is there now."""

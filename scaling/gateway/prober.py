@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 
 from sixfold.scaling.gateway.fleet import Fleet, Replica
 from sixfold.scaling.gateway.settings import GatewaySettings
 from sixfold.scaling.gateway.upstream import ReplicaFailed, Upstream
-from sixfold.scaling.registry import LeaseView, Registry, ReplicaRecord, Row
+from sixfold.scaling.registry import LeaseView, Registry, ReplicaRecord
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,23 +81,22 @@ class Prober:
         self._hurry.set()
 
     async def read_registry(self) -> None:
-        """Takes over who is published now."""
-        rows: Sequence[Row] = ()
-        if self._registry is not None:
-            try:
-                rows = await asyncio.to_thread(self._registry.rows)
-            except Exception as error:  # a store of any kind: what was known stays in force, which is what survives it
-                _LOG.warning("the registry can't be read, the known replicas stay: %s", error)
-                return
-        now_s = self._clock()
-        alive = self._leases.observe(rows, now_s)
-        self._fleet.set_records((*self._static, *alive.values()))
-        for row in self._leases.abandoned(rows, now_s):
-            assert self._registry is not None  # it gave the rows
-            record = row.record
-            await asyncio.to_thread(
-                self._registry.withdraw, record.replica_id, record.incarnation, renewals=row.renewals
-            )
+        """Takes over who is published now, and clears away who was for long not."""
+        if self._registry is None:
+            self._fleet.set_records(self._static)
+            return
+        try:
+            rows = await asyncio.to_thread(self._registry.rows)
+            now_s = self._clock()
+            alive = self._leases.observe(rows, now_s)
+            self._fleet.set_records((*self._static, *alive.values()))
+            for row in self._leases.abandoned(rows, now_s):
+                record, renewals = row.record, row.renewals
+                await asyncio.to_thread(
+                    self._registry.withdraw, record.replica_id, record.incarnation, renewals=renewals
+                )
+        except Exception as error:  # a store of any kind: what was known stays in force, which is what survives it
+            _LOG.warning("the registry can't be used, the known replicas stay: %s", error)
 
     async def probe_all(self) -> None:
         """Probes every replica once, all at the same time."""

@@ -92,6 +92,8 @@ class ProxiedRequest:
     async def _read(self) -> Inbound:
         scope, server = self._scope, self._parts.settings.server
         path: str = scope["path"]
+        if not path.startswith("/"):
+            raise NotFound("This is no path of a server. GET /v1/models lists the models.")
         if path in _EVERY_REPLICA:
             raise NotFound(f"{path} concerns single servers. Send it to each of them, not to the gateway.")
         form = is_form(self._headers)

@@ -147,6 +147,8 @@ class Upstream:
             raise ReplicaFailed(f"no connection: {error.os_error or error}", begun=False) from error
         except aiohttp.ConnectionTimeoutError as error:
             raise ReplicaFailed("no connection in time", begun=False) from error
+        except ValueError as error:  # what published this replica wrote no address
+            raise ReplicaFailed(f"{url!r} is no address: {error}", begun=False) from error
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             if response is not None:
                 response.close()

@@ -154,3 +154,18 @@ async def test_health_readiness_and_metrics_are_the_gateways_own() -> None:
         assert await gateway.metric("sixfold:request_success_total", model_name="m") == 1
         assert await gateway.metric("sixfold:time_to_first_token_seconds_count", model_name="m") == 1
         assert await gateway.metric("sixfold:num_requests_running", replica=replica.url) == 0
+
+
+@pytest.mark.parametrize(
+    "line", [b"OPTIONS * HTTP/1.1", b"GET http://elsewhere.example/x HTTP/1.1", b"GET //a@b/ HTTP/1.1"]
+)
+async def test_no_form_of_a_target_reaches_another_host_or_breaks_the_gateway(line: bytes) -> None:
+    replica = ScriptedReplica("a")
+    async with fleet(replica) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.listening.port)
+        writer.write(line + b"\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 4"))
+    assert all(seen.headers["host"] == replica.url.removeprefix("http://") for seen in replica.seen)
