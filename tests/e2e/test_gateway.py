@@ -90,7 +90,8 @@ def ask(url: str, prompt: str, *, stream: bool, on_text: threading.Event | None 
 
 def test_no_client_sees_that_a_server_is_killed_in_mid_stream(gateway: DemoServer, servers: list[DemoServer]) -> None:
     with ThreadPoolExecutor(2 * NUM_STREAMS) as pool:
-        expected = list(pool.map(lambda prompt: ask(servers[1].url, prompt, stream=False), PROMPTS))
+        alone = [pool.submit(ask, servers[1].url, prompt, stream=False) for prompt in PROMPTS]
+        expected = [each.result() for each in alone]
         begun = [threading.Event() for _stream in PROMPTS]
         streams = [
             pool.submit(ask, gateway.url, prompt, stream=True, on_text=event)
