@@ -95,7 +95,13 @@ def engine_steps() -> list[dict[str, float]]:
             prompt, 2, 1, replay_concurrency=1, capture_per_request=True
         ).per_request
         steps.append(
-            {"steps": 1, "prefill_tokens": prompt, "decode_rows": 0, "kv_tokens": 0, "seconds": request["ttft_ms"] / 1000}
+            {
+                "steps": 1,
+                "prefill_tokens": prompt,
+                "decode_rows": 0,
+                "kv_tokens": 0,
+                "seconds": request["ttft_ms"] / 1000,
+            }
         )
     for rows, context in DECODE:
         # All prompts in one step, so that all sequences decode side by side from their first token to their last.

@@ -17,7 +17,6 @@ class ModelLoad(msgspec.Struct, frozen=True, kw_only=True):
         state: Where the model is in its life, as in ``/ready``.
         num_in_flight: Requests that were admitted and have not ended; fractional where averaged over a time.
         num_waiting: Those of them that no step has served yet.
-        num_held: Requests that wait for the model to be loaded, beside the admitted ones.
         request_seconds: Time that all requests so far spent in flight, together. The difference of two samples over the time
             between them is the mean number in flight, which also counts requests that came and went in between.
         queued_units: Admitted work that is not done, in the model's unit: tokens, latent tokens, audio frames.
@@ -29,7 +28,6 @@ class ModelLoad(msgspec.Struct, frozen=True, kw_only=True):
     state: str = "ready"
     num_in_flight: float = 0.0
     num_waiting: int = 0
-    num_held: int = 0
     request_seconds: float = 0.0
     queued_units: float = 0.0
     units_per_s: float = 0.0

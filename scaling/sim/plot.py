@@ -53,7 +53,12 @@ def _draw_costs(axes: Axes, frontier: Frontier) -> None:
     )
     scaled = frontier.scaled.summary
     axes.plot(
-        [scaled.gpu_hours], [100 * scaled.attainment], color="tab:green", marker="D", linestyle="none", label="autoscaled"
+        [scaled.gpu_hours],
+        [100 * scaled.attainment],
+        color="tab:green",
+        marker="D",
+        linestyle="none",
+        label="autoscaled",
     )
     if frontier.equal is not None and frontier.saved_share is not None:
         equal = frontier.static[frontier.equal]
@@ -73,13 +78,17 @@ def _draw_fleet(axes: Axes, moments: list[Moment]) -> None:
     drawn = moments[:: max(1, len(moments) // _MOST_POINTS)]
     unit_s, unit = (3600.0, "h") if drawn and drawn[-1].at_s > 3 * 3600 else (60.0, "min")
     times = [moment.at_s / unit_s for moment in drawn]
-    axes.step(times, [moment.num_replicas for moment in drawn], where="post", color="tab:green", label="replicas paid for")
+    axes.step(
+        times, [moment.num_replicas for moment in drawn], where="post", color="tab:green", label="replicas paid for"
+    )
     axes.step(times, [moment.num_ready for moment in drawn], where="post", color="tab:green", alpha=0.4, label="ready")
     axes.set_xlabel(unit)
     axes.set_ylabel("replicas")
     axes.set_ylim(bottom=0)
     other = axes.twinx()
-    other.plot(times, [moment.num_in_flight for moment in drawn], color="tab:blue", linewidth=0.6, label="requests in flight")
+    other.plot(
+        times, [moment.num_in_flight for moment in drawn], color="tab:blue", linewidth=0.6, label="requests in flight"
+    )
     other.set_ylabel("requests in flight")
     other.set_ylim(bottom=0)
     axes.legend(loc="upper left", frameon=False)
