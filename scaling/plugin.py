@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sixfold.core.hookspecs import Command, hookimpl
+from sixfold.scaling.autoscale import command as scaled_object
 from sixfold.scaling.sim import command as simulate
 
 
 @hookimpl
 def register_commands(register: Callable[[Command], None]) -> None:
-    """``sixfold simulate``."""
+    """``sixfold simulate`` and ``sixfold scaled-object``."""
     register(simulate.COMMAND)
+    register(scaled_object.COMMAND)
