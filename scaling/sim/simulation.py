@@ -214,7 +214,7 @@ class Simulation:
                 num_in_flight=sum(site.num_open + len(site.held) for site in sites),
             )
         )
-        if self._num_open or now_s < self._last_arrival_s:
+        if self._num_open or now_s <= self._last_arrival_s:
             self._at(now_s + self._rules.tick_s, self._tick)
 
     def _resize(self, site: Site, now_s: float) -> None:

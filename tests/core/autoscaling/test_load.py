@@ -27,7 +27,9 @@ def test_load_tells_of_each_model_what_waits_and_how_fast_it_goes() -> None:
     second.snapshot = FakeSnapshot(
         num_waiting=1, queued_units=100, units_per_s=50.0, metrics={"kv_cache_usage_perc": 0.75}
     )
-    with ServerThread(FakeModel("parrot", replicas=[first, second]), FakeModel("owl", replicas=[FakeReplica()])) as served:
+    with ServerThread(
+        FakeModel("parrot", replicas=[first, second]), FakeModel("owl", replicas=[FakeReplica()])
+    ) as served:
         assert served.echo("a b").status == 200
         load = served.ask("GET", "/load").json
     parrot, owl = load["models"]
