@@ -40,6 +40,11 @@ from sixfold.scaling.spec import ScalingSpec, Slo
 PROMPTS = (16, 64, 128, 256, 384)
 DECODE = ((1, 16), (1, 256), (2, 64), (4, 64), (4, 256), (8, 64), (8, 256))
 OUTPUT_TOKENS = 48
+FEWEST = 5
+"""Requests of a held-out workload, however slow the machine is."""
+QUICK_PROMPTS = (16, 96)
+QUICK_DECODE = ((1, 16), (2, 64))
+QUICK_OUTPUT_TOKENS = 8
 GOALS = {"ttft": 0.25, "e2e": 0.15}
 TOKENS = (1000, 30_000)
 """Prompts are random token ids in this range: their length is exact, and no two share a prefix."""
@@ -74,6 +79,7 @@ def main() -> None:
     parser.add_argument(
         "--load", type=float, nargs="+", default=[0.3, 0.6], help="shares of what the fit says it can do"
     )
+    parser.add_argument("--quick", action="store_true", help="few points and short answers: shows that it runs")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     # Servers are in sessions of their own, so nothing but this process ends them: SIGTERM must unwind as Ctrl-C does.
@@ -109,10 +115,11 @@ async def calibrate(server: RunningServer, args: argparse.Namespace) -> dict[str
     draws = random.Random(0)
     await many(server.port, [(64, 8)] * 4, draws)
     points: list[Measured] = []
+    output = QUICK_OUTPUT_TOKENS if args.quick else OUTPUT_TOKENS
     for _ in range(args.repeats):
-        for rows, prompt in DECODE:
-            points.append(decode_point(await many(server.port, [(prompt, OUTPUT_TOKENS)] * rows, draws)))
-        for prompt in PROMPTS:
+        for rows, prompt in QUICK_DECODE if args.quick else DECODE:
+            points.append(decode_point(await many(server.port, [(prompt, output)] * rows, draws)))
+        for prompt in QUICK_PROMPTS if args.quick else PROMPTS:
             (timed,) = await many(server.port, [(prompt, 1)], draws)
             points.append(Measured(prefill_tokens=prompt, decode_rows=0, kv_tokens=0, seconds=timed.first_s))
     step_time = fit(points)
@@ -192,7 +199,7 @@ async def open_loop(port: int, workload: Workload, seconds: float, draws: random
     tasks: list[asyncio.Task[Timed]] = []
     while True:
         at_s += draws.expovariate(workload.rate_per_s)
-        if at_s > seconds:
+        if at_s > seconds and len(tasks) >= FEWEST:
             break
         prompt, output = draws.randint(*workload.prompt_tokens), draws.randint(*workload.output_tokens)
         await asyncio.sleep(max(0.0, start_s + at_s - time.perf_counter()))
