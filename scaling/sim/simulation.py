@@ -6,6 +6,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from sixfold.scaling.sim.replica import SimReplica
 from sixfold.scaling.sim.request import Job, Outcome, TraceRequest
@@ -111,7 +112,7 @@ class Simulation:
         arrivals = iter(trace)
         upcoming = next(arrivals, None)
         for loss in self._losses:
-            self._at(loss.at_s, lambda now_s, loss=loss: self._lose(loss, now_s))
+            self._at(loss.at_s, partial(self._lose, loss))
         self._at(0.0, self._tick)
         while upcoming is not None or self._num_open:
             # Events go before requests of the same moment: a replica that is ready now serves them.
@@ -138,7 +139,7 @@ class Simulation:
             self._end(job, Outcome.LOST, now_s)
             return
         if not site.up:  # nobody knows yet
-            self._at(self._detected_s[site.name], lambda then_s: self._send(job, then_s))
+            self._at(self._detected_s[site.name], partial(self._send, job))
             return
         job.num_attempts += 1
         job.travel_s = 0.0 if site.name == home else self._rules.travel_s
@@ -170,7 +171,7 @@ class Simulation:
 
     def _await_segment(self, site: Site, replica: SimReplica, end_s: float) -> None:
         version = replica.version
-        self._at(end_s, lambda now_s: self._segment_ended(site, replica, version, now_s))
+        self._at(end_s, partial(self._segment_ended, site, replica, version))
 
     def _segment_ended(self, site: Site, replica: SimReplica, version: int, now_s: float) -> None:
         if replica.version != version:
@@ -223,7 +224,7 @@ class Simulation:
             self._history.decisions.append((now_s, site.name, len(site.ready) + site.num_starting, sizing.reason))
         num_losses = site.num_losses
         for _ in range(sizing.num_starting):
-            self._at(now_s + site.scaling.cold_start_s, lambda then_s: self._started(site, num_losses, then_s))
+            self._at(now_s + site.scaling.cold_start_s, partial(self._started, site, num_losses))
 
     def _started(self, site: Site, num_losses: int, now_s: float) -> None:
         if site.num_losses != num_losses:
@@ -254,8 +255,8 @@ class Simulation:
             if job.first_token_s is not None and not self._rules.replay_streams:
                 self._end(job, Outcome.LOST, now_s)
             else:
-                self._at(detected_s, lambda then_s, job=job: self._send(job, then_s))
-        self._at(now_s + loss.duration_s, lambda then_s: self._found(site, then_s))
+                self._at(detected_s, partial(self._send, job))
+        self._at(now_s + loss.duration_s, partial(self._found, site))
 
     def _found(self, site: Site, now_s: float) -> None:
         """The site may start replicas again; requests come when the first is ready."""
