@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from sixfold.core.hookspecs import Command
 
 if TYPE_CHECKING:
     from sixfold.scaling.sim.experiment import Frontier
-    from sixfold.scaling.sim.outcome import Summary, Times
+    from sixfold.scaling.sim.outcome import Summary
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -97,19 +97,12 @@ def _row(name: str, summary: Summary) -> tuple[str, ...]:
 def frontier_json(frontier: Frontier) -> str:
     """The result for machines; a time that nothing had is null."""
     data = {
-        "autoscaled": _plain(frontier.scaled.summary),
-        "static": {str(size): _plain(summary) for size, summary in frontier.static.items()},
+        "autoscaled": frontier.scaled.summary,
+        "static": {str(size): summary for size, summary in frontier.static.items()},
         "equal_static": frontier.equal,
         "saved_share": frontier.saved_share,
     }
-    return json.dumps(data, indent=2)
-
-
-def _plain(value: Summary | Times) -> dict[str, Any]:
-    data = dataclasses.asdict(value)
-    for part in (data, *(each for each in data.values() if isinstance(each, dict))):
-        part.update({key: None for key, each in part.items() if isinstance(each, float) and math.isnan(each)})
-    return data
+    return msgspec.json.format(msgspec.json.encode(data), indent=2).decode()
 
 
 COMMAND = Command(

@@ -1,5 +1,8 @@
 """Draws a simulation: what it cost against the promises kept, and the fleet over time."""
 
+# pyright: reportUnknownMemberType=false
+# matplotlib types its methods in part: each takes further keywords.
+
 from __future__ import annotations
 
 from pathlib import Path
