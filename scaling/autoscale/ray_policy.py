@@ -7,6 +7,7 @@ In a deployment's configuration::
       max_replicas: 8
       upscale_delay_s: 0      # the policy has windows and delays of its own
       downscale_delay_s: 0
+      look_back_period_s: 2   # Serve averages before the policy does: longer hides surges from it
       policy:
         policy_function: sixfold.scaling.autoscale.ray_policy:RayServePolicy
         policy_kwargs: {scaling: {concurrency_target: 16, max_replicas: 8}}
@@ -36,7 +37,7 @@ _FIELDS = ("num_in_flight", "queued_units", "units_per_s", "cache_use")
 
 
 class RayContext(Protocol):
-    """What Serve's ``AutoscalingContext`` (2.55 and later) tells that the decision needs."""
+    """What Serve's ``AutoscalingContext`` of 2.60 tells that the decision needs."""
 
     @property
     def deployment_name(self) -> str:
@@ -54,13 +55,13 @@ class RayContext(Protocol):
         ...
 
     @property
-    def queued_requests(self) -> float | None:
-        """Requests at handles, in front of replicas."""
+    def total_num_requests(self) -> float:
+        """Requests that came through handles, those in front of replicas among them."""
         ...
 
     @property
-    def requests_per_replica(self) -> Mapping[Any, float]:
-        """Requests that came through handles."""
+    def total_queued_requests(self) -> float | None:
+        """Of them, those in front of replicas."""
         ...
 
     @property
@@ -110,8 +111,12 @@ class RayServePolicy:
 
 
 def ray_fleet(context: RayContext) -> Fleet:
-    """The fleet as Serve sees it: reported loads where a replica reports, requests at handles where not."""
+    """The fleet as Serve sees it: reported loads, and requests through handles where these are more."""
     reported = context.aggregated_metrics
+    num_held = context.total_queued_requests or 0.0
+    # Serve tells the sum over replicas only, and the decision needs no more. It averages both numbers on their own, so that
+    # their difference may be negative.
+    through_handles = max(0.0, context.total_num_requests - num_held) / max(1, len(context.running_replicas))
 
     def value(name: str, replica: Any) -> float | None:
         return reported.get(name, {}).get(replica)
@@ -119,15 +124,11 @@ def ray_fleet(context: RayContext) -> Fleet:
     loads = tuple(
         ModelLoad(
             model_name=context.deployment_name,
-            num_in_flight=max(value("num_in_flight", replica) or 0.0, context.requests_per_replica.get(replica, 0.0)),
+            num_in_flight=max(value("num_in_flight", replica) or 0.0, through_handles),
             queued_units=value("queued_units", replica) or 0.0,
             units_per_s=value("units_per_s", replica) or 0.0,
             cache_use=value("cache_use", replica),
         )
         for replica in context.running_replicas
     )
-    return Fleet(
-        loads=loads,
-        num_starting=max(0, context.target_num_replicas - len(loads)),
-        num_held=context.queued_requests or 0.0,
-    )
+    return Fleet(loads=loads, num_starting=max(0, context.target_num_replicas - len(loads)), num_held=num_held)

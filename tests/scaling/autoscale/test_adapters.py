@@ -28,8 +28,8 @@ class Context:
 
     running_replicas: list[Any] = field(default_factory=list[Any])
     target_num_replicas: int = 1
-    queued_requests: float | None = None
-    requests_per_replica: dict[Any, float] = field(default_factory=dict[Any, float])
+    total_num_requests: float = 0.0
+    total_queued_requests: float | None = None
     aggregated_metrics: dict[str, dict[Any, float]] = field(default_factory=dict[str, dict[Any, float]])
     policy_state: dict[str, Any] = field(default_factory=dict[str, Any])
     current_time: float | None = 100.0
@@ -38,7 +38,7 @@ class Context:
 
 def test_ray_gets_the_same_decision_and_hands_the_state_back() -> None:
     policy = RayServePolicy({"concurrency_target": 10, "max_replicas": 8, "scale_down_delay_s": 0})
-    count, state = policy(Context(running_replicas=["a"], requests_per_replica={"a": 25.0}))
+    count, state = policy(Context(running_replicas=["a"], total_num_requests=25.0))
     assert count == 4
     count, _ = policy(Context(running_replicas=["a"], target_num_replicas=4, policy_state=state, current_time=102.0))
     assert count == 4  # a panic: the load of two seconds ago is still in the window, and nothing shrinks
@@ -58,7 +58,12 @@ def test_a_controller_that_lost_its_state_keeps_the_running_replicas() -> None:
 
 
 def test_a_request_at_a_handle_starts_the_first_replica() -> None:
-    assert RayServePolicy({"max_replicas": 3})(Context(target_num_replicas=0, queued_requests=1.0))[0] == 2
+    assert (
+        RayServePolicy({"max_replicas": 3})(
+            Context(target_num_replicas=0, total_num_requests=1.0, total_queued_requests=1.0)
+        )[0]
+        == 2
+    )
 
 
 def test_a_misspelt_key_of_the_policy_is_named_with_the_right_one() -> None:
