@@ -164,7 +164,7 @@ def _keep_on_host(context: LoadContext, options: TransformersOptions, cache: KvC
         raise ConfigError(f"{place}: the cache of this model is in host memory already. Raise kv_cache_bytes instead.")
     if options.prefix_cache == "off":
         raise ConfigError(f"{place}: nothing is found again without the prefix cache. Set prefix_cache, or remove it.")
-    cache.keep_on_host(options.kv_offload_bytes)
+    cache.keep_on_host(options.kv_offload_bytes).measure()
 
 
 def _adapters(context: LoadContext, options: TransformersOptions, decoder: Decoder) -> AdapterTable | None:
