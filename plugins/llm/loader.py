@@ -43,7 +43,6 @@ def load(context: LoadContext) -> TransformersModel:
     """
     options = context.options
     assert isinstance(options, TransformersOptions)
-    _check_adaptable(context, options)
     torch.set_num_threads(context.num_threads)
     device = torch.device(context.device)
     context.report(0.05, "reading the tokenizer")
@@ -119,14 +118,6 @@ def load(context: LoadContext) -> TransformersModel:
         tokens_per_image=0 if vision is None else vision.processor.typical_tokens(),
         adapters=adapters,
     )
-
-
-def _check_adaptable(context: LoadContext, options: TransformersOptions) -> None:
-    if options.lora is not None and context.quantization is not None:
-        raise ConfigError(
-            f"models.{context.model_name}.quantization: adapters on quantized layers are not served yet. Remove it or "
-            "options.lora."
-        )
 
 
 def _details(loaded: LoadedDecoder, codec: TextCodec) -> dict[str, str | int | float | bool]:
