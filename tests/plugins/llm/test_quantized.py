@@ -156,7 +156,10 @@ def test_adapters_on_quantized_layers_are_those_of_the_rounded_model(
     places = [0, 1, None] * 8
     of = [None if place is None else model._adapters.find(str(place)) for place in places]
     found = decoder_of(model).run(prompts, [20, 9, 1], adapters=of).float()
-    oracles = {None: stock_model(rounded), **{p: merged_model(rounded, adapters[p]) for p in (0, 1)}}
+    oracles: dict[int | None, Any] = {
+        None: stock_model(rounded),
+        **{p: merged_model(rounded, adapters[p]) for p in (0, 1)},
+    }
     exact, usual = (
         torch.stack([logits_of_stock(oracles[place], prompts[row], dtype) for row, place in enumerate(places)])
         for dtype in (torch.float32, torch.bfloat16)
