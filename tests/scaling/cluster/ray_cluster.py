@@ -1,0 +1,83 @@
+"""A Ray cluster of several labelled nodes on this machine, whose nodes can be lost with everything on them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+# A lost node is found out in seconds, not in half a minute.
+_SYSTEM = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
+
+
+class LabelledCluster:
+    """One head without room for replicas, and one node a region. Owned by `labelled_cluster`."""
+
+    def __init__(self, regions: Mapping[str, int]) -> None:
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 2,
+                "num_gpus": 0,
+                "labels": {"region": "hub"},
+                "include_dashboard": True,
+                "_system_config": _SYSTEM,
+            },
+        )
+        self._nodes: dict[str, Any] = {}
+        for region, num_gpus in regions.items():
+            self.add(region, num_gpus)
+
+    def connect(self) -> None:
+        """Connects this process."""
+        ray.init(address=self._cluster.address, log_to_driver=False)
+
+    @property
+    def head_url(self) -> str:
+        """Of Ray's dashboard."""
+        return f"http://{self._cluster.webui_url}"
+
+    def add(self, region: str, num_gpus: int) -> None:
+        """A node with room for so many replicas (its GPUs are counted, and not there)."""
+        self._nodes[region] = self._cluster.add_node(num_cpus=2, num_gpus=num_gpus, labels={"region": region})
+
+    def lose(self, region: str) -> None:
+        """Ends a node and every process on it at once, as the loss of its site does."""
+        node = self._nodes.pop(region)
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        doomed = [raylet, *raylet.children(recursive=True)]
+        for process in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                os.kill(process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Ends it."""
+        ray.shutdown()
+        self._cluster.shutdown()
+
+
+@contextlib.contextmanager
+def labelled_cluster(regions: Mapping[str, int]) -> Iterator[LabelledCluster]:
+    """A cluster with one node a region and so many places on each."""
+    # Replicas import what this process can import.
+    paths = [str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    cluster = LabelledCluster(regions)
+    try:
+        cluster.connect()
+        yield cluster
+    finally:
+        cluster.close()
