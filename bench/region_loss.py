@@ -1,8 +1,9 @@
 """Loses a region of a real Ray cluster under open-loop load, and says what clients saw of it.
 
-Three nodes on this machine (hub, us, eu), four replicas over two regions, a gateway, Poisson arrivals of plain and streamed completions whose
-texts are known beforehand. After a third of the time every process of the region ``us`` is killed at once; after two thirds an empty
-node comes back. ``make chaos`` runs it. The model is tiny, with random weights: what is measured is failing over, not speed.
+Three nodes on this machine (hub, us, eu), four replicas over two regions, a gateway, Poisson arrivals of plain and streamed
+completions whose texts are known beforehand. After a third of the time every process of the region ``us`` is killed at once;
+after two thirds an empty node comes back. ``make chaos`` runs it. The model is tiny, with random weights: what is measured is
+failing over, not speed.
 
     python bench/region_loss.py --seconds 60 --rate 4
 

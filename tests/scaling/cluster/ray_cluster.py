@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 import ray
@@ -36,7 +36,7 @@ class LabelledCluster:
                 "_system_config": _SYSTEM,
             },
         )
-        self._nodes: dict[str, Any] = {}
+        self._nodes: dict[str, psutil.Popen] = {}
         for region, num_gpus in regions.items():
             self.add(region, num_gpus)
 
@@ -50,20 +50,29 @@ class LabelledCluster:
         return f"http://{self._cluster.webui_url}"
 
     def add(self, region: str, num_gpus: int) -> None:
-        """A node with room for so many replicas (its GPUs are counted, and not there)."""
-        self._nodes[region] = self._cluster.add_node(num_cpus=2, num_gpus=num_gpus, labels={"region": region})
+        """Begins a node with room for so many replicas (its GPUs are counted, and not there)."""
+        self._nodes[region] = psutil.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+                *("--address", self._cluster.address, "--num-cpus", "2", "--num-gpus", str(num_gpus)),
+                *("--labels", f"region={region}"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
     def lose(self, region: str) -> None:
         """Ends a node and every process on it at once, as the loss of its site does."""
         node = self._nodes.pop(region)
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        doomed = [raylet, *raylet.children(recursive=True)]
-        for process in doomed:
+        for process in [*node.children(recursive=True), node]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                os.kill(process.pid, signal.SIGKILL)
+                process.kill()
+        node.wait()
 
     def close(self) -> None:
         """Ends it."""
+        for region in tuple(self._nodes):
+            self.lose(region)
         ray.shutdown()
         self._cluster.shutdown()
 
