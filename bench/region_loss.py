@@ -143,7 +143,7 @@ async def known_answers(url: str) -> list[tuple[dict[str, Any], str]]:
             body = {
                 "model": MODEL,
                 "prompt": f"{number} " + " ".join(draw.choices(words, k=12)),
-                "max_tokens": draw.randint(40, 200),
+                "max_tokens": draw.randint(8, 64),
                 "temperature": 0,
                 "ignore_eos": True,
             }
