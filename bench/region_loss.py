@@ -94,16 +94,17 @@ def deploy(cluster: LabelledCluster, folder: Path) -> tuple[RayEngine, SqliteReg
         config=json.dumps({"models": models, "server": {"host": "127.0.0.1", "port": 0}}),
         registry=folder / "registry.db",
     )
-    placement = PlacementSpec(regions=tuple(PLACES), num_gpus=1)
     engine = RayEngine(cluster.head_url)
-    engine.apply(
-        [
-            DeployedService(
-                spec=ServiceSpec(model=MODEL, placement=placement), replicas=settings, num_replicas=NUM_REPLICAS
-            )
-        ]
-    )
+    engine.apply([service_of(region, settings) for region in PLACES])
     return engine, SqliteRegistry(settings.registry)
+
+
+def service_of(home: str, settings: ReplicaSettings) -> DeployedService:
+    """Half of the replicas: at home, and elsewhere while home is lost."""
+    (elsewhere,) = set(PLACES) - {home}
+    placement = PlacementSpec(labels={"region": home}, fallbacks=({"region": elsewhere},), num_gpus=1)
+    spec = ServiceSpec(model=f"{MODEL}-{home}", placement=placement)
+    return DeployedService(spec=spec, replicas=settings, num_replicas=NUM_REPLICAS // 2)
 
 
 @asynccontextmanager
