@@ -6,12 +6,15 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 import ray
 from ray.cluster_utils import Cluster
+
+_JOIN_TIMEOUT_S = 120.0
 
 # A lost node is found out in seconds, not in half a minute.
 _SYSTEM = {
@@ -37,12 +40,10 @@ class LabelledCluster:
             },
         )
         self._nodes: dict[str, psutil.Popen] = {}
+        ray.init(address=self._cluster.address, log_to_driver=False)
         for region, num_gpus in regions.items():
             self.add(region, num_gpus)
-
-    def connect(self) -> None:
-        """Connects this process."""
-        ray.init(address=self._cluster.address, log_to_driver=False)
+            self._wait_for(region)  # two that start at once on one machine choose the same ports
 
     @property
     def head_url(self) -> str:
@@ -60,6 +61,13 @@ class LabelledCluster:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+
+    def _wait_for(self, region: str) -> None:
+        end_s = time.monotonic() + _JOIN_TIMEOUT_S
+        while not any(node["Alive"] and node["Labels"].get("region") == region for node in ray.nodes()):
+            assert self._nodes[region].is_running(), f"the node {region} did not start"
+            assert time.monotonic() < end_s, f"the node {region} did not join the cluster"
+            time.sleep(0.1)
 
     def lose(self, region: str) -> None:
         """Ends a node and every process on it at once, as the loss of its site does."""
@@ -86,7 +94,6 @@ def labelled_cluster(regions: Mapping[str, int]) -> Iterator[LabelledCluster]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     cluster = LabelledCluster(regions)
     try:
-        cluster.connect()
         yield cluster
     finally:
         cluster.close()
