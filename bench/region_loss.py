@@ -267,7 +267,8 @@ def report(
     harmed = [sample for sample in samples if sample.due_s + sample.took_s >= loss_s and sample.took_s > limit_s]
     failover_s = max((sample.due_s - loss_s for sample in harmed), default=0.0)
     lost = sum(counts[0].regions.values())
-    whole_s = next((c.at_s - loss_s for c in counts if c.at_s > loss_s + 4.0 and sum(c.regions.values()) >= lost), None)
+    fewer_s = next((c.at_s for c in counts if c.at_s > loss_s and sum(c.regions.values()) < lost), loss_s)
+    whole_s = next((c.at_s - loss_s for c in counts if c.at_s > fewer_s and sum(c.regions.values()) >= lost), None)
     rows = [
         ("requests", f"{len(samples)}, of which {len(in_flight)} in flight at the loss"),
         ("failures that clients saw", str(len(failed))),

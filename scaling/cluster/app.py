@@ -21,7 +21,7 @@ class ServeReplica:
         settings: Of the service.
     """
 
-    async def __init__(self, settings: ReplicaSettings) -> None:
+    async def __init__(self, settings: ReplicaSettings) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         region = ray.get_runtime_context().get_node_labels().get(REGION_LABEL, "")
         self._replica = Replica(serve.get_replica_context().replica_id.unique_id, region, settings)
         await self._replica.start()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
-import psutil
 import ray
 from ray.cluster_utils import Cluster
 
@@ -39,7 +39,7 @@ class LabelledCluster:
                 "_system_config": _SYSTEM,
             },
         )
-        self._nodes: dict[str, psutil.Popen] = {}
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         ray.init(address=self._cluster.address, log_to_driver=False)
         for region, num_gpus in regions.items():
             self.add(region, num_gpus)
@@ -52,7 +52,7 @@ class LabelledCluster:
 
     def add(self, region: str, num_gpus: int) -> None:
         """Begins a node with room for so many replicas (its GPUs are counted, and not there)."""
-        self._nodes[region] = psutil.Popen(
+        self._nodes[region] = subprocess.Popen(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
                 *("--address", self._cluster.address, "--num-cpus", "2", "--num-gpus", str(num_gpus)),
@@ -65,16 +65,16 @@ class LabelledCluster:
     def _wait_for(self, region: str) -> None:
         end_s = time.monotonic() + _JOIN_TIMEOUT_S
         while not any(node["Alive"] and node["Labels"].get("region") == region for node in ray.nodes()):
-            assert self._nodes[region].is_running(), f"the node {region} did not start"
+            assert self._nodes[region].poll() is None, f"the node {region} did not start"
             assert time.monotonic() < end_s, f"the node {region} did not join the cluster"
             time.sleep(0.1)
 
     def lose(self, region: str) -> None:
         """Ends a node and every process on it at once, as the loss of its site does."""
         node = self._nodes.pop(region)
-        for process in [*node.children(recursive=True), node]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        for pid in [*_descendants(node.pid), node.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         node.wait()
 
     def close(self) -> None:
@@ -85,8 +85,16 @@ class LabelledCluster:
         self._cluster.shutdown()
 
 
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, file.read_text().split()):
+            found += [child, *_descendants(child)]
+    return found
+
+
 @contextlib.contextmanager
-def labelled_cluster(regions: Mapping[str, int]) -> Iterator[LabelledCluster]:
+def labelled_cluster(regions: Mapping[str, int]) -> Generator[LabelledCluster]:
     """A cluster with one node a region and so many places on each."""
     # Replicas import what this process can import.
     paths = [str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
