@@ -11,7 +11,6 @@ import json
 import math
 import ssl
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing
 from typing import Any, cast
 
 from sixfold.scaling.hub.http_client import CallFailed, HttpClient
@@ -93,13 +92,12 @@ class EtcdStore:
         try:
             async with asyncio.timeout(timeout_s), member.stream("POST", "/v3/watch", json.dumps(body).encode()) as chunks:
                 line = b""
-                async with aclosing(cast(Any, chunks)) as parts:
-                    async for chunk in parts:
-                        *lines, line = (line + chunk).split(b"\n")
-                        for text in filter(None, lines):
-                            events = json.loads(text).get("result", {}).get("events", ())
-                            if events:
-                                return _stored(events[-1]["kv"])
+                async for chunk in chunks:
+                    *lines, line = (line + chunk).split(b"\n")
+                    for text in filter(None, lines):
+                        events = json.loads(text).get("result", {}).get("events", ())
+                        if events:
+                            return _stored(events[-1]["kv"])
         except TimeoutError:
             return None
         except CallFailed as error:

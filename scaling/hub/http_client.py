@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from urllib.parse import urlsplit
 
 import h11
@@ -83,7 +83,8 @@ class HttpClient:
         except OSError as error:
             raise CallFailed(f"{self.url} cannot be reached: {error}", sent=False) from error
         try:
-            yield self._exchange(reader, writer, method, path, body)
+            async with aclosing(self._exchange(reader, writer, method, path, body)) as chunks:
+                yield chunks
         except (OSError, h11.ProtocolError) as error:
             raise CallFailed(f"{self.url}: {error}") from error
         finally:
@@ -91,7 +92,7 @@ class HttpClient:
 
     async def _exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, path: str, body: bytes
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         connection = h11.Connection(h11.CLIENT)
         headers = [*self._headers, ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         head = h11.Request(method=method, target=self._path + path, headers=headers)
