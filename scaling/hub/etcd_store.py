@@ -28,7 +28,12 @@ class EtcdStore:
     """
 
     def __init__(
-        self, endpoints: Sequence[str], *, prefix: str = "/sixfold/", timeout_s: float = 2.0, tls: ssl.SSLContext | None = None
+        self,
+        endpoints: Sequence[str],
+        *,
+        prefix: str = "/sixfold/",
+        timeout_s: float = 2.0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._members = [HttpClient(url, timeout_s=timeout_s, tls=tls) for url in endpoints]
         self._prefix = prefix
@@ -90,7 +95,10 @@ class EtcdStore:
         body = {"create_request": {"key": self._key(key), "start_revision": str(after + 1), "filters": ["NODELETE"]}}
         member = self._members[self._current]
         try:
-            async with asyncio.timeout(timeout_s), member.stream("POST", "/v3/watch", json.dumps(body).encode()) as chunks:
+            async with (
+                asyncio.timeout(timeout_s),
+                member.stream("POST", "/v3/watch", json.dumps(body).encode()) as chunks,
+            ):
                 line = b""
                 async for chunk in chunks:
                     *lines, line = (line + chunk).split(b"\n")

@@ -42,7 +42,9 @@ class HttpClient:
         token: Sent as ``Authorization: Bearer``.
     """
 
-    def __init__(self, url: str, *, timeout_s: float, tls: ssl.SSLContext | None = None, token: str | None = None) -> None:
+    def __init__(
+        self, url: str, *, timeout_s: float, tls: ssl.SSLContext | None = None, token: str | None = None
+    ) -> None:
         parts = urlsplit(url)
         self.url = url
         self._host = parts.hostname or ""
@@ -96,8 +98,8 @@ class HttpClient:
         connection = h11.Connection(h11.CLIENT)
         headers = [*self._headers, ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         head = h11.Request(method=method, target=self._path + path, headers=headers)
-        for event in (head, h11.Data(body), h11.EndOfMessage()):
-            writer.write(connection.send(event) or b"")
+        for part in (head, h11.Data(body), h11.EndOfMessage()):
+            writer.write(connection.send(part) or b"")
         await writer.drain()
         status, failure = 200, bytearray()
         while True:

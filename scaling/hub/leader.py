@@ -74,16 +74,16 @@ class Leadership:
         self._forget()
 
     async def _campaign(self) -> None:
-        if self._lease is not None:  # of a campaign without an answer: its entry, if there is one, must not block this one
+        if (
+            self._lease is not None
+        ):  # of a campaign without an answer: its entry, if there is one, must not block this one
             await self.resign()
         if await self._store.get(LEADER_KEY) is not None:
             return
         asked_s = self._clock()
         self._lease = await self._store.grant(self._ttl_s)
         try:
-            version = await self._store.put(
-                LEADER_KEY, self._candidate_id.encode(), expected=ABSENT, lease=self._lease
-            )
+            version = await self._store.put(LEADER_KEY, self._candidate_id.encode(), expected=ABSENT, lease=self._lease)
         except Conflict:
             await self.resign()
             return
@@ -94,5 +94,3 @@ class Leadership:
     def _forget(self) -> None:
         self._lease = self._fence = None
         self._valid_until_s = 0.0
-
-

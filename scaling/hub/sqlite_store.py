@@ -52,7 +52,9 @@ class SqliteStore:
             self._db = self._thread.submit(_open, path).result()
         except (OSError, sqlite3.Error) as error:
             self._thread.shutdown()
-            raise ConfigError(f"store: {path} cannot be opened: {error}. Name a file in a folder that can be written.") from error
+            raise ConfigError(
+                f"store: {path} cannot be opened: {error}. Name a file in a folder that can be written."
+            ) from error
 
     async def get(self, key: str) -> Stored | None:
         """See `Store`."""
@@ -83,7 +85,9 @@ class SqliteStore:
         """See `Store`."""
 
         def write() -> Lease:
-            cursor = self._db.execute("INSERT INTO leases (ttl_s, ends_s) VALUES (?, ?)", (ttl_s, self._clock() + ttl_s))
+            cursor = self._db.execute(
+                "INSERT INTO leases (ttl_s, ends_s) VALUES (?, ?)", (ttl_s, self._clock() + ttl_s)
+            )
             assert cursor.lastrowid is not None
             return Lease(lease_id=cursor.lastrowid, ttl_s=ttl_s)
 
@@ -94,7 +98,10 @@ class SqliteStore:
 
         def write() -> bool:
             ends_s = self._clock() + lease.ttl_s
-            return self._db.execute("UPDATE leases SET ends_s = ? WHERE lease_id = ?", (ends_s, lease.lease_id)).rowcount == 1
+            return (
+                self._db.execute("UPDATE leases SET ends_s = ? WHERE lease_id = ?", (ends_s, lease.lease_id)).rowcount
+                == 1
+            )
 
         return await self._run(write)
 
@@ -123,7 +130,9 @@ class SqliteStore:
     async def _run(self, operation: Callable[[], ResultT]) -> ResultT:
         def in_transaction() -> ResultT:
             with self._transaction():
-                for (lease_id,) in self._db.execute("SELECT lease_id FROM leases WHERE ends_s <= ?", (self._clock(),)).fetchall():
+                for (lease_id,) in self._db.execute(
+                    "SELECT lease_id FROM leases WHERE ends_s <= ?", (self._clock(),)
+                ).fetchall():
                     self._end(lease_id)
             # A transaction of its own: what has ended stays ended, though the operation is refused.
             with self._transaction():
