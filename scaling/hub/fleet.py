@@ -95,6 +95,15 @@ class FleetView:
         self._heard_s[report.site_id] = now_s
         return True
 
+    def remember(self, plan: Plan, now_s: float) -> None:
+        """Takes the demand of a plan for seen just now; called once, with the first plan that a new candidate reads.
+
+        Agents and gateways may have started anew at the same time and say nothing yet: a new leader that believed them would stop
+        what serves.
+        """
+        for load in plan.loads:
+            self._note(_Demand(load.model, load.origin), load.num_replicas, now_s)
+
     def state(self, site_id: str, now_s: float) -> str:
         """`LIVE`, `SILENT` or `LOST`."""
         silence_s = now_s - self._heard_s.get(site_id, self._started_s)
@@ -113,7 +122,8 @@ class FleetView:
 
     def snapshot(self, previous: Plan | None, now_s: float) -> Snapshot:
         """What a plan is to be computed from now."""
-        demands = self._demands(now_s)
+        self.observe(now_s)
+        demands = self._demands()
         models = tuple(
             ModelDemand(model=name, constraints=constraints, loads=demands.get(name, ()))
             for name, constraints in sorted(self._settings.models.items())
@@ -144,7 +154,8 @@ class FleetView:
             running=running,
         )
 
-    def _demands(self, now_s: float) -> dict[str, tuple[OriginLoad, ...]]:
+    def observe(self, now_s: float) -> None:
+        """Notes the demand of now; candidates that only follow do so too, or they would lead without a past."""
         current: dict[_Demand, float] = {}
         for site_id, report in self._reports.items():
             if self.state(site_id, now_s) != LOST:
@@ -152,20 +163,24 @@ class FleetView:
                     key = _Demand(load.model, load.origin)
                     current[key] = current.get(key, 0.0) + load.num_replicas
         for key in {*current, *self._peaks}:
-            peaks = self._peaks.setdefault(key, deque())
-            amount = current.get(key, 0.0)
-            while peaks and peaks[-1][1] <= amount:
-                peaks.pop()
-            peaks.append((now_s, amount))
-            while peaks[0][0] < now_s - self._settings.hold_s:
-                peaks.popleft()
+            self._note(key, current.get(key, 0.0), now_s)
+
+    def _demands(self) -> dict[str, tuple[OriginLoad, ...]]:
         found: dict[str, list[OriginLoad]] = {}
         for key, peaks in sorted(self._peaks.items()):
             if peaks[0][1] > 0:
                 found.setdefault(key.model, []).append(OriginLoad(origin=key.origin, num_replicas=peaks[0][1]))
-            elif len(peaks) == 1:
-                del self._peaks[key]
         return {model: tuple(loads) for model, loads in found.items()}
+
+    def _note(self, key: _Demand, amount: float, now_s: float) -> None:
+        peaks = self._peaks.setdefault(key, deque())
+        while peaks and peaks[-1][1] <= amount:
+            peaks.pop()
+        peaks.append((now_s, amount))
+        while peaks[0][0] < now_s - self._settings.hold_s:
+            peaks.popleft()
+        if amount == peaks[0][1] == 0:
+            del self._peaks[key]
 
 
 def _promised(plan: Plan, site_id: str) -> tuple[Capacity, ...]:

@@ -89,6 +89,7 @@ class Hub:
     async def step(self) -> None:
         """One round: the store's plan, the lead, and a plan if one is due."""
         try:
+            self._view.observe(self._clock())
             await self._refresh()
             fence = await self._leadership.step(eligible=self._view.hears_enough(self.plan, self._clock()))
             if fence is not None and self._due():
@@ -107,7 +108,10 @@ class Hub:
     async def _refresh(self) -> None:
         stored = await self._store.get(PLAN_KEY)
         if stored is not None and stored.version > self._version:
-            self.plan, self._version = msgspec.json.decode(stored.value, type=Plan), stored.version
+            plan = msgspec.json.decode(stored.value, type=Plan)
+            if self.plan is None:
+                self._view.remember(plan, self._clock())
+            self.plan, self._version = plan, stored.version
 
     async def _publish(self, fence: Fence) -> None:
         previous, version = self.plan, self._version

@@ -212,6 +212,14 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class PlannedLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """Demand that a plan was made for; what a candidate that starts anew remembers instead of its own past."""
+
+    model: str
+    origin: str
+    num_replicas: float
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A decision of the hub. Of two plans the one with the higher epoch holds.
 
@@ -222,6 +230,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         assignments: Replicas, by model, site and class.
         routes: Shares of requests, by model and origin.
         locks: Region locks, of locked models only.
+        loads: Demand that it serves.
         notes: Why it is not better.
         solver: ``milp`` or ``greedy``.
         objective: Its cost per hour with all penalties; smaller is better.
@@ -233,6 +242,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     assignments: tuple[Assignment, ...] = ()
     routes: tuple[Route, ...] = ()
     locks: tuple[Lock, ...] = ()
+    loads: tuple[PlannedLoad, ...] = ()
     notes: tuple[Note, ...] = ()
     solver: str = ""
     objective: float = 0.0

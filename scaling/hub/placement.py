@@ -11,7 +11,7 @@ from sixfold.core.errors import UsageError
 from sixfold.scaling.hub.explanation import Explanation
 from sixfold.scaling.hub.greedy import place_greedily
 from sixfold.scaling.hub.model import Plan, Snapshot
-from sixfold.scaling.hub.plan_parts import assignments, locks, routes
+from sixfold.scaling.hub.plan_parts import assignments, loads, locks, routes
 from sixfold.scaling.hub.problem import Placement, Problem
 from sixfold.scaling.hub.score import score
 
@@ -110,6 +110,7 @@ def _plan(problem: Problem, placement: Placement, used: str) -> Plan:
         assignments=assignments(problem, placement, explanation.reason),
         routes=routes(problem, placement),
         locks=locks(problem),
+        loads=loads(problem),
         notes=explanation.notes(),
         solver=used,
         objective=round(score(problem, placement).total, 6),

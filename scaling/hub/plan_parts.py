@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
-from sixfold.scaling.hub.model import ANY_ORIGIN, Assignment, Lock, ModelDemand, Route
+from sixfold.scaling.hub.model import ANY_ORIGIN, Assignment, Lock, ModelDemand, PlannedLoad, Route
 from sixfold.scaling.hub.problem import EPSILON, Flow, Placement, Pool, Problem, Spot
 
 
@@ -110,4 +110,13 @@ def locks(problem: Problem) -> tuple[Lock, ...]:
         Lock(model=name, regions=tuple(sorted(demand.constraints.regions)))
         for name, demand in sorted(problem.models.items())
         if demand.constraints.regions
+    )
+
+
+def loads(problem: Problem) -> tuple[PlannedLoad, ...]:
+    """The demand that was to be served."""
+    return tuple(
+        PlannedLoad(model=name, origin=load.origin, num_replicas=round(load.num_replicas, 6))
+        for name, demand in sorted(problem.models.items())
+        for load in demand.loads
     )

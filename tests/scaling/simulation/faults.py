@@ -5,13 +5,13 @@ import logging
 from dataclasses import dataclass
 
 import msgspec
-from tests.scaling.simulation.fleet import DEMAND, HUBS, MODELS, SITES, Bugs, Fleet
+from tests.scaling.simulation.fleet import DEMAND, HUBS, MODELS, SHIFTED, SITES, Bugs, Fleet
 from tests.scaling.simulation.virtual_loop import VirtualLoop, run_virtually
 
 from sixfold.scaling.hub.hub import PLAN_KEY
 from sixfold.scaling.hub.model import Plan
 
-CALM_S, FAULTS_S, HEALING_S, PROOF_S = 12.0, 30.0, 25.0, 6.0
+CALM_S, FAULTS_S, HEALING_S, PROOF_S = 7.0, 26.0, 20.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _one_fault(fleet: Fleet) -> None:
     rng, network = fleet.rng, fleet.network
     hub, site = rng.choice(HUBS), rng.choice(SITES)
     kind = rng.choice(
-        ["cut hub", "cut hub", "cut store", "cut site", "kill hub", "kill hub", "kill agent", "lose site", "storm", "disk", "heal", "heal", "kill all hubs"]
+        ["cut hub", "cut hub", "cut store", "cut site", "kill hub", "kill hub", "kill agent", "lose site", "storm", "disk", "shift", "heal", "heal", "kill all hubs"]
     )
     fleet.log(f"fault: {kind} ({hub}, {site})")
     if kind == "cut hub":
@@ -71,6 +71,11 @@ def _one_fault(fleet: Fleet) -> None:
         network.part({site}, {*HUBS, *(f"gw-{name}" for name in SITES if name != site)})
     elif kind == "storm":
         network.slow_s, network.loss = rng.choice([(0.5, 0.1), (4.0, 0.0), (8.0, 0.2)])
+    elif kind == "shift":
+        if fleet.shifts:
+            demand = rng.choice([DEMAND, SHIFTED])
+            for name, gateway in fleet.gateways.items():
+                gateway.demand = dict(demand[name])
     elif kind == "disk":
         fleet.sites[site].disk.full = not fleet.sites[site].disk.full
     elif kind == "heal":
@@ -116,7 +121,7 @@ async def _prove(fleet: Fleet) -> None:
         behind = plan.epoch - site.agent.plan.epoch
         fleet.check(behind <= 1, f"{name} is {behind} epochs behind")
     for model in MODELS:
-        needed = sum(loads.get(model, 0) for loads in DEMAND.values())
+        needed = sum(gateway.demand.get(model, 0) for gateway in fleet.gateways.values())
         ready = sum(
             item.num_ready for site in fleet.sites.values() for item in site.cluster.held() if item.slot.model == model
         )

@@ -45,9 +45,9 @@ class Network:
     async def call(self, source: str, target: str, handler: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Lets ``handler`` run at the target and brings its result, or its error, back."""
         under_way = asyncio.ensure_future(self._exchange(source, target, handler))
+        under_way.add_done_callback(lambda task: task.cancelled() or task.exception())
         done, _ = await asyncio.wait({under_way}, timeout=TIMEOUT_S)
         if not done:
-            under_way.add_done_callback(lambda task: task.cancelled() or task.exception())
             raise Unreachable(f"{source} -> {target}")
         return under_way.result()
 

@@ -148,7 +148,7 @@ class SimulatedGateway:
 
 
 def make_agent(site_id: str, cluster: SimulatedCluster, disk: Disk, clock: Callable[[], float]) -> Agent:
-    demand = LocalDemand({}, forget_s=10, window_s=20)
+    demand = LocalDemand({}, forget_s=10, window_s=5)
     return Agent(site_id, site_id, cluster, disk, demand, clock=clock, alone_after_s=8)
 
 
