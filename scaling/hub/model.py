@@ -125,7 +125,7 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         latency_per_s: What a second of added latency costs for the traffic of one replica.
-        unknown_latency_s: Latency of a pair of origin and site that nobody measured.
+        unknown_latency_s: Latency of an origin and a site elsewhere that nobody measured.
         move: What it costs to stop a replica that could stay.
         unserved: What it costs to leave the demand of one replica of priority 1 unserved.
         survival: What each replica costs that is missing to survive the loss of a failure domain.

@@ -86,8 +86,9 @@ class Problem:
         self.carried = self._carry(snapshot)
 
     def latency_s(self, origin: str, site_id: str) -> float:
-        """Latency that the site adds for clients of the origin."""
-        return self._latency_s.get((origin, site_id), self.weights.unknown_latency_s)
+        """Latency that the site adds for clients of the origin; none for its own, where nobody measured it."""
+        own = origin in (site_id, self.sites[site_id].region)
+        return self._latency_s.get((origin, site_id), 0.0 if own else self.weights.unknown_latency_s)
 
     def units(self, spot: Spot) -> int:
         """Accelerators that one replica takes there."""

@@ -4,14 +4,12 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.scaling.hub.scenes import demand, near_and_far, random_snapshot, site
 
 from sixfold.scaling.hub.greedy import place_greedily
 from sixfold.scaling.hub.model import (
     ANY_ORIGIN,
     LOST,
     SILENT,
-    Capacity,
     Constraints,
     Plan,
     Running,
@@ -22,6 +20,7 @@ from sixfold.scaling.hub.placement import improve, optimize
 from sixfold.scaling.hub.problem import Placement, Problem
 from sixfold.scaling.hub.score import score
 from tests.fakes import FakeClock
+from tests.scaling.hub.scenes import demand, near_and_far, random_snapshot, site
 
 
 def replicas(plan: Plan, model: str = "m") -> dict[str, int]:

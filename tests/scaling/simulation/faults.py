@@ -5,11 +5,11 @@ import logging
 from dataclasses import dataclass
 
 import msgspec
-from tests.scaling.simulation.fleet import DEMAND, HUBS, MODELS, SHIFTED, SITES, Bugs, Fleet
-from tests.scaling.simulation.virtual_loop import VirtualLoop, run_virtually
 
 from sixfold.scaling.hub.hub import PLAN_KEY
 from sixfold.scaling.hub.model import Plan
+from tests.scaling.simulation.fleet import DEMAND, HUBS, MODELS, SHIFTED, SITES, Bugs, Fleet
+from tests.scaling.simulation.virtual_loop import VirtualLoop, run_virtually
 
 CALM_S, FAULTS_S, HEALING_S, PROOF_S = 7.0, 26.0, 20.0, 5.0
 
@@ -60,7 +60,22 @@ def _one_fault(fleet: Fleet) -> None:
     rng, network = fleet.rng, fleet.network
     hub, site = rng.choice(HUBS), rng.choice(SITES)
     kind = rng.choice(
-        ["cut hub", "cut hub", "cut store", "cut site", "kill hub", "kill hub", "kill agent", "lose site", "storm", "disk", "shift", "heal", "heal", "kill all hubs"]
+        [
+            "cut hub",
+            "cut hub",
+            "cut store",
+            "cut site",
+            "kill hub",
+            "kill hub",
+            "kill agent",
+            "lose site",
+            "storm",
+            "disk",
+            "shift",
+            "heal",
+            "heal",
+            "kill all hubs",
+        ]
     )
     fleet.log(f"fault: {kind} ({hub}, {site})")
     if kind == "cut hub":

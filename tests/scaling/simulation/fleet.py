@@ -2,14 +2,11 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
-from tests.scaling.hub.memory_store import MemoryStore
-from tests.scaling.simulation.network import Network, Unreachable
-from tests.scaling.simulation.nodes import Disk, RemoteStore, SimulatedCluster, SimulatedGateway, make_agent
-from tests.scaling.simulation.virtual_loop import VirtualLoop
 
 from sixfold.scaling.agent.agent import Agent
 from sixfold.scaling.hub.fleet import FleetSettings, KnownSite
@@ -19,6 +16,10 @@ from sixfold.scaling.hub.messages import ReportAnswer, SiteReport
 from sixfold.scaling.hub.model import Constraints, Latency, Plan, Snapshot, Weights
 from sixfold.scaling.hub.placement import optimize
 from sixfold.scaling.hub.store import Fence, Lease
+from tests.scaling.hub.memory_store import MemoryStore
+from tests.scaling.simulation.network import Network, Unreachable
+from tests.scaling.simulation.nodes import Disk, RemoteStore, SimulatedCluster, SimulatedGateway, make_agent
+from tests.scaling.simulation.virtual_loop import VirtualLoop
 
 SITES = ("eu", "us", "ap")
 HUBS = ("hub-eu", "hub-us", "hub-ap")
@@ -79,11 +80,12 @@ class Fleet:
     def __init__(self, seed: int, loop: VirtualLoop, bugs: Bugs) -> None:
         self.rng = random.Random(seed)
         self.loop, self.bugs = loop, bugs
-        # Every other fleet has demand that shifts between models, and follows it fast: replicas of one stop for those of another. In
-        # the rest demand stays, falls are held for longer than faults last, and so no plan may lose a replica that is needed.
+        # Every other fleet has demand that shifts between models, and follows it fast: replicas of one stop for those of another.
+        # In the rest demand stays, falls are held for longer than faults last, and so no plan may lose a replica that is needed.
         self.shifts = seed % 2 == 0
         self.events: list[str] = []
         self.broken: list[str] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self.network = Network(self.rng)
         self.store = JudgedStore(self, fencing=not bugs.no_fencing)
         self.clocks = {name: self._skewed() for name in (*HUBS, *SITES)}
@@ -127,7 +129,12 @@ class Fleet:
             self.sites[name] = Site(cluster, disk, make_agent(name, cluster, disk, self.clocks[name]))
             self._run_agent(name)
         for name in SITES:
-            asyncio.ensure_future(self._gateway(name))
+            self._spawn(self._gateway(name))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def start_hub(self, name: str) -> None:
         store = RemoteStore(name, self.network, self.store)
@@ -136,7 +143,9 @@ class Fleet:
 
     async def _optimize(self, snapshot: Snapshot) -> Plan:
         plan = optimize(snapshot, deadline_s=0, solver=False)
-        await asyncio.sleep(self.rng.uniform(0.05, 1.0 if self.rng.random() < 0.9 else 6.0))  # the leader may change meanwhile
+        await asyncio.sleep(
+            self.rng.uniform(0.05, 1.0 if self.rng.random() < 0.9 else 6.0)
+        )  # the leader may change meanwhile
         return plan
 
     def stop_hub(self, name: str) -> None:
@@ -181,7 +190,7 @@ class Fleet:
         while True:
             report = site.agent.report()
             try:
-                answer = await self.network.call(name, hub, lambda report=report: self._hear(hub, report))
+                answer = await self.network.call(name, hub, partial(self._hear, hub, report))
             except Unreachable:
                 continue
             self._answer(name, answer)
@@ -212,21 +221,29 @@ class Fleet:
 
     def judge_plan(self, before: Plan, plan: Plan, leader: str) -> None:
         self.log(f"epoch {plan.epoch} by {plan.leader_id}: {_counts(plan)}")
-        self.check(plan.leader_id == leader, f"{plan.leader_id} wrote epoch {plan.epoch} while {leader or 'nobody'} led")
+        self.check(
+            plan.leader_id == leader, f"{plan.leader_id} wrote epoch {plan.epoch} while {leader or 'nobody'} led"
+        )
         self.check(plan.epoch == before.epoch + 1, f"epoch {plan.epoch} follows {before.epoch}")
         for model in () if self.shifts else MODELS:
             wanted = -(-sum(loads.get(model, 0) for loads in DEMAND.values()) // 1)
-            kept = sum(item.num_replicas for item in before.assignments if item.model == model and item.site_id in plan.site_ids)
+            kept = sum(
+                item.num_replicas
+                for item in before.assignments
+                if item.model == model and item.site_id in plan.site_ids
+            )
             now = sum(item.num_replicas for item in plan.assignments if item.model == model)
-            self.check(now >= min(kept, wanted), f"epoch {plan.epoch} loses {model}: {kept} become {now}, {wanted} are needed")
+            self.check(
+                now >= min(kept, wanted), f"epoch {plan.epoch} loses {model}: {kept} become {now}, {wanted} are needed"
+            )
 
     async def _gateway(self, name: str) -> None:
         gateway = self.gateways[name]
         while True:
             for site_id in SITES:
-                asyncio.ensure_future(self._visit(name, site_id))
+                self._spawn(self._visit(name, site_id))
             for model in gateway.demand:
-                asyncio.ensure_future(self._request(name, model))
+                self._spawn(self._request(name, model))
             await asyncio.sleep(2)
 
     async def _visit(self, name: str, site_id: str) -> None:
@@ -251,7 +268,7 @@ class Fleet:
         refused: set[str] = set()
         for site_id in gateway.table.sites(model, name, self.loop.time(), self.rng.random()):
             try:
-                served = await self.network.call(f"gw-{name}", site_id, lambda at=site_id: self._serve(at, model))
+                served = await self.network.call(f"gw-{name}", site_id, partial(self._serve, site_id, model))
             except Unreachable:
                 served = False
             if served:

@@ -5,9 +5,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tests.scaling.hub.memory_store import MemoryStore
-from tests.scaling.simulation.network import Network, Unreachable
-
 from sixfold.scaling.agent.agent import Agent
 from sixfold.scaling.agent.demand import GatewayLoad, LoadReport, LocalDemand
 from sixfold.scaling.agent.georoute import RoutingTable
@@ -15,6 +12,8 @@ from sixfold.scaling.agent.reconcile import Action, Held, Slot
 from sixfold.scaling.agent.standing import Standing
 from sixfold.scaling.hub.model import Capacity
 from sixfold.scaling.hub.store import Fence, Lease, Stored, StoreUnavailable
+from tests.scaling.hub.memory_store import MemoryStore
+from tests.scaling.simulation.network import Network, Unreachable
 
 ResultT = TypeVar("ResultT")
 Log = Callable[[str], None]
@@ -139,7 +138,11 @@ class SimulatedGateway:
         demand = tuple(
             GatewayLoad(model=model, origin=self.origin, num_in_flight=count) for model, count in self.demand.items()
         )
-        weights = {route.model: route.weight for route in self.table.plan.routes if route.site_id == site_id and route.origin == self.origin}
+        weights = {
+            route.model: route.weight
+            for route in self.table.plan.routes
+            if route.site_id == site_id and route.origin == self.origin
+        }
         routed = tuple(
             GatewayLoad(model=model, origin=self.origin, num_in_flight=count * weights.get(model, 0.0))
             for model, count in self.demand.items()
@@ -154,5 +157,3 @@ def make_agent(site_id: str, cluster: SimulatedCluster, disk: Disk, clock: Calla
 
 async def answer(value: ResultT) -> ResultT:
     return value
-
-

@@ -6,6 +6,7 @@ One seed is one world, in virtual time and in one thread. To look at one: ``prin
 from dataclasses import fields
 
 import pytest
+
 from tests.scaling.simulation.faults import Outcome, run_seed
 from tests.scaling.simulation.fleet import Bugs
 

@@ -1,0 +1,61 @@
+"""Entry point of the hub and of the sites' agents: ``sixfold hub`` and ``sixfold agent``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from sixfold.core.hookspecs import Command, hookimpl
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+@hookimpl
+def register_commands(register: Callable[[Command], None]) -> None:
+    """Offers ``hub`` and ``agent``."""
+    register(
+        Command(
+            name="hub",
+            summary="Plan replicas over many sites (one candidate of the hub).",
+            configure=_configure,
+            run=_run_hub,
+        )
+    )
+    register(
+        Command(
+            name="agent",
+            summary="Keep one site within the hub's plan, and within its last one when the hub is gone.",
+            configure=_configure,
+            run=_run_agent,
+        )
+    )
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, help="YAML file with the part of the command's name; see docs/hub.md")
+    parser.add_argument("--log-level", choices=_LEVELS, default="info", help="least severe level that is logged")
+
+
+def _run_hub(args: argparse.Namespace) -> int:
+    from sixfold.core.cli.serve import configure_logging
+    from sixfold.scaling.hub.config import HubSettings, load_section
+    from sixfold.scaling.hub.service import run_hub
+
+    settings = load_section(args.config, "hub", HubSettings)
+    configure_logging(args.log_level)
+    asyncio.run(run_hub(settings))
+    return 0
+
+
+def _run_agent(args: argparse.Namespace) -> int:
+    from sixfold.core.cli.serve import configure_logging
+    from sixfold.scaling.agent.config import AgentSettings
+    from sixfold.scaling.agent.service import run_agent
+    from sixfold.scaling.hub.config import load_section
+
+    settings = load_section(args.config, "agent", AgentSettings)
+    configure_logging(args.log_level)
+    asyncio.run(run_agent(settings))
+    return 0
