@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from sixfold.core.errors import NotReady
+from sixfold.core.errors import ConfigError, NotReady
 from sixfold.scaling.agent.agent import Agent
 from sixfold.scaling.agent.config import AgentSettings
 from sixfold.scaling.agent.demand import LoadReport, LocalDemand
@@ -31,19 +31,10 @@ async def run_agent(settings: AgentSettings) -> None:
     """Runs a site's agent until it is told to stop; its replicas stop with it.
 
     Raises:
-        ConfigError: The state file holds something else than a plan.
+        ConfigError: The state file holds something else than a plan, or cannot be written.
     """
     engine = ProcessEngine(settings.accelerators, settings.models)
-    demand = LocalDemand({name: model.concurrency for name, model in settings.models.items()})
-    agent = Agent(
-        settings.site_id,
-        settings.region,
-        engine,
-        JsonStandingFile(settings.state),
-        demand,
-        clock=time.monotonic,
-        alone_after_s=settings.alone_after_s,
-    )
+    agent = _make_agent(settings, engine)
     registry = CollectorRegistry()
     registry.register(AgentMetrics(agent, engine))
     tasks = [asyncio.create_task(_step(agent))]
@@ -62,9 +53,30 @@ async def run_agent(settings: AgentSettings) -> None:
         await engine.close()
 
 
+def _make_agent(settings: AgentSettings, engine: ProcessEngine) -> Agent:
+    demand = LocalDemand({name: model.concurrency for name, model in settings.models.items()})
+    try:
+        return Agent(
+            settings.site_id,
+            settings.region,
+            engine,
+            JsonStandingFile(settings.state),
+            demand,
+            clock=time.monotonic,
+            alone_after_s=settings.alone_after_s,
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"state: {settings.state} cannot be written: {error}. Name a file on a disk with room."
+        ) from error
+
+
 async def _step(agent: Agent) -> None:
     while True:
-        agent.step()
+        try:
+            agent.step()
+        except Exception:  # a mistake of ours in one round must not end the site's scaling
+            _log.exception("this round of the agent failed")
         await asyncio.sleep(_STEP_S)
 
 

@@ -120,6 +120,10 @@ class FleetView:
         anybody = any(self.state(site_id, now_s) == LIVE for site_id in known)
         return anybody and heard >= self._settings.min_heard_share * len(expected)
 
+    def highest_epoch(self) -> int:
+        """The newest plan that any site says it has."""
+        return max((report.epoch for report in self._reports.values()), default=0)
+
     def snapshot(self, previous: Plan | None, now_s: float) -> Snapshot:
         """What a plan is to be computed from now."""
         self.observe(now_s)

@@ -78,7 +78,10 @@ class Hub:
         """Steps until it is cancelled; then gives the lead away."""
         try:
             while True:
-                await self.step()
+                try:
+                    await self.step()
+                except Exception:  # a mistake of ours in one plan must not end the hub: the next one sees another fleet
+                    _log.exception("this round of the hub failed")
                 await asyncio.sleep(self._step_s)
         finally:
             try:
@@ -116,9 +119,10 @@ class Hub:
     async def _publish(self, fence: Fence) -> None:
         previous, version = self.plan, self._version
         snapshot = self._view.snapshot(previous, self._clock())
-        found = await self._optimize(snapshot)
+        found = await self._while_leading(self._optimize(snapshot))
         self._planned_s = self._clock()
-        epoch = 1 if previous is None else previous.epoch + 1
+        # Sites refuse what is not newer than their plan, also where the store was lost and starts from nothing.
+        epoch = 1 + max(0 if previous is None else previous.epoch, self._view.highest_epoch())
         plan = msgspec.structs.replace(found, epoch=epoch, leader_id=self.hub_id)
         if previous is not None and _same(previous, plan):
             return
@@ -128,6 +132,16 @@ class Hub:
         _log.info(
             "plan %d: %d assignments, %s, %.2f an hour", epoch, len(plan.assignments), plan.solver, plan.objective
         )
+
+    async def _while_leading(self, planning: Awaitable[Plan]) -> Plan:
+        """Keeps the lead while the solver works, which may take longer than the lead's life."""
+        task = asyncio.ensure_future(planning)
+        try:
+            while not (await asyncio.wait({task}, timeout=self._step_s))[0]:
+                await self._leadership.step(eligible=True)
+            return task.result()
+        finally:
+            task.cancel()
 
 
 def _same(before: Plan, after: Plan) -> bool:

@@ -1,5 +1,7 @@
 """A candidate plans only what it can see, and takes silence for silence: neither for a loss nor for a lack of demand."""
 
+import asyncio
+
 import msgspec
 import pytest
 
@@ -7,11 +9,12 @@ from sixfold.core.errors import InvalidRequest, NotReady
 from sixfold.scaling.hub.fleet import FleetSettings, FleetView, KnownSite
 from sixfold.scaling.hub.hub import PLAN_KEY, Hub
 from sixfold.scaling.hub.messages import ReportAnswer, SiteLoad, SiteReport
-from sixfold.scaling.hub.model import LIVE, LOST, SILENT, Capacity, Constraints, Plan, Snapshot
+from sixfold.scaling.hub.model import LIVE, LOST, SILENT, Capacity, Constraints, Plan, Running, Snapshot
 from sixfold.scaling.hub.placement import optimize
 from sixfold.scaling.hub.service import hub_routes
 from tests.fakes import FakeClock
 from tests.scaling.hub.memory_store import MemoryStore
+from tests.scaling.simulation.virtual_loop import VirtualLoop, run_virtually
 
 FLEET = FleetSettings(
     sites=tuple(KnownSite(site_id=name, region=name, prices={"h100": 3.0}) for name in ("eu", "us", "ap")),
@@ -192,6 +195,49 @@ async def test_a_deposed_leader_writes_nothing_and_knows_it(scene: Scene) -> Non
     await old.step()
     assert not old.leads
     assert await scene.stored() == before and before.leader_id == "b"
+
+
+async def test_a_lost_store_does_not_strand_the_sites_at_their_epochs(scene: Scene) -> None:
+    """Its plans must be newer than those that sites hold, and it must not stop what runs there."""
+    hub = scene.hub("a")
+    running = (Running(model="chat", accelerator="h100", num_replicas=3),)
+    for site in ("eu", "us", "ap"):
+        hub.hear(msgspec.structs.replace(report(site, 1, load=1, epoch=41), running=running))
+    await hub.step()
+    assert (await scene.stored()).epoch == 42
+    assert sum(replicas(hub.plan).values()) == 9 - min(6, FLEET.weights.max_stops)
+
+
+def test_a_solver_that_takes_longer_than_the_lead_lives_does_not_lose_it() -> None:
+    async def plan_slowly(loop: VirtualLoop) -> bool:
+        async def slow(snapshot: Snapshot) -> Plan:
+            await asyncio.sleep(30)
+            return await place(snapshot)
+
+        hub = Hub("a", MemoryStore(loop.time), FLEET, slow, clock=loop.time, ttl_s=6)
+        hub.hear(report("eu", 1, load=1))
+        await hub.step()
+        return hub.leads and hub.num_plans == 1
+
+    assert run_virtually(plan_slowly)
+
+
+async def test_a_round_that_fails_does_not_end_the_hub(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    failures = iter([ZeroDivisionError("a mistake of ours")])
+
+    async def fails_once(snapshot: Snapshot) -> Plan:
+        for error in failures:
+            raise error
+        return await place(snapshot)
+
+    hub = Hub("a", scene.store, FLEET, fails_once, clock=scene.clock, ttl_s=0.03)
+    scene.tell(hub, "eu", "us", "ap", load=2)
+    running = asyncio.create_task(hub.run())
+    stored = await scene.store.watch(PLAN_KEY, after=0, timeout_s=30)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert stored is not None
+    assert "a mistake of ours" in caplog.text
 
 
 def test_routes_refuse_what_is_no_report_and_say_when_there_is_no_plan(scene: Scene) -> None:

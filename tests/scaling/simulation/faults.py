@@ -64,6 +64,8 @@ def _one_fault(fleet: Fleet) -> None:
             "cut hub",
             "cut hub",
             "cut store",
+            "pause hub",
+            "pause hub",
             "cut site",
             "kill hub",
             "kill hub",
@@ -80,6 +82,9 @@ def _one_fault(fleet: Fleet) -> None:
     fleet.log(f"fault: {kind} ({hub}, {site})")
     if kind == "cut hub":
         network.part({hub}, set(rng.sample(SITES, rng.randint(1, 3))))
+    elif kind == "pause hub":
+        for _, store, _ in fleet.hubs.values():
+            store.pause_s = rng.uniform(2, 12)
     elif kind == "cut store":
         network.part({hub}, {"store"})
     elif kind == "cut site":

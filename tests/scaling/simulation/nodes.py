@@ -1,5 +1,6 @@
 """The nodes of the simulated fleet: the product's hub, agent and routing table, around fakes of what they stand on."""
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class RemoteStore:
     def __init__(self, node: str, network: Network, store: MemoryStore) -> None:
         self._node, self._network, self._store = node, network, store
         self.dead = False
+        self.pause_s = 0.0
 
     async def _call(self, handler: Callable[[], Awaitable[ResultT]]) -> ResultT:
         if self.dead:
@@ -40,6 +42,9 @@ class RemoteStore:
     async def put(
         self, key: str, value: bytes, *, expected: int, fence: Fence | None = None, lease: Lease | None = None
     ) -> int:
+        # The machine stands still between its last look at the clock and the write.
+        pause_s, self.pause_s = self.pause_s, 0.0
+        await asyncio.sleep(pause_s)
         return await self._call(lambda: self._store.put(key, value, expected=expected, fence=fence, lease=lease))
 
     async def grant(self, ttl_s: float) -> Lease:

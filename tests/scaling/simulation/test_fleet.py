@@ -39,7 +39,7 @@ def test_a_seed_gives_the_same_events_each_time() -> None:
 @pytest.mark.parametrize("bug", [field.name for field in fields(Bugs)])
 def test_a_planted_bug_is_found(bug: str) -> None:
     """Without this nobody knows whether the invariants look at anything."""
-    assert any(run_seed(seed, Bugs(**{bug: True})).broken for seed in range(60))
+    assert any(run_seed(seed, Bugs(**{bug: True})).broken for seed in range(120))
 
 
 def test_a_broken_seed_tells_its_story() -> None:
