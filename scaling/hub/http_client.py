@@ -74,7 +74,7 @@ class HttpClient:
         return bytes(answer)
 
     @asynccontextmanager
-    async def stream(self, method: str, path: str, body: bytes = b"") -> AsyncIterator[AsyncIterator[bytes]]:
+    async def stream(self, method: str, path: str, body: bytes = b"") -> AsyncGenerator[AsyncIterator[bytes]]:
         """The body of an answer with status 200, as it comes; without a deadline.
 
         Raises:
@@ -94,7 +94,7 @@ class HttpClient:
 
     async def _exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, path: str, body: bytes
-    ) -> AsyncGenerator[bytes, None]:
+    ) -> AsyncGenerator[bytes]:
         connection = h11.Connection(h11.CLIENT)
         headers = [*self._headers, ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         head = h11.Request(method=method, target=self._path + path, headers=headers)
