@@ -133,7 +133,9 @@ class Agent:
         return tuple(found)
 
     def step(self) -> tuple[Action, ...]:
-        """One round: what is missing starts, what is too many stops."""
+        """One round: what is missing starts, what is too many stops; without any plan nothing does."""
+        if self.plan.epoch == 0:  # a new site, or one whose disk was lost: what runs there serves clients
+            return ()
         capacity = {item.accelerator: item.num_units for item in self._engine.capacities()}
         actions = reconcile(self.targets(), self._engine.held(), capacity)
         for action in actions:

@@ -87,9 +87,14 @@ class FleetView:
         self._peaks: dict[_Demand, deque[tuple[float, float]]] = {}
 
     def hear(self, report: SiteReport, now_s: float) -> bool:
-        """Takes a report; False if it is of an unknown site or older than one that was heard."""
+        """Takes a report; False if it is of an unknown site, or older than one that was heard lately.
+
+        After a silence any report is taken: an agent that lost its disk counts its incarnations from the beginning.
+        """
         known = any(site.site_id == report.site_id for site in self._settings.sites)
-        if not known or not report.newer_than(self._reports.get(report.site_id)):
+        if not known:
+            return False
+        if self.state(report.site_id, now_s) == LIVE and not report.newer_than(self._reports.get(report.site_id)):
             return False
         self._reports[report.site_id] = report
         self._heard_s[report.site_id] = now_s

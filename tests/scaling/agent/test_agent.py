@@ -93,6 +93,16 @@ def test_a_restarted_agent_still_refuses_older_plans_and_reports_as_a_later_inca
     assert after.running == (Running(model="chat", accelerator="h100", num_replicas=4),)
 
 
+def test_an_agent_that_lost_its_disk_stops_nothing_until_it_has_a_plan(site: Site, tmp_path: Path) -> None:
+    site.agent.offer(plan(5))
+    assert site.replicas() == 4
+    (tmp_path / "eu.json").unlink()
+    site.restart()
+    assert site.replicas() == 4
+    site.agent.offer(plan(5, planned=3))
+    assert site.replicas() == 3
+
+
 def test_a_plan_that_the_disk_refuses_is_not_taken(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_path: Path, _target: Path) -> Path:
         raise OSError("no space left on device")

@@ -67,6 +67,14 @@ def test_reports_out_of_order_and_of_unknown_sites_are_dropped() -> None:
     assert not view.hear(report("mars", 1), 0.0)
 
 
+def test_an_agent_that_lost_its_disk_is_heard_again_after_a_silence() -> None:
+    view = FleetView(FLEET, 0.0)
+    assert view.hear(report("eu", 50, incarnation=9), 0.0)
+    assert not view.hear(report("eu", 1, incarnation=1), 6.0)
+    assert view.hear(report("eu", 2, incarnation=1), 6.5)
+    assert view.hear(report("eu", 3, incarnation=1), 7.0)
+
+
 def test_a_fall_of_demand_counts_only_after_a_while() -> None:
     view = FleetView(FLEET, 0.0)
 
