@@ -1,36 +1,14 @@
-"""Entry point of the hub and of the sites' agents: ``sixfold hub`` and ``sixfold agent``."""
+"""``sixfold hub`` and ``sixfold agent``: one configuration file each; imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
-from sixfold.core.hookspecs import Command, hookimpl
+from sixfold.core.hookspecs import Command
 
 _LEVELS = ("debug", "info", "warning", "error")
-
-
-@hookimpl
-def register_commands(register: Callable[[Command], None]) -> None:
-    """Offers ``hub`` and ``agent``."""
-    register(
-        Command(
-            name="hub",
-            summary="Plan replicas over many sites (one candidate of the hub).",
-            configure=_configure,
-            run=_run_hub,
-        )
-    )
-    register(
-        Command(
-            name="agent",
-            summary="Keep one site within the hub's plan, and within its last one when the hub is gone.",
-            configure=_configure,
-            run=_run_agent,
-        )
-    )
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -59,3 +37,18 @@ def _run_agent(args: argparse.Namespace) -> int:
     configure_logging(args.log_level)
     asyncio.run(run_agent(settings))
     return 0
+
+
+HUB = Command(
+    name="hub",
+    summary="Plan replicas over many sites (one candidate of the hub).",
+    configure=_configure,
+    run=_run_hub,
+)
+
+AGENT = Command(
+    name="agent",
+    summary="Keep one site within the hub's plan, and within its last one when the hub is gone.",
+    configure=_configure,
+    run=_run_agent,
+)
