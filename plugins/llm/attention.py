@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sixfold.plugins.llm.batch_layout import BatchLayout, DecodeGroup, PrefillChunk
+from sixfold.plugins.llm.kv_layer import KvLayer
 
 if TYPE_CHECKING:  # its kernels need Triton, which is there on GPUs only
     from sixfold.plugins.llm.tiled_rows import RowTiles
@@ -34,13 +35,11 @@ class PagedStep:
 
     Attributes:
         layout: This step's rows.
-        caches: A tensor per layer, [blocks, 2 (key, value), kv heads, block size, head dim]. A block is one span, for
-            export; within it each head's tokens are one span, so that a gathered context is what a batched matrix
-            product wants without another copy: 4 times faster than attending to a token-major context (bf16, CPU).
+        caches: The cache's layers.
     """
 
     layout: BatchLayout
-    caches: tuple[Tensor, ...]
+    caches: tuple[KvLayer, ...]
 
 
 class AttentionLayer(Protocol):
@@ -83,10 +82,7 @@ def paged_attention(
     cache = paged_step.caches[module.layer_idx]
     if layout.tiles is not None:
         return _attend_by_tiles(layout, layout.tiles, cache, query, key, value, scaling, sliding_window, softcap), None
-    keys_at, values_at = layout.token_rows(num_kv_heads=cache.shape[2], block_size=cache.shape[3])
-    tokens = cache.view(-1, cache.shape[4])
-    tokens.index_copy_(0, keys_at, key.reshape(-1, key.shape[3]))
-    tokens.index_copy_(0, values_at, value.reshape(-1, value.shape[3]))
+    keys, values = cache.store(layout, key[0], value[0])
     num_heads, num_tokens, head_dim = query.shape[1:]
     output = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
     for group in layout.decodes:
@@ -96,7 +92,15 @@ def paged_attention(
         here = slice(chunk.start, chunk.end)
         visible = prefill_mask(layout, chunk, query.device, sliding_window)
         attended = _prefill(
-            layout, chunk, query[:, :, here], key[:, :, here], value[:, :, here], cache, scaling, visible, softcap
+            layout,
+            chunk,
+            query[:, :, here],
+            keys[None, :, here],
+            values[None, :, here],
+            cache,
+            scaling,
+            visible,
+            softcap,
         )
         output[here] = attended[0].transpose(0, 1)
     return output.unsqueeze(0), None
@@ -105,7 +109,7 @@ def paged_attention(
 def _attend_by_tiles(
     layout: BatchLayout,
     rows: RowTiles,
-    cache: Tensor,
+    cache: KvLayer,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -117,12 +121,14 @@ def _attend_by_tiles(
     from sixfold.plugins.llm import paged_kernels
 
     num_heads, num_tokens, head_dim = query.shape[1:]
-    paged_kernels.store(key[0], value[0], cache, layout.blocks, layout.offsets)
+    paged_kernels.store(
+        key[0], value[0], cache.tensor, layout.blocks, layout.offsets, block_size=cache.block_size, scheme=cache.scheme
+    )
     output = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
-    for tiles in rows.tiles(num_kv_heads=cache.shape[2], group=num_heads // cache.shape[2]):
+    for tiles in rows.tiles(num_kv_heads=cache.num_kv_heads, group=num_heads // cache.num_kv_heads):
         paged_kernels.attend(
             query[0],
-            cache,
+            cache.tensor,
             rows.tables,
             rows.lengths,
             tiles,
@@ -130,23 +136,17 @@ def _attend_by_tiles(
             scaling=head_dim**-0.5 if scaling is None else scaling,
             window=window,
             softcap=softcap,
+            block_size=cache.block_size,
+            scheme=cache.scheme,
         )
     return output.unsqueeze(0)
-
-
-def gather_context(layout: BatchLayout, part: DecodeGroup | PrefillChunk, block_ids: Tensor, cache: Tensor) -> Tensor:
-    """[2 (key, value), sequences * kv heads, context, head dim] of the blocks, contiguous."""
-    num_kv_heads, block_size, head_dim = cache.shape[2:]
-    rows = layout.block_rows(part, block_ids, num_kv_heads=num_kv_heads)
-    spans = cache.view(-1, block_size * head_dim).index_select(0, rows.reshape(-1))
-    return spans.view(2, rows.shape[1], -1, head_dim)
 
 
 def _decode(
     layout: BatchLayout,
     group: DecodeGroup,
     query: Tensor,
-    cache: Tensor,
+    cache: KvLayer,
     scaling: float | None,
     mask: Tensor,
     softcap: float | None,
@@ -154,7 +154,7 @@ def _decode(
     """Batched products over whole contexts: the fused kernel is made for many queries and is slower for so few."""
     num_rows = group.end - group.start
     num_heads, _, head_dim = query.shape[1:]
-    keys, values = gather_context(layout, group, group.block_ids, cache)
+    keys, values = cache.gather(layout, group, group.block_ids, query.dtype)
     num_kv_heads = keys.shape[0] // num_rows
     # Query heads that share a kv head become further queries of it: nothing is repeated.
     queries = query[0, :, group.start : group.end].transpose(0, 1).reshape(num_rows * num_kv_heads, -1, head_dim)
@@ -189,13 +189,13 @@ def _prefill(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    cache: Tensor,
+    cache: KvLayer,
     scaling: float | None,
     mask: Tensor | None,
     softcap: float | None,
 ) -> Tensor:
     if chunk.block_ids is not None:
-        context = gather_context(layout, chunk, chunk.block_ids, cache)[:, :, : chunk.num_context]
+        context = cache.gather(layout, chunk, chunk.block_ids, query.dtype)[:, :, : chunk.num_context]
         key, value = context[0].unsqueeze(0), context[1].unsqueeze(0)
     if softcap is not None:
         return _capped_attention(query, key, value, mask, scaling, softcap)

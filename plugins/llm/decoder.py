@@ -114,7 +114,7 @@ class Decoder:
         return layout.to(self.device, TiledRows(layout.contexts, self.device))
 
     def _compute(self, layout: BatchLayout) -> Tensor | None:
-        step = PagedStep(layout=layout, caches=self.cache.tensors)
+        step = PagedStep(layout=layout, caches=self.cache.layers)
         arguments: dict[str, Any] = {
             **self._embedded(layout),
             "position_ids": layout.position_ids,

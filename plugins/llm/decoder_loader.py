@@ -22,6 +22,7 @@ from sixfold.core.runtime.quantization.modules import held_bytes
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.core.runtime.step_linear import StepGatedLinear
 from sixfold.plugins.llm.attention import ATTENTION, paged_attention
+from sixfold.plugins.llm.cache_policy import CacheScheme, split
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.facts import ModelFacts, read_facts
 from sixfold.plugins.llm.fuse import adapt
@@ -122,7 +123,7 @@ def load_decoder(
         device: Where it goes.
         model_name: For messages.
         num_blocks: Of its cache; by the options if None.
-        quantization: Which layers are kept in fewer bits.
+        quantization: Which layers are kept in fewer bits, and whether the cache is.
         reads_images: Whether images are wanted of a model that can read them.
         may_adapt: Whether it can have adapters.
         guessing_layers: Layers of its cache beyond its own; see `KvCache`.
@@ -136,19 +137,21 @@ def load_decoder(
     _ATTENTION_TABLE.register(ATTENTION, paged_attention)
     _ATTENTION_TABLE.register(PROBE_ATTENTION, record_attention)
     dtype = choose_dtype(options.dtype, device)
+    policy = split(quantization, place=f"models.{model_name}.quantization")
     report(0.2, "reading weights")
     model = read_files(lambda: read_model(path, dtype, device), "weights")
     facts = read_facts(path, model, codec)
     processor = _image_processor(path, model, model_name) if reads_images else None
     num_parameters = sum(p.numel() for p in model.parameters())
     report(0.6, "packing weights")
-    passes = Passes(quantization=quantization, model_name=model_name, fuse=options.compute_packed)
+    passes = Passes(quantization=policy.weights, model_name=model_name, fuse=options.compute_packed)
     to_paged = functools.partial(
         _to_paged,
         facts=facts,
         options=options,
         processor=processor,
         num_blocks=num_blocks,
+        cache_scheme=policy.scheme,
         may_adapt=may_adapt,
         guessing_layers=guessing_layers,
     )
@@ -178,6 +181,7 @@ def _to_paged(
     passes: Passes,
     processor: ImageProcessor | None,
     num_blocks: int | None,
+    cache_scheme: CacheScheme | None,
     may_adapt: bool,
     guessing_layers: tuple[LayerShape, ...],
 ) -> tuple[Decoder, str]:
@@ -195,7 +199,9 @@ def _to_paged(
     shapes = linear_shapes(model, stepped)
     quantized = passes.run(model, stepped, packed=options.compute_packed)
     _set_attention(model, ATTENTION)
-    cache = _make_cache(layers, guessing_layers, options, num_blocks=num_blocks, dtype=dtype, device=device)
+    cache = _make_cache(
+        layers, guessing_layers, options, num_blocks=num_blocks, dtype=dtype, scheme=cache_scheme, device=device
+    )
     router = adapt(model, shapes, device) if may_adapt else None
     decoder = Decoder(model, cache, graph_rows=options.cuda_graph_rows, router=router)
     logits = decoder.run([tokens], _CHECK_CHUNKS)
@@ -205,12 +211,13 @@ def _to_paged(
             f"Set at least {sum(_CHECK_CHUNKS) * decoder.cache.num_bytes // decoder.cache.num_tokens}."
         )
     names = {"model_name": model_name, "class_name": type(model).__name__}
-    is_quantized = passes.quantization is not None
+    is_quantized = passes.quantization is not None or cache_scheme is not None
     check_agreement(reference, logits[0], dtype=dtype, quantized=is_quantized, **names)
     if check is not None:
         seen = check.answer(decoder, ImageEncoder(model, device), model_name=model_name)
         check_agreement(check.logits, seen, dtype=dtype, quantized=is_quantized, **names)
-    return decoder, quantized
+    cached = "" if cache_scheme is None else f"{cache_scheme} kv_cache"
+    return decoder, ", ".join(filter(None, (quantized, cached)))
 
 
 def _set_attention(model: Any, name: str) -> None:
@@ -291,12 +298,13 @@ def _make_cache(
     *,
     num_blocks: int | None,
     dtype: torch.dtype,
+    scheme: CacheScheme | None,
     device: torch.device,
 ) -> KvCache:
     layers = model_layers + guessing_layers
     if num_blocks is None:
         num_bytes = options.kv_cache_bytes or default_kv_cache_bytes(device)
-        block_bytes = options.block_size_tokens * sum(layer.token_bytes(dtype) for layer in layers)
+        block_bytes = sum(layer.block_bytes(options.block_size_tokens, dtype, scheme) for layer in layers)
         num_blocks = max(num_bytes // block_bytes, 2)
     return KvCache(
         layers,
@@ -304,5 +312,6 @@ def _make_cache(
         block_size=options.block_size_tokens,
         dtype=dtype,
         device=device,
+        scheme=scheme,
         num_guessing_layers=len(guessing_layers),
     )

@@ -45,7 +45,7 @@ def eagle3_proposer(files: Eagle3Files, decoder: Decoder, facts: ModelFacts) -> 
         decoder.embedding,
         layer_idx=cache.num_model_layers,
         vocab_size=facts.vocab_size,
-        dtype=cache.tensors[0].dtype,
+        dtype=cache.dtype,
         device=decoder.device,
     )
     taps = decoder.tap(files.tap_places(cache.num_model_layers, "speculation.source"))

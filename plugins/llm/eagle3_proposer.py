@@ -155,7 +155,7 @@ class Eagle3Proposer:
 
     def _forward(self, layout: BatchLayout, hidden: Tensor) -> Tensor:
         layout = self._decoder.on_device(layout)
-        step = PagedStep(layout=layout, caches=self._decoder.cache.tensors)
+        step = PagedStep(layout=layout, caches=self._decoder.cache.layers)
         result: Tensor = self._head(layout.token_ids, layout.position_ids, hidden, step)
         return result
 

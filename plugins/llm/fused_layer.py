@@ -20,9 +20,11 @@ from sixfold.core.runtime.kernels import can_run, rms_norm
 from sixfold.core.runtime.linear import is_stock_linear
 from sixfold.core.runtime.quantized_linear import ByteScheme, QuantizedLinear
 from sixfold.core.runtime.step_linear import StepGatedLinear, StepLinear
-from sixfold.plugins.llm.attention import PagedStep, gather_context, prefill_mask
+from sixfold.plugins.llm import byte_kernels
+from sixfold.plugins.llm.attention import PagedStep, prefill_mask
 from sixfold.plugins.llm.batch_layout import PrefillChunk
 from sixfold.plugins.llm.kernels import NO_NORM, attend, max_prefill_context, rotate_and_store
+from sixfold.plugins.llm.kv_layer import ByteLayer, KvLayer
 from sixfold.plugins.llm.lora_adapter import ModuleShape
 from sixfold.plugins.llm.lora_sites import AdapterRouter, AdapterSite, Join, stack_layers
 from sixfold.plugins.llm.norms import plain_rms_norm
@@ -132,24 +134,30 @@ class FusedLayer(nn.Module):
 
     def _attend(self, qkv: Tensor, angles: tuple[Tensor, Tensor], step: PagedStep) -> Tensor:
         layout, cache = step.layout, step.caches[self._layer_idx]
-        rotate_and_store(qkv, cache, layout, (angles[0][0], angles[1][0]), self._head_norms, self._head_eps)
+        rotation = (angles[0][0], angles[1][0]), self._head_norms, self._head_eps
+        if isinstance(cache, ByteLayer):
+            byte_kernels.rotate_and_store(qkv, cache, layout, *rotation)
+        else:
+            rotate_and_store(qkv, cache.tensor, layout, *rotation)
         result = qkv.new_empty(len(qkv), self._attended_dim)
-        by_kernel = max_prefill_context(cache)
+        by_kernel = 0 if isinstance(cache, ByteLayer) else max_prefill_context(cache.tensor)
         rows = layout.rows_up_to(by_kernel)
-        if len(rows.rows):
-            attend(qkv, cache, rows, self._scaling, result)
+        if len(rows.rows) and isinstance(cache, ByteLayer):
+            byte_kernels.attend(qkv, cache, rows, self._scaling, result)
+        elif len(rows.rows):
+            attend(qkv, cache.tensor, rows, self._scaling, result)
         for chunk in layout.prefills:
             if chunk.num_context > by_kernel:
                 self._prefill(qkv, cache, step, chunk, result)
         return result
 
-    def _prefill(self, qkv: Tensor, cache: Tensor, step: PagedStep, chunk: PrefillChunk, result: Tensor) -> None:
-        num_kv_heads, dim = cache.shape[2], self._head_dim
+    def _prefill(self, qkv: Tensor, cache: KvLayer, step: PagedStep, chunk: PrefillChunk, result: Tensor) -> None:
+        num_kv_heads, dim = cache.num_kv_heads, self._head_dim
         heads = qkv[chunk.start : chunk.end].view(chunk.end - chunk.start, -1, dim).transpose(0, 1)
         num_heads = len(heads) - 2 * num_kv_heads
         query, key, value = heads[:num_heads], heads[num_heads:-num_kv_heads], heads[-num_kv_heads:]
         if chunk.block_ids is not None:
-            context = gather_context(step.layout, chunk, chunk.block_ids, cache)
+            context = cache.gather(step.layout, chunk, chunk.block_ids, qkv.dtype)
             key, value = context[:, :, : chunk.num_context]
         mask = prefill_mask(step.layout, chunk, qkv.device, None)
         attended = _attend_chunk(query, key, value, mask, self._scaling)

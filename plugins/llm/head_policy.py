@@ -18,6 +18,5 @@ def with_better_head(policy: QuantizationPolicy) -> QuantizationPolicy:
     """
     if LM_HEAD in policy.components or policy.scheme not in ("int4", "nvfp4"):
         return policy
-    what = policy.what if policy.what != "kv_cache" else "weights"
-    part = ComponentPolicy(scheme="int8", what=what)
+    part = ComponentPolicy(scheme="int8", what=policy.what)
     return policy.model_copy(update={"components": {**policy.components, LM_HEAD: part}})

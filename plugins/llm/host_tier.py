@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
-from torch import Tensor
 
 from sixfold.plugins.llm.block_pool import PADDING_BLOCK
 from sixfold.plugins.llm.kv_bytes import KvBytes
+from sixfold.plugins.llm.kv_layer import KvLayer
 from sixfold.plugins.llm.swap_cost import SwapCost
 
 _LOG = logging.getLogger(__name__)
@@ -45,18 +45,18 @@ class HostTier:
     is cheaper than copying, nothing is kept at all: so the tier never has a tail without its head.
 
     Args:
-        tensors: Of the cache.
+        layers: Of the cache.
         num_blocks: Blocks that are kept.
         cost: Decides whether anything is.
         on_lost: Told each content that is kept no longer.
     """
 
     def __init__(
-        self, tensors: Sequence[Tensor], *, num_blocks: int, cost: SwapCost, on_lost: Callable[[bytes], None]
+        self, layers: Sequence[KvLayer], *, num_blocks: int, cost: SwapCost, on_lost: Callable[[bytes], None]
     ) -> None:
         self.cost = cost
-        self._bytes = KvBytes(tensors)
-        self._device = tensors[0].device
+        self._bytes = KvBytes(layers)
+        self._device = layers[0].tensor.device
         self._on_lost = on_lost
         block_bytes = self._bytes.block_bytes
         # Pinned: only such memory is copied without the host waiting for it.

@@ -30,8 +30,8 @@ from sixfold.plugins.llm.batch_layout import BatchLayout
 from sixfold.plugins.llm.rows import AttentionRows
 
 # Below these the second thread takes longer to wake than it saves.
-_PARALLEL_TOKENS = 64
-_PARALLEL_SCORES = 1024
+PARALLEL_TOKENS = 64
+PARALLEL_SCORES = 1024
 # From here on torch's fused attention, which keeps a tile of queries while it reads the context, is faster.
 _MAX_PREFILL_CONTEXT = 1024
 
@@ -53,7 +53,7 @@ def rotate_and_store(
         eps: Of these norms.
     """
     head_dim = cache.shape[4]
-    run = _rotate_and_store.serial if len(qkv) < _PARALLEL_TOKENS else _rotate_and_store.parallel
+    run = _rotate_and_store.serial if len(qkv) < PARALLEL_TOKENS else _rotate_and_store.parallel
     run(
         bits(qkv).reshape(len(qkv), -1, head_dim),
         bits(cache),
@@ -65,6 +65,21 @@ def rotate_and_store(
         norms[1],
         F32(eps),
     )
+
+
+def rotate(
+    qkv: Tensor,
+    num_kv_heads: int,
+    head_dim: int,
+    angles: tuple[Tensor, Tensor],
+    norms: tuple[Any, Any],
+    eps: float,
+) -> None:
+    """`rotate_and_store` without the cache."""
+    nowhere, nothing = np.empty(0, np.int64), np.empty((0, 2, num_kv_heads, 0, head_dim), np.uint16)
+    run = _rotate_and_store.serial if len(qkv) < PARALLEL_TOKENS else _rotate_and_store.parallel
+    heads = bits(qkv).reshape(len(qkv), -1, head_dim)
+    run(heads, nothing, nowhere, nowhere, bits(angles[0]), bits(angles[1]), norms[0], norms[1], F32(eps))
 
 
 @kernel
@@ -97,7 +112,7 @@ def _rotate_and_store(
                     rotated[i] = row[i] * cosine[i] - row[i + half] * sine[i]
                     rotated[i + half] = row[i + half] * cosine[i + half] + row[i] * sine[i + half]
                 round_to_bfloat16(qkv[t, part], rotated_bits, dim)
-            for head in range(num_kv_heads):
+            for head in range(num_kv_heads if len(cache) else 0):
                 cache[blocks[t], 0, head, offsets[t]] = qkv[t, num_heads + head]
                 cache[blocks[t], 1, head, offsets[t]] = qkv[t, num_heads + num_kv_heads + head]
 
@@ -126,7 +141,7 @@ def attend(qkv: Tensor, cache: Tensor, rows: AttentionRows, scaling: float, resu
     head_dim = cache.shape[4]
     kind = _attend_by_dots if _takes_dots(cache) else _attend
     threads = get_num_threads()
-    run = kind.serial if rows.num_tokens < _PARALLEL_SCORES or threads == 1 else kind.parallel
+    run = kind.serial if rows.num_tokens < PARALLEL_SCORES or threads == 1 else kind.parallel
     run(
         bits(qkv).reshape(len(qkv), -1, head_dim),
         bits(cache),

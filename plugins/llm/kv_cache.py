@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from sixfold.plugins.llm.block_pool import BlockPool
+from sixfold.plugins.llm.cache_policy import CacheScheme
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.host_tier import NO_TIER, HostTier
+from sixfold.plugins.llm.kv_layer import KvLayer, make_layer, run_bytes
 from sixfold.plugins.llm.prefix_cache import PrefixCache
 from sixfold.plugins.llm.swap_cost import SwapCost
 from sixfold.plugins.llm.tensors import bool_list
@@ -26,9 +28,10 @@ class LayerShape:
     num_kv_heads: int
     head_dim: int
 
-    def token_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of one token's key and value."""
-        return 2 * self.num_kv_heads * self.head_dim * dtype.itemsize
+    def block_bytes(self, block_size: int, dtype: torch.dtype, scheme: CacheScheme | None = None) -> int:
+        """Bytes of the keys and values of so many tokens."""
+        plain = block_size * self.head_dim * dtype.itemsize
+        return 2 * self.num_kv_heads * (plain if scheme is None else run_bytes(block_size, self.head_dim))
 
 
 class KvCache:
@@ -38,8 +41,9 @@ class KvCache:
         layers: One shape per layer, the model's first.
         num_blocks: Blocks per layer, the padding block included.
         block_size: Tokens per block.
-        dtype: Of keys and values.
+        dtype: Of keys and values, as attention takes them.
         device: Where the tensors live.
+        scheme: Keeps them in one byte a number; None keeps them in ``dtype``.
         num_guessing_layers: How many of the layers, the last ones, are those of a head that guesses for the model. They are
             filled after the model's own, and what is in them changes no answer.
     """
@@ -52,8 +56,11 @@ class KvCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        scheme: CacheScheme | None = None,
         num_guessing_layers: int = 0,
     ) -> None:
+        self.dtype = dtype
+        self.scheme = scheme
         self.num_model_layers = len(layers) - num_guessing_layers
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, self._forget)
@@ -61,12 +68,19 @@ class KvCache:
         self.tier: HostTier | None = None
         # Asked when fewer than so many blocks are free, before a sequence is told that there is no room.
         self.make_room: Callable[[int], None] = lambda _num_blocks: None
-        # Zeros, not empty: masked positions are multiplied by 0, and 0 times NaN is NaN. On Linux the pages of a zeroed
-        # tensor take memory only when they are first written.
-        self.tensors: tuple[Tensor, ...] = tuple(
-            torch.zeros((num_blocks, 2, s.num_kv_heads, block_size, s.head_dim), dtype=dtype, device=device)
-            for s in layers
+        self.layers: tuple[KvLayer, ...] = tuple(
+            make_layer(
+                num_blocks,
+                num_kv_heads=shape.num_kv_heads,
+                block_size=block_size,
+                head_dim=shape.head_dim,
+                dtype=dtype,
+                scheme=scheme,
+                device=device,
+            )
+            for shape in layers
         )
+        self.tensors: tuple[Tensor, ...] = tuple(layer.tensor for layer in self.layers)
 
     @property
     def num_tokens(self) -> int:
@@ -117,7 +131,7 @@ class KvCache:
         """
         block_bytes = self.num_bytes // self.pool.num_blocks
         cost = SwapCost(block_tokens=self.block_size)
-        tier = HostTier(self.tensors, num_blocks=max(1, num_bytes // block_bytes), cost=cost, on_lost=self._forget)
+        tier = HostTier(self.layers, num_blocks=max(1, num_bytes // block_bytes), cost=cost, on_lost=self._forget)
         self.prefix.tier = self.tier = tier
         self.pool.before_reuse = tier.keep
         return tier
@@ -142,9 +156,9 @@ class KvCache:
         """
         blocks = self.prefix.unpublished(sequence)
         if blocks:
-            last = self.tensors[self.num_model_layers - 1]
-            filled = last[torch.tensor(blocks, device=last.device)]
-            finite = bool_list(torch.isfinite(filled).flatten(1).all(1))
+            last = self.layers[self.num_model_layers - 1]
+            filled = last.tensor[torch.tensor(blocks, device=last.tensor.device)]
+            finite = bool_list(last.finite(filled))
             self.prefix.publish(sequence, [*finite, False].index(False))
 
     def free(self, sequence: CachedTokens) -> None:
@@ -161,8 +175,8 @@ class KvCache:
         """Zeroes what the sequence's own blocks hold of the positions ``begin`` to ``end``."""
         for position in range(begin, end):
             block = int(sequence.block_table[position // self.block_size])
-            for tensor in self.tensors:
-                tensor[block, :, :, position % self.block_size] = 0
+            for layer in self.layers:
+                layer.erase(block, position % self.block_size)
 
     def _take(self, sequence: CachedTokens, num_tokens: int, *, is_needed: bool = False) -> None:
         missing = -(-(sequence.num_computed + num_tokens) // self.block_size) - sequence.num_blocks

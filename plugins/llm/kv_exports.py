@@ -55,7 +55,7 @@ class KvExports:
 
     def __init__(self, cache: KvCache, *, clock: Callable[[], float], lease_s: float) -> None:
         self._cache = cache
-        self._bytes = KvBytes(cache.tensors)
+        self._bytes = KvBytes(cache.layers)
         self._clock = clock
         self._lease_s = lease_s
         self._leases: dict[str, Lease] = {}

@@ -30,7 +30,7 @@ def fingerprint(folder: Path, cache: KvCache, *, quantization: str = "") -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     shapes = [list(tensor.shape[1:]) for tensor in cache.tensors]
-    dtype = str(cache.tensors[0].dtype)
+    dtype = str(cache.dtype) if cache.scheme is None else f"{cache.dtype} in {cache.scheme}"
     digest.update(msgspec.json.encode([_FORMAT, sys.byteorder, dtype, cache.block_size, shapes]))
     digest.update(quantization.encode())
     config = folder / "config.json"

@@ -40,7 +40,7 @@ class KvImport:
     ) -> None:
         self._cache = cache
         self._running = running
-        self._bytes = KvBytes(cache.tensors)
+        self._bytes = KvBytes(cache.layers)
         # One more than the blocks hold: a sequence never finds all its tokens, because it must compute the last.
         self._sequence = CachedTokens([*token_ids, 0], salt=salt, block_hashes=block_hashes, adapter=adapter)
 

@@ -56,7 +56,7 @@ class KvTransfer:
         self._cache = cache
         self._fingerprint = fingerprint
         self._clock = clock
-        self._block_bytes = KvBytes(cache.tensors).block_bytes
+        self._block_bytes = KvBytes(cache.layers).block_bytes
         self._times = TransferTimes(timeout_s=options.timeout_s)
         self._inbox = DeviceInbox()
         self._exports = KvExports(cache, clock=clock, lease_s=options.lease_s)

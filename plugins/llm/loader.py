@@ -124,7 +124,7 @@ def _details(loaded: LoadedDecoder, codec: TextCodec) -> dict[str, str | int | f
     """What users are told of a decoder."""
     cache = loaded.decoder.cache
     return {
-        "dtype": str(cache.tensors[0].dtype).removeprefix("torch."),
+        "dtype": str(cache.dtype).removeprefix("torch."),
         "kv_cache_tokens": cache.num_tokens,
         "vocab_size": loaded.facts.vocab_size,
         "has_chat_template": codec.has_chat_template,
@@ -164,7 +164,7 @@ def _adapters(context: LoadContext, options: TransformersOptions, decoder: Decod
         return None
     table = AdapterTable(
         decoder.router.shapes,
-        dtype=decoder.cache.tensors[0].dtype,
+        dtype=decoder.cache.dtype,
         device=decoder.device,
         max_adapters=options.lora.max_adapters,
         max_rank=options.lora.max_rank,

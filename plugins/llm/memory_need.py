@@ -13,6 +13,7 @@ from sixfold.core.memory.quantized import planned_bytes
 from sixfold.core.memory.weights import StoredTensor, folder_tensors, weights_bytes
 from sixfold.core.runtime.quantization.plan import LinearShape, plan
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
+from sixfold.plugins.llm.cache_policy import CacheScheme, head_token_bytes, split
 from sixfold.plugins.llm.head_policy import LAYERS, LM_HEAD, with_better_head
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.vllm_options import VllmOptions
@@ -49,9 +50,10 @@ def need(question: MemoryQuestion) -> MemoryNeed:
     packs = on_cpu and options.compute_packed
     config = _text_config(question.path)
     weights = _decoder_bytes(question.path, itemsize, packs=packs)
-    if question.quantization is not None:
-        weights -= _saved_bytes(question, question.quantization, itemsize, packs=packs)
-    token_bytes = _token_bytes(config, itemsize)
+    policy = split(question.quantization, place="quantization")
+    if policy.weights is not None:
+        weights -= _saved_bytes(question, policy.weights, itemsize, packs=packs)
+    token_bytes = _token_bytes(config, itemsize, policy.scheme)
     cache_bytes = options.kv_cache_bytes or (
         default_cpu_cache_bytes(question.free_bytes) if on_cpu else token_bytes * 32
     )
@@ -148,14 +150,14 @@ def _shape(tensor: StoredTensor, name: str) -> LinearShape:
     return LinearShape(name.removesuffix(".weight"), tensor.shape[0], tensor.shape[1])
 
 
-def _token_bytes(config: dict[str, Any], itemsize: int) -> int:
+def _token_bytes(config: dict[str, Any], itemsize: int, scheme: CacheScheme | None = None) -> int:
     """Keys and values of one token in all layers."""
     num_heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
     num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
     hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
     head_dim = int(config.get("head_dim") or hidden // num_heads)
     num_layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
-    return 2 * num_layers * num_kv_heads * head_dim * itemsize
+    return 2 * num_layers * num_kv_heads * head_token_bytes(head_dim, itemsize, scheme)
 
 
 def _step_bytes(config: dict[str, Any], itemsize: int) -> int:

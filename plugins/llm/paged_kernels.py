@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from sixfold.plugins.llm import triton_kernels
+from sixfold.plugins.llm.cache_policy import CacheScheme
+from sixfold.plugins.llm.kv_layer import LEAST_MAXIMUM, run_bytes, scales_at
 
 _KERNELS: Any = triton_kernels  # typed as Triton's decorators leave them
 
@@ -43,7 +45,16 @@ class Tiles:
     num_splits: int
 
 
-def store(key: Tensor, value: Tensor, cache: Tensor, blocks: Tensor, offsets: Tensor) -> None:
+def store(
+    key: Tensor,
+    value: Tensor,
+    cache: Tensor,
+    blocks: Tensor,
+    offsets: Tensor,
+    *,
+    block_size: int | None = None,
+    scheme: CacheScheme | None = None,
+) -> None:
     """Writes the keys and values of a step.
 
     Args:
@@ -52,8 +63,34 @@ def store(key: Tensor, value: Tensor, cache: Tensor, blocks: Tensor, offsets: Te
         cache: [blocks, 2, kv heads, block size, head dim], contiguous.
         blocks: [tokens] int64, where each token goes.
         offsets: [tokens] int64, its place in the block.
+        block_size: Tokens of a block, where the cache's shape does not tell.
+        scheme: Of its numbers; with one, the cache is that of a `ByteLayer`.
     """
     num_kv_heads, num_tokens, head_dim = key.shape
+    if scheme is not None:
+        assert block_size is not None
+        _launch(
+            _KERNELS.store_bytes_kernel,
+            (num_tokens, num_kv_heads),
+            key,
+            value,
+            cache,
+            cache.view(torch.float32),
+            blocks,
+            offsets,
+            key.stride(0),
+            key.stride(1),
+            value.stride(0),
+            value.stride(1),
+            KV_HEADS=num_kv_heads,
+            RUN_BYTES=run_bytes(block_size, head_dim),
+            SCALES_AT=scales_at(block_size, head_dim),
+            DIM=head_dim,
+            DIM_PADDED=_next_power_of_2(head_dim),
+            IS_FP8=scheme == "fp8",
+            LEAST=LEAST_MAXIMUM,
+        )
+        return
     _launch(
         _KERNELS.store_kernel,
         (num_tokens, num_kv_heads),
@@ -84,6 +121,8 @@ def attend(
     scaling: float,
     window: int | None = None,
     softcap: float | None = None,
+    block_size: int | None = None,
+    scheme: CacheScheme | None = None,
 ) -> None:
     """Causal attention of the rows of ``tiles`` to their contexts in the cache; their keys must be in it.
 
@@ -97,9 +136,12 @@ def attend(
         scaling: Factor on the scores.
         window: Tokens, its own included, that a row sees; None for all.
         softcap: Scores s become ``softcap * tanh(s / softcap)``; None to leave them.
+        block_size: As for `store`.
+        scheme: As for `store`.
     """
     num_heads, num_tokens, head_dim = query.shape
-    num_kv_heads, block_size = cache.shape[2:4]
+    num_kv_heads = cache.shape[2]
+    tokens = cache.shape[3] if block_size is None else block_size
     group, splits = num_heads // num_kv_heads, tiles.num_splits
     padded_dim = _next_power_of_2(head_dim)
     scratch: tuple[Tensor, Tensor, Tensor] = (output, output, output)
@@ -112,6 +154,7 @@ def attend(
         (len(tiles.starts), num_kv_heads, splits),
         query,
         cache,
+        cache if scheme is None else cache.view(torch.float32),
         tables,
         lengths,
         tiles.starts,
@@ -125,7 +168,10 @@ def attend(
         scaling,
         KV_HEADS=num_kv_heads,
         GROUP=group,
-        BLOCK_SIZE=block_size,
+        BLOCK_SIZE=tokens,
+        RUN=tokens * head_dim if scheme is None else run_bytes(tokens, head_dim),
+        SCALES_AT=0 if scheme is None else scales_at(tokens, head_dim),
+        KEPT="" if scheme is None else scheme,
         DIM=head_dim,
         DIM_PADDED=padded_dim,
         ROWS=max(16, _next_power_of_2(tiles.size * group)),

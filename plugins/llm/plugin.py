@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, Command, Progress, hookimpl
-from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.core.runtime.quantization.methods import CACHE_METHODS, LINEAR_METHODS
 from sixfold.plugins.llm import memory_need
 from sixfold.plugins.llm.cli import COMMAND
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, Generation, TextDelta
@@ -99,7 +99,7 @@ FAMILY = Family(
             name="kv_transfer_held_blocks", kind=MetricKind.GAUGE, help="Cache blocks kept for other processes."
         ),
     ),
-    quantization=LINEAR_METHODS,
+    quantization=LINEAR_METHODS | CACHE_METHODS,
     quality="sixfold.plugins.llm.quality:DecoderQuality",
     variants=lambda options: adapter_names(options.lora),
     adjusts=_adjusts,

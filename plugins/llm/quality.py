@@ -93,6 +93,7 @@ class DecoderQuality(QualityProbe):
             "perplexity": perplexity,
             "perplexity_ratio": perplexity / self._perplexity,
             "top1_agreement": float((likeliest == self._likeliest).float().mean()),
+            "cache_token_bytes": decoder.cache.num_bytes / (decoder.cache.pool.num_blocks * decoder.cache.block_size),
         }
         if timed:
             figures |= {f"step_of_{count}_ms": self._step_ms(decoder, count) for count in (1, 8)}

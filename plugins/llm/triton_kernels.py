@@ -41,9 +41,78 @@ def store_kernel(
 
 
 @triton.jit
+def _quantized(x, largest, IS_FP8: tl.constexpr, LEAST: tl.constexpr):
+    """Bytes of a row of float32; what is no number shows in its scale."""
+    top = 448.0 if IS_FP8 else 127.0
+    x = x * tl.where((largest > LEAST) & (largest < float("inf")), top / largest, 0.0)
+    if IS_FP8:
+        given = x.to(tl.uint32, bitcast=True)
+        size = given & 0x7FFFFFFF
+        normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - 960  # exponents of e4m3 begin 120 later
+        # Below 2 ** -6 steps are as wide as the last bit of 2 ** 14, so that a sum with it is rounded to them.
+        small = (tl.abs(x) + 16384.0).to(tl.uint32, bitcast=True) - 0x46800000
+        return (tl.where(size < (121 << 23), small, normal) | ((given >> 24) & 0x80)).to(tl.uint8)
+    return ((x + 12582912.0).to(tl.uint32, bitcast=True) - 0x4B400000).to(tl.uint8)  # rounded as the sum's last bits
+
+
+@triton.jit
+def _widened(numbers, IS_FP8: tl.constexpr, TYPE: tl.constexpr):
+    """Bytes as numbers, without their scale; every type of a query holds them exactly."""
+    if IS_FP8:
+        # By way of float16, of which e4m3 is a part: a card needs no fp8 of its own for that.
+        wide = numbers.to(tl.uint16)
+        half = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+        return (half.to(tl.float16, bitcast=True) * 256.0).to(TYPE)
+    return numbers.to(tl.int8, bitcast=True).to(TYPE)
+
+
+@triton.jit
+def _store_row(given, numbers, scale, inside, IS_FP8: tl.constexpr, LEAST: tl.constexpr):
+    x = tl.load(given, mask=inside, other=0.0).to(tl.float32)
+    # By their bits, of which those of no number are the largest: a maximum of floats leaves them out.
+    largest = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=0).to(tl.float32, bitcast=True)
+    tl.store(numbers, _quantized(x, largest, IS_FP8, LEAST), mask=inside)
+    tl.store(scale, largest / (448.0 if IS_FP8 else 127.0))
+
+
+@triton.jit
+def store_bytes_kernel(
+    key,
+    value,
+    cache,
+    scales,
+    blocks,
+    offsets,
+    key_head_stride,
+    key_token_stride,
+    value_head_stride,
+    value_token_stride,
+    KV_HEADS: tl.constexpr,
+    RUN_BYTES: tl.constexpr,
+    SCALES_AT: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+    IS_FP8: tl.constexpr,
+    LEAST: tl.constexpr,
+):
+    token = tl.program_id(0)
+    head = tl.program_id(1)
+    run = (tl.load(blocks + token).to(tl.int64) * 2 * KV_HEADS + head) * RUN_BYTES
+    offset = tl.load(offsets + token)
+    at = tl.arange(0, DIM_PADDED)
+    inside = at < DIM
+    k = key + head * key_head_stride + token * key_token_stride + at
+    v = value + head * value_head_stride + token * value_token_stride + at
+    _store_row(k, cache + run + offset * DIM + at, scales + (run + SCALES_AT) // 4 + offset, inside, IS_FP8, LEAST)
+    run += KV_HEADS * RUN_BYTES
+    _store_row(v, cache + run + offset * DIM + at, scales + (run + SCALES_AT) // 4 + offset, inside, IS_FP8, LEAST)
+
+
+@triton.jit
 def attend_kernel(
     query,
     cache,
+    scales,
     tables,
     lengths,
     starts,
@@ -60,6 +129,9 @@ def attend_kernel(
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    RUN: tl.constexpr,
+    SCALES_AT: tl.constexpr,
+    KEPT: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -104,11 +176,17 @@ def attend_kernel(
         position = at + tl.arange(0, CONTEXT)
         known = position < high
         block = tl.load(tables + sequence * table_stride + position // BLOCK_SIZE, mask=known, other=0).to(tl.int64)
-        source = ((block * 2 * KV_HEADS + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE) * DIM
-        where = source[:, None] + dim[None, :]
+        run = (block * 2 * KV_HEADS + kv_head) * RUN
+        where = (run + position % BLOCK_SIZE * DIM)[:, None] + dim[None, :]
         present = known[:, None] & inside[None, :]
-        k = tl.load(cache + where, mask=present, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        k = tl.load(cache + where, mask=present, other=0)
+        if KEPT == "":
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        else:
+            k = _widened(k, KEPT == "fp8", q.dtype)
+            scale_at = scales + (run + SCALES_AT) // 4 + position % BLOCK_SIZE
+            key_scale = tl.load(scale_at, mask=known, other=0.0)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (key_scale * scale)[None, :]
         if SOFTCAP > 0:
             bent = scores / SOFTCAP
             scores = SOFTCAP * (1.0 - 2.0 / (tl.exp(2.0 * bent) + 1.0))
@@ -121,8 +199,11 @@ def attend_kernel(
         base = tl.where(new_max == -float("inf"), 0.0, new_max)
         weights = tl.exp2(scores - base[:, None])
         decay = tl.exp2(running_max - base)
-        v = tl.load(cache + where + KV_HEADS * BLOCK_SIZE * DIM, mask=present, other=0.0)
+        v = tl.load(cache + where + KV_HEADS * RUN, mask=present, other=0)
         running_sum = running_sum * decay + tl.sum(weights, axis=1)
+        if KEPT != "":
+            v = _widened(v, KEPT == "fp8", q.dtype)
+            weights = weights * tl.load(scale_at + KV_HEADS * RUN // 4, mask=known, other=0.0)[None, :]
         result = result * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         running_max = new_max
 

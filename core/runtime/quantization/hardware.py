@@ -12,10 +12,12 @@ import torch
 from sixfold.core.errors import ConfigError
 from sixfold.core.runtime.quantization.methods import (
     FP8_BOTH,
+    FP8_CACHE,
     FP8_WEIGHTS,
     INT4_BOTH,
     INT4_WEIGHTS,
     INT8_BOTH,
+    INT8_CACHE,
     INT8_WEIGHTS,
     NVFP4_BOTH,
     advice,
@@ -78,6 +80,8 @@ _NEEDS: dict[Method, tuple[str, Callable[[Hardware], bool]]] = {
         lambda hardware: hardware.kind == "cpu" or hardware.capability >= (8, 9),
     ),
     FP8_BOTH: ("a GPU of compute capability 8.9 (Ada, Hopper)", _needs("cuda", (8, 9))),
+    FP8_CACHE: ("nothing", lambda _: True),
+    INT8_CACHE: ("nothing", lambda _: True),
     NVFP4_BOTH: ("a GPU of compute capability 10.0 (Blackwell)", _needs("cuda", (10, 0))),
 }
 

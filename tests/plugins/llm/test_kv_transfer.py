@@ -34,7 +34,7 @@ from sixfold.plugins.llm.tensors import host_bytes
 from tests.plugins.llm.kv_fakes import BLOCK_SIZE, PROMPT, FakeOwner, Side, compute, make_cache
 
 LISTEN = ("127.0.0.1:0", "shm")
-BLOCK_BYTES = KvBytes(make_cache().tensors).block_bytes
+BLOCK_BYTES = KvBytes(make_cache().layers).block_bytes
 
 
 def prompt(token_ids: tuple[int, ...] = PROMPT, salt: bytes | None = b"") -> CachedTokens:
@@ -50,7 +50,7 @@ def prompt(token_ids: tuple[int, ...] = PROMPT, salt: bytes | None = b"") -> Cac
 def test_what_was_computed_is_found_elsewhere_bit_by_bit(listen: str, dtype: torch.dtype) -> None:
     with Side(listen, cache=make_cache(dtype=dtype)) as owner, Side(cache=make_cache(dtype=dtype)) as reader:
         handle = owner.prefill()
-        assert handle.num_bytes == 10 * KvBytes(owner.cache.tensors).block_bytes
+        assert handle.num_bytes == 10 * KvBytes(owner.cache.layers).block_bytes
         assert reader.transfer.fetch(handle, prompt()) == handle.num_tokens == 40
         assert reader.num_found() == 40
         assert all(torch.equal(a, b) for a, b in zip(owner.values(), reader.values(), strict=True))
