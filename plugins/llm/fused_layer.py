@@ -255,11 +255,17 @@ def can_fuse(layer: nn.Module, schemes: Schemes = NO_SCHEMES) -> bool:
     return (
         same_schemes
         and isinstance(mlp.act_fn, nn.SiLU | activations.SiLUActivation)
-        and getattr(attention, "sliding_window", None) is None
+        and _window(attention) is None
         and attention.head_dim % 2 == 0
         and same_biases
         and all(plain_rms_norm(norm) is not None for norm in norms)
     )
+
+
+def _window(attention: Any) -> int | None:
+    """How far a layer looks back; where layers do not differ, their config says it."""
+    own: int | None = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+    return own
 
 
 def _norm(module: nn.Module) -> tuple[Tensor, float]:

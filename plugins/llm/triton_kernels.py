@@ -44,7 +44,8 @@ def store_kernel(
 def _quantized(x, largest, IS_FP8: tl.constexpr, LEAST: tl.constexpr):
     """Bytes of a row of float32; what is no number shows in its scale."""
     top = 448.0 if IS_FP8 else 127.0
-    x = x * tl.where((largest > LEAST) & (largest < float("inf")), top / largest, 0.0)
+    usual = (largest > LEAST) & (largest < float("inf"))
+    x = tl.where(usual, x, 0.0) * (top / tl.where(usual, largest, 1.0))
     if IS_FP8:
         given = x.to(tl.uint32, bitcast=True)
         size = given & 0x7FFFFFFF

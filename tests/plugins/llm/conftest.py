@@ -19,6 +19,7 @@ from sixfold.core.batching.model import Finish, Granted
 from sixfold.core.errors import RequestError
 from sixfold.core.family import LoadContext
 from sixfold.core.messages import Request
+from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.core.source_ref import resolve_refs
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, Generation, TextDelta
 from sixfold.plugins.llm.loader import load
@@ -141,11 +142,14 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def load_folder(path: Path, **options: Any) -> TransformersModel:
+def load_folder(path: Path, *, quantization: object = None, **options: Any) -> TransformersModel:
     """Loads a folder in float32 with a small cache."""
     chosen = TransformersOptions.model_validate({"dtype": "float32", "kv_cache_bytes": 1 << 20} | options)
     local = resolve_refs(chosen, lambda ref: Path(ref.source.removeprefix("file:")))
-    return load(LoadContext(model_name="tiny", path=path, device="cpu", num_threads=1, options=local))
+    policy = None if quantization is None else QuantizationPolicy.model_validate(quantization)
+    return load(
+        LoadContext(model_name="tiny", path=path, device="cpu", num_threads=1, options=local, quantization=policy)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

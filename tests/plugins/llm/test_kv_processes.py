@@ -74,11 +74,11 @@ class Replica:
         self.model.close()
 
 
-def prefill_forever(folder: Path, listen: str, pipe: Connection) -> None:
+def prefill_forever(folder: Path, listen: str, pipe: Connection, policy: object) -> None:
     """The other process: computes the prompts whose lengths come through the pipe, and sends their handles back."""
     from tests.plugins.llm.conftest import load_folder
 
-    replica = Replica(load_folder(folder, kv_transfer={"listen": listen, "lease_s": 3600}))
+    replica = Replica(load_folder(folder, quantization=policy, kv_transfer={"listen": listen, "lease_s": 3600}))
 
     def wake_when_asked() -> None:
         while True:
@@ -104,10 +104,10 @@ def prefill_forever(folder: Path, listen: str, pipe: Connection) -> None:
 class Prefiller:
     """The other process, from here."""
 
-    def __init__(self, folder: Path, listen: str) -> None:
+    def __init__(self, folder: Path, listen: str, policy: object = None) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=prefill_forever, args=(folder, listen, theirs), daemon=True)
+        self.process = context.Process(target=prefill_forever, args=(folder, listen, theirs, policy), daemon=True)
         self.process.start()
 
     def handle(self, num_tokens: int) -> KvHandle:
@@ -134,15 +134,27 @@ SAMPLINGS: tuple[dict[str, Any], ...] = ({"temperature": 0}, {"temperature": 0.9
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="shared memory needs Linux")
-@pytest.mark.parametrize("listen", ["shm", "127.0.0.1:0"])
-@pytest.mark.parametrize("name", ["llama", "mistral-sliding"])
+@pytest.mark.parametrize(
+    ("name", "listen", "policy"),
+    [
+        ("llama", "shm", None),
+        ("llama", "127.0.0.1:0", None),
+        ("mistral-sliding", "shm", None),
+        ("mistral-sliding", "127.0.0.1:0", None),
+        ("llama", "shm", {"scheme": "fp8", "what": "kv_cache"}),
+    ],
+)
 def test_another_process_continues_token_for_token(
-    name: str, listen: str, model_folder: Callable[[str], Path], load_tiny: Callable[..., TransformersModel]
+    name: str,
+    listen: str,
+    policy: object,
+    model_folder: Callable[[str], Path],
+    load_tiny: Callable[..., TransformersModel],
 ) -> None:
     folder = model_folder(name)
-    prefiller = Prefiller(folder, listen)
-    alone = Replica(load_tiny(folder))
-    decoder = Replica(load_tiny(folder, kv_transfer={"peers": ["shm", "127.0.0.1"]}))
+    prefiller = Prefiller(folder, listen, policy)
+    alone = Replica(load_tiny(folder, quantization=policy))
+    decoder = Replica(load_tiny(folder, quantization=policy, kv_transfer={"peers": ["shm", "127.0.0.1"]}))
     for place, sampling in enumerate(SAMPLINGS):
         for num_tokens in (49 + 40 * place, 64 + 32 * place):
             handle = prefiller.handle(num_tokens)

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sixfold.plugins.llm import paged_kernels, step_graphs
+from sixfold.plugins.llm.cache_policy import CacheScheme
+from sixfold.plugins.llm.kv_layer import dequantize, make_layer, quantize
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.rows import AttentionRows
 from sixfold.plugins.llm.tensors import int_list
@@ -116,6 +118,64 @@ def test_keys_and_values_go_to_their_places_and_nowhere_else() -> None:
     assert torch.equal(cache, expected)
 
 
+@pytest.mark.parametrize("scheme", ["fp8", "int8"])
+def test_over_bytes_they_write_and_read_what_the_portable_layer_does(scheme: CacheScheme) -> None:
+    generator = torch.Generator().manual_seed(5)
+    num_tokens, window, shape = 11, 7, {"num_kv_heads": 2, "block_size": BLOCK_SIZE, "head_dim": 24}
+    layer: Any = make_layer(5, **shape, dtype=torch.float32, scheme=scheme, device=CPU)
+    table = torch.tensor([[3, 1, 4]])
+    positions = torch.arange(num_tokens)
+    blocks, offsets = table[0, positions // BLOCK_SIZE], positions % BLOCK_SIZE
+    key, value = torch.randn((2, num_tokens, 2, 24), generator=generator).transpose(1, 2)
+    key[0, 1] = 0
+    key[1, 2, 1:] *= 1e-4  # smaller than the least exponent of e4m3
+    paged_kernels.store(key, value, layer.tensor, blocks, offsets, block_size=BLOCK_SIZE, scheme=scheme)
+
+    held = dequantize(layer.numbers, layer.scales, scheme)
+    for side, given_side in enumerate((key, value)):
+        expected = dequantize(*quantize(given_side, scheme), scheme)
+        torch.testing.assert_close(held[blocks, side, :, offsets], expected.transpose(0, 1), rtol=1e-6, atol=0)
+    assert not held[[0, 2]].any()
+    query = torch.randn((num_tokens, 4, 24), generator=generator).transpose(0, 1)
+    contexts = AttentionRows(
+        rows=positions.numpy(),
+        sequences=torch.zeros(num_tokens, dtype=torch.int64).numpy(),
+        lengths=(positions + 1).numpy(),
+        tables=table.numpy(),
+        num_tokens=66,
+    )
+    rows = TiledRows(contexts, CPU)
+    output = torch.empty((num_tokens, 4, 24))
+    for tiles in rows.tiles(num_kv_heads=2, group=2):
+        paged_kernels.attend(
+            query,
+            layer.tensor,
+            rows.tables,
+            rows.lengths,
+            tiles,
+            output,
+            scaling=0.3,
+            window=window,
+            block_size=BLOCK_SIZE,
+            scheme=scheme,
+        )
+    for row in range(num_tokens):
+        expected = plain_attention(query[:, row], held, int_list(table[0]), row + 1, 0.3, window, None)
+        torch.testing.assert_close(output[row].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "int8"])
+def test_over_bytes_what_is_no_number_shows_in_its_scale(scheme: CacheScheme) -> None:
+    layer: Any = make_layer(
+        1, num_kv_heads=1, block_size=BLOCK_SIZE, head_dim=24, dtype=torch.float32, scheme=scheme, device=CPU
+    )
+    key, value = torch.ones((2, 1, 3, 24))
+    key[0, 1, 5], value[0, 2, 6] = torch.nan, torch.inf
+    blocks, offsets = torch.zeros(3, dtype=torch.int64), torch.arange(3)
+    paged_kernels.store(key, value, layer.tensor, blocks, offsets, block_size=BLOCK_SIZE, scheme=scheme)
+    assert layer.scales.isfinite()[0, :, 0, :3].tolist() == [[True, False, True], [True, True, False]]
+
+
 @given(num_tiles=st.integers(1, 5000), num_kv_heads=st.integers(1, 128))
 def test_contexts_are_cut_only_while_programs_are_few(num_tiles: int, num_kv_heads: int) -> None:
     splits = num_splits(num_tiles, num_kv_heads)
@@ -166,6 +226,18 @@ def test_models_on_the_kernels_answer_as_generate_does(
 
     expected = generate(folder, prompts, 4)
     assert [tokens_of(each) for each in answers] == [[codec.token_bytes(t) for t in answer] for answer in expected]
+
+
+@pytest.mark.usefixtures("on_kernels")
+def test_models_with_a_cache_of_bytes_answer_as_without_the_kernels(
+    model_folder: Callable[[str], Path], load_tiny: Callable[..., TransformersModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = {"scheme": "fp8", "what": "kv_cache"}
+    found = [load_tiny(model_folder("llama"), quantization=policy)]
+    monkeypatch.setattr("sixfold.plugins.llm.decoder.has_kernels", lambda _device: False)  # pyright: ignore[reportUnknownLambdaType]
+    found.append(load_tiny(model_folder("llama"), quantization=policy))
+    logits = [getattr(model, "_decoder").run([list(range(40))], (25, 14, 1)) for model in found]  # noqa: B009
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.usefixtures("on_kernels")

@@ -24,6 +24,7 @@ from sixfold.plugins.llm.attention import PagedStep, paged_attention
 from sixfold.plugins.llm.batch_layout import lay_out
 from sixfold.plugins.llm.cache_policy import CacheScheme, split
 from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.generation import CompletionInput, SamplingParams
 from sixfold.plugins.llm.kernels import NO_NORM
 from sixfold.plugins.llm.kv_bytes import KvBytes
 from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
@@ -242,6 +243,12 @@ def test_the_compiled_kernels_mark_what_is_no_number(scheme: CacheScheme) -> Non
     assert finite[:, :, 2].tolist() == [[True, True], [False, True]]
 
 
+def chat(model: TransformersModel, text: str) -> CompletionInput:
+    codec: Any = getattr(model, "_preparer")._codec  # noqa: B009
+    token_ids = codec.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)
+    return CompletionInput(prompts=(tuple(token_ids),), params=SamplingParams(max_tokens=12, temperature=0))
+
+
 def logits_of(model: TransformersModel, chunks: tuple[int, ...], num_tokens: int = 60) -> Tensor:
     decoder: Any = getattr(model, "_decoder")  # noqa: B009 - what is loaded shows nowhere else
     logits: Tensor = decoder.run([list(range(num_tokens))], chunks)[0].float()
@@ -257,10 +264,10 @@ def test_any_decoder_gives_nearly_the_same_logits(
     plain = load(context(model_folder(name), dtype=dtype))
     model = load(context(model_folder(name), cached_in(scheme), dtype=dtype))
     expected, found = logits_of(plain, (60,)), logits_of(model, (60,))
-    assert float((found - expected).norm() / expected.norm()) < 0.12
+    assert float((found - expected).norm() / expected.norm()) < {"fp8": 0.35, "int8": 0.12}[scheme]
     assert not torch.equal(found, expected)
     chunked = logits_of(model, (31, 28, 1))
-    assert float((chunked - found).norm() / found.norm()) < (1e-3 if dtype == "float32" else 0.03)
+    assert float((chunked - found).norm() / found.norm()) < (1e-5 if dtype == "float32" else 0.06)
     assert model.info.details["quantization"] == f"{scheme} kv_cache"
     assert model.info.details["dtype"] == dtype
 
@@ -362,6 +369,24 @@ def test_only_caches_of_the_same_numbers_exchange_blocks(model_folder: ModelFold
 
 
 @pytest.mark.models
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_real_model_begins_most_answers_as_it_did(scheme: str) -> None:
+    folder = next(default_cache_dir().glob("gguf/SmolLM2-135M-Instruct*"), None)
+    if folder is None:
+        pytest.skip("the demo's chat model is not pulled")
+    plain = load(context(folder, dtype="bfloat16", kv_cache_bytes=1 << 25))
+    model = load(context(folder, cached_in(scheme), dtype="bfloat16", kv_cache_bytes=1 << 25))
+    texts = [
+        f"{verb} {subject}."
+        for verb in ("Name the capital of", "Tell a story about", "List three facts of")
+        for subject in ("France", "Japan", "the sea", "winter", "Mozart", "iron")
+    ]
+    answers = [[Replica(one).run(chat(one, text))[0] for text in texts] for one in (plain, model)]
+    same = sum(mine == theirs for mine, theirs in zip(*answers, strict=True))
+    assert same >= 11  # of 18; 13 when this was written
+
+
+@pytest.mark.models
 def test_the_real_model_keeps_its_quality() -> None:
     """The bounds that the README states."""
     folder = next(default_cache_dir().glob("gguf/SmolLM2-135M-Instruct*"), None)
@@ -371,8 +396,7 @@ def test_the_real_model_keeps_its_quality() -> None:
     base = probe.measure(None, timed=False)
     for scheme in SCHEMES:
         found = probe.measure(QuantizationPolicy.model_validate(cached_in(scheme)), timed=False)
-        print(scheme, found)
-        assert found.figures["top1_agreement"] >= 0.9
-        assert found.figures["perplexity_ratio"] <= 1.02
+        assert found.figures["top1_agreement"] >= {"fp8": 0.93, "int8": 0.95}[scheme]
+        assert found.figures["perplexity_ratio"] <= {"fp8": 1.015, "int8": 1.01}[scheme]
         assert found.figures["cache_token_bytes"] < 0.54 * base.figures["cache_token_bytes"]
         assert found.weight_bytes == base.weight_bytes
