@@ -135,6 +135,31 @@ class ReplicaModel(ABC, Generic[InputT, OutputT]):
         return
 
 
+class PendingStep(ABC, Generic[OutputT]):
+    """A step that the device computes; see `StepModel.begin`. [device]"""
+
+    @property
+    def may_be_followed(self) -> bool:
+        """Whether the next step may begin before this one is finished. If not, it is finished at once."""
+        return True
+
+    @abstractmethod
+    def finish(self) -> Sequence[Outcome[OutputT]]:
+        """Waits for the device and returns one outcome for each granted sequence, in order. Called once, in the order in
+        which steps began.
+
+        The outcome of a sequence that was preempted or released meanwhile is dropped. When this raises, the sequences must
+        be as if the step had been abandoned.
+
+        Raises:
+            DeviceLost: As `StepModel.step`.
+        """
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Forgets the step: what it computed counts for nothing. Called instead of `finish`, of the last step that began."""
+
+
 class StepModel(ReplicaModel[InputT, OutputT], Generic[SequenceT, InputT, OutputT]):
     """A model that the core runs step by step.
 
@@ -210,6 +235,27 @@ class StepModel(ReplicaModel[InputT, OutputT], Generic[SequenceT, InputT, Output
         Raises:
             DeviceLost: The device or process can't go on; every sequence fails and the replica is replaced.
         """
+
+    @property
+    def begins_steps(self) -> bool:
+        """Whether steps are run by `begin`, one ahead of their outcomes, instead of by `step`. [device, once]
+
+        For models on devices that compute beside the host: while the device computes a step, the core hands out what the one
+        before made. `step` is still called, to find who makes a step fail.
+        """
+        return False
+
+    def begin(self, batch: Sequence[Granted[SequenceT]]) -> PendingStep[OutputT]:
+        """Starts to compute one step for the batch and returns without waiting for the device. [device]
+
+        At most one step is unfinished when the next begins. From here on `cost` and `reserve` speak of the step after: a
+        sequence whose next step depends on what this one brings has the cost None until it is finished. A sequence that
+        ends with the step before is in this one for nothing; its outcome is dropped. When this raises, nothing has begun.
+
+        Raises:
+            DeviceLost: As `step`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has begins_steps and must be able to begin one")
 
     def reserve(self, sequence: SequenceT, units: int) -> int:
         """Takes the memory that ``units`` more work needs; returns the units there is memory for. [device]

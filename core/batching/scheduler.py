@@ -17,7 +17,7 @@ The invariants of `select`:
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -106,6 +106,7 @@ class Scheduler:
         # Nothing starts before these: they lost their memory, or were out of patience and could not start. Others would
         # take the room that they wait for, again and again.
         self._blocked: deque[Entry] = deque()
+        self._in_flight: Container[Entry] = ()
         self.queue = FairQueue(patience_s)
         self.num_preemptions = 0
         self.num_elsewhere = 0  # of those that run, as of the last selection
@@ -136,11 +137,16 @@ class Scheduler:
             self.remove(entry)
         self.queue.close(state)
 
-    def select(self, now_s: float) -> Selection:
+    def select(self, now_s: float, in_flight: Container[Entry] = ()) -> Selection:
         """The next step's batch; empty when there is nothing to do. What is in ``rejected`` can never run.
 
         With something rejected the batch is empty: end those requests, then select again.
+
+        Args:
+            now_s: The time.
+            in_flight: Sequences whose step has begun and is not settled. It may be their last.
         """
+        self._in_flight = in_flight
         ready = self._ready(now_s)
         decider = self._decider(now_s, ready)
         head = self.queue.head() if decider is None else decider
@@ -274,6 +280,8 @@ class Scheduler:
         """Memory for a running sequence, if need be that of sequences that started later; 0 if it lost its own."""
         while (units := self._model.reserve(entry.sequence, wanted)) < cost.min_units:
             if len(self.running) == 1:
+                if entry in self._in_flight:
+                    return 0
                 self._reject(entry, selection)  # preempting itself would only bring it here again
                 return 0
             victim = next(other for other in reversed(self.running) if other.cost is not None)
