@@ -86,6 +86,8 @@ class BatchLayout:
         masks: Attention masks made so far, by group and sliding window; filled by the attention function.
         rows: Row numbers made so far; the same for all layers of one shape.
         tiles: The rows for kernels on GPUs, instead of ``decodes`` and ``prefills``.
+        carried: [tokens] on the host: where the token of a row is among those that the step before chose, -1 if it is in
+            ``token_ids``; None if all are.
     """
 
     token_ids: Tensor
@@ -105,6 +107,7 @@ class BatchLayout:
     rows: dict[tuple[int, int, int], Tensor] = field(default_factory=lambda: {})
     short: dict[int, AttentionRows] = field(default_factory=lambda: {})
     tiles: RowTiles | None = None
+    carried: IntArray | None = None
 
     def to(self, device: torch.device, tiles: RowTiles) -> BatchLayout:
         """A layout made on the host, for kernels on ``device``."""
@@ -173,12 +176,13 @@ def lay_out(
 
     Args:
         sequences: Granted sequences whose blocks are reserved.
-        units: Tokens each computes, at least 1; what exceeds the known tokens is taken from its drafts.
+        units: Tokens each computes, at least 1; what exceeds the known tokens is taken from its drafts, or is the one that a
+            step in flight chooses.
         block_size: Tokens per cache block.
         device: Where the tensors go.
         grouped: False to leave ``decodes`` and ``prefills`` empty, for kernels that need neither.
     """
-    contexts = [s.num_computed + n for s, n in zip(sequences, units, strict=True)]
+    contexts = [s.num_computed + s.num_in_flight + n for s, n in zip(sequences, units, strict=True)]
     decodes = sorted((i for i, n in enumerate(units) if n == 1), key=lambda i: -contexts[i])
     order = decodes + [i for i, n in enumerate(units) if n > 1]
     ends = list(itertools.accumulate(units[i] for i in order))
@@ -209,6 +213,7 @@ def lay_out(
         image_rows=image_rows,
         image_features=image_features,
         adapters=adapters if any(adapters) else (),
+        carried=rows.carried,
     )
 
 

@@ -28,13 +28,18 @@ class Span(NamedTuple):
     @property
     def begin(self) -> int:
         """The sequence's token that the first row computes."""
-        return self.sequence.num_computed
+        return self.context - (self.end - self.start)
 
 
 class FlatRows(NamedTuple):
-    """Of all rows: their tokens, the cache blocks that these go to, and their contexts."""
+    """Of all rows: their tokens, the cache blocks that these go to, and their contexts.
+
+    A token that a step in flight chooses is 0 in ``token_ids``; ``carried`` has its place among those chosen, else -1.
+    ``carried`` is None if all are known.
+    """
 
     token_ids: IntArray
+    carried: IntArray | None
     blocks: IntArray
     contexts: AttentionRows
 
@@ -49,11 +54,14 @@ def flat_rows(spans: Sequence[Span], num_decodes: int, block_size: int) -> FlatR
         num_blocks = -(-span.context // block_size)
         tables[span.place, :num_blocks] = span.sequence.block_table[:num_blocks]
     decodes = spans[:num_decodes]
-    token_ids[:num_decodes] = [span.sequence.token_ids[span.begin] for span in decodes]
-    positions[:num_decodes] = [span.begin for span in decodes]
+    known = [(s.token_ids[at], -1) if at < len(s.token_ids) else (0, s.carried) for s, at in ((span.sequence, span.context - 1) for span in decodes)]
+    carried = np.full(num_tokens, -1)
+    if known:
+        token_ids[:num_decodes], carried[:num_decodes] = zip(*known, strict=True)
+    positions[:num_decodes] = [span.context - 1 for span in decodes]
     sequence_of[:num_decodes] = [span.place for span in decodes]
     for place, sequence, start, end, context in spans[num_decodes:]:
-        begin, num_known = sequence.num_computed, len(sequence.token_ids)
+        begin, num_known = context - (end - start), len(sequence.token_ids)
         token_ids[start:end] = [*sequence.token_ids[begin:context], *sequence.drafts[: max(0, context - num_known)]]
         positions[start:end] = np.arange(begin, context)
         sequence_of[start:end] = place
@@ -64,7 +72,10 @@ def flat_rows(spans: Sequence[Span], num_decodes: int, block_size: int) -> FlatR
         tables=tables,
         num_tokens=int(positions.sum()) + num_tokens,
     )
-    return FlatRows(token_ids, tables[sequence_of, positions // block_size], contexts)
+    has_carried = bool((carried >= 0).any())
+    return FlatRows(
+        token_ids, carried if has_carried else None, tables[sequence_of, positions // block_size], contexts
+    )
 
 
 def sampled_rows(spans: Sequence[Span]) -> tuple[tuple[int, ...], list[int]]:
@@ -72,9 +83,9 @@ def sampled_rows(spans: Sequence[Span]) -> tuple[tuple[int, ...], list[int]]:
     sampled: list[int] = []
     rows: list[int] = []
     for place, sequence, start, end, context in spans:
-        num_known = len(sequence.token_ids)
+        num_known = len(sequence.token_ids) + sequence.num_expected
         if context >= num_known:
-            wanted = range(start + num_known - sequence.num_computed - 1, end)
+            wanted = range(end - (context - num_known) - 1, end)
             sampled.extend([place] * len(wanted))
             rows.extend(wanted)
     return tuple(sampled), rows
@@ -84,8 +95,8 @@ def scored_rows(spans: Sequence[Span]) -> tuple[list[ScoredSpan], list[int]]:
     """Places of prompts that are judged, and the rows that judge them."""
     scored: list[ScoredSpan] = []
     rows: list[int] = []
-    for place, sequence, start, _end, context in spans:
-        begin = sequence.num_computed
+    for place, sequence, start, end, context in spans:
+        begin = context - (end - start)
         judged = min(context, sequence.num_scored - 1)
         if judged > begin or (sequence.num_scored == 1 and begin == 0):
             scored.append(ScoredSpan(place, begin, max(judged, begin)))

@@ -136,6 +136,10 @@ class TransformersOptions(BaseModel):
     cuda_graph_rows: int = Field(default=256, ge=0, le=4096)
     """On GPUs, steps of up to so many tokens are recorded when the model starts and replayed as CUDA graphs; 0: none."""
 
+    steps_ahead: Literal["auto", "on", "off"] = "auto"
+    """Whether a step begins before the answers of the one before are handed out. ``auto``: on GPUs, which compute meanwhile.
+    The tokens are the same."""
+
     kv_events: KvEventOptions | None = None
     """Announces cached prefixes to routers."""
 

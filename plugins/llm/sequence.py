@@ -56,6 +56,7 @@ class SequenceState(CachedTokens):
         "grammar",
         "history",
         "kv_handle",
+        "looks_back",
         "max_output_tokens",
         "may_draft",
         "num_prompt_tokens",
@@ -103,6 +104,7 @@ class SequenceState(CachedTokens):
         # A grammar would have to follow every guess and come back; what it forces is added at once anyway.
         self.may_draft = not self.is_constrained
         self.draft_pace = DraftPace()
+        self.looks_back = False  # whether its next step depends on the token that is in flight
         self.wants_kv_handle = False
         self.kv_handle: KvHandle | None = None  # given when the answer is done
         self.history: TokenHistory | None = None  # made by the proposer that needs it
@@ -122,6 +124,16 @@ class SequenceState(CachedTokens):
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_before(self) -> int:
+        """Tokens of the answer that come before the next one that a step chooses: those in flight as well."""
+        return len(self.token_ids) + self.num_expected - self.num_prompt_tokens
+
+    @property
+    def has_unknown(self) -> bool:
+        """Whether the last of these is chosen by a step in flight."""
+        return self.num_expected > 0
 
     @property
     def output_ids(self) -> list[int]:

@@ -28,12 +28,25 @@ Capture = Callable[[Callable[[], None]], Callable[[], None]]
 _MAX_CHUNK = 16
 
 # Places of a row's numbers in the input.
-_TOKEN, _POSITION, _BLOCK, _OFFSET, _LENGTH, _SEQUENCE = range(6)
+_TOKEN, _POSITION, _BLOCK, _OFFSET, _LENGTH, _SEQUENCE, _CARRIED = range(7)
+_NUM_NUMBERS = 7
 
 
 def has_kernels(device: torch.device) -> bool:
     """Whether attention on this device is by `paged_kernels`."""
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+def with_carried(token_ids: Tensor, carried: Tensor, chosen: Tensor) -> Tensor:
+    """Tokens of rows, those that the step before chose put in their places.
+
+    Args:
+        token_ids: [rows].
+        carried: [rows]; see `BatchLayout.carried`.
+        chosen: [tokens]; -1 where there is none: what is computed from it counts for nothing.
+    """
+    found = chosen[carried.clamp(min=0)].clamp(min=0).to(token_ids.dtype)
+    return torch.where(carried >= 0, found, token_ids)
 
 
 def row_counts(max_rows: int) -> list[int]:
@@ -109,9 +122,9 @@ class StepGraphs:
     ) -> None:
         self._max_blocks = max_blocks
         pinned = device.type == "cuda"
-        self._host_rows = torch.zeros(6 * max_rows, dtype=torch.int32, pin_memory=pinned)
+        self._host_rows = torch.zeros(_NUM_NUMBERS * max_rows, dtype=torch.int32, pin_memory=pinned)
         self._host_tables = torch.zeros(max_rows * max_blocks, dtype=torch.int32, pin_memory=pinned)
-        self._rows = torch.zeros(6 * max_rows, dtype=torch.int32, device=device)
+        self._rows = torch.zeros(_NUM_NUMBERS * max_rows, dtype=torch.int32, device=device)
         self._tables = torch.zeros((max_rows, max_blocks), dtype=torch.int32, device=device)
         self._starts = torch.arange(max_rows, dtype=torch.int32, device=device)
         self._ones = torch.ones(max_rows, dtype=torch.int32, device=device)
@@ -131,11 +144,12 @@ class StepGraphs:
             return False
         return len(layout.logit_rows) > 0 and int(runs_of(contexts.sequences)[1].max()) <= _MAX_CHUNK
 
-    def run(self, layout: BatchLayout) -> Tensor:
+    def run(self, layout: BatchLayout, chosen: Tensor | None = None) -> Tensor:
         """Computes the step.
 
         Args:
             layout: Made on the host.
+            chosen: What the step before chose, if some of its tokens are carried.
 
         Returns:
             Logits of its ``logit_rows``; they hold until the next step.
@@ -146,6 +160,9 @@ class StepGraphs:
         if self._copied is not None:
             self._copied.synchronize()  # the last step's input may still be on its way
         self._fill_rows(layout, size)
+        if layout.carried is not None and chosen is not None:
+            numbers = self._numbers(size)
+            numbers[_TOKEN].copy_(with_carried(numbers[_TOKEN], numbers[_CARRIED], chosen))
         num_sequences, num_blocks = contexts.tables.shape
         tables = self._host_tables[: num_sequences * num_blocks].view(num_sequences, num_blocks)
         tables.copy_(to_tensor(contexts.tables, torch.device("cpu")))
@@ -162,7 +179,7 @@ class StepGraphs:
     def _fill_rows(self, layout: BatchLayout, size: int) -> None:
         contexts = layout.contexts
         num_rows = len(contexts.sequences)
-        host = self._host_rows[: 6 * size].view(6, size)
+        host = self._host_rows[: _NUM_NUMBERS * size].view(_NUM_NUMBERS, size)
         numbers = host.numpy()
         numbers[:, num_rows:] = 0
         numbers[_TOKEN, :num_rows] = layout.token_ids[0].numpy()
@@ -171,10 +188,13 @@ class StepGraphs:
         numbers[_OFFSET, :num_rows] = layout.offsets.numpy()
         numbers[_LENGTH, :num_rows] = contexts.lengths
         numbers[_SEQUENCE, :num_rows] = contexts.sequences
+        numbers[_CARRIED] = -1
+        if layout.carried is not None:
+            numbers[_CARRIED, :num_rows] = layout.carried
         self._numbers(size).copy_(host, non_blocking=True)
 
     def _numbers(self, size: int) -> Tensor:
-        return self._rows[: 6 * size].view(6, size)
+        return self._rows[: _NUM_NUMBERS * size].view(_NUM_NUMBERS, size)
 
     def _call(self, compute: Callable[[BatchLayout], Tensor | None], size: int) -> Callable[[], None]:
         rows = self._numbers(size)
