@@ -1,4 +1,4 @@
-"""What the host does for a step of the native language runtime: its processor time, part by part, with a device that costs nothing.
+"""What a step of the native language runtime costs the host: processor time by part, with a device that costs nothing.
 
     python bench/host_step.py                    # 256 greedy streams of 512 + 128 tokens
     python bench/host_step.py --rows 64 --ahead  # fewer; one step ahead, as on a GPU
@@ -60,23 +60,23 @@ class PartTimes:
 
 def watch_all(parts: PartTimes, model: Any, loop: Any, manager: Any) -> None:
     """The parts of a step, from the outermost in."""
-    from sixfold.plugins.llm import detokenizer, model as model_module
+    from sixfold.plugins.llm import detokenizer
+    from sixfold.plugins.llm import model as model_module
 
     parts.watch(manager, "_publish", "figures")
     parts.watch(loop, "run_once", "loop")
     parts.watch(loop._scheduler, "select", "select")
     parts.watch(loop._outbox, "emit", "hand out")
     parts.watch(loop, "_apply", "apply outcomes")
-    for name in ("step", "begin"):
-        if hasattr(type(model), name):
-            parts.watch(model, name, "step, rest")
+    parts.watch(model, "begin", "begin, rest")
+    parts.watch(model, "_settle", "settle, rest")
     parts.watch(model, "_advance", "advance")
     parts.watch(model, "cost", "costs")
     parts.watch(model, "reserve", "reserve")
     parts.watch(detokenizer.Detokenizer, "push", "detokenize")
     parts.watch(model._decoder, "lay_out", "lay out")
     parts.watch(model._decoder, "forward", "device")
-    parts.watch(model_module, "sample", "sample")
+    parts.watch(model_module, "begin_sample", "sample")
 
 
 def free_forward(model: Any, rows: int) -> None:
@@ -88,7 +88,7 @@ def free_forward(model: Any, rows: int) -> None:
     made[:, :300] = -10.0  # no lone bytes
     turn = 0
 
-    def forward(layout: Any) -> Any:
+    def forward(layout: Any, _chosen: Any = None) -> Any:
         nonlocal turn
         turn = (turn + 7) % rows
         count = len(layout.logit_rows)
@@ -107,7 +107,8 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.tokenizer:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(args.tokenizer / name, folder / name)
-    model = load_native(folder, tiny=True, cache_bytes=512 << 20)
+    ahead = "on" if args.ahead else "off"
+    model = load_native(folder, tiny=True, cache_bytes=512 << 20, steps_ahead=ahead)
     load = Load(args.rows, args.prompt, args.output, _WIDTH)
     free_forward(model, args.rows)
     replica = LocalReplica(model, limits=Limits(max_queue_units=1 << 30, max_running_sequences=args.rows))

@@ -54,7 +54,10 @@ def flat_rows(spans: Sequence[Span], num_decodes: int, block_size: int) -> FlatR
         num_blocks = -(-span.context // block_size)
         tables[span.place, :num_blocks] = span.sequence.block_table[:num_blocks]
     decodes = spans[:num_decodes]
-    known = [(s.token_ids[at], -1) if at < len(s.token_ids) else (0, s.carried) for s, at in ((span.sequence, span.context - 1) for span in decodes)]
+    known = [
+        (s.token_ids[at], -1) if at < len(s.token_ids) else (0, s.carried)
+        for s, at in ((span.sequence, span.context - 1) for span in decodes)
+    ]
     carried = np.full(num_tokens, -1)
     if known:
         token_ids[:num_decodes], carried[:num_decodes] = zip(*known, strict=True)
@@ -73,9 +76,7 @@ def flat_rows(spans: Sequence[Span], num_decodes: int, block_size: int) -> FlatR
         num_tokens=int(positions.sum()) + num_tokens,
     )
     has_carried = bool((carried >= 0).any())
-    return FlatRows(
-        token_ids, carried if has_carried else None, tables[sequence_of, positions // block_size], contexts
-    )
+    return FlatRows(token_ids, carried if has_carried else None, tables[sequence_of, positions // block_size], contexts)
 
 
 def sampled_rows(spans: Sequence[Span]) -> tuple[tuple[int, ...], list[int]]:

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, PendingStep, StepModel
+from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, PendingStep, StepModel, StepRange
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Cost, Request
 from sixfold.plugins.llm.decoder import Decoder
@@ -28,9 +28,9 @@ from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS, KvTransfer
 from sixfold.plugins.llm.logprobs import RowLogprobs
 from sixfold.plugins.llm.lora_table import AdapterTable
 from sixfold.plugins.llm.options import TransformersOptions
+from sixfold.plugins.llm.pending_step import LaunchedStep, PendingTokens
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
 from sixfold.plugins.llm.prompt_scores import MAX_SCORED_TOKENS, score_prompts
-from sixfold.plugins.llm.pending_step import LaunchedStep, PendingTokens
 from sixfold.plugins.llm.sampler import NO_ROWS, PendingSample, begin_sample
 from sixfold.plugins.llm.sequence import SequenceState
 from sixfold.plugins.llm.speculation import Speculator
@@ -41,9 +41,11 @@ from sixfold.plugins.llm.tensors import index_tensor
 from sixfold.plugins.llm.token_describer import TokenDescriber
 from sixfold.plugins.llm.vision import NO_IMAGES, VisionTower
 
-
 # Where more than one in so many needs its token before it can go on, a step waits for the one before.
 _MAX_SHARE_LOOKING_BACK = 8
+
+# A 1B model computes so many in 39 ms on an H100; more make decoding wait and the activations large.
+_GPU_STEP_TOKENS = 8192
 
 _ONE_TOKEN = Cost(units=1, min_units=1)
 _NOTHING: Outcome[Any] = Outcome()
@@ -102,6 +104,13 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._chosen: Tensor | None = None  # by the last step, on the device
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
+
+    @property
+    def step_range(self) -> StepRange:
+        """On a GPU prompts are computed in large chunks from the start: small ones would leave it idle."""
+        if self._decoder.device.type == "cpu":
+            return StepRange()
+        return StepRange(initial_units=_GPU_STEP_TOKENS, max_units=2 * _GPU_STEP_TOKENS)
 
     @property
     def info(self) -> ModelInfo:
@@ -175,9 +184,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
     def _awaits_flight(sequence: SequenceState) -> bool:
         if sequence.num_scored:
             return True
-        return sequence.num_expected > 0 and (
-            sequence.looks_back or sequence.num_before >= sequence.max_output_tokens
-        )
+        return sequence.num_expected > 0 and (sequence.looks_back or sequence.num_before >= sequence.max_output_tokens)
 
     def reserve(self, sequence: SequenceState, units: int) -> int:
         """Takes cache blocks."""

@@ -17,7 +17,7 @@ from sixfold.plugins.llm.logprobs import RowLogprobs, begin_logprobs
 from sixfold.plugins.llm.penalties import RowPenalties, TokenCounts, apply_penalties
 from sixfold.plugins.llm.randomness import uniform
 from sixfold.plugins.llm.sampling import Sampling
-from sixfold.plugins.llm.tensors import bool_list, float_list, float_tensor, index_tensor, int_list, to_tensor
+from sixfold.plugins.llm.tensors import bool_list, float_tensor, index_tensor, int_list, to_tensor
 from sixfold.plugins.llm.truncation import Draw, begin_draw, candidates_of, draw_from_sorted
 
 BoolArray = npt.NDArray[np.bool_]
@@ -203,9 +203,11 @@ class _Others:
                         token_ids[row] = token_id
                         changed.append(row)
                 if changed:
-                    logprobs = begin_logprobs(self._raw, self._rows, index_tensor(
-                        [max(0, token_ids[i]) for i in self._places], self.tokens.device
-                    ))
+                    logprobs = begin_logprobs(
+                        self._raw,
+                        self._rows,
+                        index_tensor([max(0, token_ids[i]) for i in self._places], self.tokens.device),
+                    )
         found = logprobs.wait()
         return SampledRows(token_ids, {self._places[place]: each for place, each in found.items()}, changed)
 

@@ -169,7 +169,9 @@ def test_grammars_choices_and_free_text_share_steps_that_go_ahead(
     items.insert(3, CompletionInput(prompts=(prompts(1)[0],), params=params))
     expected = [driven.finish.result for item in items for driven in run(llama, [item])]
     found = LoopRun(ahead, seed, max_units=200).run(items)
-    assert [[c.text for c in g.choices] for g in found if g is not None] == [[c.text for c in g.choices] for g in expected]
+    assert [[c.text for c in g.choices] for g in found if g is not None] == [
+        [c.text for c in g.choices] for g in expected
+    ]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -215,9 +217,7 @@ def test_a_failed_step_takes_nothing_from_the_one_that_was_begun_on_top(
     assert [g.choices[0].text for g in found if g is not None] == [g.choices[0].text for g in expected]
 
 
-def test_greedy_tokens_equal_those_of_generate(
-    model_folder: Callable[[str], Path], ahead: TransformersModel
-) -> None:
+def test_greedy_tokens_equal_those_of_generate(model_folder: Callable[[str], Path], ahead: TransformersModel) -> None:
     items = inputs(6, num_top_logprobs=0)
     answers = LoopRun(ahead, 2).run(items)
     models: Any = transformers.AutoModelForCausalLM  # typed in part
