@@ -3,10 +3,10 @@
     python bench/gpu/native.py           # about a minute on an H100
     python bench/gpu/native.py --tiny    # on a CPU, to try it
 
-First, float32: greedy answers of requests that join and leave, with steps computed and replayed, beside ``generate`` of stock
-transformers; with the loop that begins steps ahead, too. Then, bfloat16 and Llama-3.2-1B's shape: the serving loop under 256
-streams, steps ahead and not, with what the host waits for the card; and seconds of a recorded step by rows at contexts of 640 tokens, beside
-its floor (weights and cache once over the memory's bandwidth), of the same step computed, and of a prompt chunk.
+First, float32: greedy answers of requests that join and leave, with steps computed, replayed and begun ahead, beside
+``generate`` of stock transformers. Then, bfloat16 and Llama-3.2-1B's shape: the serving loop under 256 streams, ahead and
+not, with what the host waits for the card; and seconds of a recorded step by rows at contexts of 640 tokens, beside its
+floor (weights and cache once over the memory's bandwidth), of the same step computed, and of a prompt chunk.
 """
 
 from __future__ import annotations

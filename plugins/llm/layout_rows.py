@@ -83,7 +83,7 @@ def sampled_rows(spans: Sequence[Span]) -> tuple[tuple[int, ...], list[int]]:
     """Which sequence each logit belongs to, and the rows of these."""
     sampled: list[int] = []
     rows: list[int] = []
-    for place, sequence, start, end, context in spans:
+    for place, sequence, _start, end, context in spans:
         num_known = len(sequence.token_ids) + sequence.num_expected
         if context >= num_known:
             wanted = range(end - (context - num_known) - 1, end)
