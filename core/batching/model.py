@@ -12,7 +12,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 from pydantic import BaseModel
@@ -58,16 +58,17 @@ class Finish(Generic[OutputT]):
     finish_reason: str = "stop"
 
 
-@dataclass(frozen=True, slots=True)
-class Granted(Generic[SequenceT]):
-    """A sequence's place in the next step: it may do up to ``units`` of the work it asked for."""
+class Granted(NamedTuple, Generic[SequenceT]):
+    """A sequence's place in the next step: it may do up to ``units`` of the work it asked for.
+
+    A tuple, as `Outcome`: one is made for each sequence at each step, and tuples are made in a third of the time.
+    """
 
     sequence: SequenceT
     units: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome(Generic[OutputT]):
+class Outcome(NamedTuple, Generic[OutputT]):
     """What one step did for one sequence.
 
     Attributes:

@@ -37,8 +37,8 @@ class Outbox(Protocol):
         """Makes and sends the results of requests that are complete and released; may do so elsewhere."""
         ...
 
-    def granted(self, state: RequestState, units: int) -> None:
-        """Counts granted work as done, for admission."""
+    def granted(self, grants: Sequence[tuple[RequestState, int]]) -> None:
+        """Counts the granted work of a step as done, for admission."""
         ...
 
     def ended(self, state: RequestState) -> None:
@@ -274,8 +274,8 @@ class StepLoop:
         self.counters["units"] += selection.units
         for state in flight.states.values():
             state.last_step_s = ended_s
-        for entry, units, outcome in outcomes:
-            self._outbox.granted(entry.state, units)
+        self._outbox.granted([(entry.state, units) for entry, units, _outcome in outcomes])
+        for entry, _units, outcome in outcomes:
             if outcome is not None:
                 self._apply(entry, outcome, ended_s)
 

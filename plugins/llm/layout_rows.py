@@ -44,46 +44,62 @@ class FlatRows(NamedTuple):
     contexts: AttentionRows
 
 
-def flat_rows(spans: Sequence[Span], num_decodes: int, block_size: int) -> FlatRows:
-    """Tokens and places of all rows; decodes, of which there may be hundreds, at once."""
-    num_tokens = spans[-1].end
+def flat_rows(
+    sequences: Sequence[CachedTokens], contexts: IntArray, decodes: IntArray, chunks: Sequence[Span], block_size: int
+) -> FlatRows:
+    """Tokens and places of all rows; decodes, of which there may be hundreds, at once.
+
+    Args:
+        sequences: Of the step.
+        contexts: Tokens of each up to its last row.
+        decodes: Those of one row, in the order of their rows, which come first.
+        chunks: The others.
+        block_size: Tokens per cache block.
+    """
+    num_decodes = len(decodes)
+    num_tokens = chunks[-1].end if chunks else num_decodes
     token_ids, positions, sequence_of = (np.empty(num_tokens, dtype=np.int64) for _ in range(3))
-    most = max(span.context for span in spans)
-    tables = np.zeros((len(spans), -(-most // block_size)), dtype=np.int64)
-    for span in spans:
-        num_blocks = -(-span.context // block_size)
-        tables[span.place, :num_blocks] = span.sequence.block_table[:num_blocks]
-    decodes = spans[:num_decodes]
-    known = [
-        (s.token_ids[at], -1) if at < len(s.token_ids) else (0, s.carried)
-        for s, at in ((span.sequence, span.context - 1) for span in decodes)
-    ]
-    carried = np.full(num_tokens, -1)
-    if known:
-        token_ids[:num_decodes], carried[:num_decodes] = zip(*known, strict=True)
-    positions[:num_decodes] = [span.context - 1 for span in decodes]
-    sequence_of[:num_decodes] = [span.place for span in decodes]
-    for place, sequence, start, end, context in spans[num_decodes:]:
+    tables = np.zeros((len(sequences), -(-int(contexts.max()) // block_size)), dtype=np.int64)
+    for table, sequence, num_blocks in zip(tables, sequences, (-(-contexts // block_size)).tolist(), strict=True):
+        table[:num_blocks] = sequence.block_table[:num_blocks]
+    carried: IntArray | None = None
+    if num_decodes:
+        positions[:num_decodes] = contexts[decodes] - 1
+        sequence_of[:num_decodes] = decodes
+        known = [
+            s.token_ids[at] if at < len(s.token_ids) else -1 - s.carried
+            for s, at in zip([sequences[i] for i in decodes], positions[:num_decodes].tolist(), strict=True)
+        ]
+        token_ids[:num_decodes] = known
+        is_carried = token_ids[:num_decodes] < 0
+        if is_carried.any():
+            carried = np.full(num_tokens, -1)
+            carried[:num_decodes][is_carried] = -1 - token_ids[:num_decodes][is_carried]
+            token_ids[:num_decodes][is_carried] = 0
+    for place, sequence, start, end, context in chunks:
         begin, num_known = context - (end - start), len(sequence.token_ids)
         token_ids[start:end] = [*sequence.token_ids[begin:context], *sequence.drafts[: max(0, context - num_known)]]
         positions[start:end] = np.arange(begin, context)
         sequence_of[start:end] = place
-    contexts = AttentionRows(
+    rows = AttentionRows(
         rows=np.arange(num_tokens),
         sequences=sequence_of,
         lengths=positions + 1,
         tables=tables,
         num_tokens=int(positions.sum()) + num_tokens,
     )
-    has_carried = bool((carried >= 0).any())
-    return FlatRows(token_ids, carried if has_carried else None, tables[sequence_of, positions // block_size], contexts)
+    return FlatRows(token_ids, carried, tables[sequence_of, positions // block_size], rows)
 
 
-def sampled_rows(spans: Sequence[Span]) -> tuple[tuple[int, ...], list[int]]:
-    """Which sequence each logit belongs to, and the rows of these."""
-    sampled: list[int] = []
-    rows: list[int] = []
-    for place, sequence, _start, end, context in spans:
+def sampled_rows(
+    sequences: Sequence[CachedTokens], contexts: IntArray, decodes: IntArray, chunks: Sequence[Span]
+) -> tuple[tuple[int, ...], list[int]]:
+    """Which sequence each logit belongs to, and the rows of these; the arguments are those of `flat_rows`."""
+    ends = np.array([len(sequences[i].token_ids) + sequences[i].num_expected for i in decodes], dtype=np.int64)
+    is_wanted = contexts[decodes] >= ends
+    sampled: list[int] = decodes[is_wanted].tolist()
+    rows: list[int] = np.flatnonzero(is_wanted).tolist()
+    for place, sequence, _start, end, context in chunks:
         num_known = len(sequence.token_ids) + sequence.num_expected
         if context >= num_known:
             wanted = range(end - (context - num_known) - 1, end)

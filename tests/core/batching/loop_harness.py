@@ -72,10 +72,9 @@ class LoopHarness:
             )
             self.emit((finished,))
 
-    def granted(self, state: RequestState, units: int) -> None:
-        ticket = self.tickets.get(state.request.request_id)
-        if ticket is not None:
-            self.admission.consume(ticket, units)
+    def granted(self, grants: Sequence[tuple[RequestState, int]]) -> None:
+        found = [(self.tickets.get(state.request.request_id), units) for state, units in grants]
+        self.admission.consume([(ticket, units) for ticket, units in found if ticket is not None])
 
     def stepped(self, units: int, seconds: float) -> None:
         self.admission.observe_step(units, seconds)
