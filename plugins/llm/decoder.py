@@ -88,6 +88,10 @@ class Decoder:
         except RuntimeError as error:  # the model does what a graph can't hold, such as asking for a value
             _LOG.warning("Steps are not recorded as CUDA graphs, so small ones take longer: %s", error)
 
+    def starts_at_once(self, layout: BatchLayout) -> bool:
+        """Whether the host starts the step by one call; where nothing is recorded, all steps are alike."""
+        return self._graphs is None or (not layout.adapters and self._graphs.can_run(layout))
+
     def forward(self, layout: BatchLayout, chosen: Tensor | None = None) -> Tensor | None:
         """Fills the cache for all rows; returns the logits of the wanted ones, [rows, vocabulary], or None if none is.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, PendingStep, StepModel, StepRange
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Cost, Request
+from sixfold.plugins.llm.batch_layout import BatchLayout
 from sixfold.plugins.llm.decoder import Decoder
 from sixfold.plugins.llm.drafted_row import sampled_rows
 from sixfold.plugins.llm.generation import (
@@ -278,7 +279,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             scored=layout.scored,
             scored_logits=scored,
             filled=filled,
-            may_be_followed=self._may_be_followed(sequences),
+            may_be_followed=self._may_be_followed(sequences, layout),
         )
 
     def _unknown(self, sequences: Sequence[SequenceState]) -> Tensor | None:
@@ -288,8 +289,18 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         carried = index_tensor([s.carried if s.num_expected else -1 for s in sequences], self._chosen.device)
         return with_carried(torch.full_like(carried, -1), carried, self._chosen)
 
-    def _may_be_followed(self, sequences: Sequence[SequenceState]) -> bool:
-        if not self._begins_steps or self._speculator.awaits(len(sequences)):
+    def _may_be_followed(self, sequences: Sequence[SequenceState], layout: BatchLayout) -> bool:
+        """Whether the next step may begin before this one is done.
+
+        Not if this one is started kernel by kernel: that takes the host as long as the device, and only while it waits do
+        other threads come to prepare what arrives. Prompts in many small steps, one on top of the other, came to their first
+        tokens after 1.7-2.1 s instead of 0.4-0.5 (256 at once, H100).
+        """
+        if (
+            not self._begins_steps
+            or self._speculator.awaits(len(sequences))
+            or not self._decoder.starts_at_once(layout)
+        ):
             return False
         num_looking_back = 0
         for sequence in sequences:

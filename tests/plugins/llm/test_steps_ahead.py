@@ -112,7 +112,7 @@ def prompts(count: int, seed: int = 0) -> list[tuple[int, ...]]:
 def inputs(count: int, **params: Any) -> list[CompletionInput]:
     chosen = {"temperature": 0.0, "ignore_eos": True} | params
     return [
-        CompletionInput(prompts=(p,), params=SamplingParams(max_tokens=5 + 3 * i, **chosen), stream=True)
+        CompletionInput(prompts=(p,), params=SamplingParams(max_tokens=4 + 2 * i, **chosen), stream=True)
         for i, p in enumerate(prompts(count))
     ]
 
@@ -122,7 +122,6 @@ def ahead(model_folder: Callable[[str], Path], load_tiny: Callable[..., Transfor
     return load_tiny(model_folder("llama"), steps_ahead="on", speculation={"method": "off"})
 
 
-@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
     "params",
     [
@@ -138,11 +137,16 @@ def ahead(model_folder: Callable[[str], Path], load_tiny: Callable[..., Transfor
     ids=["greedy", "sampled", "top-k", "top-p", "penalties", "logprobs", "stop", "eos"],
 )
 def test_answers_are_those_of_one_request_alone(
-    params: dict[str, Any], seed: int, ahead: TransformersModel, llama: TransformersModel, run: Run
+    params: dict[str, Any], ahead: TransformersModel, llama: TransformersModel, run: Run
 ) -> None:
-    items = inputs(9, **params)
+    items = inputs(8, **params)
     expected = [driven.finish.result for item in items for driven in run(llama, [item])]
-    loop = LoopRun(ahead, seed)
+    for seed in (0, 1):
+        check_alike(LoopRun(ahead, seed), items, expected)
+
+
+def check_alike(loop: LoopRun, items: Sequence[CompletionInput], expected: Sequence[Generation]) -> None:
+    """Runs all at random, two of them cancelled, and compares what is left."""
     found = loop.run(items, cancelled=(2, 5))
     assert loop.num_followed > 10
     for place, (mine, its) in enumerate(zip(found, expected, strict=True)):
@@ -156,14 +160,14 @@ def test_answers_are_those_of_one_request_alone(
             assert [p.chosen.text for p in mine_choice.logprobs] == [p.chosen.text for p in its_choice.logprobs]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 def test_grammars_choices_and_free_text_share_steps_that_go_ahead(
     seed: int, ahead: TransformersModel, llama: TransformersModel, run: Run
 ) -> None:
     form = GrammarSpec(kind="regex", text="[ab]{12}")
     items = [
         CompletionInput(prompts=(p,), params=SamplingParams(max_tokens=30, temperature=0.9, seed=i), num_choices=2)
-        for i, p in enumerate(prompts(8))
+        for i, p in enumerate(prompts(5))
     ]
     params = SamplingParams(max_tokens=30, temperature=0.9, seed=1, grammar=form)
     items.insert(3, CompletionInput(prompts=(prompts(1)[0],), params=params))
@@ -174,7 +178,7 @@ def test_grammars_choices_and_free_text_share_steps_that_go_ahead(
     ]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 def test_a_small_cache_preempts_what_is_in_flight_and_changes_no_token(
     seed: int,
     model_folder: Callable[[str], Path],
@@ -190,7 +194,7 @@ def test_a_small_cache_preempts_what_is_in_flight_and_changes_no_token(
         max_model_len=160,
         kv_cache_bytes=16 * 14 * token_bytes,
     )
-    items = inputs(9)
+    items = inputs(8)
     expected = [driven.finish.result for item in items for driven in run(llama, [item])]
     loop = LoopRun(small, seed)
     found = loop.run(items)
