@@ -239,7 +239,8 @@ class FairQueue:
         most: dict[_Tenant, float] = {}
         for state in served:
             tenant = _tenant(state)
-            most[tenant] = max(most.get(tenant, 0.0), state.virtual_units)
+            if state.virtual_units > most.get(tenant, -1.0):
+                most[tenant] = state.virtual_units
         for tenant, most_units in most.items():
             least = tenant.least()
             if least is not None:

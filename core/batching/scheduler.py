@@ -211,7 +211,7 @@ class Scheduler:
         newcomer = self._newcomer(ready, head)
         if newcomer is not None:
             candidates.append(newcomer)
-        keys = {_key(entry) for entry in candidates}
+        keys = {entry.cost.batch_key if entry.cost is not None else None for entry in candidates}
         return _key(min(candidates, key=self._order)) if len(keys) > 1 else next(iter(keys), None)
 
     def _newcomer(self, ready: Sequence[Entry], head: Entry | None) -> Entry | None:

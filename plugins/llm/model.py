@@ -189,6 +189,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
 
     def reserve(self, sequence: SequenceState, units: int) -> int:
         """Takes cache blocks."""
+        if units == 1 and sequence.num_begun < sequence.num_blocks * self._cache.block_size:
+            return 1
         return self._cache.reserve(sequence, units)
 
     def preempt(self, sequence: SequenceState) -> None:
@@ -229,6 +231,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
 
     def _num_computable(self, granted: Granted[SequenceState]) -> int:
         sequence = granted.sequence
+        if granted.units == 1 and not sequence.images:
+            return 1
         if not sequence.images:
             return min(granted.units, sequence.num_uncomputed + len(sequence.drafts))
         if any(image.failure is not None for image in sequence.images):
@@ -366,6 +370,23 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         if not sampled:
             sequence.num_computed = end
             return _NOTHING
+        if sequence.grammar is None and not sequence.drafts and sampled[0] >= 0:
+            found = None if logprobs is None else logprobs[0]
+            sequence.append(sampled[0], None if found is None else self._describer.describe(sampled[0], found))
+            sequence.num_computed = end
+            self._num_generated_tokens += 1
+            return self._outcome(sequence)
+        return self._advance_guessed(sequence, end, sampled, logprobs)
+
+    def _advance_guessed(
+        self,
+        sequence: SequenceState,
+        end: int,
+        sampled: Sequence[int],
+        logprobs: Sequence[RowLogprobs | None] | None,
+    ) -> Outcome[TextDelta | Generation]:
+        """Takes in tokens that drafts or a grammar may turn down."""
+        begin = sequence.num_computed
         drafts, sequence.drafts = sequence.drafts[: len(sampled) - 1], ()
         if drafts or sequence.grammar is not None:
             sequence.num_checked = sequence.num_published  # what is not accepted will be filled again
@@ -394,8 +415,12 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         # What lies behind belongs to wrong drafts and will be written over.
         sequence.num_computed = end - len(drafts) + num_accepted
         self._num_generated_tokens += sequence.num_output_tokens - num_output
-        sequence.suspect = sequence.num_in_flight > 0
         self._speculator.observe(sequence, len(drafts), max(num_accepted, 0))
+        return self._outcome(sequence)
+
+    def _outcome(self, sequence: SequenceState) -> Outcome[TextDelta | Generation]:
+        """What a step with a token brings."""
+        sequence.suspect = sequence.num_in_flight > 0
         if sequence.finish_reason is not None and sequence.wants_kv_handle and self._transfer is not None:
             sequence.kv_handle = self._transfer.offer(sequence, sequence.num_prompt_tokens)
         return Outcome(output=sequence.take_delta(), done=sequence.finish_reason is not None)
