@@ -205,7 +205,7 @@ def lay_out(
         position_ids=to_tensor(positions if rotated is None else rotated, device).unsqueeze(-2),
         blocks=to_tensor(rows.blocks, device),
         offsets=to_tensor(positions % block_size, device),
-        decodes=_decode_groups([sequences[i] for i in decodes], contexts[decodes].tolist(), block_size, device)
+        decodes=_decode_groups([sequences[i] for i in decodes.tolist()], contexts[decodes].tolist(), block_size, device)
         if grouped
         else (),
         prefills=tuple(_prefill_chunk(chunk, block_size, device) for chunk in chunks) if grouped else (),

@@ -68,7 +68,7 @@ def flat_rows(
         sequence_of[:num_decodes] = decodes
         known = [
             s.token_ids[at] if at < len(s.token_ids) else -1 - s.carried
-            for s, at in zip([sequences[i] for i in decodes], positions[:num_decodes].tolist(), strict=True)
+            for s, at in zip([sequences[i] for i in decodes.tolist()], positions[:num_decodes].tolist(), strict=True)
         ]
         token_ids[:num_decodes] = known
         is_carried = token_ids[:num_decodes] < 0
@@ -95,7 +95,7 @@ def sampled_rows(
     sequences: Sequence[CachedTokens], contexts: IntArray, decodes: IntArray, chunks: Sequence[Span]
 ) -> tuple[tuple[int, ...], list[int]]:
     """Which sequence each logit belongs to, and the rows of these; the arguments are those of `flat_rows`."""
-    ends = np.array([len(sequences[i].token_ids) + sequences[i].num_expected for i in decodes], dtype=np.int64)
+    ends = np.array([len(sequences[i].token_ids) + sequences[i].num_expected for i in decodes.tolist()], dtype=np.int64)
     is_wanted = contexts[decodes] >= ends
     sampled: list[int] = decodes[is_wanted].tolist()
     rows: list[int] = np.flatnonzero(is_wanted).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -97,7 +98,8 @@ def test_bytes_that_never_become_a_character_do_not_hold_the_text_forever() -> N
     assert detokenizer.push(BYTES.encode("a").ids[0]).endswith("a")
 
 
-WORDS_AND_BYTES = PreTrainedTokenizerFast(tokenizer_object=byte_words(), eos_token="<end>")
+FastTokenizer: Any = PreTrainedTokenizerFast  # typed in part
+WORDS_AND_BYTES = FastTokenizer(tokenizer_object=byte_words(), eos_token="<end>")
 
 
 @given(st.lists(st.integers(0, len(WORDS_AND_BYTES) - 1)), st.lists(st.integers(0, len(WORDS_AND_BYTES) - 1)))

@@ -199,6 +199,8 @@ def test_the_distribution_of_sampled_answers_is_kept(
     class Fixed:
         """Always guesses the same: now right, now wrong."""
 
+        learns_from_every_step = False
+
         def follow(self, sequences: Sequence[SequenceState]) -> None:
             return
 

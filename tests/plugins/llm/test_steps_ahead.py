@@ -18,7 +18,14 @@ from sixfold.core.batching.scheduler import Scheduler
 from sixfold.core.batching.step_loop import StepLoop
 from sixfold.core.errors import RequestCancelled
 from sixfold.core.messages import Event, Failed, Increment, Request
-from sixfold.plugins.llm.generation import CompletionInput, Generation, GrammarSpec, SamplingParams
+from sixfold.plugins.llm.generation import (
+    ChatInput,
+    CompletionInput,
+    Generation,
+    GrammarSpec,
+    SamplingParams,
+    TextDelta,
+)
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.text_codec import TextCodec
 from tests.fakes import FakeClock
@@ -38,6 +45,7 @@ class Outbox:
     def emit(self, events: tuple[Event, ...]) -> None:
         for event in events:
             if isinstance(event, Increment):
+                assert isinstance(event.output, TextDelta)
                 self.texts[event.request_id] = self.texts.get(event.request_id, "") + event.output.text
             elif isinstance(event, Failed):
                 self.errors[event.request_id] = event.error
@@ -91,7 +99,7 @@ class LoopRun:
         return [self.outbox.results.get(str(place)) for place in range(len(inputs))]
 
     def _open(self, place: int, item: CompletionInput) -> None:
-        request = Request(request_id=str(place), input=item, arrived_s=0.0)
+        request: Request[ChatInput | CompletionInput] = Request(request_id=str(place), input=item, arrived_s=0.0)
         state = RequestState(request, 1, place)
         pieces = self.model.split(request)
         self.loop.inbox.append(lambda loop: loop.open(state, len(pieces)))
