@@ -148,6 +148,10 @@ class ModelAccess:
         hosted = model.hosted
         if not self.principal.may_use(hosted.name):
             raise PermissionDenied(f"The key may not change the model {hosted.name!r}.", param="model")
+        if not self.principal.changes_models:
+            raise PermissionDenied(
+                "The key may not change models. The operator allows it by the key's 'changes_models'."
+            )
         await hosted.adjust(change)
 
     def models(self, operation: str) -> tuple[NamedModel, ...]:

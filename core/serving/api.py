@@ -180,11 +180,11 @@ class Call(Caller, Protocol):
         """Changes a model's options while it serves; its family must be able to (`Family.adjusts`).
 
         Args:
-            model: From `model`; the key must be allowed to use it by its own name.
+            model: From `model`; the key must be allowed to change models and to use this one by its own name.
             change: Makes new options of those in force.
 
         Raises:
-            PermissionDenied: The key may use no more than a variant or an alias.
+            PermissionDenied: The key may change no model, or use no more than a variant or an alias of this one.
             InvalidRequest: The model can't take them over: all is as before.
             RequestError: What ``change`` raised.
         """

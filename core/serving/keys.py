@@ -23,6 +23,7 @@ class Principal:
         priority: The class of its requests when they don't say.
         max_priority: The highest class that they may ask for.
         models: Names, aliases and variants of the models that it may use; None for all.
+        changes_models: Whether it may change models while they serve.
         limiter: Counts its requests.
     """
 
@@ -31,6 +32,7 @@ class Principal:
     priority: Priority
     max_priority: Priority
     models: frozenset[str] | None
+    changes_models: bool
     limiter: KeyLimiter
 
     def may_use(self, *names: str) -> bool:
@@ -73,6 +75,7 @@ class KeyRing:
             priority=Priority.STANDARD,
             max_priority=Priority.INTERACTIVE,
             models=None,
+            changes_models=True,
             limiter=KeyLimiter("anonymous", KeyLimits(), clock),
         )
 
@@ -123,5 +126,6 @@ def _principal(key: ApiKeySettings, clock: Callable[[], float]) -> Principal:
         priority=key.priority,
         max_priority=key.priority,
         models=None if key.models is None else frozenset(key.models),
+        changes_models=key.changes_models,
         limiter=KeyLimiter(key.name, key.limits, clock),
     )

@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import uvicorn
 
 from sixfold.core.errors import UsageError
+from sixfold.core.serving.drain import Drain
 from sixfold.core.serving.protocol import bounded_protocol
-from sixfold.core.serving.server import SixfoldServer
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.serving.socket_protocol import socket_protocol
 
@@ -27,6 +28,30 @@ _ABORT_GRACE_S = 1.0
 """How long aborted requests may take to send their last frame."""
 _CLOSE_GRACE_S = 2
 """How long connections may take to close once no request runs."""
+
+
+class Served(Protocol):
+    """What can be served: a `SixfoldServer`, or a gateway before several.
+
+    Attributes:
+        settings: Of the HTTP side.
+    """
+
+    settings: ServerSettings
+
+    @property
+    def drain(self) -> Drain:
+        """Who is running, and the way to end it."""
+        ...
+
+    @property
+    def app(self) -> Any:
+        """The ASGI application."""
+        ...
+
+    def lifespan(self, app: Any, /) -> AbstractAsyncContextManager[None]:
+        """What must run beside the application; entered in the event loop that serves."""
+        ...
 
 
 class _UvicornServer(uvicorn.Server):
@@ -77,7 +102,7 @@ class Listening:
 class Lifecycle:
     """The stages of one running server. Belongs to the event loop that runs `serve`."""
 
-    def __init__(self, server: SixfoldServer, http: _UvicornServer) -> None:
+    def __init__(self, server: Served, http: _UvicornServer) -> None:
         self._server = server
         self._http = http
         self._stopping: asyncio.Task[None] | None = None
@@ -131,7 +156,7 @@ class Lifecycle:
 
 
 async def serve(
-    server: SixfoldServer,
+    server: Served,
     *,
     models: AbstractAsyncContextManager[object] | None = None,
     on_reload: Callable[[], None] | None = None,
@@ -167,7 +192,7 @@ async def serve(
 
 
 def run(
-    server: SixfoldServer,
+    server: Served,
     *,
     models: AbstractAsyncContextManager[object] | None = None,
     on_reload: Callable[[], None] | None = None,
@@ -205,7 +230,7 @@ def _listen(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-def _uvicorn_config(server: SixfoldServer) -> uvicorn.Config:
+def _uvicorn_config(server: Served) -> uvicorn.Config:
     settings = server.settings
     return uvicorn.Config(
         server.app,

@@ -69,6 +69,9 @@ class ApiKeySettings(BaseModel):
     models: tuple[str, ...] | None = None
     """Names, aliases or variants of the models that it may use; all of them unless set."""
 
+    changes_models: bool = False
+    """Whether it may change models while they serve, such as load adapters into one that it may use by its own name."""
+
     limits: KeyLimits = KeyLimits()
     """Its own limits."""
 

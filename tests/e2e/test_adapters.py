@@ -11,9 +11,12 @@ import pytest
 import yaml
 from openai import NotFoundError, OpenAI
 
+from sixfold.core.serving.settings import hash_key
 from tests.plugins.llm.conftest import write_model
 from tests.plugins.llm.lora_folders import write_adapter
 from tests.servers import DemoServer, start_server, stop_server
+
+OPERATOR, WARD = "operator-key", "ward-key"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
         "options": {"dtype": "float32", "kv_cache_bytes": 1 << 20, "lora": lora},
     }
     config = folder / "demo.yaml"
-    config.write_text(yaml.safe_dump({"models": {"base": entry}, "server": {"port": 0}}))
+    keys = [
+        {"name": "operator", "sha256": hash_key(OPERATOR), "changes_models": True},
+        {"name": "ward", "sha256": hash_key(WARD)},
+    ]
+    config.write_text(yaml.safe_dump({"models": {"base": entry}, "server": {"port": 0, "api_keys": keys}}))
     server = start_server(config)
     try:
         yield server
@@ -43,12 +50,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
 
 @pytest.fixture
 def client(server: DemoServer) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60.0) as client:
+    with OpenAI(base_url=f"{server.url}/v1", api_key=OPERATOR, max_retries=0, timeout=60.0) as client:
         yield client
 
 
-def post(server: DemoServer, route: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/{route}", json=body, timeout=60.0)
+def post(server: DemoServer, route: str, key: str = OPERATOR, **body: Any) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.post(f"{server.url}/v1/{route}", json=body, headers=headers, timeout=60.0)
 
 
 def answer(client: OpenAI, model: str, max_tokens: int = 16) -> str:
@@ -70,6 +78,15 @@ def test_adapters_are_models_whose_parent_is_the_base(server: DemoServer, client
     response = client.responses.create(model="law", input="a", max_output_tokens=8, temperature=0)
     plain = client.responses.create(model="base", input="a", max_output_tokens=8, temperature=0)
     assert chat.choices[0].message.content == response.output_text != plain.output_text
+
+
+def test_a_key_changes_adapters_only_where_the_operator_allowed_it(server: DemoServer, client: OpenAI) -> None:
+    folder = server.config.parent / "loadable" / "sql"
+    refused = post(server, "load_lora_adapter", key=WARD, lora_name="sql", lora_path=str(folder))
+    assert refused.status_code == 403
+    assert "changes_models" in refused.json()["error"]["message"]
+    assert post(server, "unload_lora_adapter", key=WARD, lora_name="law").status_code == 403
+    assert {model.id for model in client.models.list()} == {"base", "law"}
 
 
 def test_an_adapter_is_loaded_into_all_replicas_and_leaves_when_its_answers_end(
