@@ -95,7 +95,8 @@ def sampled_rows(
     sequences: Sequence[CachedTokens], contexts: IntArray, decodes: IntArray, chunks: Sequence[Span]
 ) -> tuple[tuple[int, ...], list[int]]:
     """Which sequence each logit belongs to, and the rows of these; the arguments are those of `flat_rows`."""
-    ends = np.array([len(sequences[i].token_ids) + sequences[i].num_expected for i in decodes.tolist()], dtype=np.int64)
+    places: list[int] = decodes.tolist()
+    ends = np.array([len(sequences[i].token_ids) + sequences[i].num_expected for i in places], dtype=np.int64)
     is_wanted = contexts[decodes] >= ends
     sampled: list[int] = decodes[is_wanted].tolist()
     rows: list[int] = np.flatnonzero(is_wanted).tolist()

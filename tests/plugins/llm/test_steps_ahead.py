@@ -118,7 +118,7 @@ def prompts(count: int, seed: int = 0) -> list[tuple[int, ...]]:
 
 
 def inputs(count: int, **params: Any) -> list[CompletionInput]:
-    chosen = {"temperature": 0.0, "ignore_eos": True} | params
+    chosen: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True, **params}
     return [
         CompletionInput(prompts=(p,), params=SamplingParams(max_tokens=4 + 2 * i, **chosen), stream=True)
         for i, p in enumerate(prompts(count))
