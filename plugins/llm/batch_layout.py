@@ -199,13 +199,14 @@ def lay_out(
         )
         scored, score_rows = scored_rows(spans)
         image_rows, image_features = image_rows_of(spans, device)
+    order: list[int] = decodes.tolist()
     adapters = tuple([sequence.adapter for sequence in sequences])
     return BatchLayout(
         token_ids=to_tensor(rows.token_ids, device).unsqueeze(0),
         position_ids=to_tensor(positions if rotated is None else rotated, device).unsqueeze(-2),
         blocks=to_tensor(rows.blocks, device),
         offsets=to_tensor(positions % block_size, device),
-        decodes=_decode_groups([sequences[i] for i in decodes.tolist()], contexts[decodes].tolist(), block_size, device)
+        decodes=_decode_groups([sequences[i] for i in order], contexts[decodes].tolist(), block_size, device)
         if grouped
         else (),
         prefills=tuple(_prefill_chunk(chunk, block_size, device) for chunk in chunks) if grouped else (),

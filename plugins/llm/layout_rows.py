@@ -66,9 +66,10 @@ def flat_rows(
     if num_decodes:
         positions[:num_decodes] = contexts[decodes] - 1
         sequence_of[:num_decodes] = decodes
+        order: list[int] = decodes.tolist()
         known = [
             s.token_ids[at] if at < len(s.token_ids) else -1 - s.carried
-            for s, at in zip([sequences[i] for i in decodes.tolist()], positions[:num_decodes].tolist(), strict=True)
+            for s, at in zip([sequences[i] for i in order], positions[:num_decodes].tolist(), strict=True)
         ]
         token_ids[:num_decodes] = known
         is_carried = token_ids[:num_decodes] < 0
