@@ -94,6 +94,8 @@ def load(context: LoadContext) -> EmbeddingModel:
         max_inputs=options.max_inputs,
         num_threads=context.num_threads,
         parts_pay=context.device == "cpu" and encoder.mode == "fused",
+        flies=context.device != "cpu",
+        graph_tokens=options.cuda_graph_tokens,
         similarity=pipeline.similarity,
     )
 
@@ -171,7 +173,7 @@ def build(pipeline: Pipeline, mode: str) -> Encoder:
             raise NotImplementedError("none of its layers has a structure that is known")
         transformer.set_attn_implementation(attention.name)
         transformer.config.use_cache = False  # a decoder would keep all keys and values for tokens that never come
-    if mode != "stock" and transformer.device.type == "cpu":
+    if mode != "stock" and not has_kernels(transformer.device):
         pack_linears(transformer)
     split = pipeline.split()
     return Encoder(
