@@ -106,7 +106,9 @@ class PackedAttention:
         rows = [x[0].transpose(0, 1) for x in (query, key, value)]
         if self._batch.spans is not None:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            attended = _by_spans(*rows, self._batch.spans, scaling=scale, causal=causal, window=sliding_window)
+            attended = _by_spans(
+                rows[0], rows[1], rows[2], self._batch.spans, scaling=scale, causal=causal, window=sliding_window
+            )
             return attended[None], None
         result = torch.empty_like(rows[0], memory_format=torch.contiguous_format)
         for group in self._batch.groups:
@@ -146,7 +148,8 @@ class PackedAttention:
         total = qkv.shape[0]
         rows = qkv.view(total, 3 * num_heads, -1)
         if self._batch.spans is not None:
-            return _by_spans(*rows.chunk(3, dim=1), self._batch.spans, scaling=scaling).view(total, -1)
+            query, key, value = rows.chunk(3, dim=1)
+            return _by_spans(query, key, value, self._batch.spans, scaling=scaling).view(total, -1)
         result = qkv.new_empty(total, num_heads, rows.shape[-1])
         for group in self._batch.groups:
             if _is_short(group, qkv):

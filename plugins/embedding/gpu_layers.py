@@ -104,7 +104,7 @@ class GpuDecoderLayer(nn.Module):
         heads, kv_heads = self._num_heads, self._num_kv_heads
         rotate_heads(qkv, cos[0], sin[0], num_heads=heads, num_kv_heads=kv_heads, norms=self._norms)
         rows = qkv.view(len(x), -1, self._head_dim)
-        query, key, value = rows.split([heads, kv_heads, kv_heads], dim=1)
+        query, key, value = torch.split(rows, [heads, kv_heads, kv_heads], dim=1)
         attended = self._attention.attend_flat(
             query, key, value, scaling=self._scaling, causal=self._causal, window=self._window
         )

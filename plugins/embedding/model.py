@@ -15,51 +15,17 @@ from sixfold.plugins.embedding.encoder import Encoder, EncoderInput, Outputs
 from sixfold.plugins.embedding.flights import Flights
 from sixfold.plugins.embedding.outputs.answer import as_output
 from sixfold.plugins.embedding.outputs.similarity import pair_scores
-from sixfold.plugins.embedding.packing import TokenIds
 from sixfold.plugins.embedding.pieces import Piece, cut
 from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput, check_num_documents
-from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput, OutputType
+from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
+from sixfold.plugins.embedding.sequence import DENSE, EmbeddingSequence, texts_of
 from sixfold.plugins.embedding.side_by_side import SideBySide
 from sixfold.plugins.embedding.tokenizing import Prompts, TextTokenizer
 
-Vector = NDArray[np.float32]
 AnyInput = EmbeddingInput | ScoreInput
 AnyOutput = EmbeddingOutput | ScoreOutput
 
 _CHARACTERS_A_TOKEN = 4
-_DENSE: tuple[OutputType, ...] = ("dense",)
-_NOTHING = Outputs()
-
-
-class EmbeddingSequence:
-    """One input. Written by `EmbeddingModel` alone: by `prepare` in the pool, then by `step` in the device thread.
-
-    Attributes:
-        token_ids: Never empty.
-        num_prompt_tokens: First tokens that pooling leaves out.
-        wanted: What to make of it.
-        is_query: Whether it is a query to models that tell queries from documents.
-        vector: [dimension] after its step, if a dense vector alone is wanted.
-        outputs: What is wanted otherwise, after its step.
-        is_flying: Whether a GPU computes it at this moment, see `flights`.
-    """
-
-    __slots__ = ("is_flying", "is_query", "num_prompt_tokens", "outputs", "token_ids", "vector", "wanted")
-
-    def __init__(
-        self,
-        token_ids: TokenIds,
-        num_prompt_tokens: int,
-        wanted: tuple[OutputType, ...] = _DENSE,
-        is_query: bool = False,
-    ) -> None:
-        self.token_ids = token_ids
-        self.num_prompt_tokens = num_prompt_tokens
-        self.wanted = wanted
-        self.is_query = is_query
-        self.vector: Vector | None = None
-        self.outputs = _NOTHING
-        self.is_flying = False
 
 
 class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
@@ -181,7 +147,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         sequences = [granted.sequence for granted in batch]
         padding_before = self._encoder.num_padding  # trials and the warm-up padded, too
         outcomes: list[Outcome[AnyOutput]]
-        if any(sequence.wanted != _DENSE for sequence in sequences):
+        if any(sequence.wanted != DENSE for sequence in sequences):
             outcomes = self._step_any(sequences)
         elif self._flights is not None:
             outcomes = self._start_dense(sequences, self._flights)
@@ -235,12 +201,12 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         self._encoder.close()
 
     def _step_dense(self, sequences: Sequence[EmbeddingSequence]) -> list[Outcome[AnyOutput]]:
-        return _keep(sequences, (self._parts or self._encoder).embed(*_texts(sequences)))
+        return _keep(sequences, (self._parts or self._encoder).embed(*texts_of(sequences)))
 
     def _start_dense(
         self, sequences: Sequence[EmbeddingSequence], flights: Flights[EmbeddingSequence]
     ) -> list[Outcome[AnyOutput]]:
-        flights.start(sequences, self._encoder.begin(*_texts(sequences)))
+        flights.start(sequences, self._encoder.begin(*texts_of(sequences)))
         for sequence in sequences:
             sequence.is_flying = True
         return [_UNDER_WAY] * len(sequences)
@@ -307,7 +273,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
                 f"{', '.join(self._encoder.output_types)}.",
                 param="output_types",
             )
-        if wanted.dimensions is not None and wanted.output_types != _DENSE:
+        if wanted.dimensions is not None and wanted.output_types != DENSE:
             raise InvalidRequest("dimensions cuts dense vectors alone: leave it out.", param="dimensions")
         if wanted.dimensions is not None and wanted.dimensions > self._encoder.dimension:
             raise InvalidRequest(
@@ -321,14 +287,11 @@ def _inputs(wanted: AnyInput) -> Sequence[str | tuple[int, ...]]:
     return (*wanted.queries, *wanted.documents) if isinstance(wanted, ScoreInput) else wanted.texts or wanted.token_ids
 
 
-def _texts(sequences: Sequence[EmbeddingSequence]) -> tuple[list[TokenIds], list[int]]:
-    return [sequence.token_ids for sequence in sequences], [sequence.num_prompt_tokens for sequence in sequences]
-
-
-def _keep(sequences: Sequence[EmbeddingSequence], vectors: Vector) -> list[Outcome[AnyOutput]]:
+def _keep(sequences: Sequence[EmbeddingSequence], vectors: NDArray[np.float32]) -> list[Outcome[AnyOutput]]:
     for sequence, vector in zip(sequences, vectors, strict=True):
         sequence.vector = vector
-    return [_DONE if ok else _NOT_FINITE for ok in np.isfinite(vectors).all(axis=1)]
+    finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()  # type: ignore[assignment]  # numpy types an axis as none
+    return [_DONE if ok else _NOT_FINITE for ok in finite]
 
 
 _UNDER_WAY: Outcome[AnyOutput] = Outcome()

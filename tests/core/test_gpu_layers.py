@@ -72,7 +72,7 @@ def test_rows_attend_to_their_own_sequence_alone(
     spans = spans_of(lengths, num_padding)
     num_heads, num_kv_heads = heads
     qkv = torch.randn(len(spans.starts), num_heads + 2 * num_kv_heads, dim).to(dtype)
-    query, key, value = qkv.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    query, key, value = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)
 
     found = attend_spans(query, key, value, spans, scaling=0.3, causal=causal, window=window)
 
@@ -87,7 +87,7 @@ def test_what_lies_in_other_sequences_changes_no_bit() -> None:
     other = qkv.clone()
     other[:30], other[80:] = torch.randn(30, 3, 16), torch.nan
 
-    found = [attend_spans(*x.split(1, dim=1), spans, scaling=0.25)[30:80] for x in (qkv, other)]
+    found = [attend_spans(x[:, :1], x[:, 1:2], x[:, 2:], spans, scaling=0.25)[30:80] for x in (qkv, other)]
 
     assert torch.equal(found[0], found[1])
 
@@ -97,11 +97,11 @@ def test_what_lies_in_other_sequences_changes_no_bit() -> None:
 def test_norms_equal_torchs(dim: int, dtype: torch.dtype) -> None:
     x, residual = (torch.randn(5, dim).to(dtype) * 3 for _ in range(2))
     weight, bias = torch.randn(dim).to(dtype), torch.randn(dim).to(dtype)
-    close = {"atol": CLOSE[dtype], "rtol": CLOSE[dtype]}
-    torch.testing.assert_close(rms_norm(x, weight, 1e-5), F.rms_norm(x, (dim,), weight, 1e-5), **close)
+    close = CLOSE[dtype]
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5), F.rms_norm(x, (dim,), weight, 1e-5), atol=close, rtol=close)
     summed = x.float() + residual.float()
     expected = F.layer_norm(summed, (dim,), weight.float(), bias.float(), 1e-5).to(dtype)
-    torch.testing.assert_close(add_layer_norm(x, residual, weight, bias, 1e-5), expected, **close)
+    torch.testing.assert_close(add_layer_norm(x, residual, weight, bias, 1e-5), expected, atol=close, rtol=close)
 
 
 def test_a_gate_of_any_width_equals_torchs() -> None:
@@ -117,7 +117,7 @@ def test_heads_are_normed_and_turned_as_transformers_does(is_normed: bool) -> No
     qkv = torch.randn(rows, (heads + 2 * kv_heads) * dim)
     angles = torch.randn(rows, dim // 2).repeat(1, 2)
     norms = HeadNorms(torch.randn(dim), torch.randn(dim), 1e-6) if is_normed else None
-    query, key, value = qkv.view(rows, -1, dim).split([heads, kv_heads, kv_heads], dim=1)
+    query, key, value = torch.split(qkv.view(rows, -1, dim), [heads, kv_heads, kv_heads], dim=1)
     if norms is not None:
         query, key = (F.rms_norm(x, (dim,), w, norms.eps) for x, w in ((query, norms.query), (key, norms.key)))
     turned = apply_rotary_pos_emb(query, key, angles.cos(), angles.sin(), unsqueeze_dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -141,7 +142,7 @@ def test_a_step_is_padded_by_few_rows(max_tokens: int) -> None:
     sizes = graph_sizes(max_tokens)
     assert sizes == sorted(set(sizes))
     assert sizes[-1] == max_tokens
-    for small, large in zip(sizes, sizes[1:], strict=False):
+    for small, large in itertools.pairwise(sizes):
         assert large - small <= max(64, small // 8)
 
 
