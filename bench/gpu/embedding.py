@@ -272,8 +272,8 @@ def measure_traffic(model: Any, library: Any, lengths: Sequence[int], tiny: bool
     source = random.Random(1)
     texts = [text(length, source) for length in (lengths[:64] if tiny else lengths)]
     tokens = sum(lengths[: len(texts)])
-    for size in (32, 256):
-        library.encode(texts[: 2 * size], batch_size=size, show_progress_bar=False)
+    library.encode(texts, batch_size=256, show_progress_bar=False)  # not counted: kernels are chosen, memory grows
+    for size in (256, 32):
         began_s = time.perf_counter()
         library.encode(texts, batch_size=size, show_progress_bar=False)
         result[f"library_{size}_tokens_per_s"] = round(tokens / (time.perf_counter() - began_s))
@@ -314,6 +314,7 @@ def main() -> None:
     parser.add_argument("--site", type=Path)
     parser.add_argument("--shapes", nargs="+")
     parser.add_argument("--texts", type=int, default=2000)
+    parser.add_argument("--tiles", type=Path, help="what attention.py wrote: tiles to take in place of the code's")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")) / "embedding.json")
     args = parser.parse_args()
     import_sixfold(args.site)
@@ -326,6 +327,12 @@ def main() -> None:
     from sixfold.plugins.embedding.loader import load
     from sixfold.plugins.embedding.options import EmbeddingOptions
 
+    if args.tiles:
+        from sixfold.core.runtime.gpu_layers import TILES, Tile
+
+        for name, row in json.loads(args.tiles.read_text()).items():
+            dim, causal = name.split()
+            TILES[int(dim), causal == "True"] = Tile(*map(int, row["best"].split()))
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("sixfold").setLevel(logging.INFO)
     device = "cpu" if args.tiny else "cuda:0"

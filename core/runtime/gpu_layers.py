@@ -22,6 +22,22 @@ _ROTATED_HEADS = 8  # of one program: 2 KiB at heads of 128, enough loads in fli
 
 
 @dataclass(frozen=True, slots=True)
+class Tile:
+    """How much one program of `attend_spans` does at once, and how Triton builds it."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+TILES: dict[tuple[int, bool], Tile] = {}
+"""By head dim and whether attention is causal, for half precision: the fastest on an H100 (``bench/gpu/attention.py``)."""
+TILE = Tile(rows=64, keys=64, warps=4, stages=3)
+WIDE_TILE = Tile(rows=64, keys=32, warps=4, stages=2)
+
+
+@dataclass(frozen=True, slots=True)
 class Spans:
     """Which rows of a flat batch each row sees.
 
@@ -59,14 +75,14 @@ def attend_spans(
         window: A row sees rows less than this far away; None for all.
 
     Returns:
-        [rows, heads, head dim], contiguous; zeros for padding.
+        [rows, heads, head dim], contiguous; zeros for padding. Infinite values spread to rows of other sequences in their
+        tile.
     """
     num_rows, num_heads, dim = query.shape
     padded = max(16, _power_of_2(dim))
-    is_wide = query.dtype is torch.float32 or padded > 128
-    tile = 64 if is_wide else 128
+    tile = WIDE_TILE if query.dtype is torch.float32 or padded > 128 else TILES.get((padded, causal), TILE)
     output = query.new_empty(num_rows, num_heads, dim)
-    _KERNELS.attend_spans_kernel[(num_heads, -(-num_rows // tile))](
+    _KERNELS.attend_spans_kernel[(num_heads, -(-num_rows // tile.rows))](
         query,
         key,
         value,
@@ -85,13 +101,13 @@ def attend_spans(
         GROUP=num_heads // key.shape[1],
         DIM=dim,
         DIM_PADDED=padded,
-        ROWS=tile,
-        KEYS=32 if is_wide else 64,
+        ROWS=tile.rows,
+        KEYS=tile.keys,
         CAUSAL=causal,
         WINDOW=window or 0,
         PRECISION="ieee" if query.dtype is torch.float32 else "tf32",
-        num_warps=4 if padded <= 64 or is_wide else 8,
-        num_stages=2,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
     return output
 

@@ -48,10 +48,13 @@ def attend_spans_kernel(
     high = tl.max(end, axis=0)
     if CAUSAL:
         high = tl.minimum(high, first + ROWS)
+        end = tl.minimum(end, row + 1)
     if WINDOW > 0:
         low = tl.maximum(low, first - WINDOW + 1)
+        start = tl.maximum(start, row - WINDOW + 1)
         if not CAUSAL:
             high = tl.minimum(high, first + ROWS + WINDOW - 1)
+            end = tl.minimum(end, row + WINDOW)
 
     dim = tl.arange(0, DIM_PADDED)
     inside = dim < DIM
@@ -61,6 +64,7 @@ def attend_spans_kernel(
         other=0.0,
     )
     kv_head = head // GROUP
+    exponent = scale * 1.4426950408889634  # powers of 2 are cheaper than powers of e
     running_max = tl.full([ROWS], -float("inf"), tl.float32)
     running_sum = tl.zeros([ROWS], tl.float32)
     result = tl.zeros([ROWS, DIM_PADDED], tl.float32)
@@ -70,26 +74,17 @@ def attend_spans_kernel(
         present = known[:, None] & inside[None, :]
         place = position.to(tl.int64)[:, None]
         k = tl.load(key + place * key_row_stride + kv_head * key_head_stride + dim[None, :], mask=present, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * 1.4426950408889634)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         seen = (position[None, :] >= start[:, None]) & (position[None, :] < end[:, None])
-        if CAUSAL:
-            seen = seen & (position[None, :] <= row[:, None])
-        if WINDOW > 0:
-            seen = seen & (position[None, :] > row[:, None] - WINDOW)
-            if not CAUSAL:
-                seen = seen & (position[None, :] < row[:, None] + WINDOW)
         scores = tl.where(seen, scores, -float("inf"))
-        new_max = tl.maximum(running_max, tl.max(scores, axis=1))
+        new_max = tl.maximum(running_max, tl.max(scores, axis=1) * exponent)
         # Rows that have seen nothing yet: their maximum is minus infinity, and infinity minus infinity is no number.
         base = tl.where(new_max == -float("inf"), 0.0, new_max)
-        weights = tl.exp2(scores - base[:, None])
+        weights = tl.exp2(scores * exponent - base[:, None])
         decay = tl.exp2(running_max - base)
         v = tl.load(
             value + place * value_row_stride + kv_head * value_head_stride + dim[None, :], mask=present, other=0.0
         )
-        # A row of another sequence weighs 0, but 0 times infinity is no number: one broken text must not break others.
-        # Its own rows still tell by their scores.
-        v = tl.where(tl.abs(v) < float("inf"), v, 0.0)
         running_sum = running_sum * decay + tl.sum(weights, axis=1)
         result = result * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         running_max = new_max

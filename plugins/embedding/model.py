@@ -164,7 +164,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
             return ()
         found: list[tuple[EmbeddingSequence, Outcome[AnyOutput]]] = []
         for flight in self._flights.landed():
-            outcomes = _keep(flight.sequences, flight.vectors.wait())
+            outcomes = self._keep_each(flight.sequences, flight.vectors.wait())
             for sequence, outcome in zip(flight.sequences, outcomes, strict=True):
                 sequence.is_flying = False
                 found.append((sequence, outcome))
@@ -210,6 +210,18 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         for sequence in sequences:
             sequence.is_flying = True
         return [_UNDER_WAY] * len(sequences)
+
+    def _keep_each(
+        self, sequences: Sequence[EmbeddingSequence], vectors: NDArray[np.float32]
+    ) -> list[Outcome[AnyOutput]]:
+        """As `_keep`; what is not finite is computed again alone, as a broken text may have broken its neighbours."""
+        outcomes = _keep(sequences, vectors)
+        if len(sequences) == 1:
+            return outcomes
+        return [
+            _keep([sequence], self._encoder.embed(*texts_of([sequence])))[0] if outcome.error else outcome
+            for sequence, outcome in zip(sequences, outcomes, strict=True)
+        ]
 
     def _step_any(self, sequences: Sequence[EmbeddingSequence]) -> list[Outcome[AnyOutput]]:
         inputs = [

@@ -85,7 +85,7 @@ def test_what_lies_in_other_sequences_changes_no_bit() -> None:
     spans = spans_of([30, 50, 9], 7)
     qkv = torch.randn(96, 3, 16)
     other = qkv.clone()
-    other[:30], other[80:] = torch.randn(30, 3, 16), torch.nan
+    other[:30], other[80:] = torch.randn(30, 3, 16), torch.randn(16, 3, 16)
 
     found = [attend_spans(x[:, :1], x[:, 1:2], x[:, 2:], spans, scaling=0.25)[30:80] for x in (qkv, other)]
 

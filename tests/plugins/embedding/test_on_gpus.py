@@ -122,21 +122,6 @@ def test_a_model_that_cannot_be_recorded_is_computed(save_model: Any, caplog: py
     encoder.close()
 
 
-@pytest.mark.usefixtures("as_on_a_gpu")
-def test_a_broken_text_breaks_no_other(save_model: Any) -> None:
-    pipeline = Pipeline(save_model("bert"), "cpu", torch.float32)
-    sequences = tokens(pipeline, TEXTS)
-    encoder = build(pipeline, "fused")
-    expected = encoder.embed(sequences, [0] * 4)
-    pipeline.transformer.get_input_embeddings().weight.data[int(sequences[1][1])] = torch.inf  # its one word
-    changed = [int(sequences[1][1]) in sequence for sequence in sequences]
-    found = encoder.embed(sequences, [0] * 4)
-    assert changed.count(True) < len(changed)
-    for row, alone, is_changed in zip(found, expected, changed, strict=True):
-        assert np.isnan(row).all() if is_changed else np.allclose(row, alone, atol=1e-6)
-    encoder.close()
-
-
 @given(st.integers(1, 70_000))
 def test_a_step_is_padded_by_few_rows(max_tokens: int) -> None:
     sizes = graph_sizes(max_tokens)
@@ -216,4 +201,22 @@ def test_a_step_that_flies_is_answered_by_collect(bert_path: Path, load_folder: 
     found: Any = model.finish(request, sequences).result
     vectors = np.frombuffer(found.vectors, "<f4").reshape(2, -1)
     np.testing.assert_allclose(vectors, library(bert_path, TEXTS[:2]), atol=1e-5)
+    model.close()
+
+
+def test_a_text_that_shared_a_tile_with_a_broken_one_is_computed_again(bert_path: Path, load_folder: Any) -> None:
+    model: EmbeddingModel = load_folder(bert_path)
+    model._flies = True
+    model.attach(lambda: None)
+    request: Request[Any] = Request(request_id="r", input=EmbeddingInput(texts=tuple(TEXTS[:2])), arrived_s=0.0)
+    sequences = list(model.prepare(request, model.split(request)[0]))
+    assert model._flights is not None
+    broken = ByHand(np.full((2, 32), np.nan, np.float32))
+    broken.arrive()
+    model._flights.start(sequences, broken)
+
+    landed = list(model.collect())
+
+    assert [outcome.error for _sequence, outcome in landed] == [None, None]
+    np.testing.assert_allclose(np.stack([s.vector for s in sequences]), library(bert_path, TEXTS[:2]), atol=1e-5)
     model.close()
