@@ -1,6 +1,6 @@
 """Embeddings on one GPU with random weights: how near to the card's peak, and how far before the library?
 
-    python bench/gpu/embedding.py           # under 4 minutes on an H100
+    python bench/gpu/embedding.py           # about a minute a shape on an H100
     python bench/gpu/embedding.py --tiny    # on a CPU, to try it
 
 For each shape (Qwen3-Embedding-0.6B, bge-large, MiniLM), bfloat16:

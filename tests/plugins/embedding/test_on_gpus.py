@@ -218,5 +218,7 @@ def test_a_text_that_shared_a_tile_with_a_broken_one_is_computed_again(bert_path
     landed = list(model.collect())
 
     assert [outcome.error for _sequence, outcome in landed] == [None, None]
-    np.testing.assert_allclose(np.stack([s.vector for s in sequences]), library(bert_path, TEXTS[:2]), atol=1e-5)
+    np.testing.assert_allclose(
+        np.stack([s.vector for s in sequences if s.vector is not None]), library(bert_path, TEXTS[:2]), atol=1e-5
+    )
     model.close()
