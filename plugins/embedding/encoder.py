@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sixfold.core.runtime.cuda_graphs import capture_cuda_graph
+from sixfold.core.runtime.cuda_graphs import Capture, capture_cuda_graph
 from sixfold.plugins.embedding.attention import PackedAttention
 from sixfold.plugins.embedding.forward import Forward, RecordableForward
 from sixfold.plugins.embedding.outputs.heads import MultiVectorHead, Sparse, SparseHead
@@ -161,10 +161,15 @@ class Encoder:
             self.num_padding += batch.num_padding
         return VectorsToCome(self._pooled(hidden, batch, num_prompt_tokens), batch.order)
 
-    def record(self, max_tokens: int) -> None:
-        """Records steps of up to so many tokens as CUDA graphs, where the network is run in a way that allows it."""
+    def record(self, max_tokens: int, capture: Capture | None = None) -> None:
+        """Records steps of up to so many tokens, where the network is run in a way that allows it.
+
+        Args:
+            max_tokens: 0 records none.
+            capture: Makes a call repeatable; CUDA graphs unless given.
+        """
         if isinstance(self._forward, RecordableForward) and max_tokens > 0:
-            self._forward.record(max_tokens, capture_cuda_graph(self._forward.device))
+            self._forward.record(max_tokens, capture or capture_cuda_graph(self._forward.device))
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[EncoderInput]) -> list[Outputs]:

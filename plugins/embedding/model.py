@@ -65,7 +65,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         self._max_inputs = max_inputs
         self._num_threads = num_threads
         self._parts = SideBySide(encoder, num_threads) if parts_pay and num_threads > 1 else None
-        self._flies = flies
+        self.flies = flies
         self._graph_tokens = graph_tokens
         self._flights: Flights[EmbeddingSequence] | None = None
         self._similarity = similarity
@@ -93,7 +93,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
 
     def attach(self, wake: Callable[[], None]) -> None:
         """See `StepModel`; without it steps are computed to their end."""
-        if self._flies:
+        if self.flies:
             self._flights = Flights(wake)
 
     def warm_up(self) -> None:

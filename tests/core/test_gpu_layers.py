@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 pytest.importorskip("triton", reason="the kernels for GPUs need Triton")
@@ -111,8 +113,9 @@ def test_a_gate_of_any_width_equals_torchs() -> None:
 
 @pytest.mark.parametrize("is_normed", [True, False])
 def test_heads_are_normed_and_turned_as_transformers_does(is_normed: bool) -> None:
-    from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
+    from transformers.models.qwen3 import modeling_qwen3
 
+    library: Any = modeling_qwen3  # typed in part
     rows, heads, kv_heads, dim = 5, 9, 3, 12
     qkv = torch.randn(rows, (heads + 2 * kv_heads) * dim)
     angles = torch.randn(rows, dim // 2).repeat(1, 2)
@@ -120,7 +123,7 @@ def test_heads_are_normed_and_turned_as_transformers_does(is_normed: bool) -> No
     query, key, value = torch.split(qkv.view(rows, -1, dim), [heads, kv_heads, kv_heads], dim=1)
     if norms is not None:
         query, key = (F.rms_norm(x, (dim,), w, norms.eps) for x, w in ((query, norms.query), (key, norms.key)))
-    turned = apply_rotary_pos_emb(query, key, angles.cos(), angles.sin(), unsqueeze_dim=1)
+    turned = library.apply_rotary_pos_emb(query, key, angles.cos(), angles.sin(), unsqueeze_dim=1)
     expected = torch.cat([*turned, value], dim=1).view(rows, -1)
 
     rotate_heads(qkv, angles.cos(), angles.sin(), num_heads=heads, num_kv_heads=kv_heads, norms=norms)

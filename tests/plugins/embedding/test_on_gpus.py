@@ -23,7 +23,8 @@ from sixfold.core.batching.model import Granted
 from sixfold.core.messages import Request
 from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.embedding import gpu_layers
-from sixfold.plugins.embedding.flat_forward import FlatForward, graph_sizes
+from sixfold.plugins.embedding.encoder import Encoder
+from sixfold.plugins.embedding.flat_forward import graph_sizes
 from sixfold.plugins.embedding.flights import Flights
 from sixfold.plugins.embedding.loader import build
 from sixfold.plugins.embedding.model import EmbeddingModel
@@ -81,9 +82,7 @@ def test_vectors_equal_the_librarys_computed_and_replayed(architecture: str, mod
     np.testing.assert_allclose(encoder.embed(sequences, [0] * 4), expected, atol=1e-5)
 
     recorder = Recorder()
-    forward: Any = encoder._forward
-    assert isinstance(forward, FlatForward)
-    forward.record(64, recorder.capture)
+    encoder.record(64, recorder.capture)
 
     np.testing.assert_allclose(encoder.embed(sequences, [0] * 4), expected, atol=1e-5)
     np.testing.assert_allclose(encoder.embed(sequences[:1], [0]), expected[:1], atol=1e-5)
@@ -98,8 +97,7 @@ def test_a_step_above_the_largest_graph_is_computed(save_model: Any) -> None:
     pipeline = Pipeline(path, "cpu", torch.float32)
     sequences, expected = tokens(pipeline, TEXTS), library(path, TEXTS)
     encoder, recorder = build(pipeline, "fused"), Recorder()
-    forward: Any = encoder._forward
-    forward.record(16, recorder.capture)
+    encoder.record(16, recorder.capture)
     np.testing.assert_allclose(encoder.embed(sequences, [0] * 4), expected, atol=1e-5)
     assert recorder.num_replays == 0
     encoder.close()
@@ -114,9 +112,8 @@ def test_a_model_that_cannot_be_recorded_is_computed(save_model: Any, caplog: py
     pipeline = Pipeline(path, "cpu", torch.float32)
     sequences, expected = tokens(pipeline, TEXTS), library(path, TEXTS)
     encoder = build(pipeline, "fused")
-    forward: Any = encoder._forward
     capture: Capture = refuse
-    forward.record(64, capture)
+    encoder.record(64, capture)
     assert "not recorded" in caplog.text
     np.testing.assert_allclose(encoder.embed(sequences, [0] * 4), expected, atol=1e-5)
     encoder.close()
@@ -186,7 +183,7 @@ def test_a_third_flight_waits_for_the_first() -> None:
 
 def test_a_step_that_flies_is_answered_by_collect(bert_path: Path, load_folder: Any) -> None:
     model: EmbeddingModel = load_folder(bert_path)
-    model._flies = True
+    model.flies = True
     model.attach(lambda: None)
     request: Request[Any] = Request(request_id="r", input=EmbeddingInput(texts=tuple(TEXTS[:2])), arrived_s=0.0)
     sequences = list(model.prepare(request, model.split(request)[0]))
@@ -204,21 +201,23 @@ def test_a_step_that_flies_is_answered_by_collect(bert_path: Path, load_folder: 
     model.close()
 
 
-def test_a_text_that_shared_a_tile_with_a_broken_one_is_computed_again(bert_path: Path, load_folder: Any) -> None:
+def test_a_text_that_shared_a_tile_with_a_broken_one_is_computed_again(
+    bert_path: Path, load_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model: EmbeddingModel = load_folder(bert_path)
-    model._flies = True
+    model.flies = True
     model.attach(lambda: None)
     request: Request[Any] = Request(request_id="r", input=EmbeddingInput(texts=tuple(TEXTS[:2])), arrived_s=0.0)
     sequences = list(model.prepare(request, model.split(request)[0]))
-    assert model._flights is not None
     broken = ByHand(np.full((2, 32), np.nan, np.float32))
     broken.arrive()
-    model._flights.start(sequences, broken)
+    with monkeypatch.context() as patched:
+        patched.setattr(Encoder, "begin", lambda *_arguments: broken)
+        model.step([Granted(sequence, 9) for sequence in sequences])
 
     landed = list(model.collect())
 
     assert [outcome.error for _sequence, outcome in landed] == [None, None]
-    np.testing.assert_allclose(
-        np.stack([s.vector for s in sequences if s.vector is not None]), library(bert_path, TEXTS[:2]), atol=1e-5
-    )
+    vectors = np.stack([each.vector for each in sequences if each.vector is not None])
+    np.testing.assert_allclose(vectors, library(bert_path, TEXTS[:2]), atol=1e-5)
     model.close()
