@@ -211,8 +211,12 @@ def test_a_text_that_shared_a_tile_with_a_broken_one_is_computed_again(
     sequences = list(model.prepare(request, model.split(request)[0]))
     broken = ByHand(np.full((2, 32), np.nan, np.float32))
     broken.arrive()
+
+    def begin(*_arguments: object) -> ByHand:
+        return broken
+
     with monkeypatch.context() as patched:
-        patched.setattr(Encoder, "begin", lambda *_arguments: broken)
+        patched.setattr(Encoder, "begin", begin)
         model.step([Granted(sequence, 9) for sequence in sequences])
 
     landed = list(model.collect())
