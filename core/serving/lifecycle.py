@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -12,7 +13,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import uvicorn
 
@@ -28,6 +29,7 @@ _ABORT_GRACE_S = 1.0
 """How long aborted requests may take to send their last frame."""
 _CLOSE_GRACE_S = 2
 """How long connections may take to close once no request runs."""
+_DISCARDED_BYTES = 4096
 
 
 class Served(Protocol):
@@ -161,6 +163,7 @@ async def serve(
     models: AbstractAsyncContextManager[object] | None = None,
     on_reload: Callable[[], None] | None = None,
     on_listening: Callable[[Listening], None] | None = None,
+    owner: TextIO | None = None,
 ) -> int:
     """Listens and answers until the server is told to stop; returns the exit status.
 
@@ -170,6 +173,8 @@ async def serve(
             wait for models to load: ``/health`` and ``/ready`` answer meanwhile.
         on_reload: Called in the loop on SIGHUP.
         on_listening: Called once the port takes connections.
+        owner: A pipe to whoever started the server. Its end says that nobody counts this server's resources as taken any
+            more: it stops at once.
 
     Raises:
         UsageError: The address cannot be listened on.
@@ -181,6 +186,8 @@ async def serve(
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
         stack.enter_context(_signals(lifecycle, on_reload))
+        if owner is not None:
+            stack.enter_context(_owned(lifecycle, owner))
         if models is not None:
             await stack.enter_async_context(models)
         await stack.enter_async_context(server.lifespan(server.app))
@@ -197,9 +204,10 @@ def run(
     models: AbstractAsyncContextManager[object] | None = None,
     on_reload: Callable[[], None] | None = None,
     on_listening: Callable[[Listening], None] | None = None,
+    owner: TextIO | None = None,
 ) -> int:
     """`serve` in a new event loop (uvloop where there is one); returns the process's exit status."""
-    coroutine = serve(server, models=models, on_reload=on_reload, on_listening=on_listening)
+    coroutine = serve(server, models=models, on_reload=on_reload, on_listening=on_listening, owner=owner)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(coroutine)
 
@@ -265,3 +273,20 @@ def _signals(lifecycle: Lifecycle, on_reload: Callable[[], None] | None) -> Gene
     finally:
         for number in handled:
             loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _owned(lifecycle: Lifecycle, owner: TextIO) -> Generator[None]:
+    loop, pipe = asyncio.get_running_loop(), owner.fileno()
+
+    def on_readable() -> None:
+        if not os.read(pipe, _DISCARDED_BYTES):
+            loop.remove_reader(pipe)
+            logger.warning("the owner of this server has gone: stopping at once")
+            lifecycle.stop_now()
+
+    loop.add_reader(pipe, on_readable)
+    try:
+        yield
+    finally:
+        loop.remove_reader(pipe)

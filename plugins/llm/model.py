@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +43,8 @@ from sixfold.plugins.llm.step_sharing import SharedSpan, share_in_step
 from sixfold.plugins.llm.tensors import index_tensor
 from sixfold.plugins.llm.token_describer import TokenDescriber
 from sixfold.plugins.llm.vision import NO_IMAGES, VisionTower
+
+_LOG = logging.getLogger(__name__)
 
 # Where more than one in so many needs its token before it can go on, a step waits for the one before.
 _MAX_SHARE_LOOKING_BACK = 8
@@ -195,6 +199,9 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
 
     def preempt(self, sequence: SequenceState) -> None:
         """Gives the sequence's cache away; what nobody else takes meanwhile is found again. Its images stay encoded."""
+        tier = self._cache.tier
+        reason = "what others overwrite is computed again: there is no kv_offload_bytes" if tier is None else tier.cost
+        _LOG.debug("a sequence of %d computed tokens is preempted; %s", sequence.num_computed, reason)
         self._cache.free(sequence)
         self._speculator.release(sequence)
 
@@ -246,8 +253,9 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         for sequence in sequences:
             sequence.suspect = True  # until the logits after its last token prove to be finite
         spans = share_in_step(sequences, units, self._cache)
+        began_s = time.perf_counter()
         try:
-            step = self._compute(sequences, units, spans)
+            step = self._compute(sequences, units, spans, began_s)
         except BaseException:
             for span in reversed(spans):
                 span.undo(self._cache)
@@ -259,7 +267,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         return step
 
     def _compute(
-        self, sequences: Sequence[SequenceState], units: Sequence[int], spans: Sequence[SharedSpan]
+        self, sequences: Sequence[SequenceState], units: Sequence[int], spans: Sequence[SharedSpan], began_s: float
     ) -> LaunchedStep:
         with torch.inference_mode():
             layout = self._decoder.lay_out(sequences, units)
@@ -283,6 +291,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             scored=layout.scored,
             scored_logits=scored,
             filled=filled,
+            began_s=began_s,
             may_be_followed=self._may_be_followed(sequences, layout),
         )
 
@@ -323,6 +332,10 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         except BaseException:
             step.abandon(self._cache)
             raise
+        tier = self._cache.tier
+        # Only then was the device waited for, and for this step alone.
+        if tier is not None and step.pending is not None and not step.may_be_followed:
+            tier.observe_step(sum(units), time.perf_counter() - step.began_s)
         # Nothing above has changed a sequence: had it failed, the core could repeat it. From here on nothing fails.
         for span in step.spans:
             span.keep(self._cache)

@@ -30,6 +30,7 @@ class LaunchedStep:
         scored: Places of prompts that are judged.
         scored_logits: Of these; None if there are none.
         filled: The blocks that the step fills.
+        began_s: When it began, by ``time.perf_counter``.
         may_be_followed: See `PendingStep.may_be_followed`.
         restarts: ``num_restarts`` of each sequence when the step began.
         expected: How many tokens each will have more.
@@ -43,6 +44,7 @@ class LaunchedStep:
     scored: Sequence[ScoredSpan]
     scored_logits: Tensor | None
     filled: FilledBlocks
+    began_s: float
     may_be_followed: bool
     restarts: list[int] = field(default_factory=list[int])
     expected: list[int] = field(default_factory=list[int])
