@@ -12,6 +12,7 @@ import torch
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, InvalidRequest, SourceError
 from sixfold.core.family import LoadContext
+from sixfold.core.rendezvous.graphs import RowGraphs, capture_cuda_graph
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
@@ -28,6 +29,9 @@ from sixfold.plugins.image.sizes import SizeRules
 
 _LOG = logging.getLogger(__name__)
 _D: Any = diffusers
+
+# Pictures with guidance have two rows. Up to four of them nothing is padded; from there on at most a third.
+_GRAPH_ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
 def load(context: LoadContext) -> ImageModel:
@@ -105,7 +109,15 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         switches=switches,
         linear_map=linear_map,
         num_threads=context.num_threads,
+        graphs=_graphs(device, options),
     )
+
+
+def _graphs(device: torch.device, options: ImageOptions) -> RowGraphs | None:
+    rows = _GRAPH_ROWS if options.cuda_graph_rows is None else options.cuda_graph_rows
+    if device.type != "cuda" or not rows:
+        return None
+    return RowGraphs(capture_cuda_graph(device), device, rows)
 
 
 def _check(pipeline: Any, options: ImageOptions) -> None:
