@@ -266,6 +266,7 @@ def serve(
     save: Callable[[Any], None],
 ) -> None:
     """Lock, static batches and the engine at shares of what the lock serves, all compiled or none."""
+    import torch
     from image_serving import Job, poisson_jobs, serve_engine, serve_locked, serve_static, table
     from image_steps import set_compiled
 
@@ -288,10 +289,14 @@ def serve(
         rows = {f"stock, locked, {kind}": serve_locked(subject, jobs)}
         if static:
             rows[f"stock, static batches of 8, {kind}"] = serve_static(subject, jobs, max_batch=8, wait_s=0.2)
-        rows[f"sixfold, {kind}"] = serve_engine(subject, jobs, max_step_units=max_step_units)
+        if graphs is None or static:
+            rows[f"sixfold, {kind}"] = serve_engine(subject, jobs, max_step_units=max_step_units)
         if graphs is not None:
             rows[f"sixfold, {kind}, graphs"] = serve_engine(subject, jobs, max_step_units=max_step_units, graphs=graphs)
         print(f"\nload {share}, {count} requests\n{table(rows)}\n", flush=True)
+        if graphs is not None:
+            held = torch.cuda.memory_reserved() / 2**30
+            print(f"{graphs.num_recorded} graphs, {graphs.num_replays} replays, {held:.1f} GiB reserved", flush=True)
         found[str(share)] = rows
         save(found)
     set_compiled(denoiser, False)

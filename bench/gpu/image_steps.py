@@ -9,7 +9,16 @@ from typing import Any
 import torch
 
 PEAK_FLOPS = 798e12  # bfloat16 matmul, measured on an H100
-MODES = ("eager", "graphs", "compiled", "compiled+graphs", "fp8", "fp8+compiled+graphs")
+MODES = (
+    "eager",
+    "graphs",
+    "channels last+graphs",
+    "tuned+graphs",
+    "compiled",
+    "compiled+graphs",
+    "fp8+graphs",
+    "fp8+compiled+graphs",
+)
 
 
 def set_compiled(denoiser: Any, on: bool) -> None:
@@ -94,6 +103,8 @@ def measure_steps(
         if mode.startswith("fp8") and not any(row["mode"].startswith("fp8") for row in found):
             print(f"fp8: {set_fp8(denoiser)} layers", flush=True)
         set_compiled(denoiser, "compiled" in mode)
+        denoiser.to(memory_format=torch.channels_last if "channels last" in mode else torch.contiguous_format)
+        torch.backends.cudnn.benchmark = "tuned" in mode  # convolutions chosen by trial
         began_s = time.perf_counter()
         for count in rows:
             seconds = seconds_of(_forward(denoiser, arguments_of(count), "graphs" in mode), repeats)

@@ -80,6 +80,7 @@ class Pace:
     def mark(self) -> None:
         """After a forward was given to the device."""
         if self._is_cuda:
-            event: Any = torch.cuda.Event()
+            new_event: Any = torch.cuda.Event
+            event = new_event()
             event.record()
             self._last_but_one, self._last = self._last, event

@@ -84,8 +84,6 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         raise SourceError(
             f"{type(pipeline).__name__} has no denoiser that Sixfold knows ({', '.join(sorted(DENOISERS))})."
         )
-    if "vae" in modules and device.type == "cuda":
-        cast(Any, modules["vae"]).to(memory_format=torch.channels_last)
     parameters = sum(p.numel() for module in modules.values() for p in module.parameters())
     done = quantize_parts(modules, context.quantization, context)
     quantized: dict[str, str | int | float | bool] = {"quantization": done} if done else {}
