@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sixfold.core.batching.model import MeasuredStep, StepRange
-from sixfold.core.batching.step_share import StepShare
+from sixfold.core.batching.model import StepRange
+from sixfold.core.batching.step_share import MeasuredStep, StepShare
 
 _THROUGHPUT_EFFICIENCY = 0.95
 _FORGET = 0.998  # a memory of 500 steps: with 10% noise in the times, ``a`` is known to about 3% of a step

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 import msgspec
 from pydantic import BaseModel
 
+from sixfold.core.batching.step_share import MeasuredStep
 from sixfold.core.errors import RequestError
 from sixfold.core.messages import Cost, Request, Usage
 
@@ -98,21 +99,6 @@ class StepRange:
     initial_units: int = 1024
     max_units: int = 1 << 20
     whole_jobs: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredStep:
-    """A step that was timed outside of the loop.
-
-    Attributes:
-        batch_key: As of its sequences' costs.
-        units: Its work.
-        seconds: It took.
-    """
-
-    batch_key: object
-    units: int
-    seconds: float
 
 
 class ReplicaModel(ABC, Generic[InputT, OutputT]):

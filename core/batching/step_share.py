@@ -22,6 +22,7 @@ import statistics
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 _QUEUE_WEIGHT = 3.0
@@ -30,6 +31,21 @@ _MEMORY = 5  # times of a size, of which the median counts: compilation and othe
 _TRUSTED = 2  # a size with fewer times is unknown; the first step of a shape is rarely a usual one
 _MAX_CURVES = 64
 _PROBE_EVERY = 256  # steps, after which a size beside the chosen one is tried again: devices change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredStep:
+    """A step that was timed outside of the loop.
+
+    Attributes:
+        batch_key: As of its sequences' costs.
+        units: Its work.
+        seconds: It took.
+    """
+
+    batch_key: object
+    units: int
+    seconds: float
 
 
 class StepCurve:

@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from sixfold.core.batching.model import InputT, MeasuredStep, OutputT
+from sixfold.core.batching.model import InputT, OutputT
 from sixfold.core.batching.rendezvous import Parked, RendezvousModel
+from sixfold.core.batching.step_share import MeasuredStep
 from sixfold.core.messages import Cost, Request
 from sixfold.core.rendezvous.adapters import AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall

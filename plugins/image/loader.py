@@ -129,7 +129,12 @@ def _compile_or_cache(denoisers: Sequence[torch.nn.Module], options: ImageOption
     """Row caches by the identity of their module; none of compiled modules, whose blocks can't be wrapped."""
     if options.compile:
         for module in denoisers:
-            cast(Any, module).compile_repeated_blocks(dynamic=True)
+            try:
+                cast(Any, module).compile_repeated_blocks(dynamic=True)
+            except ValueError as error:
+                raise ConfigError(
+                    f"options.compile: {type(module).__name__} names no blocks that repeat. Remove compile."
+                ) from error
         caches: dict[int, RowCache] = {}
     else:
         caches = {id(module): RowCache(blocks) for module in denoisers if (blocks := transformer_blocks(module))}

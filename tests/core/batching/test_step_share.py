@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sixfold.core.batching.model import Granted, MeasuredStep, Outcome, StepRange
-from sixfold.core.batching.step_share import StepCurve, StepShare
+from sixfold.core.batching.model import Granted, Outcome, StepRange
+from sixfold.core.batching.step_share import MeasuredStep, StepCurve, StepShare
 from sixfold.core.messages import Priority
 from tests.core.batching.loop_harness import LoopHarness
 from tests.fakes import FakeOutput, FakeSequence, FakeStepModel, FakeWork, one_sequence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sixfold.core.rendezvous.calls import CallRules, ModuleCall, TensorDigests, capture
 from sixfold.core.rendezvous.graphs import RowGraphs
+from tests.core.rendezvous.recorder import Recorder
 
 RULES = CallRules(shared=frozenset({"ids"}))
 
@@ -27,29 +28,6 @@ class Denoiser(torch.nn.Module):
     ) -> tuple[Tensor]:
         self.num_forwards += 1
         return ((hidden * timestep[:, None] + ids.sum() + more["text"].sum(1, keepdim=True)) * scale,)
-
-
-class Recorder:
-    """Like the device's: reads where the arguments are when it is replayed, writes where the first answer was."""
-
-    def __init__(self) -> None:
-        self.num_recorded = 0
-        self.fails_with: Exception | None = None
-
-    def __call__(self, call: Callable[[], None]) -> Callable[[], None]:
-        if self.fails_with is not None:
-            raise self.fails_with
-        self.num_recorded += 1
-        found: list[Any] = call.__closure__[[*call.__code__.co_freevars].index("found")].cell_contents  # type: ignore[index, attr-defined]
-        call()
-        answer = found[0]
-        answer[0].fill_(float("nan"))  # a recording computes nothing
-
-        def replay() -> None:
-            call()
-            answer[0].copy_(found[0][0])
-
-        return replay
 
 
 def call_of(module: Denoiser, rows: int, *, seed: int, scale: float = 1.0, variant: object = None) -> ModuleCall:
