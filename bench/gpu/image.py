@@ -1,11 +1,14 @@
 """Pictures on one GPU at real sizes with random weights and random prompt embeddings (no text encoder): SDXL and Flux-dev.
 
-    python bench/gpu/image.py --arch sdxl --ablate          # seconds of a step by rows, each optimisation alone
-    python bench/gpu/image.py --arch sdxl --part serve      # lock, static batches and Sixfold under Poisson arrivals
-    python bench/gpu/image.py --arch flux --part equal      # engine against the stock pipeline, bfloat16 and float32
-    python bench/gpu/image.py --tiny                        # everything on a CPU in seconds, to try it
+    python bench/gpu/image.py                              # SDXL: a step by rows and optimisation, and serving at 512 pixels
+    python bench/gpu/image.py --ablate                     # the former alone; --part serve for the latter
+    python bench/gpu/image.py --part serve --kinds compiled            # lock and engine, both compiled
+    python bench/gpu/image.py --part serve --size 1024 --loads 0.8 1.1
+    python bench/gpu/image.py --part equal                 # engine against the stock pipeline, bfloat16 and float32
+    python bench/gpu/image.py --arch flux --ablate --size 1024         # model FLOPs utilisation, and what fp8 gives
+    python bench/gpu/image.py --tiny                       # everything on a CPU in a minute, to try it
 
-Each part takes under ten minutes on an H100. A machine without Sixfold needs these wheels beside torch and transformers:
+Each of these takes under nine minutes on an H100. A machine without Sixfold needs these wheels beside torch and transformers:
 diffusers==0.42.1, msgspec, pluggy, pydantic, pydantic_core, annotated-types, typing-inspection (``--site FOLDER`` puts the
 folder where they were installed in front of the path).
 """
@@ -126,6 +129,14 @@ def graphs_on(subject: Any) -> Any:
     return RowGraphs(capture_cuda_graph(subject.device), subject.device, (1, 2, 3, 4, 6, 8, 12, 16))
 
 
+def floor_images_per_s(subject: Any, size: int, steps: Sequence[int]) -> float:
+    """What the card would draw if it did nothing but the denoiser's products at its peak."""
+    from image_steps import PEAK_FLOPS, flops_of
+
+    denoiser, arguments = capture_call(subject, size)
+    return PEAK_FLOPS * len(steps) / (flops_of(lambda: denoiser(**arguments)) * sum(steps))
+
+
 def serve(
     subject: Any,
     *,
@@ -141,7 +152,7 @@ def serve(
     """Lock, static batches and the engine at shares of what the lock serves, all compiled or none."""
     import torch
     from image_serving import Job, poisson_jobs, serve_engine, serve_locked, serve_static, table
-    from image_steps import set_compiled
+    from image_steps import PEAK_FLOPS, set_compiled
 
     denoiser = getattr(subject.pipeline, "unet", None) or subject.pipeline.transformer
     set_compiled(denoiser, compiled)
@@ -155,7 +166,9 @@ def serve(
         subject.draw([job])
     capacity = len(probe) / (time.perf_counter() - began_s)
     print(f"{size}px, {kind}: the lock serves {capacity:.3f} images/s", flush=True)
-    found: dict[str, Any] = {"size": size, "capacity_images_per_s": capacity}
+    floor = floor_images_per_s(subject, size, steps)
+    print(f"at {PEAK_FLOPS / 1e12:.0f} TFLOP/s the card would draw {floor:.2f} images/s", flush=True)
+    found: dict[str, Any] = {"size": size, "capacity_images_per_s": capacity, "floor_images_per_s": floor}
     graphs = graphs_on(subject)
     for share in loads:
         jobs = poisson_jobs(count, capacity * share, steps=steps, guidances=(3.0, 5.0, 7.5), sizes=(size,))
@@ -205,10 +218,10 @@ def main() -> None:
     parser.add_argument("--ablate", action="store_const", const=["ablate"], dest="part")
     parser.add_argument("--size", type=int, action="append", help="default 512 and 1024; serve: 512")
     parser.add_argument("--modes", nargs="+", help="ablate: some of its modes")
+    parser.add_argument("--kinds", nargs="+", choices=("eager", "compiled"), default=["eager"], help="serve")
     parser.add_argument(
-        "--kinds", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"], help="serve"
+        "--static", action="store_true", help="serve: also static batches, and the engine without graphs"
     )
-    parser.add_argument("--no-static", action="store_true", help="serve: no static batches")
     parser.add_argument("--count", type=int, help="serve: requests of a run")
     parser.add_argument("--loads", type=float, nargs="+", default=[0.8, 1.1, 2.0])
     parser.add_argument("--max-step-units", type=int, default=65_536, help="serve: latent positions of a step")
@@ -228,7 +241,7 @@ def main() -> None:
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
     print(f"{args.arch}, random weights, no text encoder, {dtype}, {card}, {versions}")
     sizes = args.size or ([64] if args.tiny else [512, 1024])
-    parts = args.part or ["equal", "ablate", "serve"]
+    parts = args.part or (["equal", "ablate", "serve"] if args.tiny else ["ablate", "serve"])
     result: dict[str, Any] = {"arch": args.arch, "card": card, "dtype": str(dtype), "torch": torch.__version__}
 
     def save(name: str, found: Any) -> None:
@@ -240,7 +253,7 @@ def main() -> None:
         save("equal", equal(args.arch, tiny=args.tiny, device=device, size=sizes[0], steps=3))
     if "serve" in parts:
         subject = build(args.arch, tiny=args.tiny, device=device, dtype=dtype)
-        count = args.count or (6 if args.tiny else 16)
+        count = args.count or (6 if args.tiny else 10)
         steps = (2, 3) if args.tiny else ((4, 12, 20, 50) if args.arch == "sdxl" else (4, 10, 20, 28))
         for size, kind in itertools.product(args.size or [sizes[0]], args.kinds[:1] if args.tiny else args.kinds):
             serve(
@@ -251,7 +264,7 @@ def main() -> None:
                 loads=args.loads[:1] if args.tiny else args.loads,
                 max_step_units=args.max_step_units,
                 compiled=kind == "compiled",
-                static=not args.no_static,
+                static=args.static,
                 save=functools.partial(save, f"serve_{size}_{kind}"),
             )
     if "ablate" in parts:  # last: it leaves the denoiser in fp8

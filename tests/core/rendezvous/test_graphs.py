@@ -38,7 +38,7 @@ def call_of(module: Denoiser, rows: int, *, seed: int, scale: float = 1.0, varia
         {"more": {"text": torch.randn(rows, 2, generator=source)}, "scale": scale},
         rules=RULES,
         digests=TensorDigests(),
-        variant=variant,  # type: ignore[arg-type]
+        variant=variant,
     )
 
 
