@@ -7,7 +7,7 @@ becomes one pass; eager it is four.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,8 @@ class Fp8Linear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in] to [..., out], in the type of the inputs."""
         values, scale = quantize_rows(inputs.reshape(-1, self.in_features))
-        product = torch._scaled_mm(
+        multiply: Any = torch._scaled_mm  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # no public name
+        product: Tensor = multiply(
             values,
             self.weight.T,
             scale_a=scale,

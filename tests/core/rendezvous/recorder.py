@@ -17,9 +17,9 @@ class Recorder:
         if self.fails_with is not None:
             raise self.fails_with
         self.num_recorded += 1
-        found: list[Any] = call.__closure__[[*call.__code__.co_freevars].index("found")].cell_contents  # type: ignore[index]
+        found: Any = call.__closure__[[*call.__code__.co_freevars].index("found")].cell_contents  # type: ignore[index]
         call()
-        answer = found[0]
+        answer: Any = found[0]
         answer[0].fill_(float("nan"))  # a recording computes nothing
 
         def replay() -> None:

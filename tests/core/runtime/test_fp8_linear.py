@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,11 +13,13 @@ from sixfold.core.runtime.fp8_linear import Fp8Linear, can_hold, from_linear, qu
 
 
 def stock(bias: bool = True) -> nn.Linear:
-    torch.manual_seed(1)
-    return nn.Linear(64, 48, bias=bias).to(torch.bfloat16)
+    linear = nn.Linear(64, 48, bias=bias)
+    for parameter in linear.parameters():
+        nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    return linear.to(torch.bfloat16)
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
+def relative(found: Any, expected: Any) -> float:
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
