@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 
 class Recorder:
@@ -17,9 +17,10 @@ class Recorder:
         if self.fails_with is not None:
             raise self.fails_with
         self.num_recorded += 1
-        found: Any = call.__closure__[[*call.__code__.co_freevars].index("found")].cell_contents  # type: ignore[index]
+        cells = dict(zip(call.__code__.co_freevars, call.__closure__ or (), strict=True))
+        found = cast("list[Any]", cells["found"].cell_contents)
         call()
-        answer: Any = found[0]
+        answer = found[0]
         answer[0].fill_(float("nan"))  # a recording computes nothing
 
         def replay() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -43,15 +43,15 @@ def largest_difference(folder: Path, results: list[Any]) -> int:
             generator=torch.Generator().manual_seed(wanted.seed or 0),
             output_type="np",
         ).images[0]
-        expected: Any = np.round(alone * 255)
-        worst = max(worst, int(np.abs(pixels(result.pictures[0].data) - expected).max()))
+        difference = np.asarray(pixels(result.pictures[0].data) - cast(Any, np).round(alone * 255))
+        worst = max(worst, int(np.abs(difference).max()))
     return worst
 
 
 async def test_pictures_of_recorded_forwards_are_the_stock_pipelines(folder: Path, load_image_model: Load) -> None:
     model = load_image_model()
     recorder = Recorder()
-    model._graphs = RowGraphs(recorder, torch.device("cpu"), (1, 2, 4, 8))
+    cast(Any, model)._graphs = RowGraphs(recorder, torch.device("cpu"), (1, 2, 4, 8))
     model.warm_up()  # records the usual shape; others come often enough or are computed
     found = await draw(model, *WANTED)
     assert largest_difference(folder, [result_of(events) for events in found]) <= 1
@@ -74,4 +74,4 @@ def test_a_denoiser_without_repeated_blocks_is_not_compiled() -> None:
             raise ValueError("`_repeated_blocks` attribute is empty.")
 
     with pytest.raises(ConfigError, match="Remove compile"):
-        loader._compile_or_cache([Plain()], ImageOptions(compile=True))
+        cast(Any, loader)._compile_or_cache([Plain()], ImageOptions(compile=True))
