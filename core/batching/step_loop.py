@@ -235,7 +235,7 @@ class StepLoop:
         outcomes = run_step(self._model, selection.granted)
         ended_s = self._clock()
         self._collect()
-        self._budget.observe_step(selection.units, ended_s - began_s, limited=selection.limited)
+        self._budget.observe_step(selection.units, ended_s - began_s, limited=selection.limited, key=selection.key)
         self._outbox.stepped(selection.units, ended_s - began_s)
         self.counters["steps"] += 1
         self.counters["units"] += selection.units
