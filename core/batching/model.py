@@ -17,6 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 from pydantic import BaseModel
 
+from sixfold.core.batching.step_share import MeasuredStep
 from sixfold.core.errors import RequestError
 from sixfold.core.messages import Cost, Request, Usage
 
@@ -90,11 +91,15 @@ class StepRange:
         min_units: A smaller budget would waste the device.
         initial_units: The budget before anything was measured.
         max_units: A larger one does not fit the memory of activations.
+        whole_jobs: Sequences are jobs of many equal, indivisible steps of which a client wants the last (pictures,
+            clips). How many share a step is then learned from the times of steps, so that company delays nobody, and who
+            came first goes first: see `StepShare` and `JobScheduler`.
     """
 
     min_units: int = 16
     initial_units: int = 1024
     max_units: int = 1 << 20
+    whole_jobs: bool = False
 
 
 class ReplicaModel(ABC, Generic[InputT, OutputT]):
@@ -175,6 +180,10 @@ class StepModel(ReplicaModel[InputT, OutputT], Generic[SequenceT, InputT, Output
     def step_range(self) -> StepRange:
         """Bounds of the step budget. [device, once]"""
         return StepRange()
+
+    def measured_steps(self) -> Sequence[MeasuredStep]:
+        """Steps that `warm_up` has timed, from which the budget learns before the first request. [device, once]"""
+        return ()
 
     def interrupt(self) -> None:
         """Asks a step that waits for something outside to return soon; called when requests arrive or leave. [any thread]

@@ -268,7 +268,7 @@ class StepLoop:
         # A step in flight waited for the one before: the device was busy with it only since then.
         seconds = ended_s - max(flight.began_s, self._settled_s)
         self._settled_s = ended_s
-        self._budget.observe_step(selection.units, seconds, limited=selection.limited)
+        self._budget.observe_step(selection.units, seconds, limited=selection.limited, key=selection.key)
         self._outbox.stepped(selection.units, seconds)
         self.counters["steps"] += 1
         self.counters["units"] += selection.units

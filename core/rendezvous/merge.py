@@ -61,20 +61,32 @@ def split(answer: Any, calls: Sequence[ModuleCall]) -> list[Any]:
     total = sum(call.rows for call in calls)
     listed = isinstance(calls[0].main, list | tuple)
     ends = list(itertools.accumulate(call.rows for call in calls))
-    return [_cut(answer, end - call.rows, end, total, listed) for call, end in zip(calls, ends, strict=True)]
+    return [cut(answer, end - call.rows, end, total, listed=listed) for call, end in zip(calls, ends, strict=True)]
 
 
-def _cut(answer: Any, start: int, stop: int, total: int, listed: bool) -> Any:
+def cut(answer: Any, start: int, stop: int, total: int, *, listed: bool) -> Any:
+    """Some rows of an answer.
+
+    Args:
+        answer: See `split`.
+        start: The first row.
+        stop: The one after the last.
+        total: Rows that it must have.
+        listed: Whether a list in it may have one tensor a row.
+
+    Raises:
+        ValueError: Something in it has not that many.
+    """
     if isinstance(answer, Tensor):
         if answer.ndim == 0 or answer.shape[0] != total:
             raise ValueError(f"an answer of shape {tuple(answer.shape)} for {total} rows can't be split")
         return answer[start:stop]
     if isinstance(answer, Mapping):  # the output classes of model libraries are dicts
         items = cast("Mapping[str, Any]", answer)
-        return recreated(answer, {key: _cut(items[key], start, stop, total, listed) for key in items})
+        return recreated(answer, {key: cut(items[key], start, stop, total, listed=listed) for key in items})
     if isinstance(answer, list | tuple):
         parts = cast("Sequence[Any]", answer)
         if listed and isinstance(answer, list) and len(parts) == total:
             return parts[start:stop]
-        return rebuilt(answer, (_cut(part, start, stop, total, listed) for part in parts))
+        return rebuilt(answer, (cut(part, start, stop, total, listed=listed) for part in parts))
     return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Generic
 from weakref import WeakKeyDictionary
@@ -13,13 +14,15 @@ from torch import Tensor
 
 from sixfold.core.batching.model import InputT, OutputT
 from sixfold.core.batching.rendezvous import Parked, RendezvousModel
+from sixfold.core.batching.step_share import MeasuredStep
 from sixfold.core.messages import Cost, Request
 from sixfold.core.rendezvous.adapters import AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
+from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
 from sixfold.core.rendezvous.merge import merge, split
 from sixfold.core.rendezvous.row_cache import RowCache, RowGroup
-from sixfold.core.rendezvous.streams import tensors_in
+from sixfold.core.rendezvous.streams import Pace, tensors_in, wait_for
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +37,10 @@ _SPREAD = 3.0
 # A module that rounds worse than so (as a share of the largest value) is not trusted to be told from one that mixes rows.
 _MAX_ROUGHNESS = 0.2
 
+# How often a forward is timed for the budget, after one that is not.
+_MEASURED_TIMES = 3
+_MAX_MEASURED = 16  # calls; from there on the last slope goes on
+
 
 class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Generic[InputT, OutputT]):
     """Its sequences are running pipelines of torch modules; a subclass runs them.
@@ -46,6 +53,7 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         caches: Row caches, by the identity of their module.
         max_cache_bytes: What caches of all sequences may hold; sequences that want one wait beyond it.
         switches: Of the adapters of modules, by the identity of the module.
+        graphs: Recorded forwards; None computes all.
     """
 
     def __init__(
@@ -54,8 +62,10 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         caches: Mapping[int, RowCache] | None = None,
         max_cache_bytes: int = 1 << 62,
         switches: Mapping[int, AdapterSwitch] | None = None,
+        graphs: RowGraphs | None = None,
     ) -> None:
         super().__init__()
+        self._graphs = graphs
         self._max_cache_bytes = max_cache_bytes
         self._owners: WeakKeyDictionary[Parked[ModuleCall, Any], CallOwner] = WeakKeyDictionary()
         self._cache_users: set[CallOwner] = set()
@@ -64,9 +74,53 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         self._caches = dict(caches or {})
         self._switches = dict(switches or {})
         self._merges: dict[Hashable, bool] = {}  # by kind of call: whether merging is right
+        self._measured: list[MeasuredStep] = []
+        self._pace = Pace(device)
         self.num_forwards = 0
         self.num_calls = 0
         self.num_rows = 0
+
+    def measured_steps(self) -> Sequence[MeasuredStep]:
+        """What `measure_company` has timed."""
+        return tuple(self._measured)
+
+    @torch.no_grad()
+    def measure_company(self, call: ModuleCall, *, max_units: int, max_seconds: float) -> None:
+        """Times forwards of 1, 2, 4, ... calls of this form, for the budget; part of a warm-up.
+
+        Ends where the memory or the given units or seconds do, or where twice the calls take twice as long twice: from
+        there on the slope is known.
+        """
+        num_forwards, began_s = self.num_forwards, time.monotonic()
+        if self._graphs is not None:
+            self._graphs.records_at_once = True
+        count, num_linear, before_s = 1, 0, 0.0
+        while count <= _MAX_MEASURED and count * call.units <= max_units and num_linear < 2:
+            try:
+                times = [self._timed([call] * count) for _ in range(_MEASURED_TIMES + 1)][1:]
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                free_memory(error, self._device)
+                break
+            units = count * call.units
+            self._measured += [MeasuredStep(batch_key=call.key, units=units, seconds=each) for each in times]
+            num_linear = num_linear + 1 if min(times) > 1.9 * before_s > 0.0 else 0
+            before_s = min(times)
+            # the next takes at most twice as long as this one
+            if time.monotonic() - began_s + 2 * (_MEASURED_TIMES + 1) * before_s > max_seconds:
+                break
+            count *= 2
+        self.num_forwards = num_forwards
+        if self._graphs is not None:
+            self._graphs.records_at_once = False
+
+    def _timed(self, calls: Sequence[ModuleCall]) -> float:
+        wait_for(self._device)
+        began_s = time.monotonic()
+        self._together(calls)
+        wait_for(self._device)
+        return time.monotonic() - began_s
 
     @property
     def merges_rightly(self) -> Mapping[Hashable, bool]:
@@ -110,7 +164,9 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
             OutOfMemory: Freed already; the core tries the halves.
         """
         try:
+            self._pace.wait()
             answers = self._checked(calls) if len(calls) > 1 else self._together(calls)
+            self._pace.mark()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -166,6 +222,10 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
 
     def _cached(self, function: Callable[..., Any], calls: Sequence[ModuleCall]) -> list[Any]:
         cache = self._caches.get(id(function))
+        if self._graphs is not None and not any(self._caching(call) for call in calls):
+            answers = self._graphs.run(calls)
+            if answers is not None:
+                return answers
         if cache is None:
             return split(function(**merge(calls)), calls)
         groups = [

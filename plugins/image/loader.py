@@ -12,6 +12,7 @@ import torch
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, InvalidRequest, SourceError
 from sixfold.core.family import LoadContext
+from sixfold.core.rendezvous.graphs import RowGraphs, capture_cuda_graph
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
@@ -28,6 +29,9 @@ from sixfold.plugins.image.sizes import SizeRules
 
 _LOG = logging.getLogger(__name__)
 _D: Any = diffusers
+
+# Pictures with guidance have two rows. Up to four of them nothing is padded; from there on at most a third.
+_GRAPH_ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
 def load(context: LoadContext) -> ImageModel:
@@ -80,8 +84,6 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         raise SourceError(
             f"{type(pipeline).__name__} has no denoiser that Sixfold knows ({', '.join(sorted(DENOISERS))})."
         )
-    if "vae" in modules and device.type == "cuda":
-        cast(Any, modules["vae"]).to(memory_format=torch.channels_last)
     parameters = sum(p.numel() for module in modules.values() for p in module.parameters())
     done = quantize_parts(modules, context.quantization, context)
     quantized: dict[str, str | int | float | bool] = {"quantization": done} if done else {}
@@ -105,7 +107,15 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         switches=switches,
         linear_map=linear_map,
         num_threads=context.num_threads,
+        graphs=_graphs(device, options),
     )
+
+
+def _graphs(device: torch.device, options: ImageOptions) -> RowGraphs | None:
+    rows = _GRAPH_ROWS if options.cuda_graph_rows is None else options.cuda_graph_rows
+    if device.type != "cuda" or not rows:
+        return None
+    return RowGraphs(capture_cuda_graph(device), device, rows)
 
 
 def _check(pipeline: Any, options: ImageOptions) -> None:
@@ -119,7 +129,12 @@ def _compile_or_cache(denoisers: Sequence[torch.nn.Module], options: ImageOption
     """Row caches by the identity of their module; none of compiled modules, whose blocks can't be wrapped."""
     if options.compile:
         for module in denoisers:
-            cast(Any, module).compile_repeated_blocks(dynamic=True)
+            try:
+                cast(Any, module).compile_repeated_blocks(dynamic=True)
+            except ValueError as error:
+                raise ConfigError(
+                    f"options.compile: {type(module).__name__} names no blocks that repeat. Remove compile."
+                ) from error
         caches: dict[int, RowCache] = {}
     else:
         caches = {id(module): RowCache(blocks) for module in denoisers if (blocks := transformer_blocks(module))}

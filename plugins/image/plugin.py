@@ -59,6 +59,7 @@ FAMILY = Family(
         _counter("image_pixels_total", "Pixels that were drawn."),
         _counter("image_denoise_calls_total", "Calls of the denoiser by pipelines."),
         _counter("image_denoise_forwards_total", "Forwards of the denoiser; calls share them."),
+        _counter("image_replayed_forwards_total", "Forwards of the denoiser that were recorded CUDA graphs."),
         _counter("image_decode_calls_total", "Pictures and previews that were decoded."),
         _counter("image_decode_forwards_total", "Forwards of the decoder; pictures share them."),
         _counter("image_row_cache_hits_total", "Steps that the row cache mostly skipped."),

@@ -99,8 +99,8 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
 
     @property
     def step_range(self) -> StepRange:
-        """In latent positions. One clip of a real size is larger than the first budget and runs alone; small ones share."""
-        return StepRange(min_units=2048, initial_units=32_768, max_units=262_144)
+        """In latent positions. Clips of a real size fill a device and soon run one by one; small ones share: it is learned."""
+        return StepRange(min_units=1, initial_units=262_144, max_units=262_144, whole_jobs=True)
 
     def estimate_units(self, request: Request[VideoRequest]) -> int:
         """See `StepModel`: positions of the latents, for each step and each branch of guidance."""
