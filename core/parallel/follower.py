@@ -1,0 +1,84 @@
+"""The other ranks' side: they compute their share of what rank 0 orders, and end when it is gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sixfold.core.parallel.codec import as_bytes, pack, read_message, send_message, unpack
+from sixfold.core.parallel.mesh import Mesh
+from sixfold.core.parallel.messages import Done, Forward, FromFollower, FromLeader, Raised, Stop
+from sixfold.core.parallel.modules import RankModules
+
+_log = logging.getLogger(__name__)
+_dist: Any = dist
+
+
+class Orders:
+    """What rank 0 sends, read in a thread of its own, so that its end is noticed in the middle of a forward.
+
+    Args:
+        sock: To rank 0.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._queue: queue.SimpleQueue[FromLeader] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="orders", daemon=True).start()
+
+    def next(self) -> FromLeader:
+        """The next order; waits as long as rank 0 lives."""
+        return self._queue.get()
+
+    def send(self, message: FromFollower) -> None:
+        """Tells rank 0."""
+        send_message(self._sock, message)
+
+    def _read(self) -> None:
+        while (message := read_message(self._sock)) is not None:
+            self._queue.put(message)
+        # Rank 0 is gone, and with it whoever would wait for this process or its part of an exchange.
+        os._exit(0)
+
+
+def follow(orders: Orders, modules: RankModules, mesh: Mesh) -> None:
+    """Computes what is ordered until rank 0 says stop."""
+    while not isinstance(order := orders.next(), Stop):
+        orders.send(_obey(order, modules, mesh))
+
+
+def _obey(order: Forward, modules: RankModules, mesh: Mesh) -> FromFollower:
+    if order.arguments is None:
+        return Done(number=order.number)
+    arguments = unpack(order.arguments, mesh.device, _receive)
+    try:
+        answer = modules.run(order.module, arguments)
+    except Exception as error:  # the border between the core and a model's code; rank 0 decides what it means
+        _log.exception("rank %d: its share of %s raised", mesh.rank, order.module)
+        return Raised(number=order.number, message=f"{type(error).__name__}: {error}")
+    if not order.answers:
+        return Done(number=order.number)
+    header, tensors = pack(answer, mesh.device)
+    # The header must be there before rank 0 can know what to take.
+    works = _dist.batch_isend_irecv([_dist.P2POp(_dist.isend, as_bytes(each), 0) for each in tensors if each.numel()])
+    _pending.append((works, tensors))
+    del _pending[:-1]
+    return Done(number=order.number, answer=header)
+
+
+# Tensors on their way must live until they have arrived, which is certain when the next answer is sent.
+_pending: list[Any] = []
+
+
+def _receive(tensors: Sequence[torch.Tensor]) -> None:
+    operations = [_dist.P2POp(_dist.irecv, as_bytes(each), 0) for each in tensors if each.numel()]
+    for work in _dist.batch_isend_irecv(operations) if operations else ():
+        work.wait()
