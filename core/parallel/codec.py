@@ -30,10 +30,23 @@ def pack(value: Any, device: torch.device) -> tuple[bytes, list[Tensor]]:
             if not isinstance(obj, Tensor) or (obj.device.type == "cpu" and _is_small(obj, device)):
                 return None
             tensors.append(obj.detach().contiguous())
-            return (tuple(obj.shape), obj.dtype, obj.device.type)
+            return (tuple(obj.shape), obj.dtype)
+
+        def reducer_override(self, obj: Any) -> Any:
+            # By its values: torch's own way would take the whole storage along, of which it may be a small view.
+            if not isinstance(obj, Tensor):
+                return NotImplemented
+            values = as_bytes(obj.detach().contiguous()).numpy().tobytes()
+            return _from_bytes, (values, tuple(obj.shape), obj.dtype)
 
     Packer(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
     return file.getvalue(), tensors
+
+
+def _from_bytes(values: bytes, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if not values:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(values), dtype=torch.uint8).view(dtype).reshape(shape)
 
 
 def _is_small(tensor: Tensor, device: torch.device) -> bool:
@@ -53,7 +66,7 @@ def unpack(header: bytes, device: torch.device, receive: Callable[[Sequence[Tens
 
     class Unpacker(pickle.Unpickler):
         def persistent_load(self, pid: Any) -> Any:
-            shape, dtype, _kind = pid
+            shape, dtype = pid
             tensors.append(torch.empty(shape, dtype=dtype, device=device))
             return tensors[-1]
 

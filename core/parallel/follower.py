@@ -49,33 +49,42 @@ class Orders:
         os._exit(0)
 
 
-def follow(orders: Orders, modules: RankModules, mesh: Mesh) -> None:
-    """Computes what is ordered until rank 0 says stop."""
-    while not isinstance(order := orders.next(), Stop):
-        orders.send(_obey(order, modules, mesh))
+class Follower:
+    """Computes what is ordered. Owner: the main thread of its process.
 
+    Args:
+        orders: Of rank 0.
+        modules: Of this rank.
+        mesh: Likewise.
+    """
 
-def _obey(order: Forward, modules: RankModules, mesh: Mesh) -> FromFollower:
-    if order.arguments is None:
-        return Done(number=order.number)
-    arguments = unpack(order.arguments, mesh.device, _receive)
-    try:
-        answer = modules.run(order.module, arguments)
-    except Exception as error:  # the border between the core and a model's code; rank 0 decides what it means
-        _log.exception("rank %d: its share of %s raised", mesh.rank, order.module)
-        return Raised(number=order.number, message=f"{type(error).__name__}: {error}")
-    if not order.answers:
-        return Done(number=order.number)
-    header, tensors = pack(answer, mesh.device)
-    # The header must be there before rank 0 can know what to take.
-    works = _dist.batch_isend_irecv([_dist.P2POp(_dist.isend, as_bytes(each), 0) for each in tensors if each.numel()])
-    _pending.append((works, tensors))
-    del _pending[:-1]
-    return Done(number=order.number, answer=header)
+    def __init__(self, orders: Orders, modules: RankModules, mesh: Mesh) -> None:
+        self._orders = orders
+        self._modules = modules
+        self._mesh = mesh
+        self._on_their_way: Any = None  # tensors of the last answer: they must live until the next order, which follows it
 
+    def run(self) -> None:
+        """Returns when rank 0 says stop."""
+        while not isinstance(order := self._orders.next(), Stop):
+            self._orders.send(self._obey(order))
 
-# Tensors on their way must live until they have arrived, which is certain when the next answer is sent.
-_pending: list[Any] = []
+    def _obey(self, order: Forward) -> FromFollower:
+        if order.arguments is None:
+            return Done(number=order.number)
+        arguments = unpack(order.arguments, self._mesh.device, _receive)
+        try:
+            answer = self._modules.run(order.module, arguments)
+        except Exception as error:  # the border between the core and a model's code; rank 0 decides what it means
+            _log.exception("rank %d: its share of %s raised", self._mesh.rank, order.module)
+            return Raised(number=order.number, message=f"{type(error).__name__}: {error}")
+        if not order.answers:
+            return Done(number=order.number)
+        header, tensors = pack(answer, self._mesh.device)
+        operations = [_dist.P2POp(_dist.isend, as_bytes(each), 0) for each in tensors if each.numel()]
+        # Not waited for: rank 0 takes them once it has read the header.
+        self._on_their_way = (_dist.batch_isend_irecv(operations) if operations else (), tensors)
+        return Done(number=order.number, answer=header)
 
 
 def _receive(tensors: Sequence[torch.Tensor]) -> None:

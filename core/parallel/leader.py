@@ -8,6 +8,7 @@ serving process starts it anew. Nothing waits longer than the deadline.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import socket
 import subprocess
@@ -60,7 +61,9 @@ class Leader:
         peers: The others, in order.
         meet: Joins the mesh; called when all have loaded.
         step_timeout_s: A forward that takes longer is lost.
+        load_timeout_s: A rank that takes longer to load is lost.
         on_lost: Ends this process; called, from any thread, when a forward can't be ended otherwise.
+        forget: Removes what only the meeting needed; called at the end.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Leader:
         step_timeout_s: float,
         load_timeout_s: float,
         on_lost: Callable[[], None],
+        forget: Callable[[], None] = lambda: None,
     ) -> None:
         self.degrees = degrees
         self._peers = tuple(peers)
@@ -79,6 +83,7 @@ class Leader:
         self._step_timeout_s = step_timeout_s
         self._load_timeout_s = load_timeout_s
         self._on_lost = on_lost
+        self._forget = forget
         self._inboxes: dict[int, queue.SimpleQueue[Any]] = {peer.rank: queue.SimpleQueue() for peer in peers}
         self._number = 0
         self._lost: str | None = None
@@ -171,7 +176,7 @@ class Leader:
                 raise DeviceLost(f"rank {peer.rank} takes no orders: {error}") from error
             tensors = [] if mine is None else mine[1]
             operations += [_dist.P2POp(_dist.isend, as_bytes(each), peer.rank) for each in tensors if each.numel()]
-        with self._losing("sending a step"):
+        with _Losing("sending a step"):
             for work in _dist.batch_isend_irecv(operations) if operations else ():
                 work.wait()
 
@@ -188,7 +193,7 @@ class Leader:
 
     def _receive(self, tensors: Sequence[torch.Tensor], rank: int) -> None:
         operations = [_dist.P2POp(_dist.irecv, as_bytes(each), rank) for each in tensors if each.numel()]
-        with self._losing("an answer"):
+        with _Losing("an answer"):
             for work in _dist.batch_isend_irecv(operations) if operations else ():
                 work.wait()
 
@@ -212,11 +217,11 @@ class Leader:
         if self._lost is not None:
             raise DeviceLost(self._lost)
 
-    def _losing(self, what: str) -> _Losing:
-        return _Losing(what)
-
     def _listen(self, peer: Peer) -> None:
         while (message := read_message(peer.sock)) is not None:
+            if isinstance(message, Raised):
+                # If rank 0's share did not raise, it waits for this rank's part of an exchange that will not come.
+                self._deadline_s = min(self._deadline_s or math.inf, time.monotonic() + _GRACE_S)
             self._inboxes[peer.rank].put(message)
         self._inboxes[peer.rank].put(None)
         if not self._closing.is_set():
@@ -226,7 +231,10 @@ class Leader:
         while not self._closing.wait(min(1.0, self._step_timeout_s / 4)):
             deadline_s = self._deadline_s
             if deadline_s is not None and time.monotonic() > deadline_s:
-                self._lose(f"a step over the ranks took more than {self._step_timeout_s:g} s")
+                self._lose(
+                    f"a step over the ranks did not end (parallel.step_timeout_s is {self._step_timeout_s:g}), or one of "
+                    "them failed in it alone"
+                )
                 return
 
     def _lose(self, reason: str) -> None:
@@ -234,6 +242,7 @@ class Leader:
             self._lost = reason
             _log.error("%s; the replica is started anew", reason)
             if not self._closing.wait(_GRACE_S):
+                self._forget()
                 self._on_lost()
 
     def close(self) -> None:
@@ -253,6 +262,7 @@ class Leader:
             peer.sock.close()
         if self._mesh is not None:
             self._mesh.close()
+        self._forget()
 
 
 class _Losing:

@@ -6,13 +6,15 @@ the whole key/value of a ring before it attends.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from sixfold.core.family import ModelFiles
 from sixfold.core.parallel.plan import GatherOutput, SplitInput, SplitOutput, SplitPlan, parameter_names
 from sixfold.core.parallel.share import Share, current_share
 from sixfold.core.rendezvous.row_cache import CachedBlock, transformer_blocks
@@ -33,6 +35,14 @@ def split_plan(module: torch.nn.Module) -> SplitPlan | None:
     return SplitPlan(
         parts={}, splits_text=any(group[0].encoder_index is not None for group in groups), blocks=_hook_blocks
     )
+
+
+def left_out(path: Path, only: Collection[str] | None) -> dict[str, None]:
+    """Arguments for a pipeline's loader that leave out every component but some; {} for None."""
+    if only is None:
+        return {}
+    index = ModelFiles(path).json("model_index.json")
+    return {name: None for name, value in index.items() if isinstance(value, list) and name not in only}
 
 
 def read_plan(plan: Mapping[str, Any]) -> SplitPlan:

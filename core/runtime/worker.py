@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -39,6 +39,9 @@ from sixfold.core.runtime.allocator import keep_freed_memory, use_one_arena
 from sixfold.core.runtime.devices import device_bytes, resolve_device
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.core.tokenization.pool import ThreadPiecePool
+
+if TYPE_CHECKING:
+    from sixfold.core.parallel.leader import Leader
 
 _log = logging.getLogger(__name__)
 
@@ -150,6 +153,7 @@ class Worker:
         self._on_failed = on_failed
         self._sent: object = None
         self.failed = False
+        self._leader: Leader | None = None
 
     def serve(self) -> None:
         """Loads, warms up and steps the model, all on the calling thread, which becomes the device thread.
@@ -184,7 +188,18 @@ class Worker:
             raise UsageError(f"The worker's Python has no plugin with the family {load.family!r}. Install it there.")
         self._family = family
         self._input = msgspec.msgpack.Decoder(family.input_type)
-        model = load_model(family, load, lambda fraction, what: self._writer.put(wire.LoadProgress(fraction, what)))
+        if load.ranks is not None:
+            # Imported where there are ranks: it needs torch, which not every family brings.
+            from sixfold.core.runtime.ranks import start_ranks
+
+            load = split_threads(load)
+            self._leader = start_ranks(load, on_lost=self._die)
+        model = load_model(
+            family,
+            load,
+            lambda fraction, what: self._writer.put(wire.LoadProgress(fraction, what)),
+            parallel=self._leader,
+        )
         self._model = model
         keep_freed_memory()
         model.warm_up()
@@ -276,6 +291,8 @@ class Worker:
         self.manager.drain(timeout_s)
         self.manager.close()
         self._pool.close()
+        if self._leader is not None:
+            self._leader.close()
         self._writer.put(wire.Drained())
         self._writer.close()
 
@@ -285,20 +302,12 @@ def _inner_id(message: wire.Submit | wire.Cancel) -> str:
     return f"{message.request_id}#{message.number}"
 
 
-def load_model(family: Family, load: wire.Load, report: Callable[[float, str], None]) -> StepModel[Any, Any, Any]:
+def load_model(
+    family: Family, load: wire.Load, report: Callable[[float, str], None], *, parallel: Leader | None = None
+) -> StepModel[Any, Any, Any]:
     """Imports the family's loader and loads; an EngineModel comes back behind its adapter."""
-    module_name, _, function = family.loader.partition(":")
-    loader = getattr(importlib.import_module(module_name), function)
-    model: Any = loader(
-        LoadContext(
-            model_name=load.model_name,
-            path=Path(load.path),
-            device=resolve_device(load.device),
-            num_threads=load.num_threads,
-            options=family.options.model_validate(load.options),
-            quantization=None if load.quantization is None else QuantizationPolicy.model_validate(load.quantization),
-            report=report,
-        )
+    model: Any = imported(family.loader)(
+        dataclasses.replace(load_context(family, load), report=report, parallel=parallel)
     )
     if issubclass(type(model), EngineModel):
         return EngineAdapter(model, max_engine_units=load.max_step_units)
@@ -306,6 +315,32 @@ def load_model(family: Family, load: wire.Load, report: Callable[[float, str], N
         raise UsageError(f"{family.loader} returned {type(model).__name__}, not a StepModel or EngineModel.")
     stepped: StepModel[Any, Any, Any] = model
     return stepped
+
+
+def split_threads(load: wire.Load) -> wire.Load:
+    """The share of the host's cores that each rank has where ranks compute on the host."""
+    assert load.ranks is not None
+    if resolve_device(load.device) != "cpu":
+        return load
+    return msgspec.structs.replace(load, num_threads=max(1, load.num_threads // load.ranks.degrees.num_ranks))
+
+
+def imported(place: str) -> Any:
+    """What ``package.module:name`` names."""
+    module_name, _, name = place.partition(":")
+    return getattr(importlib.import_module(module_name), name)
+
+
+def load_context(family: Family, load: wire.Load) -> LoadContext:
+    """What a loader gets, but for what its process adds."""
+    return LoadContext(
+        model_name=load.model_name,
+        path=Path(load.path),
+        device=resolve_device(load.device),
+        num_threads=load.num_threads,
+        options=family.options.model_validate(load.options),
+        quantization=None if load.quantization is None else QuantizationPolicy.model_validate(load.quantization),
+    )
 
 
 def main(fd: int) -> int:

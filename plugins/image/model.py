@@ -14,10 +14,11 @@ from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import Parked, PipelineSide
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Request, Usage
+from sixfold.core.parallel.leader import Leader
 from sixfold.core.rendezvous.adapters import AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
 from sixfold.core.rendezvous.lane import Lane
-from sixfold.core.rendezvous.model import TorchPipelineModel
+from sixfold.core.rendezvous.model import OwnSide, TorchPipelineModel
 from sixfold.core.rendezvous.row_cache import RowCache
 from sixfold.core.rendezvous.scoped import PipelineScope
 from sixfold.plugins.image.drawing import Drawing, Planner, generator_for
@@ -41,6 +42,7 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         switches: Of the adapters of modules, likewise.
         linear_map: For cheap previews; None if there is none.
         num_threads: CPU threads of steps.
+        parallel: The other ranks, if the denoisers are shared with them.
     """
 
     def __init__(
@@ -53,15 +55,17 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         switches: Mapping[int, AdapterSwitch],
         linear_map: LinearMap | None,
         num_threads: int,
+        parallel: Leader | None = None,
     ) -> None:
         options = planner.options
-        super().__init__(device, caches, options.max_cache_bytes, switches)
+        super().__init__(device, caches, options.max_cache_bytes, switches, parallel)
+        defers = parallel is not None and parallel.num_row_groups > 1
         self._planner = planner
         self._options = options
         self._info = info
         self._num_threads = num_threads
         self._lane = Lane("decode", device, num_threads=options.decode_threads)
-        self._scope = PipelineScope(plan(options.text_multiple), self._lane, switches)
+        self._scope = PipelineScope(plan(options.text_multiple), self._lane, switches, defers=defers)
         self._exact_scope = PipelineScope(plan(0), self._lane, switches)
         self._linear_map = linear_map
         self._writers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="previews")
@@ -178,9 +182,10 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
             return
         request = Request(request_id="warm-up", input=ImageInput(num_inference_steps=2, seed=0), arrived_s=0.0)
         drawing = self._planner.plan(request.input, 0)
-        side = _WarmUpSide(self)
+        side = OwnSide(self)
         scoped = self._scoped(request, 0, drawing, side)
-        scoped(**drawing.arguments, generator=generator_for(0), output_type="pil")
+        with self.comparing_ranks():
+            scoped(**drawing.arguments, generator=generator_for(0), output_type="pil")
         torch.set_num_threads(self._num_threads)
         self._units_per_pixel = side.units / side.num_calls / (drawing.width * drawing.height)
 
@@ -203,19 +208,3 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         self._writers.shutdown(wait=True)
         for cache in self._caches.values():
             cache.close()
-
-
-class _WarmUpSide(PipelineSide[ModuleCall, Any]):
-    """Computes calls at once, on the calling thread."""
-
-    def __init__(self, model: ImageModel) -> None:
-        super().__init__()
-        self._model = model
-        self.units = 0
-        self.num_calls = 0
-
-    def call(self, call: ModuleCall) -> Any:
-        """One forward."""
-        self.units += call.units // call.rows
-        self.num_calls += 1
-        return self._model.forward([call])[0]
