@@ -77,7 +77,9 @@ def unpack(header: bytes, device: torch.device, receive: Callable[[Sequence[Tens
 
 def as_bytes(tensor: Tensor) -> Tensor:
     """The same memory as bytes: every backend sends these, whatever the type."""
-    return tensor.reshape(-1).view(torch.uint8)
+    flat = tensor.reshape(-1)
+    # One element may have any stride, and a view as bytes wants 1.
+    return (flat if flat.numel() != 1 or flat.stride(0) == 1 else flat.new_empty(1).copy_(flat)).view(torch.uint8)
 
 
 def kind_of(name: str, value: Any) -> Hashable:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from sixfold.core.errors import ConfigError
 from sixfold.core.parallel.codec import kind_of
@@ -44,6 +45,7 @@ class RankModules:
         self._modules = {name: each.module for name, each in modules.items()}
         self._mesh = mesh
         self._book = LengthBook(mesh)
+        self._hooks: list[RemovableHandle] = []
         for name, each in modules.items():
             if mesh.degrees.context == 1:
                 continue
@@ -52,11 +54,16 @@ class RankModules:
                     f"parallel.context: it is not known how to split {type(each.module).__name__} ({name}). Use "
                     "'cfg' to divide its rows, or remove 'parallel'."
                 )
-            apply_plan(each.module, each.plan)
+            self._hooks += apply_plan(each.module, each.plan)
 
     def name_of(self, function: Any) -> str | None:
         """The name of a module that all ranks have; None for anything else."""
         return next((name for name, module in self._modules.items() if module is function), None)
+
+    def close(self) -> None:
+        """Leaves the modules as they were."""
+        for hook in self._hooks:
+            hook.remove()
 
     @torch.no_grad()
     def run(self, name: str, arguments: Mapping[str, Any]) -> Any:

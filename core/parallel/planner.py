@@ -16,6 +16,9 @@ _GPU_FLOPS = 4e14  # what dense layers of these models reach in bfloat16 on an H
 _HOST_FLOPS = 1e11
 _GPU_LINK_BYTES_PER_S = 1.5e11  # one direction of NVLink between two H100, as collectives see it; measured where possible
 _HOST_LINK_BYTES_PER_S = 1.5e9  # gloo over the loopback device
+_GPU_BYTES_PER_S = 2.5e12
+_HOST_BYTES_PER_S = 1e10
+_MERGE_PASSES = 10  # over a block's result, reads and writes
 _EXCHANGE_S = 3e-5  # before the first byte of an exchange arrives
 _MIN_GAIN = 1.15  # a further doubling of the ranks must give so much
 
@@ -165,7 +168,7 @@ def _ulysses(
         even = "divide evenly" if shape.num_heads % best == 0 else "do not divide evenly, so some ranks have one more"
         why.append(f"ulysses {best}: {shape.num_heads} heads {even}, and each is exchanged once a layer")
     if context // best > 1:
-        rest = f"only {shape.num_heads} heads" if best == max(possible) < context else "heads traded further cost more"
+        rest = f"there are only {shape.num_heads} heads" if best == max(possible) else "trading more heads costs more"
         why.append(f"ring {context // best}: {rest}; key/value blocks travel while the last ones are computed")
     return best, tuple(why)
 
@@ -184,9 +187,10 @@ def estimate_s(shape: ParallelShape, degrees: Degrees, capacity: Capacity) -> fl
     ulysses_s = shape.num_layers * (traded / capacity.link + 4 * _EXCHANGE_S) if degrees.ulysses > 1 else 0.0
     block = kv_width * tokens * shape.itemsize  # of all Ulysses ranks, each with its share of the heads
     ring_s = shape.num_layers * (degrees.ring - 1) * (block / capacity.link + _EXCHANGE_S) if degrees.ring > 1 else 0.0
-    if degrees.ring > 1:
-        attention_s *= 1.06  # parts are merged in float32
-    return rows * (dense_s + ulysses_s + max(attention_s, ring_s))
+    merged = width * tokens * 4 * _MERGE_PASSES  # float32, once a block
+    memory_rate = _GPU_BYTES_PER_S if capacity.is_gpu else _HOST_BYTES_PER_S
+    merge_s = shape.num_layers * degrees.ring * merged / memory_rate if degrees.ring > 1 else 0.0
+    return rows * (dense_s + ulysses_s + merge_s + max(attention_s, ring_s))
 
 
 def _like(degrees: Degrees, num_ranks: int) -> Degrees:
