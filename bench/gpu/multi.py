@@ -352,6 +352,11 @@ def main() -> None:
         "tokens_shared": [],
     }
 
+    if on_gpu and args.rank == 0:
+        from sixfold.core.parallel.link import measure
+
+        results["link_bytes_per_s"] = measure(count)
+
     def write() -> None:
         if args.out is not None and args.rank == 0:
             args.out.write_text(json.dumps(results, indent=1))
