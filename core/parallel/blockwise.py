@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -11,6 +14,8 @@ from torch import Tensor
 _aten: Any = torch.ops.aten
 _HALF = frozenset({torch.float16, torch.bfloat16})
 _MAX_FLASH_DIM = 256
+_log = logging.getLogger(__name__)
+_MAX_KERNEL_DIFFERENCE = 1e-2
 _BIAS_ALIGNMENT = 8  # of the efficient kernel, in elements
 
 
@@ -42,6 +47,8 @@ def attend(
         )
         return out, lse
     if mask is None and query.dtype in _HALF and query.shape[-1] <= _MAX_FLASH_DIM:
+        if _cudnn_agrees(query.device, query.dtype, query.shape[-1]):
+            return _cudnn(query, key, value, causal, scale)
         out, lse, *_ = _aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, False, scale=scale)
         return out, lse
     bias = None if mask is None else _expanded(_aligned(mask), query, key)
@@ -49,6 +56,31 @@ def attend(
         query, key, value, bias, True, 0.0, causal, scale=scale
     )
     return out, lse[:, :, : query.shape[2]]
+
+
+def _cudnn(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    out, lse, *_ = _aten._scaled_dot_product_cudnn_attention(
+        query, key, value, None, True, 0.0, causal, False, scale=scale
+    )
+    return out, lse.reshape(query.shape[:3])
+
+
+@functools.cache
+def _cudnn_agrees(device: torch.device, dtype: torch.dtype, dim: int) -> bool:
+    """Whether cuDNN's kernel, the faster one on Hopper, is there and gives what the flash kernel gives, sums included."""
+    generator = torch.Generator(device).manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 256, dim, generator=generator, device=device, dtype=dtype).unbind(0)
+    scale = dim**-0.5
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            out, lse = _cudnn(query, key, value, False, scale)
+    except RuntimeError as error:
+        _log.info("cuDNN's attention is not used: %s", error)
+        return False
+    expected, sums, *_ = _aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, False, scale=scale)
+    close = (out - expected).abs().max() < _MAX_KERNEL_DIFFERENCE and (lse - sums).abs().max() < _MAX_KERNEL_DIFFERENCE
+    return bool(close)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,14 +105,19 @@ class Merged:
         wide = torch.float64 if like.dtype is torch.float64 else torch.float32
         self._out = torch.zeros(like.shape, dtype=wide, device=like.device)
         self._lse = torch.full(like.shape[:-1], -math.inf, dtype=wide, device=like.device)
+        self._is_empty = True
 
     def add(self, out: Tensor, lse: Tensor, queries: slice) -> None:
         """Adds a part for some of the queries."""
-        old = self._lse[:, :, queries]
-        total = torch.logaddexp(old, lse)
-        view = self._out[:, :, queries]
-        view.mul_((old - total).exp().unsqueeze(-1)).add_(out * (lse - total).exp().unsqueeze(-1))
-        self._lse[:, :, queries] = total
+        view, old = self._out[:, :, queries], self._lse[:, :, queries]
+        if self._is_empty:
+            view.copy_(out)
+            old.copy_(lse)
+        else:
+            # The share of the new part in the sum; 1 for queries that had none.
+            view.lerp_(out.to(view.dtype), torch.sigmoid(lse - old).unsqueeze(-1))
+            old.copy_(torch.logaddexp(old, lse))
+        self._is_empty = False
 
     @property
     def result(self) -> Tensor:

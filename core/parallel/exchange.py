@@ -12,6 +12,7 @@ from torch import Tensor
 from sixfold.core.parallel.mesh import Group
 
 _dist: Any = dist
+_all_gather: Any = getattr(dist, "all_gather_single", None) or _dist.all_gather_into_tensor  # renamed in torch 2.13
 
 
 def all_to_all(parts: Sequence[Tensor], sizes: Sequence[int], group: Group) -> Tensor:
@@ -51,7 +52,7 @@ def all_gather(tensor: Tensor, lengths: Sequence[int], dim: int, group: Group) -
     padded[: first.shape[0]] = first
     as_sent = padded.to(torch.uint8) if tensor.dtype is torch.bool else padded
     gathered = as_sent.new_empty((group.size * longest, *first.shape[1:]))
-    _dist.all_gather_into_tensor(gathered, as_sent, group=group.handle)
+    _all_gather(gathered, as_sent, group=group.handle)
     parts = [part[:length] for part, length in zip(gathered.split(longest), lengths, strict=True)]
     return torch.cat(parts).to(tensor.dtype).movedim(0, dim)
 

@@ -67,24 +67,27 @@ class Follower:
     def run(self) -> None:
         """Returns when rank 0 says stop."""
         while not isinstance(order := self._orders.next(), Stop):
-            self._orders.send(self._obey(order))
+            self._obey(order)
 
-    def _obey(self, order: Forward) -> FromFollower:
+    def _obey(self, order: Forward) -> None:
         if order.arguments is None:
-            return Done(number=order.number)
+            self._orders.send(Done(number=order.number))
+            return
         arguments = unpack(order.arguments, self._mesh.device, _receive)
         try:
             answer = self._modules.run(order.module, arguments)
         except Exception as error:  # the border between the core and a model's code; rank 0 decides what it means
             _log.exception("rank %d: its share of %s raised", self._mesh.rank, order.module)
-            return Raised(number=order.number, message=f"{type(error).__name__}: {error}")
+            self._orders.send(Raised(number=order.number, message=f"{type(error).__name__}: {error}"))
+            return
         if not order.answers:
-            return Done(number=order.number)
+            self._orders.send(Done(number=order.number))
+            return
         header, tensors = pack(answer, self._mesh.device)
+        # The header first: NCCL's first exchange of two ranks blocks until both are in it, and rank 0 waits for the header.
+        self._orders.send(Done(number=order.number, answer=header))
         operations = [_dist.P2POp(_dist.isend, as_bytes(each), 0) for each in tensors if each.numel()]
-        # Not waited for: rank 0 takes them once it has read the header.
         self._on_their_way = (_dist.batch_isend_irecv(operations) if operations else (), tensors)
-        return Done(number=order.number, answer=header)
 
 
 def _receive(tensors: Sequence[torch.Tensor]) -> None:

@@ -55,6 +55,11 @@ def make(server: DemoServer, model: str, *, prompt: str, size: str = "32x32", st
         return decode(client.get(f"/v1/videos/{job['id']}/content").raise_for_status().content)[0]
 
 
+def mean_difference(one: Any, other: Any) -> float:
+    assert one.shape == other.shape
+    return float(np.abs(one.astype(int) - other.astype(int)).mean())
+
+
 def ranks_of(server: DemoServer) -> list[int]:
     """Process ids of the ranks that this server's workers have started."""
     found: list[int] = []
@@ -84,9 +89,9 @@ def test_clips_that_join_and_leave_over_ranks_equal_those_of_one_process(server:
     with ThreadPoolExecutor(len(JOBS)) as pool:
         together = list(pool.map(lambda job: make(server, split, **job), JOBS))
     for expected, actual in zip(alone, together, strict=True):
-        # Frames went through a video encoder: rounding in the sixth place may move a value by a step or two.
-        assert np.abs(expected.astype(int) - actual.astype(int)).max() <= 3
-    assert np.abs(alone[0].astype(int) - alone[2].astype(int)).max() > 20  # prompts matter, so equality says something
+        # Frames went through a lossy encoder, in which rounding may turn a choice: single values may differ.
+        assert mean_difference(expected, actual) <= 0.2
+    assert mean_difference(alone[0], alone[2]) > 5.0  # prompts matter, so equality says something
 
 
 def test_a_rank_that_dies_in_a_step_ends_the_clip_and_the_replica_comes_back(server: DemoServer) -> None:
