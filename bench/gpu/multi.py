@@ -213,7 +213,9 @@ def share_tokens(shape: Shape, ranks: Ranks) -> dict[str, Any]:
         assert error <= TOLERANCE[shape.dtype], f"{shape.name}, {name}: {error:.1e} from one device"
         efficiency = alone_s / step_s / ranks.count
         found["ways"][name] = {"step_s": step_s, "efficiency": efficiency, "relative_error": error}
-        report(ranks, f"{shape.name}: alone {alone_s:.3f} s, {name} {step_s:.3f} s ({efficiency:.0%}), {error:.1e} apart")
+        report(
+            ranks, f"{shape.name}: alone {alone_s:.3f} s, {name} {step_s:.3f} s ({efficiency:.0%}), {error:.1e} apart"
+        )
     return found
 
 
@@ -386,7 +388,16 @@ def start_others(count: int, folder: Path) -> list[Any]:
     for rank in range(1, count):
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, *sys.argv, "--rank", str(rank), "--fd", str(theirs.fileno()), "--meet", str(folder)]
+            command = [
+                sys.executable,
+                *sys.argv,
+                "--rank",
+                str(rank),
+                "--fd",
+                str(theirs.fileno()),
+                "--meet",
+                str(folder),
+            ]
             process = subprocess.Popen([*command, "--ranks", str(count)], pass_fds=(theirs.fileno(),))
         peers.append(Peer(rank=rank, process=process, sock=ours))
     return peers

@@ -167,9 +167,7 @@ def _to_tokens(tensor: Tensor, heads: Sequence[range], lengths: Sequence[int], g
     own = lengths[group.index]
     sizes = [own * rows * len(each) * dim for each in heads]
     received = all_to_all(tensor.permute(2, 0, 1, 3).split(list(lengths)), sizes, group)
-    parts = [
-        part.view(own, rows, len(each), dim) for part, each in zip(received.split(sizes), heads, strict=True)
-    ]
+    parts = [part.view(own, rows, len(each), dim) for part, each in zip(received.split(sizes), heads, strict=True)]
     return torch.cat(parts, dim=2).permute(1, 2, 0, 3)
 
 

@@ -62,7 +62,9 @@ class Follower:
         self._orders = orders
         self._modules = modules
         self._mesh = mesh
-        self._on_their_way: Any = None  # tensors of the last answer: they must live until the next order, which follows it
+        self._on_their_way: Any = (
+            None  # tensors of the last answer: they must live until the next order, which follows it
+        )
 
     def run(self) -> None:
         """Returns when rank 0 says stop."""

@@ -111,9 +111,7 @@ def _child(part: torch.nn.Module, name: str, path: str) -> torch.nn.Module:
     return child
 
 
-def _hook(
-    part: torch.nn.Module, rules: Sequence[SplitInput | SplitOutput | GatherOutput]
-) -> list[RemovableHandle]:
+def _hook(part: torch.nn.Module, rules: Sequence[SplitInput | SplitOutput | GatherOutput]) -> list[RemovableHandle]:
     names = parameter_names(part)
     inputs = [rule for rule in rules if isinstance(rule, SplitInput)]
     outputs = [rule for rule in rules if not isinstance(rule, SplitInput)]

@@ -14,7 +14,9 @@ from sixfold.core.parallel.settings import ParallelSettings
 
 _GPU_FLOPS = 4e14  # what dense layers of these models reach in bfloat16 on an H100; half of its matmul rate
 _HOST_FLOPS = 1e11
-_GPU_LINK_BYTES_PER_S = 1.5e11  # one direction of NVLink between two H100, as collectives see it; measured where possible
+_GPU_LINK_BYTES_PER_S = (
+    1.5e11  # one direction of NVLink between two H100, as collectives see it; measured where possible
+)
 _HOST_LINK_BYTES_PER_S = 1.5e9  # gloo over the loopback device
 _GPU_BYTES_PER_S = 2.5e12
 _HOST_BYTES_PER_S = 1e10
@@ -124,7 +126,9 @@ def _choose(shape: ParallelShape, capacity: Capacity) -> ParallelChoice:
         gain = best[chosen][0] / best[count][0]
         wanted = _MIN_GAIN ** ((count / chosen - 1) ** 0.5)
         if gain < wanted:
-            reasons.append(f"not {count} ranks: they would make a step {gain:.2f} times as fast, and {wanted:.2f} is asked")
+            reasons.append(
+                f"not {count} ranks: they would make a step {gain:.2f} times as fast, and {wanted:.2f} is asked"
+            )
             break
         chosen = count
     degrees = best[chosen][1]

@@ -161,9 +161,7 @@ class ReplicaSet:
         self._workers.clear()
 
 
-def load_message(
-    resolved: ResolvedModel, *, num_cpus: int, parallel: ParallelChoice | None = None
-) -> wire.Load:
+def load_message(resolved: ResolvedModel, *, num_cpus: int, parallel: ParallelChoice | None = None) -> wire.Load:
     """What a worker is told about an entry."""
     entry = resolved.entry
     settings = entry.parallel if isinstance(entry.parallel, ParallelSettings) else ParallelSettings()

@@ -125,9 +125,7 @@ def _quantize(pipeline: Any, context: LoadContext) -> str:
     return quantize_loaded(components, context.quantization, LINEAR_METHODS, place=place)
 
 
-def read_pipeline(
-    path: Path, dtype: torch.dtype, *, keeps_vae: bool, only: Collection[str] | None = None
-) -> Any:
+def read_pipeline(path: Path, dtype: torch.dtype, *, keeps_vae: bool, only: Collection[str] | None = None) -> Any:
     """The pipeline of a folder.
 
     Args:

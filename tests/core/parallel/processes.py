@@ -48,9 +48,7 @@ def run_ranks(work: Callable[[Mesh], Any], *meshes: Degrees, timeout_s: float = 
     return [[found[rank][i] for rank in range(degrees.num_ranks)] for i, degrees in enumerate(meshes)]
 
 
-def _run(
-    work: Callable[[Mesh], Any], meshes: tuple[Degrees, ...], rank: int, folder: Path, answers: Any
-) -> None:
+def _run(work: Callable[[Mesh], Any], meshes: tuple[Degrees, ...], rank: int, folder: Path, answers: Any) -> None:
     torch.set_num_threads(1)
     values: list[Any] = []
     try:

@@ -9,13 +9,13 @@ from sixfold.core.parallel.settings import ParallelSettings
 WAN = ParallelShape(
     num_heads=12, num_kv_heads=12, head_dim=128, num_layers=30, num_tokens=32_760, num_rows=2, parameters=1_420_000_000
 )
-SMALL = dataclasses.replace(WAN, num_tokens=256, num_layers=12, num_heads=8, head_dim=32, parameters=20_000_000, num_rows=1)
+SMALL = dataclasses.replace(
+    WAN, num_tokens=256, num_layers=12, num_heads=8, head_dim=32, parameters=20_000_000, num_rows=1
+)
 
 
 def gpus(count: int, link: float | None = 150e9) -> Capacity:
-    return Capacity(
-        names=tuple(f"cuda:{index}" for index in range(count)), free_bytes=80 << 30, link_bytes_per_s=link
-    )
+    return Capacity(names=tuple(f"cuda:{index}" for index in range(count)), free_bytes=80 << 30, link_bytes_per_s=link)
 
 
 def test_guidance_takes_the_first_two_devices_and_tokens_the_rest() -> None:

@@ -28,9 +28,7 @@ class Computed:
 
     def call(self, hidden: Tensor, time: float) -> Any:
         arguments = {"hidden": hidden, "timestep": torch.tensor([time]), "return_dict": False}
-        return self.calls.add(
-            capture(self.module, (), arguments, rules=CallRules(), digests=TensorDigests())
-        )
+        return self.calls.add(capture(self.module, (), arguments, rules=CallRules(), digests=TensorDigests()))
 
 
 def test_two_branches_of_guidance_share_a_forward_and_give_what_they_give_alone() -> None:
