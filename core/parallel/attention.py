@@ -8,6 +8,7 @@ Source: Jacobs et al. 2023, DeepSpeed Ulysses; Liu et al. 2023, Ring Attention; 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def divide_heads(num_heads: int, num_kv_heads: int, num_ranks: int) -> tuple[Hea
     starts = [sum(even_lengths(num_heads, num_ranks)[:rank]) for rank in range(num_ranks + 1)]
     return tuple(
         Heads(query=range(start, stop), kv=range(start // size, (stop - 1) // size + 1))
-        for start, stop in zip(starts, starts[1:], strict=False)
+        for start, stop in itertools.pairwise(starts)
     )
 
 
@@ -166,8 +167,10 @@ def _to_tokens(tensor: Tensor, heads: Sequence[range], lengths: Sequence[int], g
     rows, _, _, dim = tensor.shape
     own = lengths[group.index]
     sizes = [own * rows * len(each) * dim for each in heads]
-    received = all_to_all(tensor.permute(2, 0, 1, 3).split(list(lengths)), sizes, group)
-    parts = [part.view(own, rows, len(each), dim) for part, each in zip(received.split(sizes), heads, strict=True)]
+    received = all_to_all(torch.split(tensor.permute(2, 0, 1, 3), list(lengths)), sizes, group)
+    parts = [
+        part.view(own, rows, len(each), dim) for part, each in zip(torch.split(received, sizes), heads, strict=True)
+    ]
     return torch.cat(parts, dim=2).permute(1, 2, 0, 3)
 
 

@@ -37,7 +37,7 @@ class Degrees:
     @property
     def num_ranks(self) -> int:
         """Processes of one replica."""
-        return math.prod(getattr(self, axis) for axis in AXES)
+        return math.prod(map(self._degree, AXES))
 
     @property
     def ring(self) -> int:
@@ -51,7 +51,7 @@ class Degrees:
 
     def coordinate(self, rank: int, axis: str) -> int:
         """Where a rank is on an axis."""
-        return rank // self._stride(axis) % getattr(self, axis)
+        return rank // self._stride(axis) % self._degree(axis)
 
     def row_group(self, rank: int) -> int:
         """Which share of the rows a rank computes."""
@@ -61,17 +61,20 @@ class Degrees:
         """The ranks that differ from this one on no other axis, itself included, in order."""
         stride = self._stride(axis)
         first = rank - self.coordinate(rank, axis) * stride
-        return tuple(first + index * stride for index in range(getattr(self, axis)))
+        return tuple(first + index * stride for index in range(self._degree(axis)))
 
     def first_of_row_group(self, row_group: int) -> int:
         """The rank that answers for a share of the rows."""
         return row_group * self.context * self.tensor
 
     def _stride(self, axis: str) -> int:
-        return math.prod(getattr(self, later) for later in AXES[AXES.index(axis) + 1 :])
+        return math.prod(map(self._degree, AXES[AXES.index(axis) + 1 :]))
+
+    def _degree(self, axis: str) -> int:
+        return {"data": self.data, "cfg": self.cfg, "context": self.context, "tensor": self.tensor}[axis]
 
     def __str__(self) -> str:
-        parts = [f"{axis} {getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1]
+        parts = [f"{axis} {self._degree(axis)}" for axis in AXES if self._degree(axis) > 1]
         if self.context > 1:
             parts.append(f"(ulysses {self.ulysses} x ring {self.ring})")
         return " ".join(parts) or "one process"

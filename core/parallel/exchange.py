@@ -53,7 +53,7 @@ def all_gather(tensor: Tensor, lengths: Sequence[int], dim: int, group: Group) -
     as_sent = padded.to(torch.uint8) if tensor.dtype is torch.bool else padded
     gathered = as_sent.new_empty((group.size * longest, *first.shape[1:]))
     _all_gather(gathered, as_sent, group=group.handle)
-    parts = [part[:length] for part, length in zip(gathered.split(longest), lengths, strict=True)]
+    parts = [part[:length] for part, length in zip(torch.split(gathered, longest), lengths, strict=True)]
     return torch.cat(parts).to(tensor.dtype).movedim(0, dim)
 
 

@@ -7,6 +7,7 @@ serving process starts it anew. Nothing waits longer than the deadline.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import queue
@@ -188,14 +189,8 @@ class Leader:
                 text = message.message if isinstance(message, Raised) else self._lost or "it does not answer"
                 raise DeviceLost(f"rank {peer.rank} did not do its share of a step: {text}")
             if message.answer is not None:
-                found.append(unpack(message.answer, self.mesh.device, lambda t, rank=peer.rank: self._receive(t, rank)))
+                found.append(unpack(message.answer, self.mesh.device, functools.partial(_receive, peer.rank)))
         return found
-
-    def _receive(self, tensors: Sequence[torch.Tensor], rank: int) -> None:
-        operations = [_dist.P2POp(_dist.irecv, as_bytes(each), rank) for each in tensors if each.numel()]
-        with _Losing("an answer"):
-            for work in _dist.batch_isend_irecv(operations) if operations else ():
-                work.wait()
 
     def _all_raised(self, error: Exception, deadline_s: float) -> None:
         """Returns if every rank that had rows like ours raised as well; they are then ready for the next order."""
@@ -263,6 +258,13 @@ class Leader:
         if self._mesh is not None:
             self._mesh.close()
         self._forget()
+
+
+def _receive(rank: int, tensors: Sequence[torch.Tensor]) -> None:
+    operations = [_dist.P2POp(_dist.irecv, as_bytes(each), rank) for each in tensors if each.numel()]
+    with _Losing("an answer"):
+        for work in _dist.batch_isend_irecv(operations) if operations else ():
+            work.wait()
 
 
 class _Losing:

@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+from typing import Any
 
 _log = logging.getLogger(__name__)
 _TIMEOUT_S = 60.0
@@ -37,6 +38,7 @@ def measure(num_devices: int) -> float:
     """Bytes a second of the slowest pair. Makes a context on each device."""
     import torch
 
+    event: Any = torch.cuda.Event
     rates: list[float] = []
     for first in range(num_devices - 1):
         source = torch.empty(_NUM_BYTES, dtype=torch.uint8, device=f"cuda:{first}")
@@ -44,7 +46,7 @@ def measure(num_devices: int) -> float:
         target.copy_(source)
         torch.cuda.synchronize(first)
         torch.cuda.synchronize(first + 1)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (event(enable_timing=True) for _ in range(2))
         with torch.cuda.device(first):
             begin.record()
             for _ in range(_NUM_COPIES):

@@ -102,7 +102,7 @@ def join(degrees: Degrees, rank: int, device: torch.device, store: Path, *, time
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=dist.FileStore(str(store), degrees.num_ranks),
+        store=_dist.FileStore(str(store), degrees.num_ranks),
         rank=rank,
         world_size=degrees.num_ranks,
         timeout=timeout,

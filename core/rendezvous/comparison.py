@@ -11,8 +11,8 @@ from torch import Tensor
 from sixfold.core.errors import ConfigError
 from sixfold.core.rendezvous.streams import tensors_in
 
-# How far a merged forward, or one over several ranks, may be from the calls alone, as a share of the largest value. Other kernels for other shapes
-# round differently; a module that mixes its rows, or reads one row's time for all, is off by far more.
+# How far a merged forward, or one over several ranks, may be from the calls alone, as a share of the largest value. Other
+# kernels for other shapes round differently; a module that mixes its rows, or reads one row's time for all, is off by far more.
 _MAX_DIFFERENCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _MAX_DIFFERENCE_HALF = 5e-2
 

@@ -51,7 +51,7 @@ def read_plan(plan: Mapping[str, Any]) -> SplitPlan:
     for path, rules in plan.items():
         found = parts.setdefault(path, [])
         if isinstance(rules, Mapping):
-            for name, rule in cast("Mapping[Any, Any]", rules).items():
+            for name, rule in rules.items():
                 found.append(_split(name, rule))
             continue
         outputs: Sequence[Any] = rules if isinstance(rules, list | tuple) else [rules]
@@ -127,7 +127,7 @@ class _Before:
             if value.shape[dim] == hidden:
                 return share.take(value, dim)
             if text and value.shape[dim] == hidden + text:  # the image's tokens first, as the library joins them
-                parts = value.split([hidden, text], dim=dim)
+                parts = torch.split(value, [hidden, text], dim=dim)
                 return torch.cat([share.take(part, dim) for part in parts], dim=dim)
         return value
 

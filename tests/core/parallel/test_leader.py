@@ -108,7 +108,12 @@ def done(order: Forward) -> FromFollower:
 
 def test_a_step_is_done_when_all_ranks_are(ranks: Callable[..., Ranks]) -> None:
     orders: list[Forward] = []
-    pair = ranks(lambda order: orders.append(order) or done(order))
+
+    def answer(order: Forward) -> FromFollower:
+        orders.append(order)
+        return done(order)
+
+    pair = ranks(answer)
     pair.share()
     assert [pair.run(3.0), pair.run(4.0)] == [[6.0], [8.0]]
     assert [(order.number, order.module) for order in orders] == [(1, "double"), (2, "double")]
@@ -138,7 +143,13 @@ def test_an_error_of_another_rank_alone_loses_the_replica(ranks: Callable[..., R
 
 
 def test_a_rank_that_ends_in_a_step_loses_the_replica_and_ends_the_process(ranks: Callable[..., Ranks]) -> None:
-    pair = ranks(lambda _order: pair.theirs.shutdown(socket.SHUT_RDWR))
+    made: list[Ranks] = []
+
+    def end(_order: Forward) -> None:
+        made[0].theirs.shutdown(socket.SHUT_RDWR)
+
+    pair = ranks(end)
+    made.append(pair)
     pair.share()
     with pytest.raises(DeviceLost):
         pair.run(1.0)
