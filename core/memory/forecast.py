@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sixfold.core.errors import ConfigError, SixfoldError
 from sixfold.core.family import need_of_files
-from sixfold.core.memory.machine import Machine, available_host_bytes
+from sixfold.core.memory.machine import Machine, available_host_bytes, cuda_devices
 from sixfold.core.memory.need import HOST, Claim, MemoryNeed, MemoryQuestion
 from sixfold.core.parallel.link import measured_link
 from sixfold.core.parallel.planner import Capacity, ParallelChoice, choose
@@ -115,10 +115,14 @@ def _parallel(resolved: ResolvedModel, machine: Machine, question: MemoryQuestio
             "on. Lower a degree, or set another 'device'."
         )
     names = names or (question.device,)
-    capacity = Capacity(
-        names=names, free_bytes=question.free_bytes, link_bytes_per_s=measured_link(len(known)) if known else None
-    )
+    # A plan may be for another machine than this: then there is nothing to measure.
+    capacity = Capacity(names=names, link_bytes_per_s=measured_link(len(cuda_devices())))
     choice = choose(family.parallel(question), capacity, settings)
+    if choice.degrees.num_ranks > 1 and resolved.entry.replicas > 1 and question.device != HOST:
+        raise ConfigError(
+            f"{place}: {resolved.entry.replicas} replicas would share the ranks' devices. Set replicas to 1, and 'data' to "
+            "divide requests among more GPUs."
+        )
     for reason in choice.reasons:
         _log.info("%s: %s: %s", place, choice.degrees, reason)
     return choice

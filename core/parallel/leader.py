@@ -255,7 +255,7 @@ class Leader:
                 peer.process.kill()
                 peer.process.wait()
             peer.sock.close()
-        if self._mesh is not None:
+        if self._mesh is not None and self._lost is None:  # else the groups would wait for those who are gone
             self._mesh.close()
         self._forget()
 

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from sixfold.core.parallel.degrees import Degrees
 from sixfold.core.parallel.settings import ParallelSettings
 
-_GPU_FLOPS = 4e14  # what dense layers of these models reach in bfloat16 on an H100; half of its matmul rate
+_GPU_FLOPS = 4.7e14  # of a whole step of Wan 1.3B at 81 frames in bfloat16 on an H200
 _HOST_FLOPS = 1e11
-_GPU_LINK_BYTES_PER_S = (
-    1.5e11  # one direction of NVLink between two H100, as collectives see it; measured where possible
-)
+_GPU_LINK_BYTES_PER_S = 3.5e11  # copies over NVLink between two H100 or H200; measured where possible
 _HOST_LINK_BYTES_PER_S = 1.5e9  # gloo over the loopback device
 _GPU_BYTES_PER_S = 2.5e12
 _HOST_BYTES_PER_S = 1e10
 _MERGE_PASSES = 10  # over a block's result, reads and writes
+_EXCHANGE_SHARE = 0.45  # of the link, with the copies before and after: 0.62 ms for 100 MB were seen on two H200
 _EXCHANGE_S = 3e-5  # before the first byte of an exchange arrives
 _MIN_GAIN = 1.15  # a further doubling of the ranks must give so much
 
@@ -58,12 +57,10 @@ class Capacity:
 
     Attributes:
         names: ``cuda:0`` and on; several times ``cpu`` where the ranks are processes of one host.
-        free_bytes: Of the smallest.
         link_bytes_per_s: Between two of them, measured; None takes what is usual.
     """
 
     names: tuple[str, ...]
-    free_bytes: int
     link_bytes_per_s: float | None = None
 
     @property
@@ -188,7 +185,9 @@ def estimate_s(shape: ParallelShape, degrees: Degrees, capacity: Capacity) -> fl
     dense_s = 2 * shape.parameters * tokens / flops
     kv_width = 2 * shape.num_kv_heads * shape.head_dim
     traded = (2 * width + kv_width) * tokens * shape.itemsize * (degrees.ulysses - 1) / degrees.ulysses
-    ulysses_s = shape.num_layers * (traded / capacity.link + 4 * _EXCHANGE_S) if degrees.ulysses > 1 else 0.0
+    ulysses_s = (
+        shape.num_layers * (traded / capacity.link / _EXCHANGE_SHARE + 4 * _EXCHANGE_S) if degrees.ulysses > 1 else 0.0
+    )
     block = kv_width * tokens * shape.itemsize  # of all Ulysses ranks, each with its share of the heads
     ring_s = shape.num_layers * (degrees.ring - 1) * (block / capacity.link + _EXCHANGE_S) if degrees.ring > 1 else 0.0
     merged = width * tokens * 4 * _MERGE_PASSES  # float32, once a block
@@ -199,8 +198,3 @@ def estimate_s(shape: ParallelShape, degrees: Degrees, capacity: Capacity) -> fl
 
 def _like(degrees: Degrees, num_ranks: int) -> Degrees:
     return degrees if num_ranks == degrees.num_ranks else Degrees()
-
-
-def weights_bytes(shape: ParallelShape) -> int:
-    """Of what every rank holds."""
-    return shape.parameters * shape.itemsize

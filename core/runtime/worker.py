@@ -168,6 +168,8 @@ class Worker:
             if not isinstance(error, SixfoldError):
                 _log.exception("loading %s failed", self._load.model_name)
             message = str(error) if isinstance(error, SixfoldError) else f"{type(error).__name__}: {error}"
+            if self._leader is not None:
+                self._leader.close()
             self._writer.put(wire.LoadFailed(message, isinstance(error, UsageError)))
             self._writer.close()
             self.failed = True

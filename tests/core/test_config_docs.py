@@ -105,7 +105,7 @@ def test_no_settings_class_is_left_out() -> None:
 
 def test_the_examples_are_valid(tmp_path: Path) -> None:
     examples = re.findall(r"```yaml\n(.*?)```", DOC, flags=re.DOTALL)
-    assert len(examples) == 4
+    assert len(examples) == 5
     for text in [*examples, (ROOT / "examples" / "demo.yaml").read_text(encoding="utf-8")]:
         path = tmp_path / "sixfold.yaml"
         path.write_text(text, encoding="utf-8")

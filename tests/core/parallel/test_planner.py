@@ -14,8 +14,8 @@ SMALL = dataclasses.replace(
 )
 
 
-def gpus(count: int, link: float | None = 150e9) -> Capacity:
-    return Capacity(names=tuple(f"cuda:{index}" for index in range(count)), free_bytes=80 << 30, link_bytes_per_s=link)
+def gpus(count: int, link: float | None = 370e9) -> Capacity:
+    return Capacity(names=tuple(f"cuda:{index}" for index in range(count)), link_bytes_per_s=link)
 
 
 def test_guidance_takes_the_first_two_devices_and_tokens_the_rest() -> None:
@@ -23,7 +23,7 @@ def test_guidance_takes_the_first_two_devices_and_tokens_the_rest() -> None:
     four = choose(WAN, gpus(4), None)
     assert four.degrees == Degrees(cfg=2, context=2, ulysses=2)
     assert any("guidance need no exchange" in reason for reason in four.reasons)
-    assert any("150 GB/s measured" in reason for reason in four.reasons)
+    assert any("370 GB/s measured" in reason for reason in four.reasons)
 
 
 def test_a_small_model_stays_on_one_device_and_says_why() -> None:
@@ -34,7 +34,7 @@ def test_a_small_model_stays_on_one_device_and_says_why() -> None:
 
 def test_a_slow_link_makes_key_value_blocks_travel_instead_of_heads() -> None:
     one_row = dataclasses.replace(WAN, num_rows=1)
-    assert choose(one_row, gpus(2, 150e9), None).degrees.ulysses == 2
+    assert choose(one_row, gpus(2, 370e9), None).degrees.ulysses == 2
     assert choose(one_row, gpus(2, 25e9), None).degrees.ring == 2
 
 
@@ -46,7 +46,7 @@ def test_no_more_ranks_trade_heads_than_there_are_heads() -> None:
 
 
 def test_processors_of_one_host_are_not_divided_by_themselves() -> None:
-    choice = choose(WAN, Capacity(names=("cpu",), free_bytes=1 << 33), None)
+    choice = choose(WAN, Capacity(names=("cpu",)), None)
     assert choice.degrees == Degrees()
     assert "one process uses as well" in choice.reasons[0]
 
