@@ -88,7 +88,7 @@ def pass_on(tensors: Sequence[Tensor], shapes: Sequence[Sequence[int]], group: G
         *(_dist.P2POp(_dist.isend, tensor, following, group.handle) for tensor in given if tensor.numel()),
         *(_dist.P2POp(_dist.irecv, tensor, previous, group.handle) for tensor in taken if tensor.numel()),
     ]
-    works = _dist.batch_isend_irecv(operations) if operations else []
+    works: list[Any] = _dist.batch_isend_irecv(operations) if operations else []
 
     def wait() -> list[Tensor]:
         for work in works:

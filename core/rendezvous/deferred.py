@@ -107,6 +107,10 @@ class DeferredTensor:
     __slots__ = ("_answer",)
     _answer: DeferredAnswer
 
+    def computed(self) -> torch.Tensor:
+        """The tensor; computed now if it was not yet."""
+        return cast(torch.Tensor, self._answer.value()[0])
+
     def __init__(self, answer: DeferredAnswer) -> None:
         object.__setattr__(self, "_answer", answer)
 
@@ -141,7 +145,7 @@ class DeferredTensor:
 def _computed(value: Any) -> Any:
     """The same with tensors in place of what stands for them."""
     if type(value) is DeferredTensor:
-        return value._answer.value()[0]
+        return value.computed()
     if type(value) is dict:
         items = cast("dict[str, Any]", value)
         return {key: _computed(items[key]) for key in items}

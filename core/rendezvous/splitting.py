@@ -50,11 +50,11 @@ def read_plan(plan: Mapping[str, Any]) -> SplitPlan:
     parts: dict[str, list[SplitInput | SplitOutput | GatherOutput]] = {}
     for path, rules in plan.items():
         found = parts.setdefault(path, [])
-        if isinstance(rules, Mapping):
-            for name, rule in rules.items():
-                found.append(_split(name, rule))
+        if isinstance(rules, dict):
+            inputs = cast("dict[Any, Any]", rules)
+            found += [_split(name, inputs[name]) for name in inputs]
             continue
-        outputs: Sequence[Any] = rules if isinstance(rules, list | tuple) else [rules]
+        outputs = cast("Sequence[Any]", rules if isinstance(rules, list | tuple) else [rules])
         found += [GatherOutput(index=i, dim=rule.gather_dim) for i, rule in enumerate(outputs) if rule is not None]
     names = {rule.name for rules in parts.values() for rule in rules if isinstance(rule, SplitInput)}
     return SplitPlan(parts=parts, splits_text=_TEXT in names)

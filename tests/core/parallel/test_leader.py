@@ -120,7 +120,10 @@ def test_a_step_is_done_when_all_ranks_are(ranks: Callable[..., Ranks]) -> None:
 
 
 def test_an_error_of_all_ranks_is_the_requests_and_the_next_step_runs(ranks: Callable[..., Ranks]) -> None:
-    pair = ranks(lambda order: done(order) if order.number > 1 else Raised(number=1, message="negative"))
+    def answer(order: Forward) -> FromFollower:
+        return done(order) if order.number > 1 else Raised(number=1, message="negative")
+
+    pair = ranks(answer)
     pair.share()
     with pytest.raises(ValueError, match="negative"):
         pair.run(-1.0)
@@ -136,7 +139,10 @@ def test_an_error_of_rank_0_alone_loses_the_replica(ranks: Callable[..., Ranks])
 
 
 def test_an_error_of_another_rank_alone_loses_the_replica(ranks: Callable[..., Ranks]) -> None:
-    pair = ranks(lambda order: Raised(number=order.number, message="out of memory"))
+    def answer(order: Forward) -> FromFollower:
+        return Raised(number=order.number, message="out of memory")
+
+    pair = ranks(answer)
     pair.share()
     with pytest.raises(DeviceLost, match=r"rank 1 did not do its share of a step: out of memory"):
         pair.run(1.0)
@@ -159,7 +165,10 @@ def test_a_rank_that_ends_in_a_step_loses_the_replica_and_ends_the_process(ranks
 
 
 def test_a_rank_that_hangs_ends_the_process_at_the_deadline(ranks: Callable[..., Ranks]) -> None:
-    pair = ranks(lambda _order: None, step_timeout_s=0.2)
+    def hang(_order: Forward) -> None:
+        return
+
+    pair = ranks(hang, step_timeout_s=0.2)
     pair.share()
     with pytest.raises(DeviceLost, match="does not answer"):
         pair.run(1.0)
