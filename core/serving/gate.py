@@ -26,6 +26,9 @@ _BEGINNINGS = frozenset(("http.response.start", "websocket.http.response.start",
 ALWAYS_OPEN = frozenset(("/", "/health", "/ready", "/docs", "/redoc", "/openapi.json"))
 """Paths that need no key and answer while the server drains: probes, and documents without secrets."""
 
+FIGURES = frozenset(("/load", "/metrics"))
+"""Paths that answer while the server drains, and need a key only where the operator says so."""
+
 
 class Gate:
     """Pure ASGI middleware; everything that the server answers passes through it.
@@ -40,8 +43,8 @@ class Gate:
         self._app = app
         self._context = context
         self._is_plain = is_plain
-        self._open = ALWAYS_OPEN if context.settings.protect_metrics else ALWAYS_OPEN | {"/metrics"}
-        self._answering_when_draining = ALWAYS_OPEN | {"/metrics"}
+        self._open = ALWAYS_OPEN if context.settings.protect_metrics else ALWAYS_OPEN | FIGURES
+        self._answering_when_draining = ALWAYS_OPEN | FIGURES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets one request in, or answers it."""

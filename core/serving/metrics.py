@@ -42,7 +42,25 @@ class ModelMetrics:
         self.batch_sequences: _Observes = families.batch_sequences.labels(model_name)
         self._successes: dict[str, _Counts] = {}
         self.num_in_flight = 0
+        self._request_s = 0.0
+        self._counted_s = 0.0
         self.usage: dict[str, int] = {}
+
+    def began(self, now_s: float) -> None:
+        """Counts a request that a replica admitted; the monotonic time in seconds."""
+        self._request_s = self.request_seconds(now_s)
+        self._counted_s = now_s
+        self.num_in_flight += 1
+
+    def ended(self, now_s: float) -> None:
+        """Counts its end, whatever it was."""
+        self._request_s = self.request_seconds(now_s)
+        self._counted_s = now_s
+        self.num_in_flight -= 1
+
+    def request_seconds(self, now_s: float) -> float:
+        """The time that all requests so far spent in flight, together."""
+        return self._request_s + self.num_in_flight * (now_s - self._counted_s)
 
     def finished(self, event: Finished[Any], e2e_s: float) -> None:
         """Counts a request that succeeded ``e2e_s`` seconds after its arrival."""

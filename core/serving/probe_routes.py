@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sixfold.core.autoscaling.sample import sample_load
 from sixfold.core.serving.context import ServingContext
 from sixfold.core.serving.metrics import CONTENT_TYPE
 
@@ -20,7 +22,7 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProbeRoutes:
-    """``/``, ``/health``, ``/ready`` and ``/metrics``.
+    """``/``, ``/health``, ``/ready``, ``/load`` and ``/metrics``.
 
     Args:
         context: The server's parts.
@@ -30,6 +32,7 @@ class ProbeRoutes:
     def __init__(self, context: ServingContext, plain_apis_ready: Callable[[], Awaitable[bool]]) -> None:
         self._context = context
         self._plain_apis_ready = plain_apis_ready
+        self._started_s = monotonic()
 
     async def index(self, _request: Request) -> Response:
         """``GET /``: says what this is."""
@@ -50,6 +53,11 @@ class ProbeRoutes:
             status = "loading"
         body = Readiness(status=status, models={model.name: model.state.value for model in directory.models()})
         return Response(msgspec.json.encode(body), 200 if status == "ready" else 503, media_type="application/json")
+
+    async def load(self, _request: Request) -> Response:
+        """``GET /load``: each model's load, for autoscalers and gateways."""
+        load = sample_load(self._context.directory, self._context.metrics, started_s=self._started_s, now_s=monotonic())
+        return Response(msgspec.json.encode(load), media_type="application/json")
 
     async def metrics(self, _request: Request) -> Response:
         """``GET /metrics``: Prometheus text."""

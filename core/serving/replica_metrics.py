@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from time import monotonic
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -67,6 +68,12 @@ class ReplicaCollector(Collector):
         sequences = GaugeMetricFamily("sixfold:num_sequences_running", "Sequences in the batch.", labels=_LABELS)
         queued = GaugeMetricFamily("sixfold:queued_units", "Admitted work that is not done.", labels=_LABELS)
         rate = GaugeMetricFamily("sixfold:drain_rate_units_per_second", "Work done per second.", labels=_LABELS)
+        spent = CounterMetricFamily(
+            "sixfold:request_seconds", "Time that requests spent in flight, together.", labels=("model_name",)
+        )
+        now_s = monotonic()
+        for name, metrics in self._metrics.models():
+            spent.add_metric((name,), metrics.request_seconds(now_s))
         in_flight = {name: metrics.num_in_flight for name, metrics in self._metrics.models()}
         for model in models:
             ready.add_metric((model.name,), float(model.state is ModelState.READY))
@@ -79,7 +86,7 @@ class ReplicaCollector(Collector):
                 queued.add_metric(labels, snapshot.queued_units)
                 rate.add_metric(labels, snapshot.units_per_s)
             running.add_metric((model.name,), max(0, in_flight.get(model.name, 0) - num_waiting))
-        yield from (ready, running, waiting, sequences, queued, rate)
+        yield from (ready, running, waiting, sequences, queued, rate, spent)
 
     def _declared(self, models: tuple[HostedModel, ...], declared: dict[str, MetricSpec]) -> Iterator[Metric]:
         families: dict[str, CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily] = {}

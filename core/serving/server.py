@@ -110,6 +110,7 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
             ("/", probes.index),
             ("/health", probes.health),
             ("/ready", probes.ready),
+            ("/load", probes.load),
             ("/metrics", probes.metrics),
             ("/v1/models", models.list_models),
             ("/v1/models/{model_id:path}", models.get_model),

@@ -34,7 +34,7 @@ class Submission:
         self._last_s = 0.0
         self._reason: RequestError | None = None
         self.ended = False
-        metrics.num_in_flight += 1
+        metrics.began(monotonic())
 
     async def next_events(self) -> tuple[Event, ...]:
         """Waits for events and returns all that are there; the last of a request is Finished or Failed.
@@ -73,7 +73,7 @@ class Submission:
 
     def _end(self) -> None:
         self.ended = True
-        self._metrics.num_in_flight -= 1
+        self._metrics.ended(monotonic())
         self._on_end(self)
 
     def _note_increments(self, count: int, now_s: float) -> None:

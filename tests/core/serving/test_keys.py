@@ -134,7 +134,7 @@ def test_routes_need_the_key_and_probes_do_not() -> None:
         assert served.ask("GET", "/v1/models").status == 401
         assert served.echo(headers=bearer("secret")).status == 200
         assert served.ask("GET", "/v1/models", headers=bearer("secret")).status == 200
-        for path in ("/", "/health", "/ready", "/metrics", "/openapi.json"):
+        for path in ("/", "/health", "/ready", "/load", "/metrics", "/openapi.json"):
             assert served.ask("GET", path).status == 200
 
 
@@ -142,6 +142,7 @@ def test_metrics_can_be_protected() -> None:
     settings = ServerSettings(api_keys=(key("ward", "secret"),), protect_metrics=True)
     with ServerThread(FakeModel("parrot"), settings=settings) as served:
         assert served.ask("GET", "/metrics").status == 401
+        assert served.ask("GET", "/load").status == 401
         assert served.ask("GET", "/metrics", headers=bearer("secret")).status == 200
 
 

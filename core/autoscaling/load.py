@@ -1,0 +1,50 @@
+"""What a server says about its load, in terms that hold for every modality; what autoscalers decide on."""
+
+from __future__ import annotations
+
+import msgspec
+
+CACHE_USE = "kv_cache_usage_perc"
+"""The value of `ReplicaModel.stats` that is the share of the memory for running sequences in use, 0 to 1. A family whose
+sequences hold memory between steps declares it as a metric; autoscalers read it."""
+
+
+class ModelLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """The load of one model at one server.
+
+    Attributes:
+        model_name: The registry's name.
+        state: Where the model is in its life, as in ``/ready``.
+        num_in_flight: Requests that were admitted and have not ended; fractional where averaged over a time.
+        num_waiting: Those of them that no step has served yet.
+        request_seconds: Time that all requests so far spent in flight, together. The difference of two samples over the time
+            between them is the mean number in flight, which also counts requests that came and went in between.
+        queued_units: Admitted work that is not done, in the model's unit: tokens, latent tokens, audio frames.
+        units_per_s: Work done per second while there was some; 0 before the first step.
+        cache_use: Share of the memory for running sequences in use, of the fullest replica; None where there is none.
+    """
+
+    model_name: str
+    state: str = "ready"
+    num_in_flight: float = 0.0
+    num_waiting: int = 0
+    request_seconds: float = 0.0
+    queued_units: float = 0.0
+    units_per_s: float = 0.0
+    cache_use: float | None = None
+
+
+class ServerLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to ``GET /load``.
+
+    Attributes:
+        server_load: Requests in flight over all models; vLLM's ``/load`` has the same field.
+        started_s: When the server started, by its monotonic clock: another value is another incarnation, whose sums start at 0.
+        at_s: When the sample was taken, by the same clock.
+        models: Each model's load.
+    """
+
+    server_load: int
+    started_s: float
+    at_s: float
+    models: tuple[ModelLoad, ...]

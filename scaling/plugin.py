@@ -1,0 +1,16 @@
+"""Entry point of what serves with many replicas: its commands; imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sixfold.core.hookspecs import Command, hookimpl
+from sixfold.scaling.autoscale import command as scaled_object
+from sixfold.scaling.sim import command as simulate
+
+
+@hookimpl
+def register_commands(register: Callable[[Command], None]) -> None:
+    """``sixfold simulate`` and ``sixfold scaled-object``."""
+    register(simulate.COMMAND)
+    register(scaled_object.COMMAND)

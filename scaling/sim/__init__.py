@@ -1,0 +1,1 @@
+"""A fleet that is simulated event by event over the code that scales the real one."""

@@ -1,0 +1,109 @@
+"""Prefill and decode replicas: both equally busy, never more than allowed, and steady."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sixfold.scaling.autoscale.roles import RoleDemand, Roles, RoleSpeed, role_speed, size_roles
+from sixfold.scaling.autoscale.step_time import Measured, StepTime, fit
+
+STEP = StepTime(base_s=0.01, per_prefill_s=1e-4, per_row_s=1e-4, per_kv_s=1e-7)
+
+
+def test_a_replica_decodes_as_many_rows_as_keep_the_promised_gap() -> None:
+    speed = role_speed(STEP, mean_context_tokens=1000, inter_token_s=0.03, max_step_tokens=2000, max_rows=256)
+    assert speed.prefill_tokens_per_s == pytest.approx(2000 / 0.21)
+    assert speed.decode_tokens_per_s == pytest.approx(100 / 0.03)
+
+
+def test_long_prompts_get_prefill_replicas_and_long_answers_decode_replicas() -> None:
+    speed = RoleSpeed(prefill_tokens_per_s=10_000, decode_tokens_per_s=2_000)
+    prompts = size_roles(
+        RoleDemand(prefill_tokens_per_s=50_000, decode_tokens_per_s=1_000), speed, utilization=1.0, max_replicas=20
+    )
+    answers = size_roles(
+        RoleDemand(prefill_tokens_per_s=5_000, decode_tokens_per_s=10_000), speed, utilization=1.0, max_replicas=20
+    )
+    assert (prompts.num_prefill, prompts.num_decode) == (5, 1)
+    assert (answers.num_prefill, answers.num_decode) == (1, 5)
+
+
+def test_a_shortage_is_shared_by_both_roles() -> None:
+    speed = RoleSpeed(prefill_tokens_per_s=1.0, decode_tokens_per_s=1.0)
+    roles = size_roles(
+        RoleDemand(prefill_tokens_per_s=30, decode_tokens_per_s=10), speed, utilization=1.0, max_replicas=8
+    )
+    assert (roles.num_prefill, roles.num_decode) == (6, 2)
+    assert "only 8 may run" in roles.reason
+
+
+def test_one_spare_replica_of_a_role_is_kept() -> None:
+    speed = RoleSpeed(prefill_tokens_per_s=1.0, decode_tokens_per_s=1.0)
+    current = Roles(num_prefill=4, num_decode=3, reason="")
+    roles = size_roles(
+        RoleDemand(prefill_tokens_per_s=3, decode_tokens_per_s=3),
+        speed,
+        utilization=1.0,
+        max_replicas=8,
+        current=current,
+    )
+    assert (roles.num_prefill, roles.num_decode) == (4, 3)
+
+
+def test_one_replica_cannot_be_split() -> None:
+    speed = RoleSpeed(prefill_tokens_per_s=1.0, decode_tokens_per_s=1.0)
+    with pytest.raises(ValueError, match="at least 2"):
+        size_roles(RoleDemand(prefill_tokens_per_s=1, decode_tokens_per_s=1), speed, utilization=1.0, max_replicas=1)
+
+
+@given(st.integers(1, 5_000), st.integers(1, 200), st.integers(0, 500_000))
+def test_several_decode_steps_take_what_they_take_one_by_one(steps: int, rows: int, kv_tokens: int) -> None:
+    total = STEP.decode_seconds(steps, decode_rows=rows, kv_tokens=kv_tokens)
+    if steps <= 50:
+        one_by_one = sum(
+            STEP.seconds(prefill_tokens=0, decode_rows=rows, kv_tokens=kv_tokens + step * rows) for step in range(steps)
+        )
+        assert total == pytest.approx(one_by_one)
+    assert STEP.decode_steps(total, decode_rows=rows, kv_tokens=kv_tokens) == steps
+
+
+def test_a_fit_finds_the_coefficients_that_made_the_measurements() -> None:
+    work = [
+        (1, 0, 1, 100),
+        (1, 0, 8, 4_000),
+        (1, 512, 0, 0),
+        (1, 128, 4, 900),
+        (50, 0, 400, 90_000),
+        (1, 0, 32, 50_000),
+    ]
+    measured = [
+        Measured(
+            steps=steps,
+            prefill_tokens=prefill,
+            decode_rows=rows,
+            kv_tokens=kv,
+            seconds=0.01 * steps + 1e-4 * prefill + 1e-4 * rows + 1e-7 * kv,
+        )
+        for steps, prefill, rows, kv in work
+    ]
+    found = fit(measured)
+    assert found.base_s == pytest.approx(STEP.base_s)
+    assert found.per_prefill_s == pytest.approx(STEP.per_prefill_s)
+    assert found.per_row_s == pytest.approx(STEP.per_row_s)
+    assert found.per_kv_s == pytest.approx(STEP.per_kv_s)
+
+
+def test_a_fit_never_gives_time_back() -> None:
+    measured = [
+        Measured(prefill_tokens=0, decode_rows=rows, kv_tokens=1000 * rows, seconds=0.01 * (1 + 0.1 * (rows % 2)))
+        for rows in range(1, 9)
+    ]
+    found = fit(measured)
+    assert min(found.base_s, found.per_prefill_s, found.per_row_s, found.per_kv_s) >= 0.0
+
+
+def test_a_fit_of_too_little_says_so() -> None:
+    with pytest.raises(ValueError, match="at least four"):
+        fit([Measured(prefill_tokens=1, decode_rows=0, kv_tokens=0, seconds=1.0)])
