@@ -51,7 +51,7 @@ def read_plan(plan: Mapping[str, Any]) -> SplitPlan:
     for path, rules in plan.items():
         found = parts.setdefault(path, [])
         if isinstance(rules, dict):
-            inputs = cast("dict[Any, Any]", rules)
+            inputs: dict[Any, Any] = rules
             found += [_split(name, inputs[name]) for name in inputs]
             continue
         outputs = cast("Sequence[Any]", rules if isinstance(rules, list | tuple) else [rules])

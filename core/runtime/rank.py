@@ -18,8 +18,8 @@ from sixfold.core.parallel.mesh import join
 from sixfold.core.parallel.messages import Loaded, LoadingFailed
 from sixfold.core.parallel.modules import RankModules
 from sixfold.core.plugins import load_plugins
+from sixfold.core.runtime.loading import imported, load_context
 from sixfold.core.runtime.ranks import RankStart
-from sixfold.core.runtime.worker import imported, load_context
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import faulthandler
-import importlib
 import logging
 import os
 import queue
@@ -21,7 +20,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,15 +27,14 @@ import msgspec
 from sixfold.core.batching.budget import Objective, ObjectiveKind
 from sixfold.core.batching.engine_adapter import EngineAdapter
 from sixfold.core.batching.manager import BatchManager, Limits
-from sixfold.core.batching.model import EngineModel, StepModel
+from sixfold.core.batching.model import StepModel
 from sixfold.core.errors import RequestError, SixfoldError, UsageError
-from sixfold.core.family import Family, LoadContext
 from sixfold.core.messages import Event, Failed, Increment, Priority, Request
 from sixfold.core.plugins import load_plugins
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.allocator import keep_freed_memory, use_one_arena
 from sixfold.core.runtime.devices import device_bytes, resolve_device
-from sixfold.core.runtime.quantization.policy import QuantizationPolicy
+from sixfold.core.runtime.loading import load_model, split_threads
 from sixfold.core.tokenization.pool import ThreadPiecePool
 
 if TYPE_CHECKING:
@@ -302,47 +299,6 @@ class Worker:
 def _inner_id(message: wire.Submit | wire.Cancel) -> str:
     """The client's own id may repeat: inside, the channel's number makes it unique."""
     return f"{message.request_id}#{message.number}"
-
-
-def load_model(
-    family: Family, load: wire.Load, report: Callable[[float, str], None], *, parallel: Leader | None = None
-) -> StepModel[Any, Any, Any]:
-    """Imports the family's loader and loads; an EngineModel comes back behind its adapter."""
-    model: Any = imported(family.loader)(
-        dataclasses.replace(load_context(family, load), report=report, parallel=parallel)
-    )
-    if issubclass(type(model), EngineModel):
-        return EngineAdapter(model, max_engine_units=load.max_step_units)
-    if not issubclass(type(model), StepModel):
-        raise UsageError(f"{family.loader} returned {type(model).__name__}, not a StepModel or EngineModel.")
-    stepped: StepModel[Any, Any, Any] = model
-    return stepped
-
-
-def split_threads(load: wire.Load) -> wire.Load:
-    """The share of the host's cores that each rank has where ranks compute on the host."""
-    assert load.ranks is not None
-    if resolve_device(load.device) != "cpu":
-        return load
-    return msgspec.structs.replace(load, num_threads=max(1, load.num_threads // load.ranks.degrees.num_ranks))
-
-
-def imported(place: str) -> Any:
-    """What ``package.module:name`` names."""
-    module_name, _, name = place.partition(":")
-    return getattr(importlib.import_module(module_name), name)
-
-
-def load_context(family: Family, load: wire.Load) -> LoadContext:
-    """What a loader gets, but for what its process adds."""
-    return LoadContext(
-        model_name=load.model_name,
-        path=Path(load.path),
-        device=resolve_device(load.device),
-        num_threads=load.num_threads,
-        options=family.options.model_validate(load.options),
-        quantization=None if load.quantization is None else QuantizationPolicy.model_validate(load.quantization),
-    )
 
 
 def main(fd: int) -> int:
