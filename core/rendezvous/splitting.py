@@ -50,8 +50,8 @@ def read_plan(plan: Mapping[str, Any]) -> SplitPlan:
     parts: dict[str, list[SplitInput | SplitOutput | GatherOutput]] = {}
     for path, rules in plan.items():
         found = parts.setdefault(path, [])
-        if isinstance(rules, dict):
-            inputs: dict[Any, Any] = rules
+        if hasattr(rules, "items"):
+            inputs: Mapping[Any, Any] = rules
             found += [_split(name, inputs[name]) for name in inputs]
             continue
         outputs = cast("Sequence[Any]", rules if isinstance(rules, list | tuple) else [rules])
