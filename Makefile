@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test verify lint bench-quick clean
+.PHONY: demo test verify lint bench-quick chaos clean
 
 $(STAMP): pyproject.toml constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,13 +30,17 @@ test: $(STAMP) lint  ## all tests that fit 40 minutes on two cores
 	$(BIN)/sixfold pull examples/demo.yaml
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-verify: $(STAMP) lint  ## all tests; those of torchao, which prints much where it has nothing to do, too
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt torchao
+verify: $(STAMP) lint  ## all tests; those of Ray, and of torchao, which prints much where it has nothing to do, too
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt torchao "ray[serve]"
 	$(BIN)/sixfold pull examples/demo.yaml
 	$(BIN)/python -m pytest -m "not gpu"
 
 bench-quick: $(STAMP)
 	$(BIN)/python bench/quick.py
+
+chaos: $(STAMP)  ## loses a region of a real Ray cluster under load
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt "ray[serve]"
+	$(BIN)/python bench/region_loss.py
 
 clean:
 	rm -rf $(VENV) .typing .pytest_cache .mypy_cache .ruff_cache build *.egg-info

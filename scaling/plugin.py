@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 from sixfold.core.hookspecs import Command, hookimpl
 from sixfold.scaling.autoscale import command as scaled_object
+from sixfold.scaling.hub import command as hub
 from sixfold.scaling.sim import command as simulate
 
 
 @hookimpl
 def register_commands(register: Callable[[Command], None]) -> None:
-    """``sixfold simulate`` and ``sixfold scaled-object``."""
+    """``sixfold simulate``, ``sixfold scaled-object``, ``sixfold hub`` and ``sixfold agent``."""
     register(simulate.COMMAND)
     register(scaled_object.COMMAND)
+    register(hub.HUB)
+    register(hub.AGENT)

@@ -52,12 +52,12 @@ RUNNING: list[DemoServer] = []
 
 
 def start_server(
-    config: Path, env: Mapping[str, str] | None = None, *, timeout_s: float = _START_TIMEOUT_S
+    config: Path, env: Mapping[str, str] | None = None, *, timeout_s: float = _START_TIMEOUT_S, command: str = "serve"
 ) -> DemoServer:
-    """Starts ``sixfold serve`` and returns when it has said that its models are up."""
+    """Starts ``sixfold serve`` (or ``gateway``) and returns when it has said that its models are up."""
     with (config.parent / "server.log").open("w") as log_file:
         process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "sixfold"), "serve", str(config)],
+            [str(Path(sys.executable).parent / "sixfold"), command, str(config)],
             stdout=subprocess.PIPE,
             stderr=log_file,
             text=True,

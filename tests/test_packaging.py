@@ -48,7 +48,7 @@ def test_types_are_shipped(project: dict[str, Any]) -> None:
 
 def test_every_entry_point_loads(project: dict[str, Any]) -> None:
     declared: dict[str, str] = project["project"]["entry-points"]["sixfold"]
-    assert set(MODALITIES) | {"sources", "scaling"} == set(declared)
+    assert set(MODALITIES) | {"sources", "gateway", "scaling"} == set(declared)
     installed = {point.name: point for point in importlib.metadata.entry_points(group="sixfold")}
     for name, target in declared.items():
         assert installed[name].value == target

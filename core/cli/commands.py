@@ -58,6 +58,11 @@ def _configure_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on (overrides the file)")
     parser.add_argument("--port", type=int, help="port to listen on (overrides the file)")
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="least severe level that is logged")
+    parser.add_argument(
+        "--stop-on-eof",
+        action="store_true",
+        help="stop at once when standard input ends: for a supervisor that keeps a pipe to it, so that none outlives it",
+    )
 
 
 def _serve(plugins: Plugins, args: argparse.Namespace) -> int:
@@ -72,7 +77,8 @@ def _serve(plugins: Plugins, args: argparse.Namespace) -> int:
             check_entry(entry, plugins)
         return settings
 
-    return serve(config, read, plugins, log_level=args.log_level)
+    owner = sys.stdin if args.stop_on_eof else None
+    return serve(config, read, plugins, log_level=args.log_level, owner=owner)
 
 
 def _configure_pull(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import string
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TextIO
 
 from sixfold.core.cli.progress import ProgressReport
 from sixfold.core.cli.server import run_server
@@ -15,7 +16,9 @@ from sixfold.core.family import Family
 from sixfold.core.plugins import Plugins
 
 
-def serve(config: Path, read: Callable[[], Settings], plugins: Plugins, *, log_level: str) -> int:
+def serve(
+    config: Path, read: Callable[[], Settings], plugins: Plugins, *, log_level: str, owner: TextIO | None = None
+) -> int:
     """Runs the server until it is stopped.
 
     Args:
@@ -23,6 +26,7 @@ def serve(config: Path, read: Callable[[], Settings], plugins: Plugins, *, log_l
         read: Reads and checks the settings: now, and again after each change.
         plugins: What is installed.
         log_level: One of `sixfold.core.cli.commands.LOG_LEVELS`.
+        owner: A pipe that its owner never writes to; its end stops the server at once.
 
     Raises:
         UsageError: The settings are wrong, or a model can't be had.
@@ -35,7 +39,7 @@ def serve(config: Path, read: Callable[[], Settings], plugins: Plugins, *, log_l
             report.stop_bars()
             print(start_message(plugins, served, url), flush=True)
 
-        return run_server(settings, plugins, config=config, read=read, report=report, on_ready=on_ready)
+        return run_server(settings, plugins, config=config, read=read, report=report, on_ready=on_ready, owner=owner)
 
 
 def configure_logging(level: str) -> None:

@@ -7,7 +7,7 @@ import importlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import TextIO, cast
 
 from sixfold.core.config import Settings
 from sixfold.core.errors import UsageError
@@ -123,6 +123,7 @@ def run_server(
     read: Callable[[], Settings],
     report: Report,
     on_ready: OnReady,
+    owner: TextIO | None = None,
 ) -> int:
     """Serves until a signal ends it; returns the exit status.
 
@@ -133,6 +134,7 @@ def run_server(
         read: Reads and checks the settings again.
         report: Shows fetching and loading.
         on_ready: Called once, when the server listens and every model is up, with its URL and the served families.
+        owner: See `sixfold.core.serving.lifecycle.serve`.
 
     Raises:
         UsageError: The address is taken, or no model could be loaded.
@@ -147,7 +149,7 @@ def run_server(
     models = LiveModels(host, settings, plugins, config=config, read=read, on_ready=on_ready)
     server = SixfoldServer(_load_apis(plugins), host, settings.server)
     server.context.metrics.registry.register(MemoryCollector(host))
-    status = run(server, models=models, on_reload=models.reload, on_listening=models.on_listening)
+    status = run(server, models=models, on_reload=models.reload, on_listening=models.on_listening, owner=owner)
     if models.error is not None:
         raise models.error
     return status

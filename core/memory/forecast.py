@@ -84,6 +84,7 @@ def forecast(resolved: ResolvedModel, machine: Machine, *, free_bytes: int | Non
         total_bytes=total,
         free_bytes=free_bytes,
         has_bfloat16=device is not None and device.has_bfloat16,
+        quantization=resolved.entry.quantization,
     )
     try:
         need = resolved.family.memory(question)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from sixfold.core.runtime.quantization.policy import QuantizationPolicy
+
 HOST = "cpu"
 """The device whose memory is the host's."""
 
@@ -38,6 +40,7 @@ class MemoryQuestion:
         total_bytes: The device's memory.
         free_bytes: What other models leave of it, for defaults that are a share of it.
         has_bfloat16: Whether the device multiplies bfloat16 natively, for types that are chosen by that.
+        quantization: The policy of its entry; None for weights as the files or options have them.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class MemoryQuestion:
     total_bytes: int
     free_bytes: int
     has_bfloat16: bool
+    quantization: QuantizationPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

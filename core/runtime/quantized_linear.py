@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from sixfold.core.runtime.bf16_matmul import side_by_side
 from sixfold.core.runtime.epilogue import After
 from sixfold.core.runtime.quantized_matmul import Bits, QuantizedWeight, has_byte_products
 
@@ -34,7 +35,7 @@ def can_quantize(linear: nn.Linear) -> bool:
 
 
 class QuantizedLinear(nn.Module):
-    """``x @ weight.T + bias``, plus a residual if one is given; for inference only.
+    """``x @ weight.T + bias``, plus what is added to it; for inference only.
 
     Products are bfloat16's: float32 inputs are rounded, and results are given in the type of the inputs.
 
@@ -67,18 +68,28 @@ class QuantizedLinear(nn.Module):
         bias = None if biases[0] is None else torch.cat([bias for bias in biases if bias is not None])
         return cls(torch.cat(weights) if len(weights) > 1 else weights[0], bias, scheme)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def join(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Two of [out_features, dim] as one: products with it are what `forward` of a gated layer takes as ``added``."""
+        return side_by_side(gate, up)
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """[..., in_features] to [..., out_features].
 
         Args:
             x: bfloat16 or float32.
-            residual: [..., out_features], added before the result is rounded. Never changed.
+            added: Before the result is rounded: [..., out_features], a residual; with a gate to both products before it, as
+                wide as the rows of `join`. Never changed.
         """
-        after = After.GATE if self._gated else After.NOTHING if residual is None else After.ADD
+        if self._gated:
+            after = After.GATE if added is None else After.ADD_GATE
+        else:
+            after = After.NOTHING if added is None else After.ADD
         if x.dtype is torch.bfloat16:
-            return self._panels.multiply(x, after=after, other=residual)
-        product = self._panels.multiply(x.bfloat16(), after=After.GATE if self._gated else After.NOTHING).to(x.dtype)
-        return product if residual is None else product + residual
+            return self._panels.multiply(x, after=after, other=added)
+        if added is not None and not self._gated:  # which is not rounded then
+            return self._panels.multiply(x.bfloat16()).to(x.dtype) + added
+        other = None if added is None else added.bfloat16()
+        return self._panels.multiply(x.bfloat16(), after=after, other=other).to(x.dtype)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""

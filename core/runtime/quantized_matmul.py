@@ -217,7 +217,7 @@ class QuantizedWeight:
             self.num_bits,
             self._num_planes,
             self._bias,
-            NO_ROWS if other is None else bits(other.reshape(-1, self.out_features).contiguous()),
+            NO_ROWS if other is None else bits(other.reshape(len(rows), -1).contiguous()),
             bits(result).reshape(-1, self.out_features),
             int(after),
             row_parts,

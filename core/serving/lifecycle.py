@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -12,12 +13,13 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from typing import Any, Protocol, TextIO
 
 import uvicorn
 
 from sixfold.core.errors import UsageError
+from sixfold.core.serving.drain import Drain
 from sixfold.core.serving.protocol import bounded_protocol
-from sixfold.core.serving.server import SixfoldServer
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.serving.socket_protocol import socket_protocol
 
@@ -27,6 +29,31 @@ _ABORT_GRACE_S = 1.0
 """How long aborted requests may take to send their last frame."""
 _CLOSE_GRACE_S = 2
 """How long connections may take to close once no request runs."""
+_DISCARDED_BYTES = 4096
+
+
+class Served(Protocol):
+    """What can be served: a `SixfoldServer`, or a gateway before several.
+
+    Attributes:
+        settings: Of the HTTP side.
+    """
+
+    settings: ServerSettings
+
+    @property
+    def drain(self) -> Drain:
+        """Who is running, and the way to end it."""
+        ...
+
+    @property
+    def app(self) -> Any:
+        """The ASGI application."""
+        ...
+
+    def lifespan(self, app: Any, /) -> AbstractAsyncContextManager[None]:
+        """What must run beside the application; entered in the event loop that serves."""
+        ...
 
 
 class _UvicornServer(uvicorn.Server):
@@ -77,7 +104,7 @@ class Listening:
 class Lifecycle:
     """The stages of one running server. Belongs to the event loop that runs `serve`."""
 
-    def __init__(self, server: SixfoldServer, http: _UvicornServer) -> None:
+    def __init__(self, server: Served, http: _UvicornServer) -> None:
         self._server = server
         self._http = http
         self._stopping: asyncio.Task[None] | None = None
@@ -131,11 +158,12 @@ class Lifecycle:
 
 
 async def serve(
-    server: SixfoldServer,
+    server: Served,
     *,
     models: AbstractAsyncContextManager[object] | None = None,
     on_reload: Callable[[], None] | None = None,
     on_listening: Callable[[Listening], None] | None = None,
+    owner: TextIO | None = None,
 ) -> int:
     """Listens and answers until the server is told to stop; returns the exit status.
 
@@ -145,6 +173,8 @@ async def serve(
             wait for models to load: ``/health`` and ``/ready`` answer meanwhile.
         on_reload: Called in the loop on SIGHUP.
         on_listening: Called once the port takes connections.
+        owner: A pipe to whoever started the server. Its end says that nobody counts this server's resources as taken any
+            more: it stops at once.
 
     Raises:
         UsageError: The address cannot be listened on.
@@ -156,6 +186,8 @@ async def serve(
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
         stack.enter_context(_signals(lifecycle, on_reload))
+        if owner is not None:
+            stack.enter_context(_owned(lifecycle, owner))
         if models is not None:
             await stack.enter_async_context(models)
         await stack.enter_async_context(server.lifespan(server.app))
@@ -167,14 +199,15 @@ async def serve(
 
 
 def run(
-    server: SixfoldServer,
+    server: Served,
     *,
     models: AbstractAsyncContextManager[object] | None = None,
     on_reload: Callable[[], None] | None = None,
     on_listening: Callable[[Listening], None] | None = None,
+    owner: TextIO | None = None,
 ) -> int:
     """`serve` in a new event loop (uvloop where there is one); returns the process's exit status."""
-    coroutine = serve(server, models=models, on_reload=on_reload, on_listening=on_listening)
+    coroutine = serve(server, models=models, on_reload=on_reload, on_listening=on_listening, owner=owner)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(coroutine)
 
@@ -205,7 +238,7 @@ def _listen(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-def _uvicorn_config(server: SixfoldServer) -> uvicorn.Config:
+def _uvicorn_config(server: Served) -> uvicorn.Config:
     settings = server.settings
     return uvicorn.Config(
         server.app,
@@ -240,3 +273,20 @@ def _signals(lifecycle: Lifecycle, on_reload: Callable[[], None] | None) -> Gene
     finally:
         for number in handled:
             loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _owned(lifecycle: Lifecycle, owner: TextIO) -> Generator[None]:
+    loop, pipe = asyncio.get_running_loop(), owner.fileno()
+
+    def on_readable() -> None:
+        if not os.read(pipe, _DISCARDED_BYTES):
+            loop.remove_reader(pipe)
+            logger.warning("the owner of this server has gone: stopping at once")
+            lifecycle.stop_now()
+
+    loop.add_reader(pipe, on_readable)
+    try:
+        yield
+    finally:
+        loop.remove_reader(pipe)

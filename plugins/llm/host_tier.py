@@ -6,6 +6,8 @@ the step after, so that nothing waits for them; the host never reads what it kee
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -13,13 +15,25 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from sixfold.plugins.llm.block_pool import PADDING_BLOCK
 from sixfold.plugins.llm.kv_bytes import KvBytes
+from sixfold.plugins.llm.swap_cost import SwapCost
+
+_LOG = logging.getLogger(__name__)
 
 _STAGING_BYTES = 64 << 20
 """Memory of the device through which blocks are copied."""
 
+_MEASURED_BLOCKS = 64
+"""Whose way there and back is timed."""
+
 NO_TIER: Mapping[str, float] = MappingProxyType(
-    {"kv_offload_blocks_used": 0, "kv_offload_blocks_total": 0, "kv_offload_restored_blocks_total": 0}
+    {
+        "kv_offload_blocks_used": 0,
+        "kv_offload_blocks_total": 0,
+        "kv_offload_restored_blocks_total": 0,
+        "kv_offload_dropped_blocks_total": 0,
+    }
 )
 """Values of the metrics where nothing is kept."""
 
@@ -27,15 +41,20 @@ NO_TIER: Mapping[str, float] = MappingProxyType(
 class HostTier:
     """Blocks by their content, the longest unused lost first. Owned by the device thread.
 
-    A block that came back is kept here as well: when the device loses it again, nothing needs to be copied.
+    A block that came back is kept here as well: when the device loses it again, nothing needs to be copied. While computing
+    is cheaper than copying, nothing is kept at all: so the tier never has a tail without its head.
 
     Args:
         tensors: Of the cache.
         num_blocks: Blocks that are kept.
+        cost: Decides whether anything is.
         on_lost: Told each content that is kept no longer.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], *, num_blocks: int, on_lost: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor], *, num_blocks: int, cost: SwapCost, on_lost: Callable[[bytes], None]
+    ) -> None:
+        self.cost = cost
         self._bytes = KvBytes(tensors)
         self._device = tensors[0].device
         self._on_lost = on_lost
@@ -47,6 +66,7 @@ class HostTier:
         self._held: frozenset[bytes] = frozenset()
         self._staging_blocks = max(1, _STAGING_BYTES // block_bytes)
         self.num_restored_blocks = 0
+        self.num_dropped_blocks = 0
 
     def __contains__(self, content: bytes) -> bool:
         return content in self._slot_of
@@ -67,7 +87,31 @@ class HostTier:
             "kv_offload_blocks_used": self.num_kept,
             "kv_offload_blocks_total": self.num_blocks,
             "kv_offload_restored_blocks_total": self.num_restored_blocks,
+            "kv_offload_dropped_blocks_total": self.num_dropped_blocks,
         }
+
+    def measure(self) -> None:
+        """Times a block's way to the host and back, before anything is kept: on the padding block, which stays as it is."""
+        count = min(self._staging_blocks, len(self._memory), _MEASURED_BLOCKS)
+        blocks = [PADDING_BLOCK] * count
+        for _warm_up_first in range(2):
+            self._synchronize()
+            began_s = time.perf_counter()
+            self._copy_out(blocks, range(count))
+            self._copy_in(blocks, range(count))
+            self._synchronize()
+            self.cost.copy_s = (time.perf_counter() - began_s) / count
+
+    def observe_step(self, num_tokens: int, seconds: float) -> None:
+        """A step of the model took so long; if computing is the cheaper way now, what is kept is of no use."""
+        if not self.cost.observe_step(num_tokens, seconds):
+            return
+        _LOG.debug("%s", self.cost)
+        if not self.cost.pays:
+            while self._slot_of:
+                content, slot = self._slot_of.popitem(last=False)
+                self._free.append(slot)
+                self._on_lost(content)
 
     def hold(self, contents: Iterable[bytes]) -> None:
         """Loses none of these until the next `hold`: they are about to come back."""
@@ -79,6 +123,9 @@ class HostTier:
         Args:
             blocks: With their contents, the least useful first: where not all find room, the last do.
         """
+        if not self.cost.pays:
+            self.num_dropped_blocks += len(blocks)
+            return
         copied: list[tuple[int, bytes]] = []
         for block_id, content in blocks:
             if content in self._slot_of:
@@ -92,21 +139,31 @@ class HostTier:
         copied = [(block_id, content) for block_id, content in copied if content in self._slot_of]
         for begin in range(0, len(copied), self._staging_blocks):
             part = copied[begin : begin + self._staging_blocks]
-            staging = self._bytes.gather([block_id for block_id, _content in part])
-            for row, (_block_id, content) in zip(staging, part, strict=True):
-                self._memory[self._slot_of[content]].copy_(row, non_blocking=True)
+            self._copy_out([block_id for block_id, _ in part], [self._slot_of[content] for _, content in part])
 
     def restore(self, contents: Sequence[bytes], block_ids: Sequence[int]) -> None:
         """Fills blocks of the device with contents that are kept; they count as used now."""
         for begin in range(0, len(contents), self._staging_blocks):
             part = contents[begin : begin + self._staging_blocks]
-            staging = torch.empty((len(part), self._bytes.block_bytes), dtype=torch.uint8, device=self._device)
-            for row, content in zip(staging, part, strict=True):
-                row.copy_(self._memory[self._slot_of[content]], non_blocking=True)
-            self._bytes.scatter(block_ids[begin : begin + len(part)], staging)
+            self._copy_in(block_ids[begin : begin + len(part)], [self._slot_of[content] for content in part])
         for content in reversed(contents):  # a tail is lost before its head
             self._slot_of.move_to_end(content)
         self.num_restored_blocks += len(contents)
+
+    def _copy_out(self, block_ids: Sequence[int], slots: Sequence[int]) -> None:
+        staging = self._bytes.gather(block_ids)
+        for row, slot in zip(staging, slots, strict=True):
+            self._memory[slot].copy_(row, non_blocking=True)
+
+    def _copy_in(self, block_ids: Sequence[int], slots: Sequence[int]) -> None:
+        staging = torch.empty((len(slots), self._bytes.block_bytes), dtype=torch.uint8, device=self._device)
+        for row, slot in zip(staging, slots, strict=True):
+            row.copy_(self._memory[slot], non_blocking=True)
+        self._bytes.scatter(block_ids, staging)
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def _take_slot(self) -> int | None:
         if self._free:

@@ -12,6 +12,7 @@ from sixfold.plugins.llm.block_pool import BlockPool
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.host_tier import NO_TIER, HostTier
 from sixfold.plugins.llm.prefix_cache import PrefixCache
+from sixfold.plugins.llm.swap_cost import SwapCost
 from sixfold.plugins.llm.tensors import bool_list
 
 # Drafts take new blocks only while more than one in so many is free.
@@ -110,9 +111,13 @@ class KvCache:
         return granted
 
     def keep_on_host(self, num_bytes: int) -> HostTier:
-        """Keeps in host memory what there is no room for, instead of losing it. Called once, before any sequence."""
+        """Keeps in host memory what there is no room for, where that is cheaper than to compute it again.
+
+        Called once, before any sequence.
+        """
         block_bytes = self.num_bytes // self.pool.num_blocks
-        tier = HostTier(self.tensors, num_blocks=max(1, num_bytes // block_bytes), on_lost=self._forget)
+        cost = SwapCost(block_tokens=self.block_size)
+        tier = HostTier(self.tensors, num_blocks=max(1, num_bytes // block_bytes), cost=cost, on_lost=self._forget)
         self.prefix.tier = self.tier = tier
         self.pool.before_reuse = tier.keep
         return tier

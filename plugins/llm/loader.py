@@ -43,7 +43,6 @@ def load(context: LoadContext) -> TransformersModel:
     """
     options = context.options
     assert isinstance(options, TransformersOptions)
-    _check_adaptable(context, options)
     torch.set_num_threads(context.num_threads)
     device = torch.device(context.device)
     context.report(0.05, "reading the tokenizer")
@@ -121,14 +120,6 @@ def load(context: LoadContext) -> TransformersModel:
     )
 
 
-def _check_adaptable(context: LoadContext, options: TransformersOptions) -> None:
-    if options.lora is not None and context.quantization is not None:
-        raise ConfigError(
-            f"models.{context.model_name}.quantization: adapters on quantized layers are not served yet. Remove it or "
-            "options.lora."
-        )
-
-
 def _details(loaded: LoadedDecoder, codec: TextCodec) -> dict[str, str | int | float | bool]:
     """What users are told of a decoder."""
     cache = loaded.decoder.cache
@@ -164,7 +155,7 @@ def _keep_on_host(context: LoadContext, options: TransformersOptions, cache: KvC
         raise ConfigError(f"{place}: the cache of this model is in host memory already. Raise kv_cache_bytes instead.")
     if options.prefix_cache == "off":
         raise ConfigError(f"{place}: nothing is found again without the prefix cache. Set prefix_cache, or remove it.")
-    cache.keep_on_host(options.kv_offload_bytes)
+    cache.keep_on_host(options.kv_offload_bytes).measure()
 
 
 def _adapters(context: LoadContext, options: TransformersOptions, decoder: Decoder) -> AdapterTable | None:

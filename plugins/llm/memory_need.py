@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from sixfold.core.family import ModelFiles
 from sixfold.core.memory.need import HOST, TORCH_PROCESS_BYTES, MemoryNeed, MemoryQuestion
-from sixfold.core.memory.weights import folder_tensors, weights_bytes
+from sixfold.core.memory.quantized import planned_bytes
+from sixfold.core.memory.weights import StoredTensor, folder_tensors, weights_bytes
+from sixfold.core.runtime.quantization.plan import LinearShape, plan
+from sixfold.core.runtime.quantization.policy import QuantizationPolicy
+from sixfold.plugins.llm.head_policy import LAYERS, LM_HEAD, with_better_head
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.vllm_options import VllmOptions
 
@@ -22,6 +28,10 @@ _KEPT_BYTES = 256 << 20
 # Contexts of CUDA, of its libraries, and captured graphs.
 _CUDA_BYTES = 600 << 20
 _TOKEN_TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_HEAD = "lm_head.weight"
+# Weights that are no linear layers of transformers and so keep their type, of those that have two dimensions.
+_NO_LINEARS = re.compile(r"embed|norm|\.experts\.|(^|\.)(wte|wpe)\.|\.(c_attn|c_proj|c_fc)\.")
+_BASE = re.compile(r"^(model|transformer|gpt_neox)\.(language_model\.|text_model\.)?")
 _VLLM_PROCESS_BYTES = 3 * TORCH_PROCESS_BYTES  # the worker, and the engine's own process with what it compiles
 _VLLM_CPU_CACHE_BYTES = 4 << 30  # its own default
 
@@ -39,6 +49,8 @@ def need(question: MemoryQuestion) -> MemoryNeed:
     packs = on_cpu and options.compute_packed
     config = _text_config(question.path)
     weights = _decoder_bytes(question.path, itemsize, packs=packs)
+    if question.quantization is not None:
+        weights -= _saved_bytes(question, question.quantization, itemsize, packs=packs)
     token_bytes = _token_bytes(config, itemsize)
     cache_bytes = options.kv_cache_bytes or (
         default_cpu_cache_bytes(question.free_bytes) if on_cpu else token_bytes * 32
@@ -91,11 +103,49 @@ def _itemsize(dtype: str, *, has_bfloat16: bool) -> int:
 
 def _decoder_bytes(path: Path, itemsize: int, *, packs: bool) -> int:
     size = weights_bytes(path, itemsize=itemsize)
-    tensors = folder_tensors(path)
-    table = next((tensor for tensor in tensors if tensor.name.endswith(_TOKEN_TABLES)), None)
-    if packs and table is not None and not any(tensor.name.endswith("lm_head.weight") for tensor in tensors):
-        size += table.bytes_as(itemsize)  # the head is tied to the table: its packed copy comes on top
+    table = _tied_table(folder_tensors(path))
+    if packs and table is not None:
+        size += table.bytes_as(itemsize)  # the head's packed copy comes on top
     return size
+
+
+def _tied_table(tensors: Sequence[StoredTensor]) -> StoredTensor | None:
+    """The table of tokens where it is the head's weight, too."""
+    is_tied = not any(tensor.name.endswith(_HEAD) for tensor in tensors)
+    return next((tensor for tensor in tensors if is_tied and tensor.name.endswith(_TOKEN_TABLES)), None)
+
+
+def _saved_bytes(question: MemoryQuestion, policy: QuantizationPolicy, itemsize: int, *, packs: bool) -> int:
+    """By how much quantized layers are smaller; negative where a tied head needs a copy that it would not have."""
+    tensors = folder_tensors(question.path)
+    reads_images = "vision_config" in ModelFiles(question.path).json("config.json")
+    table = _tied_table(tensors)
+    head = table or next((tensor for tensor in tensors if tensor.name.endswith(_HEAD)), None)
+    linears = [
+        t for t in tensors if _is_linear(t) and (not reads_images or re.search("language_model|text_model", t.name))
+    ]
+    parts = {LAYERS: [_shape(t, _BASE.sub("", t.name)) for t in linears]}
+    if head is not None:
+        parts[LM_HEAD] = [_shape(head, _HEAD)]
+    wide = with_better_head(policy)
+    saved = 0
+    for name, layers in parts.items():
+        own = wide.of(name)
+        decisions = [d for d in plan(layers, own) if d.method is not None] if own is not None else []
+        before = sum(d.layer.num_weights for d in decisions) * itemsize
+        if name == LM_HEAD and table is not None and not packs:
+            before = 0  # it was the table itself
+        saved += before - planned_bytes(decisions, itemsize=itemsize, device=question.device)
+    return saved
+
+
+def _is_linear(tensor: StoredTensor) -> bool:
+    is_matrix = tensor.is_float and len(tensor.shape) == 2 and tensor.name.endswith(".weight")
+    return is_matrix and not tensor.name.endswith(_HEAD) and not _NO_LINEARS.search(tensor.name)
+
+
+def _shape(tensor: StoredTensor, name: str) -> LinearShape:
+    return LinearShape(name.removesuffix(".weight"), tensor.shape[0], tensor.shape[1])
 
 
 def _token_bytes(config: dict[str, Any], itemsize: int) -> int:

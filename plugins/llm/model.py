@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -34,6 +36,8 @@ from sixfold.plugins.llm.step_failures import step_failed, unseen
 from sixfold.plugins.llm.step_sharing import share_in_step
 from sixfold.plugins.llm.token_describer import TokenDescriber
 from sixfold.plugins.llm.vision import NO_IMAGES, VisionTower
+
+_LOG = logging.getLogger(__name__)
 
 
 class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, TextDelta | Generation]):
@@ -155,6 +159,9 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
 
     def preempt(self, sequence: SequenceState) -> None:
         """Gives the sequence's cache away; what nobody else takes meanwhile is found again. Its images stay encoded."""
+        tier = self._cache.tier
+        reason = "what others overwrite is computed again: there is no kv_offload_bytes" if tier is None else tier.cost
+        _LOG.debug("a sequence of %d computed tokens is preempted; %s", sequence.num_computed, reason)
         self._cache.free(sequence)
         self._speculator.release(sequence)
 
@@ -192,12 +199,15 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         for sequence in sequences:
             sequence.suspect = True  # until the logits after its last token prove to be finite
         spans = share_in_step(sequences, units, block_size=self._cache.block_size)
+        began_s = time.perf_counter()
         try:
             sampled, scores = self._compute(sequences, units)
         except BaseException:
             for span in reversed(spans):
                 span.undo()
             raise
+        if self._cache.tier is not None and sampled:  # only then was the device waited for
+            self._cache.tier.observe_step(sum(units), time.perf_counter() - began_s)
         # Nothing above has changed a sequence: had it failed, the core could repeat it. From here on nothing fails.
         for span in spans:
             span.keep(self._cache)

@@ -12,14 +12,10 @@ from sixfold.core.runtime.quantization.apply import apply_plan, byte_schemes, pl
 from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.hardware import check_hardware, look_at
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
-from sixfold.core.runtime.quantization.policy import ComponentPolicy, QuantizationPolicy
+from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.plugins.llm.fuse import optimize, quantize_linears
 from sixfold.plugins.llm.fused_layer import Schemes
-
-LM_HEAD = "lm_head"
-"""The component that turns the last hidden state into logits."""
-
-_MODEL = "model"
+from sixfold.plugins.llm.head_policy import LAYERS, LM_HEAD, with_better_head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,20 +85,8 @@ def decoder_of(model: Any) -> Any:
 def components(model: Any) -> dict[str, Component]:
     """The parts that a policy may name: the layers, and the head. A vision tower keeps its type."""
     layers = model.get_decoder() if has_other_parts(model) else getattr(model, model.base_model_prefix)
-    found = {_MODEL: Component(module=layers)}
+    found = {LAYERS: Component(module=layers)}
     head = model.get_output_embeddings()
     if isinstance(head, nn.Linear):
         found[LM_HEAD] = Component(module=nn.ModuleDict({LM_HEAD: head}))
     return found
-
-
-def with_better_head(policy: QuantizationPolicy) -> QuantizationPolicy:
-    """With 4 bits, the head gets 8 unless the policy names it.
-
-    It is where an error shows at once, and llama.cpp's files of 4 bits keep it in more for the same reason.
-    """
-    if LM_HEAD in policy.components or policy.scheme not in ("int4", "nvfp4"):
-        return policy
-    what = policy.what if policy.what != "kv_cache" else "weights"
-    part = ComponentPolicy(scheme="int8", what=what)
-    return policy.model_copy(update={"components": {**policy.components, LM_HEAD: part}})

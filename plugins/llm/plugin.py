@@ -70,6 +70,11 @@ FAMILY = Family(
         MetricSpec(
             name="kv_offload_restored_blocks_total", kind=MetricKind.COUNTER, help="Blocks that came back from there."
         ),
+        MetricSpec(
+            name="kv_offload_dropped_blocks_total",
+            kind=MetricKind.COUNTER,
+            help="Cached blocks lost since computing them again is faster than copying them.",
+        ),
         MetricSpec(name="spec_decode_num_drafts_total", kind=MetricKind.COUNTER, help="Runs of tokens guessed ahead."),
         MetricSpec(name="spec_decode_num_draft_tokens_total", kind=MetricKind.COUNTER, help="Tokens guessed ahead."),
         MetricSpec(

@@ -98,6 +98,13 @@ def test_a_gate_a_residual_and_float32_rows_are_as_in_stock_layers(rows: int, sc
     products = [x.double() @ weight.T for weight in weights]
     gated = QuantizedLinear(up.weight, None, scheme, gate=gate.weight)(x)
     assert distance(gated, F.silu(products[0]) * products[1]) < 5 * TOLERANCE[scheme.keeps_inputs]
+    layer = QuantizedLinear(up.weight, None, scheme, gate=gate.weight)
+    inner, sides = rows_of(rows, 32), [torch.randn(72, 32).bfloat16() for _ in range(2)]
+    beside = F.linear(inner, layer.join(*sides))
+    opened, closed = (p + inner.double() @ side.double().T for p, side in zip(products, sides, strict=True))
+    for inputs in (x, x.float()):
+        found = layer(inputs, beside.to(inputs.dtype))
+        assert distance(found, F.silu(opened) * closed) < 5 * TOLERANCE[scheme.keeps_inputs]
     before = residual.clone()
     added = QuantizedLinear.from_linears([up], scheme)(x, residual)
     assert distance(added, products[1] + residual.double()) < TOLERANCE[scheme.keeps_inputs]

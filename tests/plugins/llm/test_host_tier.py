@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -16,8 +17,10 @@ from sixfold.core.errors import ConfigError
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.generation import CompletionInput, SamplingParams
 from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
+from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
-from tests.plugins.llm.conftest import load_folder
+from sixfold.plugins.llm.swap_cost import SwapCost
+from tests.plugins.llm.conftest import Driver, load_folder
 
 BLOCK_SIZE = 2
 LAYERS = (LayerShape(num_kv_heads=1, head_dim=2), LayerShape(num_kv_heads=2, head_dim=1))
@@ -128,6 +131,12 @@ class TierMachine(RuleBasedStateMachine):
     def end(self, data: st.DataObject) -> None:
         self.cache.free(self.live.pop(data.draw(st.integers(0, len(self.live) - 1))))
 
+    @rule(copy_s=st.sampled_from((0.001, 0.05, 1.0)))
+    def copying_or_computing_becomes_the_cheaper_way(self, copy_s: float) -> None:
+        assert self.cache.tier is not None
+        self.cache.tier.cost.copy_s = copy_s
+        self.cache.tier.observe_step(32, 32 * 0.05 / BLOCK_SIZE)
+
     @invariant()
     def every_sequence_reads_what_was_computed_for_its_tokens(self) -> None:
         for sequence in self.live:
@@ -210,6 +219,96 @@ def test_answers_are_those_without_a_tier(model_folder: Callable[[str], Path], d
     assert kept.stats()["prefix_cache_hits_total"] > plain.stats()["prefix_cache_hits_total"]
     for model in (plain, kept):
         model.close()
+
+
+def test_blocks_are_dropped_while_computing_them_is_faster_than_copying_them() -> None:
+    cache = make_cache(num_blocks=5, num_kept=8)
+    tier = cache.tier
+    assert tier is not None
+    tier.measure()
+    assert tier.cost.copy_s is not None
+    cache.free(compute(cache, "aaaaaaaa"))
+    cache.free(compute(cache, "bbbbbbbb"))
+    assert tier.num_kept == 4
+    known = Known(cache)
+    known.contents = dict.fromkeys([*tier._slot_of, *cache.pool._block_of], b"")  # pyright: ignore[reportPrivateUsage]
+    tier.observe_step(64, 64 * tier.cost.copy_s / BLOCK_SIZE / 10)
+    assert "dropped, to be computed again" in str(tier.cost)
+    assert tier.num_kept == 0 and len(known.contents) == 4
+    cache.free(compute(cache, "cccccccc"))
+    assert tier.num_kept == 0
+    assert tier.stats()["kv_offload_dropped_blocks_total"] == 4
+    for _ in range(30):
+        tier.observe_step(64, 64 * tier.cost.copy_s / BLOCK_SIZE * 10)
+    cache.free(compute(cache, "dddddddd"))
+    assert tier.num_kept == 4
+
+
+def test_the_decision_stays_while_both_ways_cost_about_the_same() -> None:
+    cost = SwapCost(block_tokens=16, copy_s=1.0)
+    assert not cost.observe_step(31, 1e-6)  # too few tokens to tell
+    for compute_s in (1.0, 0.9, 1.0, 1.2, 0.9):
+        assert not cost.observe_step(160, 10 * compute_s)
+    while cost.pays:
+        cost.observe_step(160, 5.0)
+    for compute_s in (0.8, 1.0, 1.2):
+        assert not cost.observe_step(160, 10 * compute_s)
+    assert not cost.pays
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    num_blocks=st.integers(8, 20),
+    num_kept=st.integers(1, 12),
+    costs=st.lists(st.sampled_from((1e-9, 1e9)), min_size=1, max_size=4),
+)
+def test_tight_memory_changes_no_token_and_blocks_nobody(
+    tight_model: TransformersModel,
+    plain_answers: list[str],
+    seed: int,
+    num_blocks: int,
+    num_kept: int,
+    costs: list[float],
+) -> None:
+    """Preemptions at random, with a cost that flips between the two ways: everyone ends, nothing is held afterwards."""
+    cache = tight_model._cache  # pyright: ignore[reportPrivateUsage]
+    fresh = KvCache(
+        (LayerShape(num_kv_heads=cache.tensors[0].shape[2], head_dim=cache.tensors[0].shape[4]),) * len(cache.tensors),
+        num_blocks=num_blocks,
+        block_size=cache.block_size,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    tier = fresh.keep_on_host(num_kept * fresh.num_bytes // num_blocks)
+    flips = itertools.cycle(costs)
+    observe = tier.observe_step
+
+    def flip(num_tokens: int, seconds: float) -> None:
+        tier.cost.copy_s = next(flips)
+        observe(max(num_tokens, 32), seconds)
+
+    tier.observe_step = flip  # type: ignore[method-assign]
+    tight_model._cache = tight_model._decoder.cache = fresh  # pyright: ignore[reportPrivateUsage]
+    driven = Driver(tight_model, seed).run(inputs())
+    assert [text for one in driven for text in one.texts] == plain_answers
+    assert fresh.pool.num_used == 0
+    assert len(tier._free) + tier.num_kept == tier.num_blocks  # pyright: ignore[reportPrivateUsage]
+
+
+def inputs() -> list[CompletionInput]:
+    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+    return [CompletionInput(prompts=(tuple(range(1 + n % 40, 22 + n % 40)),), params=params) for n in range(0, 60, 10)]
+
+
+@pytest.fixture(scope="module")
+def tight_model(model_folder: Callable[[str], Path]) -> TransformersModel:
+    return load_folder(model_folder("llama"), block_size_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def plain_answers(tight_model: TransformersModel) -> list[str]:
+    return [text for one in Driver(tight_model).run(inputs()) for text in one.texts]
 
 
 def test_a_cache_that_is_in_host_memory_needs_no_tier(model_folder: Callable[[str], Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +12,16 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from sixfold.core.config import default_cache_dir
+from sixfold.core.family import LoadContext
 from sixfold.core.memory.need import MemoryQuestion
+from sixfold.core.memory.quantized import planned_bytes
+from sixfold.core.runtime.byte_dots import block_bytes
+from sixfold.core.runtime.quantization.plan import Decision, LinearShape
+from sixfold.core.runtime.quantization.policy import Method, QuantizationPolicy
+from sixfold.core.runtime.quantized_matmul import has_byte_products
 from sixfold.plugins.llm import memory_need
+from sixfold.plugins.llm.loader import load
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.vllm_options import VllmOptions
 from tests.plugins.llm.conftest import load_folder
@@ -51,6 +60,52 @@ def test_weights_and_cache_are_what_is_loaded(
     assert (1 << 20) // block_bytes - 1 == int(info.details["kv_cache_tokens"]) // 16
     weights = held - (1 << 20) // block_bytes * block_bytes
     assert said.weights_bytes == pytest.approx(weights, rel=0.02)
+
+
+@pytest.mark.skipif(not has_byte_products(), reason="this CPU has no AVX512-VNNI or -BF16")
+@pytest.mark.parametrize("name", ["llama", "llama-tied-bias", "qwen3", "gemma3", "mixtral"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"scheme": "int8"},
+        {"scheme": "int4"},
+        {"scheme": "int8", "skip": ["attention", {"first_blocks": 1}]},
+        {"scheme": "int8", "components": {"lm_head": None}},
+    ],
+)
+def test_quantized_weights_are_what_is_loaded(
+    model_folder: Callable[[str], Path], name: str, policy: dict[str, Any]
+) -> None:
+    check_quantized(model_folder(name), policy, rel=0.1)
+
+
+@pytest.mark.models
+@pytest.mark.skipif(not has_byte_products(), reason="this CPU has no AVX512-VNNI or -BF16")
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_of_the_real_model_the_claim_is_within_a_tenth(scheme: str) -> None:
+    folder = next(default_cache_dir().glob("gguf/SmolLM2-135M-Instruct*"))
+    check_quantized(folder, {"scheme": scheme}, rel=0.1)
+
+
+def check_quantized(path: Path, policy: dict[str, Any], *, rel: float) -> None:
+    chosen, written = of(dtype="bfloat16", kv_cache_bytes=4 << 20), QuantizationPolicy.model_validate(policy)
+    said = memory_need.need(dataclasses.replace(question(path, chosen), quantization=written))
+    plain = memory_need.need(question(path, chosen))
+    model: Any = load(
+        LoadContext(model_name="m", path=path, device="cpu", num_threads=1, options=chosen, quantization=written)
+    )
+    held = model.info.memory_bytes - model._cache.num_bytes
+    assert said.weights_bytes == pytest.approx(held, rel=rel)
+    assert said.cache_bytes == plain.cache_bytes
+    model.close()
+
+
+def test_the_size_of_a_block_is_that_of_the_kernels() -> None:
+    layer = LinearShape("a", 64, 96)
+    for scheme, num_bits in (("int8", 8), ("int4", 4)):
+        method = Method(scheme, "weights")  # type: ignore[arg-type]
+        decisions = [Decision(layer, method, "")]
+        assert planned_bytes(decisions, itemsize=2, device="cpu") == 2 * 3 * block_bytes(num_bits)
 
 
 def test_the_type_follows_the_options_and_the_processor(model_folder: Callable[[str], Path]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,13 +16,15 @@ from sixfold.core.errors import ConfigError
 from sixfold.core.family import LoadContext
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.core.runtime.quantized_linear import QuantizedLinear
-from sixfold.core.runtime.quantized_matmul import has_byte_products
+from sixfold.core.runtime.quantized_matmul import has_byte_products, quantize_groups
+from sixfold.core.source_ref import resolve_refs
 from sixfold.plugins.llm.fused_layer import FusedLayer
 from sixfold.plugins.llm.loader import load
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.probe import check_agreement
 from sixfold.plugins.llm.quality import DecoderQuality
+from tests.plugins.llm.lora_folders import ATTENTION, MLP, merged_model, stock_model, write_adapter
 
 pytestmark = pytest.mark.skipif(not has_byte_products(), reason="this CPU has no AVX512-VNNI or -BF16")
 # Of logits, for random weights: they make every layer carry an error on as it is, where trained ones forget most of it.
@@ -114,9 +118,59 @@ def test_what_does_not_fit_is_refused_by_name(model_folder: ModelFolder, policy:
         load(context(model_folder("llama"), policy))
 
 
-def test_adapters_on_quantized_layers_are_refused(model_folder: ModelFolder) -> None:
-    with pytest.raises(ConfigError, match="adapters on quantized layers are not served yet"):
-        load(context(model_folder("llama"), {"scheme": "int8"}, lora={}))
+def dequantized(base: Path, folder: Path, num_bits: Any) -> Path:
+    """The stock model with the blocks' weights that 8 or 4 bits leave of them."""
+    model = stock_model(base)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if ".layers." in name and isinstance(module, torch.nn.Linear):
+                weight = module.weight.bfloat16().float()
+                padded = torch.nn.functional.pad(weight, (0, -weight.shape[1] % 32))
+                scale, low, numbers = quantize_groups(padded.view(len(weight), -1, 32), num_bits)
+                exact = numbers * scale.float()[..., None] + low.float()[..., None]
+                module.weight.copy_(exact.flatten(1)[:, : weight.shape[1]])
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "num_bits"),
+    [("llama", "int8", 8), ("llama", "int4", 4), ("qwen3", "int4", 4), ("phi3", "int8", 8)],
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_adapters_on_quantized_layers_are_those_of_the_rounded_model(
+    model_folder: ModelFolder, tmp_path: Path, name: str, scheme: str, num_bits: int, packed: bool
+) -> None:
+    base = model_folder(name)
+    layers = ATTENTION + MLP if name != "phi3" else ("qkv_proj", "gate_up_proj", "o_proj", "down_proj")
+    adapters = [write_adapter(tmp_path / str(seed), base, seed=seed, targets=layers) for seed in (1, 2)]
+    sources = {str(place): f"file:{folder}" for place, folder in enumerate(adapters)}
+    policy = {"scheme": scheme, "components": {"lm_head": None}}
+    chosen = context(base, policy, lora={"adapters": sources}, compute_packed=packed)
+    local = resolve_refs(chosen.options, lambda ref: Path(ref.source.removeprefix("file:")))
+    model: Any = load(dataclasses.replace(chosen, options=local))
+    if packed and name != "phi3":
+        assert any(isinstance(module, FusedLayer) for module in network_of(model).modules())
+    rounded = dequantized(base, tmp_path / "rounded", num_bits)
+    prompts = np.random.default_rng(0).integers(0, 250, (24, 30)).tolist()
+    places = [0, 1, None] * 8
+    of = [None if place is None else model._adapters.find(str(place)) for place in places]
+    found = decoder_of(model).run(prompts, [20, 9, 1], adapters=of).float()
+    oracles: dict[int | None, Any] = {
+        None: stock_model(rounded),
+        **{p: merged_model(rounded, adapters[p]) for p in (0, 1)},
+    }
+    exact, usual = (
+        torch.stack([logits_of_stock(oracles[place], prompts[row], dtype) for row, place in enumerate(places)])
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert distance(found, exact) < 1.3 * distance(usual, exact)
+
+
+def logits_of_stock(model: Any, tokens: list[int], dtype: torch.dtype) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model.to(dtype)(torch.tensor([tokens])).logits[0, -1].float()
+    return logits
 
 
 def test_a_text_that_is_too_short_to_measure_on_is_refused(model_folder: ModelFolder, tmp_path: Path) -> None:

@@ -1,0 +1,280 @@
+"""The gateway as an application: its own few routes, keys, and everything else passed on."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import secrets
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from time import monotonic
+
+import msgspec
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sixfold.core.errors import ModelNotFound, RequestError
+from sixfold.core.serving.drain import Drain
+from sixfold.core.serving.error_responses import error_response, internal_error_response
+from sixfold.core.serving.keys import KeyRing, Principal
+from sixfold.core.serving.metrics import CONTENT_TYPE
+from sixfold.core.serving.settings import ServerSettings
+from sixfold.scaling.gateway.admission import Admission
+from sixfold.scaling.gateway.attempts import Attempts
+from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
+from sixfold.scaling.gateway.fleet import Fleet
+from sixfold.scaling.gateway.forwarding import Buffered
+from sixfold.scaling.gateway.inbound import TokenIds
+from sixfold.scaling.gateway.metrics import GatewayMetrics
+from sixfold.scaling.gateway.outlier import OutlierDetector
+from sixfold.scaling.gateway.owners import Owners
+from sixfold.scaling.gateway.parts import Parts
+from sixfold.scaling.gateway.policies import build_policy
+from sixfold.scaling.gateway.prober import Prober
+from sixfold.scaling.gateway.proxy import ProxiedRequest
+from sixfold.scaling.gateway.settings import GatewaySettings
+from sixfold.scaling.gateway.upstream import Upstream
+from sixfold.scaling.registry import Registry, ReplicaRecord
+from sixfold.scaling.route.kv_index import KvIndex
+from sixfold.scaling.route.router import Router
+
+_LOG = logging.getLogger(__name__)
+_SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
+
+
+class Gateway:
+    """One gateway; what `sixfold.core.serving.lifecycle.serve` runs.
+
+    Args:
+        settings: All of it.
+        registry: Where replicas publish themselves, if anywhere.
+        token_ids: Tokenizes prompts for ``routing.policy: kv``.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        *,
+        registry: Registry | None = None,
+        token_ids: TokenIds | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.settings: ServerSettings = settings.server
+        self.drain = Drain()
+        self.kv_index = KvIndex()
+        self._gateway_settings = settings
+        self._registry = registry
+        self._clock = clock
+        self._keys = KeyRing(settings.server.api_keys, clock)
+        self._admissions: dict[str, Admission] = {}
+        self._hedges: dict[str, HedgeClock] = {}
+        self._buffered = Buffered(settings.admission.max_buffered_bytes)
+        self._router = Router(build_policy(settings.routing, self.kv_index))
+        self._metrics = GatewayMetrics(self._gauges)
+        self.fleet = Fleet(self._router, OutlierDetector(settings.outliers), clock, self._on_change)
+        self._follow_caches: Callable[[list[ReplicaRecord]], None] | None = None
+        self._upstream = Upstream(connect_timeout_s=settings.health.connect_timeout_s)
+        self._prober = Prober(settings, self.fleet, self._upstream, registry, clock)
+        self._parts = self._build_parts(token_ids)
+        self.app: ASGIApp = self
+        if settings.server.cors_origins:
+            self.app = CORSMiddleware(
+                self,
+                allow_origins=list(settings.server.cors_origins),
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"],
+            )
+
+    def _build_parts(self, token_ids: TokenIds | None) -> Parts:
+        settings = self._gateway_settings
+        budget = RetryBudget(settings.retries)
+        attempts = Attempts(
+            fleet=self.fleet,
+            router=self._router,
+            upstream=self._upstream,
+            settings=settings.retries,
+            budget=budget,
+            metrics=self._metrics,
+            clock=self._clock,
+            hurry=self._prober.hurry,
+        )
+        return Parts(
+            settings=settings,
+            fleet=self.fleet,
+            attempts=attempts,
+            budget=budget,
+            metrics=self._metrics,
+            owners=Owners(),
+            admission_of=self._admission_of,
+            hedge_of=self._hedge_of,
+            token_ids=token_ids,
+            hurry=self._prober.hurry,
+            clock=self._clock,
+        )
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object) -> AsyncGenerator[None]:
+        """Watches the replicas while the block runs; it begins when each was looked at once."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._upstream)
+            if self._gateway_settings.routing.policy == "kv":
+                from sixfold.scaling.gateway.kv_subscriber import KvSubscriber  # loads ZMQ, which the rest does without
+
+                subscriber = KvSubscriber(self.kv_index)
+                stack.push_async_callback(subscriber.close)
+                self._follow_caches = subscriber.follow
+            looked = asyncio.Event()
+            watching = asyncio.create_task(self._prober.run(looked.set))
+            try:
+                await _first_of(looked, watching)
+                yield
+            finally:
+                watching.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watching
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, or passes it on."""
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1011, "reason": "The gateway passes no WebSockets on yet."})
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        wished = headers.get(b"x-request-id", b"")
+        request_id = wished.decode() if _SANE_ID.fullmatch(wished) else f"req_{secrets.token_hex(12)}"
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            response = self._own_answer(scope, headers)
+            if response is not None:
+                await response(scope, receive, send_named)
+                return
+            await self._proxy(scope, receive, send_named, request_id, headers.get(b"authorization"))
+        except RequestError as error:
+            await error_response(error)(scope, receive, send_named)
+        except Exception:  # the border of a request: the client gets an answer and the log the reason
+            _LOG.exception("request %s: a defect in the gateway", request_id)
+            await internal_error_response(request_id)(scope, receive, send_named)
+
+    def _own_answer(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Response | None:
+        """The answer to what the gateway answers itself; None for what is passed on.
+
+        Raises:
+            RequestError: The key is missing or wrong, or the model is not there.
+        """
+        path: str = scope["path"]
+        if scope["method"] not in ("GET", "HEAD"):
+            return None
+        if path == "/health":
+            return _json({"status": "ok"})
+        if path == "/ready":
+            return self._ready()
+        if path == "/metrics":
+            if self.settings.protect_metrics:
+                self._keys.authenticate(headers.get(b"authorization"))
+            return Response(self._metrics.exposition(), headers={"content-type": CONTENT_TYPE})
+        if path == "/v1/models" or path.startswith("/v1/models/"):
+            return self._models(path.removeprefix("/v1/models").removeprefix("/"), headers.get(b"authorization"))
+        return None
+
+    async def _proxy(
+        self, scope: Scope, receive: Receive, send: Send, request_id: str, authorization: bytes | None
+    ) -> None:
+        principal = self._keys.authenticate(authorization)
+        if self.drain.begun:
+            raise self.drain.refusal()
+        tenant = principal.name
+        if not self.settings.api_keys and authorization is not None:
+            # The replicas know the keys: here a key only stands for whom to be fair to.
+            tenant = hashlib.blake2b(authorization, digest_size=8).hexdigest()
+        request = ProxiedRequest(
+            self._parts, self._buffered, scope, receive, send, request_id=request_id, principal=principal, tenant=tenant
+        )
+        self.drain.enter(request)
+        try:
+            await request.run()
+        finally:
+            self.drain.leave(request)
+
+    def _ready(self) -> Response:
+        num_up = sum(replica.up and not replica.draining for replica in self.fleet)
+        status = "draining" if self.drain.begun else "ready" if num_up else "no_replica"
+        replicas = {replica.record.replica_id: _state(replica.up, replica.draining) for replica in self.fleet}
+        return _json({"status": status, "replicas": replicas}, 200 if status == "ready" else 503)
+
+    def _models(self, model_id: str, authorization: bytes | None) -> Response:
+        principal: Principal = self._keys.authenticate(authorization)
+        found: dict[str, msgspec.Raw] = {}
+        for replica in self.fleet:
+            if replica.up:
+                for name, raw in replica.listing.items():
+                    if principal.may_use(name):
+                        found.setdefault(name, raw)
+        if not model_id:
+            return _json({"object": "list", "data": list(found.values())})
+        if model_id not in found:
+            raise ModelNotFound(
+                f"The model {model_id[:200]!r} does not exist. GET /v1/models lists all.", param="model"
+            )
+        return _json(found[model_id])
+
+    def _admission_of(self, model: str) -> Admission:
+        found = self._admissions.get(model)
+        if found is None:
+            limits = self._gateway_settings.admission
+            found = self._admissions[model] = Admission(
+                capacity=lambda: len(self.fleet.available(model or None)) * limits.max_running_per_replica,
+                max_waiting=limits.max_waiting,
+                hold_s=limits.hold_s,
+                clock=self._clock,
+            )
+        return found
+
+    def _hedge_of(self, model: str) -> HedgeClock:
+        return self._hedges.setdefault(model, HedgeClock(self._gateway_settings.hedging))
+
+    def _on_change(self) -> None:
+        if self._follow_caches is not None:
+            self._follow_caches([replica.record for replica in self.fleet])
+        for admission in self._admissions.values():
+            admission.pump()
+
+    def _gauges(self) -> Mapping[str, Mapping[tuple[str, ...], float]]:
+        replicas = [(replica.record.replica_id, replica) for replica in self.fleet]
+        return {
+            "num_requests_running": {(each,): self._router.num_running(each) for each, _replica in replicas},
+            "num_requests_waiting": {(model,): each.num_waiting for model, each in self._admissions.items()},
+            "gateway_replica_up": {
+                (each, replica.record.region): float(replica.up and not replica.draining) for each, replica in replicas
+            },
+            "gateway_buffered_bytes": {(): self._buffered.num_bytes},
+            "gateway_kv_blocks": {(each,): self.kv_index.num_blocks(each) for each, _replica in replicas},
+        }
+
+
+def _state(up: bool, draining: bool) -> str:
+    return "draining" if draining else "up" if up else "down"
+
+
+def _json(body: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")
+
+
+async def _first_of(event: asyncio.Event, task: asyncio.Task[None]) -> None:
+    """Waits for the event; if the task ends first, its failure is raised."""
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait((waiting, task), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+    finally:
+        waiting.cancel()

@@ -1,0 +1,254 @@
+"""Gets a request its answer's first bytes: tries a replica, then others, and asks a second one when the first is late."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError, WorkerDied
+from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
+from sixfold.scaling.gateway.fleet import Fleet, Replica
+from sixfold.scaling.gateway.metrics import GatewayMetrics
+from sixfold.scaling.gateway.settings import RetrySettings
+from sixfold.scaling.gateway.upstream import Answer, Outgoing, ReplicaFailed, Upstream
+from sixfold.scaling.route.policy import Decision, RequestShape
+from sixfold.scaling.route.router import ReplicaFacts, Router
+
+_LOG = logging.getLogger(__name__)
+
+_BUSY = frozenset((429, 502, 503))
+"""Answers after which another replica may do better; a 500 says so itself (``x-should-retry``), a 504 is too late."""
+_BACKOFF_S = 0.025
+_DEADLINE_GRACE_S = 0.5
+"""The replica keeps the deadline itself; the gateway does when it is this late."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A request that was admitted.
+
+    Attributes:
+        request_id: For logs.
+        model: As the client named it; None for any replica's.
+        shape: For routing.
+        outgoing: What is sent; the deadline's header is added for each try.
+        replayable: Whether it may be tried again after a replica has begun.
+        deadline_s: Monotonic seconds; None for none.
+        only: Id of the one replica that may do it; None for any.
+    """
+
+    request_id: str
+    model: str | None
+    shape: RequestShape
+    outgoing: Outgoing
+    replayable: bool
+    deadline_s: float | None
+    only: str | None = None
+
+
+class Attempt:
+    """An answer that has begun, and the reservation that it needs. Must be closed, once or more."""
+
+    def __init__(self, answer: Answer, decision: Decision, router: Router) -> None:
+        self.answer = answer
+        self.decision = decision
+        self._router = router
+        router.started(decision)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Gives the connection and the reservation back."""
+        self.answer.close()
+        if failed:
+            self._router.fail(self.decision)
+        else:
+            self._router.complete(self.decision)
+
+
+class Attempts:
+    """All tries of one gateway. Used in one event loop.
+
+    Args:
+        fleet: Who is there.
+        router: Chooses and reserves.
+        upstream: Connections.
+        settings: How often to try.
+        budget: Of retries.
+        metrics: Counted on the way.
+        clock: Monotonic seconds.
+        hurry: Called when a replica seems to be gone.
+    """
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        router: Router,
+        upstream: Upstream,
+        settings: RetrySettings,
+        budget: RetryBudget,
+        metrics: GatewayMetrics,
+        clock: Callable[[], float],
+        hurry: Callable[[], None],
+    ) -> None:
+        self._fleet = fleet
+        self._router = router
+        self._upstream = upstream
+        self._settings = settings
+        self._budget = budget
+        self._metrics = metrics
+        self._clock = clock
+        self._hurry = hurry
+        self._jitter = Random()
+
+    async def first_answer(self, work: Work, hedge: HedgeClock | None = None) -> Attempt:
+        """Returns an answer whose first bytes are here: a good one, or the last bad one when no more tries are left.
+
+        Raises:
+            NotReady: No replica takes requests of this model.
+            WorkerDied: Every try lost its replica.
+            DeadlineExceeded: There was none in time.
+        """
+        timeout_s = None if work.deadline_s is None else work.deadline_s - self._clock() + _DEADLINE_GRACE_S
+        retrying = False
+        tried: list[str] = []
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    reason = ""
+                    try:
+                        attempt = await self._try_hedged(work, tried, hedge)
+                    except ReplicaFailed as failure:
+                        if len(tried) >= self._settings.max_attempts or (failure.begun and not work.replayable):
+                            raise _lost(failure, work) from failure
+                        if not retrying:  # what a dead replica left comes back in waves, and is not refused
+                            await self._budget.take()
+                            retrying = True
+                        reason = "connection"
+                    else:
+                        if not self._may_do_better(attempt, work, tried):
+                            return attempt
+                        if not retrying:
+                            if not self._budget.try_take():
+                                return attempt
+                            retrying = True
+                        reason = str(attempt.answer.status)
+                        attempt.close(failed=True)
+                    self._metrics.retries.labels(work.model or "", reason).inc()
+        except TimeoutError:
+            raise DeadlineExceeded("The request's deadline passed before it was done.") from None
+        finally:
+            if retrying:
+                self._budget.give_back()
+
+    async def _try_hedged(self, work: Work, tried: list[str], hedge: HedgeClock | None) -> Attempt:
+        late_s = None if hedge is None or not work.replayable or tried else hedge.late_after_s()
+        if late_s is None or hedge is None:
+            return await self._try(work, tried)
+        first = asyncio.create_task(self._try(work, tried))
+        tasks = [first]
+        winner: Attempt | None = None
+        try:
+            await asyncio.wait(tasks, timeout=late_s)
+            if not first.done() and self._others(work, tried) and hedge.try_take():
+                tasks.append(asyncio.create_task(self._try(work, tried)))
+            winner = await self._race(tasks, work)
+            return winner
+        finally:
+            for task in tasks:
+                task.cancel()
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(outcome, Attempt) and outcome is not winner:
+                    outcome.close(failed=True)
+
+    async def _race(self, tasks: Sequence[asyncio.Task[Attempt]], work: Work) -> Attempt:
+        """The first task that has an answer; the last failure if none has."""
+        pending = set(tasks)
+        while pending:
+            _done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done() and not task.cancelled() and task.exception() is None:
+                    if len(tasks) > 1:
+                        outcome = "lost" if task is tasks[0] else "won"
+                        self._metrics.hedges.labels(work.model or "", outcome).inc()
+                    return task.result()
+        return tasks[-1].result()  # raises its failure
+
+    async def _try(self, work: Work, tried: list[str]) -> Attempt:
+        replica, decision = self._select(work, tried)
+        if tried.count(replica.record.replica_id) > 0:  # nobody else is left
+            await asyncio.sleep(_BACKOFF_S * 2 ** len(tried) * self._jitter.uniform(0.5, 1.0))
+        tried.append(replica.record.replica_id)
+        try:
+            answer = await self._upstream.send(replica.record.url, self._with_deadline(work))
+        except ReplicaFailed as failure:
+            self._router.fail(decision)
+            self._on_lost(replica, failure, work)
+            raise
+        except BaseException:
+            self._router.fail(decision)
+            raise
+        self._judge(replica, answer)
+        return Attempt(answer, decision, self._router)
+
+    def _select(self, work: Work, tried: Sequence[str]) -> tuple[Replica, Decision]:
+        candidates = self._others(work, tried) or self._others(work, ())
+        if not candidates:
+            raise NotReady("No server of this model is up right now. Try again in a moment.", retry_after_s=2.0)
+        decision = self._router.select(work.shape, candidates, self._clock())
+        replica = self._fleet.get(decision.replica_id)
+        assert replica is not None  # nothing was awaited since it was listed
+        model = work.model or ""
+        self._metrics.routed.labels(model, decision.replica_id, decision.reason).inc()
+        self._metrics.prompt_units.labels(model).inc(work.shape.prompt_units)
+        self._metrics.cached_units.labels(model).inc(work.shape.prompt_units * decision.cached)
+        return replica, decision
+
+    def _others(self, work: Work, tried: Sequence[str]) -> list[ReplicaFacts]:
+        found = self._fleet.available(work.model, tried)
+        return found if work.only is None else [each for each in found if each.replica_id == work.only]
+
+    def _may_do_better(self, attempt: Attempt, work: Work, tried: Sequence[str]) -> bool:
+        answer = attempt.answer
+        if len(tried) >= self._settings.max_attempts or not work.replayable:
+            return False
+        advice = answer.header("x-should-retry")
+        wanted = answer.status in _BUSY if advice is None else advice == "true" and answer.status in (*_BUSY, 500)
+        return wanted and bool(self._others(work, tried))
+
+    def _with_deadline(self, work: Work) -> Outgoing:
+        if work.deadline_s is None:
+            return work.outgoing
+        left_s = max(0.001, work.deadline_s - self._clock())
+        headers = (*work.outgoing.headers, ("x-request-timeout-s", f"{left_s:.3f}"))
+        out = work.outgoing
+        return Outgoing(method=out.method, target=out.target, headers=headers, body=out.body)
+
+    def _on_lost(self, replica: Replica, failure: ReplicaFailed, work: Work) -> None:
+        replica_id = replica.record.replica_id
+        _LOG.warning("request %s: replica %s failed: %s", work.request_id, replica_id, failure)
+        self._metrics.lost.labels(replica_id, "begun" if failure.begun else "connect").inc()
+        self._fleet.failed(replica_id)
+        if not failure.begun:
+            self._fleet.unreachable(replica)
+        self._hurry()
+
+    def _judge(self, replica: Replica, answer: Answer) -> None:
+        """Counts an answer for or against the replica. What it says is the request's own fault is not its."""
+        replica_id = replica.record.replica_id
+        if answer.status == 503 and b'"draining"' in answer.first:
+            self._fleet.refuses(replica)
+        elif answer.status >= 500 and answer.status != 504 and answer.header("x-should-retry") != "false":
+            self._metrics.lost.labels(replica_id, str(answer.status)).inc()
+            self._fleet.failed(replica_id)
+        else:
+            self._fleet.succeeded(replica_id)
+
+
+def _lost(failure: ReplicaFailed, work: Work) -> RequestError:
+    if not failure.begun:
+        return NotReady("No server of this model can be reached right now. Try again in a moment.", retry_after_s=2.0)
+    hint = "Try again." if work.replayable else "It may have been done; look before you try again."
+    return WorkerDied(f"The server that worked on this request was lost. {hint}", retry_after_s=1.0)

@@ -1,0 +1,181 @@
+"""The replicas as the gateway sees them: which are up, what they serve, which are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+import msgspec
+
+from sixfold.scaling.gateway.outlier import OutlierDetector
+from sixfold.scaling.registry import ReplicaRecord
+from sixfold.scaling.route.router import ReplicaFacts, Router
+
+_MAX_KNOWN_MODELS = 10_000
+_UNUSABLE = frozenset(("failed",))
+
+
+class ServedName(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of a replica's ``/v1/models``; fields of others' servers are left where they are.
+
+    Attributes:
+        id: What clients ask for.
+        root: The model behind it.
+        parent: Of an adapter, the model that it changes.
+        state: Sixfold's own; None elsewhere.
+    """
+
+    id: str
+    root: str | None = None
+    parent: str | None = None
+    state: str | None = None
+
+
+class Replica:
+    """What is known of one replica. Owned by its `Fleet`.
+
+    Attributes:
+        record: As configured or published.
+        was_seen: Whether any probe was ever answered.
+        up: Whether its last probe, and no connection since, said so.
+        draining: Whether it takes no new requests.
+        names: What it serves, by the name that clients use.
+        listing: Its ``/v1/models`` entries as it sent them, by id.
+    """
+
+    def __init__(self, record: ReplicaRecord) -> None:
+        self.record = record
+        self.up = False
+        self.was_seen = False
+        self.draining = record.draining
+        self.names: Mapping[str, ServedName] = {}
+        self.listing: Mapping[str, msgspec.Raw] = {}
+        self.facts = _facts(record, {})
+
+    def serves(self, model: str | None) -> bool:
+        """Whether it has this model; None for any."""
+        return model is None or model in self.names
+
+
+class Fleet:
+    """All replicas. Used in one event loop.
+
+    Args:
+        router: Told which replicas are gone or begin anew.
+        outliers: Told what came of requests.
+        clock: Monotonic seconds.
+        on_change: Called when there may be room for more requests.
+    """
+
+    def __init__(
+        self, router: Router, outliers: OutlierDetector, clock: Callable[[], float], on_change: Callable[[], None]
+    ) -> None:
+        self._router = router
+        self._outliers = outliers
+        self._clock = clock
+        self._on_change = on_change
+        self._replicas: dict[str, Replica] = {}
+        self._known_models: dict[str, None] = {}
+
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(tuple(self._replicas.values()))
+
+    def get(self, replica_id: str) -> Replica | None:
+        """The replica of this id, if it is still there."""
+        return self._replicas.get(replica_id)
+
+    def knows(self, model: str) -> bool:
+        """Whether any replica, present or past, served the model."""
+        return model in self._known_models
+
+    @property
+    def may_know_more(self) -> bool:
+        """Whether there are replicas whose models were never heard of, or none at all."""
+        return not self._replicas or not all(replica.was_seen for replica in self._replicas.values())
+
+    def set_records(self, records: Sequence[ReplicaRecord]) -> None:
+        """Takes over who is there now."""
+        wanted = {record.replica_id: record for record in records}
+        for replica_id in [each for each in self._replicas if each not in wanted]:
+            del self._replicas[replica_id]
+            self._router.forget(replica_id)
+        for replica_id, record in wanted.items():
+            replica = self._replicas.get(replica_id)
+            if replica is None or (replica.record.incarnation, replica.record.url) != (record.incarnation, record.url):
+                if replica is not None:
+                    self._router.forget(replica_id)
+                self._replicas[replica_id] = Replica(record)
+            elif replica.record != record:
+                replica.record = record
+                replica.draining = record.draining
+                replica.facts = _facts(record, replica.names)
+        self._outliers.retain(tuple(self._replicas))
+        self._router.retain(self._replicas)
+        self._on_change()
+
+    def probed(self, replica: Replica, listing: Sequence[msgspec.Raw], *, draining: bool) -> None:
+        """A probe was answered."""
+        named = {entry.id: (entry, raw) for raw in listing for entry in (msgspec.json.decode(raw, type=ServedName),)}
+        replica.names = {each: entry for each, (entry, _raw) in named.items() if entry.state not in _UNUSABLE}
+        replica.listing = {each: raw for each, (_entry, raw) in named.items()}
+        replica.facts = _facts(replica.record, replica.names)
+        replica.up = replica.was_seen = True
+        replica.draining = draining or replica.record.draining
+        for name in replica.names:
+            if len(self._known_models) < _MAX_KNOWN_MODELS:
+                self._known_models[name] = None
+        self._on_change()
+
+    def unreachable(self, replica: Replica) -> None:
+        """A probe or a connection failed: it gets no requests until a probe is answered."""
+        replica.up = False
+
+    def refuses(self, replica: Replica) -> None:
+        """It said that it is draining."""
+        replica.draining = True
+
+    def succeeded(self, replica_id: str) -> None:
+        """It answered a request."""
+        self._outliers.succeeded(replica_id)
+
+    def failed(self, replica_id: str) -> None:
+        """It failed a request by its own fault."""
+        if replica_id in self._replicas:
+            self._outliers.failed(replica_id, self._clock())
+
+    def available(self, model: str | None, without: Collection[str] = ()) -> list[ReplicaFacts]:
+        """Who may take a request of the model: those that are up, not draining and not ejected.
+
+        Args:
+            model: As the client named it; None for any.
+            without: Ids that are not wanted.
+        """
+        ejected = self._outliers.ejected(self._clock())
+        usable = [
+            replica
+            for replica in self._replicas.values()
+            if replica.up
+            and not replica.draining
+            and replica.serves(model)
+            and replica.record.replica_id not in without
+        ]
+        # A model whose only replicas are ejected is served by them: some answers are better than none.
+        return [replica.facts for replica in usable if replica.record.replica_id not in ejected] or [
+            replica.facts for replica in usable
+        ]
+
+    def adapter_of(self, model: str) -> str | None:
+        """The adapter's name, if the model is one; None otherwise."""
+        for replica in self._replicas.values():
+            entry = replica.names.get(model)
+            if entry is not None:
+                return model if entry.parent is not None else None
+        return None
+
+
+def _facts(record: ReplicaRecord, names: Mapping[str, ServedName]) -> ReplicaFacts:
+    return ReplicaFacts(
+        replica_id=record.replica_id,
+        region=record.region,
+        weight=record.weight,
+        adapters=frozenset(name for name, entry in names.items() if entry.parent is not None),
+    )

@@ -1,0 +1,90 @@
+"""What of a request goes on to a replica, and what of an answer comes back: headers, deadline, and the room for bodies."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+
+from sixfold.core.errors import DeadlineExceeded, InvalidRequest, QueueFull
+from sixfold.core.serving.request_facts import read_timeout_s
+from sixfold.scaling.gateway.upstream import Headers
+
+_OF_CONNECTION = frozenset(
+    ("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+     "transfer-encoding", "upgrade")
+)  # fmt: skip
+_NOT_FORWARDED = _OF_CONNECTION | {
+    "host",
+    "content-length",
+    "expect",
+    "x-request-id",
+    "x-request-timeout-s",
+    "x-request-deadline",
+}
+_NOT_PASSED_BACK = _OF_CONNECTION | {"date", "server", "x-request-id"}
+
+
+def forwarded_headers(raw: Iterable[tuple[bytes, bytes]], *, request_id: str, replica_key: str | None) -> Headers:
+    """The headers for a replica: the client's without those of its connection, under the gateway's key if it has one."""
+    dropped = _NOT_FORWARDED if replica_key is None else _NOT_FORWARDED | {"authorization"}
+    named = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in raw)
+    headers = [(name, value) for name, value in named if name not in dropped]
+    headers.append(("x-request-id", request_id))
+    if replica_key is not None:
+        headers.append(("authorization", f"Bearer {replica_key}"))
+    return headers
+
+
+def passed_back(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The headers for the client: the replica's without those of its connection."""
+    return [
+        (name.lower().encode("latin-1"), value.encode("latin-1"))
+        for name, value in headers
+        if name.lower() not in _NOT_PASSED_BACK
+    ]
+
+
+def deadline_of(headers: Mapping[str, str], *, limit_s: float | None, arrived_s: float) -> float | None:
+    """Monotonic seconds by which a request must be done; None for never.
+
+    Args:
+        headers: Its own; ``x-request-timeout-s`` counts from its arrival, ``x-request-deadline`` is Unix time.
+        limit_s: The most that it may take.
+        arrived_s: When it came.
+
+    Raises:
+        InvalidRequest: A header makes no sense.
+        DeadlineExceeded: Its deadline had passed when it came.
+    """
+    timeout_s = read_timeout_s(headers, limit_s)
+    header = headers.get("x-request-deadline")
+    if header is not None:
+        try:
+            left_s = float(header) - time.time()
+        except ValueError:
+            left_s = math.nan
+        if not math.isfinite(left_s):
+            raise InvalidRequest(f"Header x-request-deadline: {header[:40]!r} is no Unix time in seconds.")
+        if left_s <= 0.0:
+            raise DeadlineExceeded("The request's deadline had passed when it came. Compare the clocks if it had not.")
+        timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
+    return None if timeout_s is None else arrived_s + timeout_s
+
+
+class Buffered:
+    """Bytes of request bodies that are held, against their bound."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.num_bytes = 0
+
+    def take(self, num_bytes: int) -> None:
+        """Counts bytes that came; give them back with a negative number.
+
+        Raises:
+            QueueFull: There is no room; nothing was counted.
+        """
+        if num_bytes > 0 and self.num_bytes + num_bytes > self._max_bytes:
+            raise QueueFull("The gateway holds as many request bodies as it may. Try again later.", retry_after_s=1.0)
+        self.num_bytes += num_bytes

@@ -1,0 +1,215 @@
+"""What a request says of itself, as far as the gateway must know it: the model, whether it streams, how its prompt begins.
+
+The body is passed on byte by byte as it came; here it is only looked into. What is wrong beyond that is the replica's to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import parse_qs
+
+import msgspec
+
+from sixfold.core.errors import InvalidRequest
+from sixfold.core.serving.form_reader import is_form
+from sixfold.scaling.route.policy import RequestShape
+from sixfold.scaling.route.prefix import hash_blocks
+
+_BYTES_PER_UNIT = 4
+"""Of a prompt's JSON, about one token."""
+_DEFAULT_OUTPUT_UNITS = 256
+_MAX_NAME = 512
+
+REPLAYABLE = re.compile(
+    r"/v1/(chat/completions|completions|embeddings|rerank|score|moderations|audio/(speech|transcriptions|translations|voices|models)"
+    r"|images/(generations|edits|variations)|models(/.*)?)|/v2/rerank|/rerank|/pooling|/classify|/tokenize|/detokenize"
+)
+"""Paths whose requests change nothing at a replica, so that another one may do them once more."""
+
+TokenIds = Callable[[str, "Prompt"], "tuple[int, ...] | None"]
+"""The token ids of a model's prompt, where they can be had."""
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """The parts of a JSON body that the gateway looks at; the rest is not even parsed.
+
+    Attributes:
+        model: What is asked.
+        stream: Whether the answer comes in pieces.
+        messages: Of a chat, as JSON.
+        prompt: Of a completion, as JSON.
+        input: Of embeddings, speech or a response, as JSON.
+        tools: Of a chat; templates put them before the messages.
+        max_tokens: Most tokens of the answer, as JSON.
+        previous_response_id: What a response continues.
+    """
+
+    model: str | None = None
+    stream: bool | None = None
+    messages: msgspec.Raw = msgspec.Raw(b"")
+    prompt: msgspec.Raw = msgspec.Raw(b"")
+    input: msgspec.Raw = msgspec.Raw(b"")
+    tools: msgspec.Raw = msgspec.Raw(b"")
+    max_tokens: msgspec.Raw = msgspec.Raw(b"")
+    previous_response_id: msgspec.Raw = msgspec.Raw(b"")
+
+
+_DECODE = msgspec.json.Decoder(Prompt).decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inbound:
+    """One request.
+
+    Attributes:
+        method: Upper case.
+        path: Without the query.
+        target: Path and query as they came.
+        headers: Lower-case names.
+        body: All of it.
+        model: As the client named it; None where the request names none.
+        prompt: Of a JSON body.
+        replayable: Whether it may be done once more after a replica has begun with it.
+    """
+
+    method: str
+    path: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes
+    model: str | None
+    prompt: Prompt | None
+    replayable: bool
+
+    @property
+    def streams(self) -> bool:
+        """Whether it asks for an answer in pieces."""
+        return self.prompt is not None and self.prompt.stream is True
+
+
+def read_inbound(method: str, path: str, query: bytes, headers: Mapping[str, str], body: bytes) -> Inbound:
+    """Looks into a request.
+
+    Raises:
+        InvalidRequest: The body is no JSON object, or its model is no name.
+    """
+    prompt: Prompt | None = None
+    model: str | None = None
+    if body and is_form(headers):
+        model = form_model(headers.get("content-type", ""), body)
+    elif body:
+        prompt = _decode(body)
+        model = prompt.model
+    else:
+        model = next(iter(parse_qs(query.decode("latin-1")).get("model", ())), None)
+    if model is not None and not 0 < len(model) <= _MAX_NAME:
+        raise InvalidRequest("The parameter 'model' is no name of a model. GET /v1/models lists all.", param="model")
+    if model is None and method == "POST" and REPLAYABLE.fullmatch(path):
+        raise InvalidRequest("Missing required parameter 'model'.", param="model", code="missing_required_parameter")
+    return Inbound(
+        method=method,
+        path=path,
+        target=path + (f"?{query.decode('latin-1')}" if query else ""),
+        headers=headers,
+        body=body,
+        model=model,
+        prompt=prompt,
+        replayable=method in ("GET", "HEAD") or REPLAYABLE.fullmatch(path) is not None,
+    )
+
+
+def shape_of(
+    inbound: Inbound,
+    *,
+    adapter: str | None,
+    region: str | None,
+    session: str | None,
+    tenant: str,
+    token_ids: TokenIds | None = None,
+) -> RequestShape:
+    """What routing needs to know.
+
+    Args:
+        inbound: The request.
+        adapter: Its model, if that is an adapter.
+        region: Where it would best be served.
+        session: What the session header says.
+        tenant: Whose key it is: servers share no cached prefixes between keys unless they are told to, and neither does
+            the guess of what they hold.
+        token_ids: Tokenizes its prompt, if anything does.
+    """
+    prompt = inbound.prompt
+    if prompt is None or inbound.model is None:
+        units = max(1, len(inbound.body) // _BYTES_PER_UNIT)
+        return RequestShape(model=inbound.model or "", prompt_units=units, session=session, region=region)
+    parts: Sequence[bytes] = (bytes(prompt.tools), bytes(prompt.messages), bytes(prompt.prompt), bytes(prompt.input))
+    ids = _listed_ids(prompt) or (None if token_ids is None else token_ids(inbound.model, prompt))
+    return RequestShape(
+        model=inbound.model,
+        prompt_units=max(1, sum(map(len, parts)) // _BYTES_PER_UNIT) if ids is None else len(ids),
+        output_units=_output_units(prompt),
+        blocks=hash_blocks(parts, root=f"{inbound.model}\0{tenant}".encode()),
+        token_ids=ids,
+        session=session,
+        adapter=adapter,
+        region=region,
+    )
+
+
+def form_model(content_type: str, body: bytes) -> str | None:
+    """The field ``model`` of a multipart form, found without copying its files; None if there is none."""
+    found = re.search(r'boundary="?([^";,\s]{1,70})"?', content_type)
+    if found is None:
+        return None
+    border = b"--" + found[1].encode("latin-1")
+    start = body.find(border)
+    while start >= 0:
+        start += len(border)
+        end = body.find(b"\r\n" + border, start)
+        head_end = body.find(b"\r\n\r\n", start, start + 4096)
+        if end < 0 or head_end < 0:
+            return None
+        if re.search(rb';\s*name="?model"?\s*(;|\r\n|$)', body[start:head_end], re.IGNORECASE):
+            return body[head_end + 4 : min(end, head_end + 4 + _MAX_NAME + 1)].decode("utf-8", "replace")
+        start = end + 2
+    return None
+
+
+def _decode(body: bytes) -> Prompt:
+    try:
+        return _DECODE(body)
+    except msgspec.ValidationError as failure:
+        text = str(failure)
+        param = next((name for name in ("model", "stream") if f"$.{name}" in text), None)
+        raise InvalidRequest(
+            f"Invalid parameter {param!r}: {text.partition(' - at')[0]}."
+            if param
+            else f"Invalid request body: {text}.",
+            param=param,
+            code="invalid_type",
+        ) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as failure:
+        raise InvalidRequest(f"The request body is not valid JSON: {failure}.", code="invalid_json") from None
+
+
+def _listed_ids(prompt: Prompt) -> tuple[int, ...] | None:
+    raw = bytes(prompt.prompt)
+    if not raw.startswith(b"["):
+        return None
+    try:
+        return msgspec.json.decode(raw, type=tuple[int, ...]) or None
+    except msgspec.DecodeError:  # a list of texts, or of lists
+        return None
+
+
+def _output_units(prompt: Prompt) -> int:
+    try:
+        return (
+            max(1, msgspec.json.decode(prompt.max_tokens, type=int))
+            if bytes(prompt.max_tokens)
+            else _DEFAULT_OUTPUT_UNITS
+        )
+    except msgspec.DecodeError:
+        return _DEFAULT_OUTPUT_UNITS

@@ -1,0 +1,136 @@
+"""Keeps the fleet's picture fresh: probes each replica, and reads the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from sixfold.scaling.gateway.fleet import Fleet, Replica
+from sixfold.scaling.gateway.settings import GatewaySettings
+from sixfold.scaling.gateway.upstream import ReplicaFailed, Upstream
+from sixfold.scaling.registry import LeaseView, Registry, ReplicaRecord
+
+_LOG = logging.getLogger(__name__)
+
+
+class _Readiness(msgspec.Struct, frozen=True):
+    status: str = ""
+
+
+class _Listing(msgspec.Struct, frozen=True):
+    data: tuple[msgspec.Raw, ...] = ()
+
+
+class Prober:
+    """Background work of one gateway. Used in one event loop.
+
+    Args:
+        settings: All of the gateway's.
+        fleet: Told what was found.
+        upstream: Reaches the replicas.
+        registry: Where replicas publish themselves, if anywhere.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        fleet: Fleet,
+        upstream: Upstream,
+        registry: Registry | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._fleet = fleet
+        self._upstream = upstream
+        self._registry = registry
+        self._clock = clock
+        key = settings.replica_key
+        self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        ttl_s = settings.registry.ttl_s if settings.registry else 1.0
+        self._leases = LeaseView(ttl_s)
+        self._watch_s = ttl_s / 4.0
+        self._hurry = asyncio.Event()
+        self._static = tuple(
+            ReplicaRecord(
+                replica_id=entry.url, url=entry.url, region=entry.region, weight=entry.weight,
+                kv_events=entry.kv_events, kv_replay=entry.kv_replay,
+            )
+            for entry in settings.replicas
+        )  # fmt: skip
+
+    async def run(self, on_first_look: Callable[[], None] = lambda: None) -> None:
+        """Watches until it is cancelled.
+
+        Args:
+            on_first_look: Called when every replica that is known at the start was probed once.
+        """
+        await self.read_registry()
+        await self.probe_all()
+        on_first_look()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_probing())
+            if self._registry is not None:
+                group.create_task(self._keep_reading())
+
+    def hurry(self) -> None:
+        """Something failed: look now."""
+        self._hurry.set()
+
+    async def read_registry(self) -> None:
+        """Takes over who is published now, and clears away who was for long not."""
+        if self._registry is None:
+            self._fleet.set_records(self._static)
+            return
+        try:
+            rows = await asyncio.to_thread(self._registry.rows)
+            now_s = self._clock()
+            alive = self._leases.observe(rows, now_s)
+            self._fleet.set_records((*self._static, *alive.values()))
+            for row in self._leases.abandoned(rows, now_s):
+                record, renewals = row.record, row.renewals
+                await asyncio.to_thread(
+                    self._registry.withdraw, record.replica_id, record.incarnation, renewals=renewals
+                )
+        except Exception as error:  # a store of any kind: what was known stays in force, which is what survives it
+            _LOG.warning("the registry can't be used, the known replicas stay: %s", error)
+
+    async def probe_all(self) -> None:
+        """Probes every replica once, all at the same time."""
+        await asyncio.gather(*(self._probe(replica) for replica in self._fleet))
+
+    async def _keep_probing(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.health.interval_s):
+                    await self._hurry.wait()
+            except TimeoutError:
+                pass
+            self._hurry.clear()
+            await self.probe_all()
+
+    async def _keep_reading(self) -> None:
+        while True:
+            await asyncio.sleep(self._watch_s)
+            known = {replica.record.replica_id for replica in self._fleet}
+            await self.read_registry()
+            if any(replica.record.replica_id not in known or not replica.up for replica in self._fleet):
+                self.hurry()
+
+    async def _probe(self, replica: Replica) -> None:
+        url, timeout_s = replica.record.url, self._settings.health.timeout_s
+        try:
+            status, body = await self._upstream.get(url, "/v1/models", self._headers, timeout_s=timeout_s)
+            if status != 200:
+                raise ReplicaFailed(f"/v1/models answers {status}", begun=False)
+            listing = msgspec.json.decode(body, type=_Listing).data
+            ready, state = await self._upstream.get(url, "/ready", self._headers, timeout_s=timeout_s)
+            draining = ready == 503 and msgspec.json.decode(state, type=_Readiness).status == "draining"
+            self._fleet.probed(replica, listing, draining=draining)
+        except (ReplicaFailed, msgspec.DecodeError) as error:
+            if replica.up:
+                _LOG.warning("replica %s is down: %s", replica.record.replica_id, error)
+            self._fleet.unreachable(replica)

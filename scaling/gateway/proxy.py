@@ -1,0 +1,204 @@
+"""One request from its first byte to its last: read, admitted, tried, passed on, and put away whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import Receive, Scope, Send
+
+from sixfold.core.errors import ModelNotFound, NotFound, NotReady, RequestCancelled, RequestError
+from sixfold.core.serving.body import BodyStream
+from sixfold.core.serving.form_reader import is_form
+from sixfold.core.serving.keys import Principal
+from sixfold.core.serving.request_facts import read_headers
+from sixfold.scaling.gateway.attempts import Work
+from sixfold.scaling.gateway.forwarding import Buffered, deadline_of, forwarded_headers
+from sixfold.scaling.gateway.inbound import Inbound, read_inbound, shape_of
+from sixfold.scaling.gateway.parts import Parts
+from sixfold.scaling.gateway.relay import Relay
+from sixfold.scaling.gateway.resume import is_resumable
+from sixfold.scaling.gateway.upstream import Outgoing
+
+_EVERY_REPLICA = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/sleep", "/wake_up", "/metrics"))
+
+
+class ProxiedRequest:
+    """One request. Made, run and closed by one task.
+
+    Args:
+        parts: Shared with all others.
+        buffered: Counts its body.
+        scope: ASGI's.
+        receive: ASGI's.
+        send: ASGI's; adds the request's id.
+        request_id: The client's or a new one.
+        principal: Whose key it is.
+        tenant: Whose fairness it counts in; of a gateway without keys, whoever the client's own key stands for.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        buffered: Buffered,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        request_id: str,
+        principal: Principal,
+        tenant: str,
+    ) -> None:
+        self._parts = parts
+        self._buffered = buffered
+        self._scope = scope
+        self._receive = receive
+        self._request_id = request_id
+        self._principal = principal
+        self._tenant = tenant
+        self._arrived_s = parts.clock()
+        self._headers = read_headers(scope)
+        self._num_held = 0
+        self._label = ""  # the model's name in metrics: only of models that exist
+        self._reason: RequestError | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._relay = Relay(parts, send, request_id)
+
+    def abort(self, reason: RequestError) -> None:
+        """Ends it now; its client is told ``reason``."""
+        self._reason = reason
+        if self._task is not None:
+            self._task.cancel()
+
+    async def run(self) -> None:
+        """Does it all. Never raises for what can be told to the client."""
+        self._task = asyncio.current_task()
+        watch: asyncio.Task[None] | None = None
+        try:
+            inbound = await self._read()
+            watch = asyncio.create_task(self._watch_for_disconnect())
+            await self._admit_and_answer(inbound)
+        except RequestError as error:
+            await self._tell(error)
+        except asyncio.CancelledError:
+            if self._reason is None or self._task is None:
+                raise
+            self._task.uncancel()
+            await self._tell(self._reason)
+        finally:
+            if watch is not None:
+                watch.cancel()
+            self._buffered.take(-self._num_held)
+
+    async def _read(self) -> Inbound:
+        scope, server = self._scope, self._parts.settings.server
+        path: str = scope["path"]
+        if not path.startswith("/"):
+            raise NotFound("This is no path of a server. GET /v1/models lists the models.")
+        if path in _EVERY_REPLICA:
+            raise NotFound(f"{path} concerns single servers. Send it to each of them, not to the gateway.")
+        form = is_form(self._headers)
+        stream = BodyStream(
+            self._receive,
+            self._headers,
+            max_bytes=server.max_upload_bytes if form else server.max_body_bytes,
+            timeout_s=server.body_timeout_s,
+            **({} if form else {"pace_bytes": None}),
+        )
+        pieces: list[bytes] = []
+        async for piece in stream:
+            self._buffered.take(len(piece))
+            self._num_held += len(piece)
+            pieces.append(piece)
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        raw: bytes = scope.get("raw_path") or path.encode()
+        return read_inbound(
+            scope["method"], raw.partition(b"?")[0].decode("latin-1"), scope["query_string"], self._headers, body
+        )
+
+    async def _admit_and_answer(self, inbound: Inbound) -> None:
+        parts, principal, model = self._parts, self._principal, inbound.model
+        if model is not None:
+            if not parts.fleet.knows(model) and parts.fleet.may_know_more:
+                raise NotReady("Not all servers were reached yet. Try again in a moment.", retry_after_s=2.0)
+            if not parts.fleet.knows(model) or not principal.may_use(model):
+                raise ModelNotFound(
+                    f"The model {model[:200]!r} does not exist. GET /v1/models lists all.", param="model"
+                )
+            self._label = model
+        work = self._work(inbound)
+        principal.limiter.begin()
+        admission = parts.admission_of(self._label)
+        try:
+            cost = float(work.shape.prompt_units + work.shape.output_units)
+            weight = principal.weight * principal.priority_of(self._headers.get("x-priority")).weight
+            try:
+                await admission.enter(self._tenant, weight=weight, cost=cost, deadline_s=work.deadline_s)
+            except RequestError as error:
+                parts.metrics.rejections.labels(self._label, error.code or "internal_error").inc()
+                raise
+            parts.metrics.queue_time.labels(self._label).observe(parts.clock() - self._arrived_s)
+            parts.budget.enter()
+            try:
+                await self._answer(inbound, work)
+            finally:
+                parts.budget.leave()
+                admission.leave()
+        finally:
+            principal.limiter.end()
+
+    def _work(self, inbound: Inbound) -> Work:
+        parts = self._parts
+        session_header = parts.settings.routing.session_header
+        shape = shape_of(
+            inbound,
+            adapter=None if inbound.model is None else parts.fleet.adapter_of(inbound.model),
+            region=self._headers.get("x-region", parts.settings.region),
+            session=None if session_header is None else self._headers.get(session_header),
+            tenant=self._tenant,
+            token_ids=parts.token_ids,
+        )
+        headers = forwarded_headers(
+            self._scope["headers"], request_id=self._request_id, replica_key=parts.settings.replica_key
+        )
+        limit_s = parts.settings.server.request_timeout_s
+        return Work(
+            request_id=self._request_id,
+            model=inbound.model,
+            shape=shape,
+            outgoing=Outgoing(method=inbound.method, target=inbound.target, headers=headers, body=inbound.body),
+            replayable=inbound.replayable,
+            deadline_s=deadline_of(self._headers, limit_s=limit_s, arrived_s=self._arrived_s),
+            only=parts.owners.owner_of(inbound),
+        )
+
+    async def _answer(self, inbound: Inbound, work: Work) -> None:
+        parts = self._parts
+        resumes = parts.settings.resume_streams and is_resumable(inbound)
+        hedge = parts.hedge_of(self._label)
+        hedge.arrived()
+        attempt = await parts.attempts.first_answer(work, hedge)
+        delay_s = parts.clock() - self._arrived_s
+        parts.metrics.time_to_first.labels(self._label).observe(delay_s)
+        try:
+            if attempt.answer.status < 400:
+                hedge.answered(delay_s)
+            parts.owners.learn(inbound, attempt)
+            await self._relay.pass_on(attempt, work, resumes=resumes)
+            if attempt.answer.status < 400:
+                parts.metrics.successes.labels(self._label).inc()
+            else:
+                parts.metrics.failures.labels(self._label, str(attempt.answer.status)).inc()
+            parts.metrics.e2e_latency.labels(self._label).observe(parts.clock() - self._arrived_s)
+        finally:
+            attempt.close()
+
+    async def _watch_for_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.abort(RequestCancelled("The client went away."))
+
+    async def _tell(self, error: RequestError) -> None:
+        if self._label:
+            self._parts.metrics.failures.labels(self._label, error.code or "internal_error").inc()
+        if not isinstance(error, RequestCancelled):
+            await self._relay.tell(error, self._scope, self._receive)

@@ -1,0 +1,265 @@
+"""What an operator may set about the gateway: one file, read once, checked whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from sixfold.core.errors import ConfigError
+from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.validation import validate
+from sixfold.core.yaml_document import Location, read_document
+
+_FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ReplicaEntry(BaseModel):
+    """One replica that is known from the start."""
+
+    model_config = _FROZEN
+
+    url: Annotated[str, Field(pattern=r"^https?://[^/\s]+$")]
+    """Its address without a path, such as ``http://10.0.0.7:8000``."""
+
+    region: str = ""
+    """Where it runs; requests that name a region prefer it."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How much it takes in relation to others."""
+
+    kv_events: str | None = None
+    """Where it announces what it caches, such as ``tcp://10.0.0.7:5557``; for ``routing.policy: kv``."""
+
+    kv_replay: str | None = None
+    """Where announcements that were missed can be asked for."""
+
+
+def _replica(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+class RegistrySettings(BaseModel):
+    """Where replicas publish themselves."""
+
+    model_config = _FROZEN
+
+    path: Path
+    """A SQLite file of this machine; a relative path starts at the folder of the configuration file."""
+
+    ttl_s: Seconds = 2.0
+    """A replica that has not renewed its lease for so long gets no more requests."""
+
+
+class RoutingSettings(BaseModel):
+    """Which replica gets a request."""
+
+    model_config = _FROZEN
+
+    policy: Literal["prefix", "kv", "hash", "power_of_two", "round_robin"] = "prefix"
+    """``prefix``: where the beginning of the prompt was sent before, if its queue is worth it. ``kv``: where the replicas say
+    that it is cached (needs ``tokenizers``, else as ``prefix``). ``hash``: by session or first block. ``power_of_two``: the
+    less loaded of two. ``round_robin``: in turns."""
+
+    session_header: str | None = "x-session-id"
+    """Requests with the same value stay with one replica; null: never."""
+
+    remembered_blocks: Annotated[int, Field(ge=1)] = 100_000
+    """Blocks of 128 bytes that ``prefix`` remembers of each replica: about what its cache holds."""
+
+    tokenizers: dict[str, str] = {}
+    """For ``kv``: a folder or Hugging Face id of the tokenizer, by model name. Prompts of token ids need none."""
+
+
+class AdmissionSettings(BaseModel):
+    """How much the gateway takes on."""
+
+    model_config = _FROZEN
+
+    max_running_per_replica: Annotated[int, Field(ge=1)] = 256
+    """Requests at one replica; more wait here, in fair order of keys. Leave it above what a replica runs at once: it batches
+    what it has."""
+
+    max_waiting: Annotated[int, Field(ge=0)] = 1024
+    """Requests of one model that may wait here; more get 429. The key with the most waiting is refused first."""
+
+    max_buffered_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024 * 1024
+    """Request bodies that are held for replays, all together; more get 429."""
+
+    hold_s: Annotated[float, Field(ge=0)] = 0.0
+    """How long requests wait for a replica of a known model when there is none, as while one starts; 0: 503 at once."""
+
+
+class RetrySettings(BaseModel):
+    """Second tries, before the client has seen a byte."""
+
+    model_config = _FROZEN
+
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    """Tries of one request, the first counted."""
+
+    budget: Share = 0.2
+    """Retries at one time as a share of the running requests."""
+
+    min_concurrent: Annotated[int, Field(ge=1)] = 3
+    """Retries that are always allowed at one time."""
+
+
+class HedgeSettings(BaseModel):
+    """A second replica for a request whose first byte is late."""
+
+    model_config = _FROZEN
+
+    enabled: bool = False
+    """Off unless set: the slower answer's work is lost."""
+
+    quantile: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """A request is late when it is slower than this share of the last ones of its model."""
+
+    budget: Share = 0.05
+    """Second tries as a share of the requests."""
+
+
+class OutlierSettings(BaseModel):
+    """When a replica that answers badly is left alone. The names and defaults are Envoy's, but for the last."""
+
+    model_config = _FROZEN
+
+    consecutive_5xx: Annotated[int, Field(ge=1)] = 5
+    """Server errors and lost connections in a row that eject a replica."""
+
+    interval_s: Seconds = 10.0
+    """Between sweeps, which compare success rates and forgive old ejections."""
+
+    base_ejection_s: Seconds = 30.0
+    """How long a replica is left alone, times how often it was ejected lately."""
+
+    max_ejection_s: Seconds = 300.0
+    """The most that this grows to."""
+
+    max_ejection_percent: Annotated[int, Field(ge=0, le=100)] = 10
+    """Share of the replicas that may be ejected at one time; one always may, unless it is the only one."""
+
+    success_rate_min_hosts: Annotated[int, Field(ge=2)] = 5
+    """Success rates are compared among at least so many replicas with enough requests."""
+
+    success_rate_request_volume: Annotated[int, Field(ge=1)] = 100
+    """Enough requests in one interval."""
+
+    success_rate_stdev_factor: Annotated[float, Field(gt=0)] = 1.9
+    """A replica is ejected whose rate is so many standard deviations below the mean."""
+
+    panic_percent: Annotated[int, Field(ge=0, le=100)] = 50
+    """With fewer replicas left than this share, ejections are ignored."""
+
+
+class HealthSettings(BaseModel):
+    """How replicas are watched."""
+
+    model_config = _FROZEN
+
+    interval_s: Seconds = 1.0
+    """Between probes of a replica (``/ready`` and ``/v1/models``)."""
+
+    timeout_s: Seconds = 2.0
+    """How long a probe may take."""
+
+    connect_timeout_s: Seconds = 1.0
+    """How long connecting may take before another replica is tried."""
+
+
+class GatewaySettings(BaseModel):
+    """All settings of one gateway."""
+
+    model_config = _FROZEN
+
+    replicas: tuple[Annotated[ReplicaEntry, BeforeValidator(_replica)], ...] = ()
+    """Replicas that are known from the start: addresses, or the mappings below."""
+
+    registry: RegistrySettings | None = None
+    """Where further replicas publish themselves."""
+
+    server: ServerSettings = ServerSettings(port=8080)
+    """The HTTP side, as of ``sixfold serve``. With ``api_keys`` the gateway checks keys and sends ``replica_key`` on."""
+
+    replica_key: str | None = None
+    """The bearer key that replicas want; null: what the client sent is passed on."""
+
+    region: str | None = None
+    """Where this gateway is: replicas of this region are preferred, unless a request's ``x-region`` names another."""
+
+    resume_streams: bool = False
+    """Whether streams of completions go on at another replica when theirs dies: greedy ones, whose tokens are told."""
+
+    routing: RoutingSettings = RoutingSettings()
+    """Which replica gets a request."""
+
+    admission: AdmissionSettings = AdmissionSettings()
+    """How much the gateway takes on."""
+
+    retries: RetrySettings = RetrySettings()
+    """Second tries."""
+
+    hedging: HedgeSettings = HedgeSettings()
+    """A second replica when the first is late."""
+
+    outliers: OutlierSettings = OutlierSettings()
+    """When a replica is left alone."""
+
+    health: HealthSettings = HealthSettings()
+    """How replicas are watched."""
+
+    @field_validator("replicas")
+    @classmethod
+    def _distinct(cls, replicas: tuple[ReplicaEntry, ...]) -> tuple[ReplicaEntry, ...]:
+        urls = [entry.url for entry in replicas]
+        for url in urls:
+            if urls.count(url) > 1:
+                raise ValueError(f"the replica {url!r} is given twice. Remove one")
+        return replicas
+
+    @model_validator(mode="after")
+    def _has_replicas(self) -> GatewaySettings:
+        if not self.replicas and self.registry is None:
+            raise ValueError("there are neither 'replicas' nor a 'registry'. Name at least one replica's address")
+        return self
+
+
+def load_gateway_config(
+    path: Path, *, environ: Mapping[str, str] | None = None, flags: Mapping[str, JsonValue] | None = None
+) -> GatewaySettings:
+    """Reads the gateway's configuration file.
+
+    Args:
+        path: The YAML file; ``${NAME}`` is filled in from the environment.
+        environ: Environment variables; those of the process unless given.
+        flags: Fields of ``server`` from the command line; a None is no flag.
+
+    Raises:
+        ConfigError: With file, line, dotted path and what to do; all problems at once where possible.
+    """
+    document = read_document(path, os.environ if environ is None else environ)
+    data: dict[str, JsonValue] = dict(document.root)
+    if "models" in data:
+        raise ConfigError(
+            f"{document.where(('models',))}: a gateway has no 'models': its replicas tell it theirs. Start the models with "
+            "'sixfold serve', and list the addresses of those servers under 'replicas'."
+        )
+    server = data.get("server")
+    if server is None or isinstance(server, dict):
+        given = {name: value for name, value in (flags or {}).items() if value is not None}
+        data["server"] = {"port": 8080, **(server or {}), **given}
+    registry = data.get("registry")
+    if isinstance(registry, dict) and isinstance(registry.get("path"), str):
+        data["registry"] = {**registry, "path": str((path.resolve().parent / str(registry["path"])).resolve())}
+
+    def where(location: Location) -> str:
+        return document.where(location)
+
+    return validate(GatewaySettings, data, where=where)

@@ -1,0 +1,1 @@
+"""Plans where replicas of many models run over many sites; never on the path of a request."""

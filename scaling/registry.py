@@ -1,0 +1,198 @@
+"""Who serves right now: replicas publish themselves under leases, gateways watch.
+
+A lease is a count that its holder raises. A watcher ends it when the count stood still for the lease's time on the watcher's own
+clock, so clocks of different machines are never compared; only their speeds must agree. Writes are compare-and-set by the
+incarnation: a replica that was replaced can't come back over its successor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from sixfold.core.errors import ConfigError, SixfoldError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS replicas (
+    replica_id TEXT PRIMARY KEY, incarnation INTEGER NOT NULL, renewals INTEGER NOT NULL, record BLOB NOT NULL
+)
+"""
+_BUSY_TIMEOUT_S = 2.0
+_KEPT_LEASES = 10
+"""A row that stood still for so many lease times is removed by whoever sees it."""
+
+
+class LeaseLost(SixfoldError):
+    """Another process has published itself under the same id, with a higher incarnation."""
+
+
+class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica says of itself.
+
+    Attributes:
+        replica_id: The same over restarts, such as its address.
+        url: Where requests go, without a trailing slash.
+        incarnation: Rises with every start; what an earlier one held in memory is lost.
+        region: Where it runs.
+        weight: How much it takes in relation to others.
+        block_size: Tokens per block of its cache; None if it announces none.
+        kv_events: Where it announces what it caches (ZMQ), if anywhere.
+        kv_replay: Where missed announcements can be asked for.
+        draining: Whether it takes no new requests.
+    """
+
+    replica_id: str
+    url: str
+    incarnation: int = 0
+    region: str = ""
+    weight: float = 1.0
+    block_size: int | None = None
+    kv_events: str | None = None
+    kv_replay: str | None = None
+    draining: bool = False
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A record with the count that its holder raises."""
+
+    record: ReplicaRecord
+    renewals: int
+
+
+class Registry(Protocol):
+    """A small table that many processes share. Calls may block for a moment: call them in a thread."""
+
+    def publish(self, record: ReplicaRecord) -> None:
+        """Adds or replaces the replica's row, and raises its count.
+
+        Raises:
+            LeaseLost: There is a row of a higher incarnation.
+        """
+        ...
+
+    def withdraw(self, replica_id: str, incarnation: int, *, renewals: int | None = None) -> bool:
+        """Removes the row if it is still of this incarnation (and of this count, if one is given); says whether."""
+        ...
+
+    def rows(self) -> Sequence[Row]:
+        """All rows, also of holders that are gone."""
+        ...
+
+
+class SqliteRegistry:
+    """A registry in a file, for the processes of one machine.
+
+    Args:
+        path: Made unless it exists; its folder must exist.
+
+    Raises:
+        ConfigError: The file can't be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with closing(self._connect()) as connection, connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute(_SCHEMA)
+        except sqlite3.Error as error:
+            raise ConfigError(
+                f"registry: {path} can't be used: {error}. Name a file in a folder that exists."
+            ) from error
+
+    def publish(self, record: ReplicaRecord) -> None:
+        """See `Registry.publish`."""
+        with closing(self._connect()) as connection, connection:
+            changed = connection.execute(
+                "INSERT INTO replicas VALUES (?, ?, 1, ?) ON CONFLICT (replica_id) DO UPDATE SET "
+                "incarnation = excluded.incarnation, renewals = renewals + 1, record = excluded.record "
+                "WHERE incarnation <= excluded.incarnation",
+                (record.replica_id, record.incarnation, msgspec.json.encode(record)),
+            ).rowcount
+        if not changed:
+            raise LeaseLost(f"The replica {record.replica_id!r} was published anew by another process.")
+
+    def withdraw(self, replica_id: str, incarnation: int, *, renewals: int | None = None) -> bool:
+        """See `Registry.withdraw`."""
+        with closing(self._connect()) as connection, connection:
+            cursor = connection.execute(
+                "DELETE FROM replicas WHERE replica_id = ? AND incarnation = ? AND renewals = COALESCE(?, renewals)",
+                (replica_id, incarnation, renewals),
+            )
+            return cursor.rowcount > 0
+
+    def rows(self) -> Sequence[Row]:
+        """See `Registry.rows`."""
+        with closing(self._connect()) as connection:
+            found = connection.execute("SELECT record, renewals FROM replicas ORDER BY replica_id").fetchall()
+        return [Row(msgspec.json.decode(record, type=ReplicaRecord), renewals) for record, renewals in found]
+
+    def _connect(self) -> sqlite3.Connection:
+        # One connection a call: SQLite's are bound to threads, and this is called a few times a second.
+        return sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S)
+
+
+class LeaseView:
+    """What a watcher concludes from the rows that it reads: a pure fold over (rows, now).
+
+    Args:
+        ttl_s: How long a count may stand still.
+    """
+
+    def __init__(self, ttl_s: float) -> None:
+        self._ttl_s = ttl_s
+        self._seen: dict[str, tuple[tuple[int, int], float]] = {}
+
+    def observe(self, rows: Sequence[Row], now_s: float) -> Mapping[str, ReplicaRecord]:
+        """The replicas whose leases hold, by id.
+
+        A row that is seen for the first time gets one lease's time: whether its holder lives will show by then.
+        """
+        seen: dict[str, tuple[tuple[int, int], float]] = {}
+        alive: dict[str, ReplicaRecord] = {}
+        for row in rows:
+            replica_id = row.record.replica_id
+            mark = (row.record.incarnation, row.renewals)
+            before = self._seen.get(replica_id)
+            seen[replica_id] = before if before is not None and before[0] == mark else (mark, now_s)
+            if now_s - seen[replica_id][1] <= self._ttl_s:
+                alive[replica_id] = row.record
+        self._seen = seen
+        return alive
+
+    def abandoned(self, rows: Sequence[Row], now_s: float) -> Sequence[Row]:
+        """Of the rows that were observed last, those that stood still for many leases."""
+        limit_s = _KEPT_LEASES * self._ttl_s
+        return [row for row in rows if now_s - self._seen.get(row.record.replica_id, ((0, 0), now_s))[1] > limit_s]
+
+
+@asynccontextmanager
+async def lease(registry: Registry, record: ReplicaRecord, *, ttl_s: float) -> AsyncGenerator[None]:
+    """Holds a replica's lease while the block runs, and gives it back at the end.
+
+    The block is cancelled with `LeaseLost` when another process has taken the id over.
+    """
+    await asyncio.to_thread(registry.publish, record)
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(ttl_s / 3.0)
+            await asyncio.to_thread(registry.publish, record)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            renewing = group.create_task(renew())
+            try:
+                yield
+            finally:
+                renewing.cancel()
+    except* LeaseLost as lost:
+        raise lost.exceptions[0] from None
+    finally:
+        await asyncio.to_thread(registry.withdraw, record.replica_id, record.incarnation)
