@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sixfold.core.runtime.cuda_graphs import Capture, capture_cuda_graph, has_kernels
 from sixfold.plugins.llm.attention import PAGED_STEP, PagedStep
 from sixfold.plugins.llm.batch_layout import BatchLayout, lay_out
 from sixfold.plugins.llm.cached_tokens import CachedTokens
@@ -18,7 +19,7 @@ from sixfold.plugins.llm.lora_adapter import Adapter
 from sixfold.plugins.llm.lora_sites import AdapterRouter
 from sixfold.plugins.llm.prompt_images import PromptImage
 from sixfold.plugins.llm.rope_positions import RopePositions
-from sixfold.plugins.llm.step_graphs import Capture, StepGraphs, capture_cuda_graph, has_kernels
+from sixfold.plugins.llm.step_graphs import StepGraphs
 
 _LOG = logging.getLogger(__name__)
 

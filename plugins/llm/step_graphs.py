@@ -6,7 +6,6 @@ reads its input from fixed places; a step is padded with rows that attend to not
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.llm.batch_layout import BatchLayout
 from sixfold.plugins.llm.rows import AttentionRows, runs_of
 from sixfold.plugins.llm.tensors import to_tensor
@@ -21,19 +21,11 @@ from sixfold.plugins.llm.tensors import to_tensor
 if TYPE_CHECKING:  # its kernels need Triton, which is there on GPUs only
     from sixfold.plugins.llm.paged_kernels import Tiles
 
-Capture = Callable[[Callable[[], None]], Callable[[], None]]
-"""Makes a call repeatable: the result does on the device what the argument does, with the same tensors."""
-
 # Each row of a graph attends by itself, so a longer chunk would read its context once a token.
 _MAX_CHUNK = 16
 
 # Places of a row's numbers in the input.
 _TOKEN, _POSITION, _BLOCK, _OFFSET, _LENGTH, _SEQUENCE = range(6)
-
-
-def has_kernels(device: torch.device) -> bool:
-    """Whether attention on this device is by `paged_kernels`."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def row_counts(max_rows: int) -> list[int]:
@@ -44,25 +36,6 @@ def row_counts(max_rows: int) -> list[int]:
         sizes.append(at)
         at += max(8, at // 8 // 8 * 8)
     return [*sizes, max_rows]
-
-
-def capture_cuda_graph(device: torch.device) -> Capture:
-    """Records calls as CUDA graphs that share their memory: one runs at a time."""
-    pool: list[Any] = []
-
-    def capture(call: Callable[[], None]) -> Callable[[], None]:
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # ships no types
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            call()  # kernels compile and libraries make their workspaces outside of the graph
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool[0] if pool else None):
-            call()
-        pool.append(graph.pool())
-        return graph.replay
-
-    return capture
 
 
 class _FixedRows:
