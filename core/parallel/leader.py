@@ -236,8 +236,8 @@ class Leader:
         if self._lost is None:
             self._lost = reason
             _log.error("%s; the replica is started anew", reason)
+            self.forget()
             if not self._closing.wait(_GRACE_S):
-                self._forget()
                 self._on_lost()
 
     def close(self) -> None:
@@ -257,6 +257,10 @@ class Leader:
             peer.sock.close()
         if self._mesh is not None and self._lost is None:  # else the groups would wait for those who are gone
             self._mesh.close()
+        self.forget()
+
+    def forget(self) -> None:
+        """Removes what only the meeting needed; for a process that is about to end at once."""
         self._forget()
 
 

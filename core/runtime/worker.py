@@ -229,6 +229,8 @@ class Worker:
         return model
 
     def _die(self) -> None:
+        if self._leader is not None:
+            self._leader.forget()
         self._writer.close()
         os._exit(70)
 
