@@ -5,31 +5,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from typing import Any, Generic
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
 from sixfold.core.batching.model import InputT, OutputT
 from sixfold.core.batching.rendezvous import Parked, RendezvousModel
 from sixfold.core.batching.step_share import MeasuredStep
 from sixfold.core.messages import Cost, Request
+from sixfold.core.parallel.leader import Leader
 from sixfold.core.rendezvous.adapters import AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
+from sixfold.core.rendezvous.comparison import Comparison, allowed_difference, max_difference
 from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
-from sixfold.core.rendezvous.merge import merge, split
+from sixfold.core.rendezvous.merge import join, merge, row_parts, split
 from sixfold.core.rendezvous.row_cache import RowCache, RowGroup
-from sixfold.core.rendezvous.streams import Pace, tensors_in, wait_for
+from sixfold.core.rendezvous.streams import Pace, wait_for
 
 _log = logging.getLogger(__name__)
-
-# How far a merged forward may be from the calls alone, as a share of the largest value. Other kernels for other shapes
-# round differently; a module that mixes its rows, or reads one row's time for all, is off by far more.
-_MAX_DIFFERENCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-_MAX_DIFFERENCE_HALF = 5e-2
 
 # Rounding is measured on one call's rows; others may come out so many times worse.
 _SPREAD = 3.0
@@ -54,6 +50,7 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         max_cache_bytes: What caches of all sequences may hold; sequences that want one wait beyond it.
         switches: Of the adapters of modules, by the identity of the module.
         graphs: Recorded forwards; None computes all.
+        parallel: The other ranks, if modules are shared with them; their calls then have no caches, adapters or graphs.
     """
 
     def __init__(
@@ -63,9 +60,12 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         max_cache_bytes: int = 1 << 62,
         switches: Mapping[int, AdapterSwitch] | None = None,
         graphs: RowGraphs | None = None,
+        parallel: Leader | None = None,
     ) -> None:
         super().__init__()
         self._graphs = graphs
+        self._parallel = parallel
+        self._comparison: Comparison | None = None
         self._max_cache_bytes = max_cache_bytes
         self._owners: WeakKeyDictionary[Parked[ModuleCall, Any], CallOwner] = WeakKeyDictionary()
         self._cache_users: set[CallOwner] = set()
@@ -211,7 +211,7 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         chosen by shape. Deep modules with random weights in bfloat16 come to more than is taken for granted.
         """
         found = max_difference([alone] * num_calls, self._together([call] * num_calls))
-        return min(max(1.0, _SPREAD * found), _MAX_ROUGHNESS / _allowed(alone))
+        return min(max(1.0, _SPREAD * found), _MAX_ROUGHNESS / allowed_difference(alone))
 
     def _together(self, calls: Sequence[ModuleCall]) -> list[Any]:
         self.num_forwards += 1
@@ -227,7 +227,7 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
             if answers is not None:
                 return answers
         if cache is None:
-            return split(function(**merge(calls)), calls)
+            return split(self._run(function, calls), calls)
         groups = [
             RowGroup(owner=call.owner, context=call.context, rows=call.rows, threshold=_threshold(call))
             for call in calls
@@ -237,6 +237,34 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         if self._cache_users:
             self._bytes_per_user = max(self._bytes_per_user, self.cache_bytes // len(self._cache_users))
         return answers
+
+    def _run(self, function: Callable[..., Any], calls: Sequence[ModuleCall]) -> Any:
+        """The forward, over the ranks if the module is shared with them."""
+        arguments = merge(calls)
+        if self._parallel is None or not self._parallel.shares(function):
+            return function(**arguments)
+        parts = row_parts(arguments, calls[0], self._parallel.num_row_groups)
+        answer = join(self._parallel.run(function, parts))
+        if self._comparison is not None:
+            self._comparison.add(function(**arguments), answer)
+        return answer
+
+    @contextlib.contextmanager
+    def comparing_ranks(self) -> Generator[None]:
+        """Forwards inside are computed in this process as well; a difference refuses the model. For `warm_up`.
+
+        Raises:
+            ConfigError: The ranks give another result than one process.
+        """
+        if self._parallel is None:
+            yield
+            return
+        self._comparison = Comparison(str(self._parallel.degrees))
+        try:
+            yield
+            self._comparison.check()
+        finally:
+            self._comparison = None
 
     def _caching(self, call: ModuleCall) -> bool:
         return id(call.function) in self._caches and _threshold(call) is not None
@@ -262,24 +290,3 @@ def _kind(call: ModuleCall) -> Hashable:
 
 def _name(call: ModuleCall) -> str:
     return type(call.function).__name__
-
-
-def max_difference(expected: Sequence[Any], actual: Sequence[Any]) -> float:
-    """The largest difference of two lists of answers, as a multiple of what rounding may do."""
-    worst = 0.0
-    for one, other in zip(tensors_in(expected), tensors_in(actual), strict=True):
-        worst = max(worst, _difference(one, other))
-    return worst
-
-
-def _allowed(answer: Any) -> float:
-    return max(_MAX_DIFFERENCE.get(each.dtype, _MAX_DIFFERENCE_HALF) for each in tensors_in([answer]))
-
-
-def _difference(one: Tensor, other: Tensor) -> float:
-    if one.shape != other.shape:
-        return float("inf")
-    allowed = _MAX_DIFFERENCE.get(one.dtype, _MAX_DIFFERENCE_HALF)
-    largest = float(one.abs().max()) or 1.0
-    found = float((one.float() - other.float()).abs().max()) / largest / allowed
-    return found if found == found else float("inf")

@@ -7,6 +7,8 @@ from typing import Any, cast
 from sixfold.core.family import ModelFiles
 from sixfold.core.memory.need import HOST, MemoryNeed, MemoryQuestion
 from sixfold.core.memory.weights import weights_bytes
+from sixfold.core.parallel.planner import ParallelShape
+from sixfold.core.rendezvous.shape import denoiser_shape
 from sixfold.plugins.image.options import ImageOptions
 
 _USUAL_PIXELS = 1024 * 1024
@@ -38,6 +40,22 @@ def need(question: MemoryQuestion) -> MemoryNeed:
         working_bytes=pixels * _decoder_channels(ModelFiles(question.path)) * _DECODER_COPIES * itemsize
         + (_STEP_BYTES if question.device == HOST else _CUDA_BYTES)
         + (_GRAPH_BYTES if records else 0),
+    )
+
+
+def shape(question: MemoryQuestion) -> ParallelShape:
+    """For the planner of ranks: a usual picture with guidance."""
+    options = cast(ImageOptions, question.options)
+    pixels = min(options.max_pixels, _USUAL_PIXELS)
+    side = int(pixels**0.5)
+    is_float32 = options.dtype == "float32" or (options.dtype == "auto" and question.device == HOST)
+    return denoiser_shape(
+        ModelFiles(question.path),
+        width=side,
+        height=side,
+        num_frames=1,
+        guided=True,
+        itemsize=4 if is_float32 else 2,
     )
 
 

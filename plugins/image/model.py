@@ -14,6 +14,7 @@ from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import Parked, PipelineSide
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Request, Usage
+from sixfold.core.parallel.leader import Leader
 from sixfold.core.rendezvous.adapters import AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
 from sixfold.core.rendezvous.graphs import RowGraphs
@@ -44,6 +45,7 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         linear_map: For cheap previews; None if there is none.
         num_threads: CPU threads of steps.
         graphs: Recorded forwards of the denoiser; None computes all.
+        parallel: The other ranks, if the denoisers are shared with them.
     """
 
     def __init__(
@@ -57,15 +59,17 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         linear_map: LinearMap | None,
         num_threads: int,
         graphs: RowGraphs | None = None,
+        parallel: Leader | None = None,
     ) -> None:
         options = planner.options
-        super().__init__(device, caches, options.max_cache_bytes, switches, graphs)
+        super().__init__(device, caches, options.max_cache_bytes, switches, graphs, parallel)
+        defers = parallel is not None and parallel.num_row_groups > 1
         self._planner = planner
         self._options = options
         self._info = info
         self._num_threads = num_threads
         self._lane = Lane("decode", device, num_threads=options.decode_threads)
-        self._scope = PipelineScope(plan(options.text_multiple), self._lane, switches)
+        self._scope = PipelineScope(plan(options.text_multiple), self._lane, switches, defers=defers)
         self._exact_scope = PipelineScope(plan(0), self._lane, switches)
         self._linear_map = linear_map
         self._writers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="previews")
@@ -184,7 +188,8 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         drawing = self._planner.plan(request.input, 0)
         side = WarmUpSide(self.forward)
         scoped = self._scoped(request, 0, drawing, side)
-        scoped(**drawing.arguments, generator=generator_for(0), output_type="pil")
+        with self.comparing_ranks():
+            scoped(**drawing.arguments, generator=generator_for(0), output_type="pil")
         torch.set_num_threads(self._num_threads)
         self._units_per_pixel = side.units / side.num_calls / (drawing.width * drawing.height)
         if side.last_call is not None:

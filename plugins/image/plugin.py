@@ -54,6 +54,8 @@ FAMILY = Family(
     quantization=LINEAR_METHODS,
     quality="sixfold.plugins.image.quality:ImageQuality",
     memory=memory_need.need,
+    parallel=memory_need.shape,
+    rank_loader="sixfold.plugins.image.loader:load_rank",
     metrics=(
         _counter("image_pictures_total", "Pictures that were drawn."),
         _counter("image_pixels_total", "Pixels that were drawn."),
