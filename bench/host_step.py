@@ -107,8 +107,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.tokenizer:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(args.tokenizer / name, folder / name)
-    ahead = "on" if args.ahead else "off"
-    model = load_native(folder, tiny=True, cache_bytes=512 << 20, steps_ahead=ahead)
+    model = load_native(folder, tiny=True, cache_bytes=512 << 20, steps_ahead=args.ahead)
     load = Load(args.rows, args.prompt, args.output, _WIDTH)
     free_forward(model, args.rows)
     replica = LocalReplica(model, limits=Limits(max_queue_units=1 << 30, max_running_sequences=args.rows))

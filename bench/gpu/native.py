@@ -51,7 +51,7 @@ def check_equal(device: str) -> dict[str, Any]:
         output = stock.generate(ids, max_new_tokens=40, min_new_tokens=40, do_sample=False, pad_token_id=0)
         expected.append(output[0, len(prompt) :].tolist())
     found: dict[str, Any] = {}
-    for name, rows, ahead in (("computed", 0, "off"), ("replayed", 64, "off"), ("ahead", 64, "on")):
+    for name, rows, ahead in (("computed", 0, False), ("replayed", 64, False), ("ahead", 64, True)):
         options = TransformersOptions.model_validate(
             {"dtype": "float32", "max_model_len": 512, "kv_cache_bytes": 64 << 20, "cuda_graph_rows": rows}
             | {"steps_ahead": ahead, "speculation": {"method": "off"}}
@@ -160,7 +160,7 @@ def time_steps(tiny: bool) -> list[dict[str, Any]]:
     return found
 
 
-async def serve(tiny: bool, ahead: str, rounds: int) -> dict[str, Any]:
+async def serve(tiny: bool, ahead: bool, rounds: int) -> dict[str, Any]:
     """The serving loop in this process under 256 streams of 512 + 128 tokens: rates, and where a step's time goes.
 
     ``waited_ms`` is what the device thread waited for the card, of ``step_ms``; the rest is the host's own.
@@ -228,7 +228,7 @@ def main() -> None:
         keep("equal", check_equal(device))
         print("equal to generate:", result["equal"], flush=True)
     if "serve" in args.part:
-        for ahead in ("on", "off"):
+        for ahead in (True, False):
             keep(f"serve_{ahead}", asyncio.run(serve(args.tiny, ahead, args.rounds)))
     if "steps" in args.part:
         keep("steps", time_steps(args.tiny))

@@ -67,7 +67,7 @@ def flat_rows(
         positions[:num_decodes] = contexts[decodes] - 1
         sequence_of[:num_decodes] = decodes
         order: list[int] = decodes.tolist()
-        known = [
+        known: list[int] = [
             s.token_ids[at] if at < len(s.token_ids) else -1 - s.carried
             for s, at in zip([sequences[i] for i in order], positions[:num_decodes].tolist(), strict=True)
         ]

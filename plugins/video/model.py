@@ -23,6 +23,7 @@ from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
 from sixfold.core.rendezvous.row_cache import RowCache
 from sixfold.core.rendezvous.scoped import PipelinePlan, PipelineScope
+from sixfold.core.rendezvous.warm_up import WarmUpSide
 from sixfold.plugins.video.capabilities import Capabilities, Scalar
 from sixfold.plugins.video.encoding import Format, encode
 from sixfold.plugins.video.inspection import call_parameters

@@ -127,7 +127,7 @@ def inputs(count: int, **params: Any) -> list[CompletionInput]:
 
 @pytest.fixture(scope="module")
 def ahead(model_folder: Callable[[str], Path], load_tiny: Callable[..., TransformersModel]) -> TransformersModel:
-    return load_tiny(model_folder("llama"), steps_ahead="on", speculation={"method": "off"})
+    return load_tiny(model_folder("llama"), steps_ahead=True, speculation={"method": "off"})
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_small_cache_preempts_what_is_in_flight_and_changes_no_token(
     token_bytes = llama._cache.num_bytes // llama._cache.pool.num_blocks // llama._cache.block_size  # pyright: ignore[reportPrivateUsage]
     small = load_tiny(
         model_folder("llama"),
-        steps_ahead="on",
+        steps_ahead=True,
         speculation={"method": "off"},
         max_model_len=160,
         kv_cache_bytes=16 * 14 * token_bytes,
