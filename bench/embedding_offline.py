@@ -30,9 +30,10 @@ from sixfold.core.family import LoadContext
 from sixfold.core.messages import Request
 from sixfold.core.runtime.allocator import keep_freed_memory, use_one_arena
 from sixfold.plugins.embedding.loader import load
-from sixfold.plugins.embedding.model import EmbeddingModel, EmbeddingSequence
+from sixfold.plugins.embedding.model import EmbeddingModel
 from sixfold.plugins.embedding.options import EmbeddingOptions
 from sixfold.plugins.embedding.schema import TRUNCATE_TO_LIMIT, EmbeddingInput
+from sixfold.plugins.embedding.sequence import EmbeddingSequence
 
 DATA = Path(__file__).parent / "data" / "embedding_texts.json"
 GEMM_SIZE = 2048

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import random
 import statistics
 import time
@@ -22,9 +23,11 @@ from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import PipelineSide
 from sixfold.core.messages import Failed, Request, Usage
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
+from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
 from sixfold.core.rendezvous.scoped import PipelineScope
+from sixfold.core.rendezvous.warm_up import WarmUpSide
 from sixfold.core.runtime.local_replica import LocalReplica
 from sixfold.plugins.image.rules import plan
 
@@ -124,13 +127,16 @@ class Nothing(msgspec.Struct, frozen=True):
 class EngineModel(TorchPipelineModel[Nothing, Nothing]):
     """Draws jobs by the engine that serves ``image/diffusers``."""
 
-    def __init__(self, subject: Subject, jobs: Mapping[str, Job], max_step_units: int) -> None:
-        super().__init__(subject.device)
+    def __init__(
+        self, subject: Subject, jobs: Mapping[str, Job], max_step_units: int, graphs: RowGraphs | None = None
+    ) -> None:
+        super().__init__(subject.device, graphs=graphs)
         self._subject = subject
         self._jobs = jobs
         self._lane = Lane("decode", subject.device, num_threads=1)
         self._scope = PipelineScope(plan(16), self._lane)
         self._max_units = max_step_units
+        self.whole_jobs = True
         self.pictures: dict[str, Any] = {}
         self.first_step_s: dict[str, float] = {}
 
@@ -140,10 +146,22 @@ class EngineModel(TorchPipelineModel[Nothing, Nothing]):
 
     @property
     def step_range(self) -> StepRange:
-        return StepRange(min_units=min(1024, self._max_units), initial_units=self._max_units, max_units=self._max_units)
+        return StepRange(
+            min_units=1, initial_units=self._max_units, max_units=self._max_units, whole_jobs=self.whole_jobs
+        )
 
     def estimate_units(self, request: Request[Nothing]) -> int:
         return 1
+
+    def warm_up(self) -> None:
+        """As the server's start does it."""
+        job = next(iter(self._jobs.values()))
+        side = WarmUpSide(self.forward)
+        scoped = self._scope.copy_for(self._subject.pipeline, side)
+        scoped(**self._subject.arguments([dataclasses.replace(job, num_steps=2)]))
+        assert side.last_call is not None
+        self.measure_company(side.last_call, max_units=self._max_units, max_seconds=20.0)
+        self.num_calls = self.num_forwards = self.num_rows = 0
 
     def run_pipeline(
         self, request: Request[Nothing], piece: object, side: PipelineSide[ModuleCall, Any]
@@ -247,12 +265,33 @@ def serve_static(subject: Subject, jobs: Sequence[Job], *, max_batch: int, wait_
     return report
 
 
-def serve_engine(subject: Subject, jobs: Sequence[Job], *, max_step_units: int, pool_threads: int = 4) -> Report:
-    """Sixfold: requests join and leave the running batch at every step."""
+def serve_engine(
+    subject: Subject,
+    jobs: Sequence[Job],
+    *,
+    max_step_units: int,
+    pool_threads: int = 4,
+    graphs: RowGraphs | None = None,
+    share: bool = True,
+) -> Report:
+    """Sixfold: requests join and leave the running batch at every step, after the warm-up of a server's start.
+
+    Args:
+        subject: What draws.
+        jobs: To draw.
+        max_step_units: Latent positions of a step.
+        pool_threads: Threads that prepare.
+        graphs: Recorded forwards.
+        share: Without, requests share steps up to ``max_step_units``, whatever it costs.
+    """
     named = {f"r{index}": job for index, job in enumerate(jobs)}
 
     async def run() -> Report:
-        model = EngineModel(subject, named, max_step_units)
+        model = EngineModel(subject, named, max_step_units, graphs)
+        model.whole_jobs = share
+        threads = torch.get_num_threads()
+        model.warm_up()
+        torch.set_num_threads(threads)
         replica = LocalReplica(model, limits=Limits(max_running_sequences=64), num_pool_threads=pool_threads)
         started: dict[str, float] = {}
 
@@ -275,14 +314,19 @@ def serve_engine(subject: Subject, jobs: Sequence[Job], *, max_step_units: int, 
     return asyncio.run(run())
 
 
-def max_difference(subject: Subject, jobs: Sequence[Job], *, max_step_units: int) -> float:
+def max_difference(
+    subject: Subject, jobs: Sequence[Job], *, max_step_units: int, graphs: RowGraphs | None = None
+) -> float:
     """The largest difference of a pixel (0 to 1) between pictures drawn together and each alone by the stock pipeline."""
     import numpy as np
 
     named = {f"r{index}": job for index, job in enumerate(jobs)}
 
     async def together() -> EngineModel:
-        model = EngineModel(subject, named, max_step_units)
+        model = EngineModel(subject, named, max_step_units, graphs)
+        model.whole_jobs = False  # all together, whatever it costs
+        if graphs is not None:
+            model.warm_up()
         replica = LocalReplica(model)
         streams = [
             replica.submit(Request(request_id=name, input=Nothing(), arrived_s=time.monotonic())) for name in named

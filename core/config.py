@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, f
 
 from sixfold.core.environment import EnvironmentEntry
 from sixfold.core.errors import ConfigError
+from sixfold.core.parallel.settings import Parallel, written_parallel
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy, written_policy
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.source_ref import source_text
@@ -133,6 +134,9 @@ class ModelEntry(BaseModel):
 
     quantization: Annotated[QuantizationPolicy | None, BeforeValidator(written_policy)] = None
     """Fewer bits for weights: a scheme such as ``int8``, or the mapping below; null: as the files have them."""
+
+    parallel: Annotated[Parallel | None, BeforeValidator(written_parallel)] = None
+    """Ranks that compute each step together: ``auto``, or the mapping below; null: one process a replica."""
 
     @field_validator("name", "aliases")
     @classmethod

@@ -9,14 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ConfigDict
 
 from sixfold.core.errors import SourceError
 from sixfold.core.memory.need import MemoryNeed, MemoryQuestion
 from sixfold.core.memory.weights import weights_bytes
+from sixfold.core.parallel.planner import ParallelShape
 from sixfold.core.runtime.quantization.policy import Method, QuantizationPolicy
+
+if TYPE_CHECKING:  # it imports torch, which the serving process does not have
+    from sixfold.core.parallel.leader import Leader
 
 
 class NoOptions(BaseModel):
@@ -94,6 +98,7 @@ class LoadContext:
         num_threads: CPU threads that the replica may use for steps.
         options: The validated instance of the family's ``options`` class.
         quantization: What the entry asks for, of the methods that the family declares; None for nothing.
+        parallel: The other ranks of the replica, if it has any: share with them what they compute along.
         report: Call with (fraction 0..1, what is being done) while loading.
     """
 
@@ -103,6 +108,7 @@ class LoadContext:
     num_threads: int
     options: BaseModel
     quantization: QuantizationPolicy | None = None
+    parallel: Leader | None = None
     report: Callable[[float, str], None] = field(default=lambda _fraction, _what: None)
 
 
@@ -137,6 +143,9 @@ class Family:
         default_max_queue_units: Work in units that may wait before new requests get 429.
         variants: Further names that a model of these options offers, each answering in its own way (an adapter); the HTTP
             face finds the model by them and tells which one was used.
+        parallel: Says from a model's files what the planner of ranks must know; None if the family runs in one process only.
+        rank_loader: ``"package.module:function"`` that the other ranks call in place of ``loader``: takes LoadContext, returns
+            the modules (`RankModule` by name) that ``loader`` shares with them.
         adjusts: Whether a running model can take over new options (first the old ones are given, then the new) by
             `ReplicaModel.adjust`; otherwise it is loaded anew.
     """
@@ -155,6 +164,8 @@ class Family:
     quantization: frozenset[Method] = frozenset()
     quality: str = ""
     memory: Callable[[MemoryQuestion], MemoryNeed] = need_of_files
+    parallel: Callable[[MemoryQuestion], ParallelShape] | None = None
+    rank_loader: str = ""
     default_max_queue_units: int = 1_000_000
     variants: Callable[[Any], tuple[str, ...]] = field(default=lambda _options: ())
     adjusts: Callable[[Any, Any], bool] = field(default=lambda _old, _new: False)

@@ -96,8 +96,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Increment(Generic[OutputT]):
+class Increment(msgspec.Struct, Generic[OutputT], frozen=True, kw_only=True):
     """A part of the answer that is ready: some tokens, a segment, PCM, a preview."""
 
     request_id: str

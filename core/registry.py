@@ -113,6 +113,7 @@ def check_entry(entry: ModelEntry, plugins: Plugins) -> None:
         if entry.env is None:
             _require_installed(entry, family, plugins)
         _check_quantization(entry, family)
+        check_parallel(entry, family)
         for ref in source_refs(_options(entry, family)):
             _source(ref.source, plugins, f"models.{entry.name}.options")
 
@@ -146,6 +147,7 @@ def resolve_entry(entry: ModelEntry, plugins: Plugins, cache_dir: Path, progress
         path = converted or path
     family = plugins.families[entry.family] if entry.family else _detected_family(entry, path, plugins)
     _check_quantization(entry, family)
+    check_parallel(entry, family)
     options = resolve_refs(_options(entry, family), lambda ref: fetch(ref.source, "options"))
     return ResolvedModel(entry=entry, family=family, path=path, options=options, interpreter=interpreter)
 
@@ -154,6 +156,21 @@ def _check_quantization(entry: ModelEntry, family: Family) -> None:
     if entry.quantization is not None:
         place = f"models.{entry.name}.quantization"
         check_declared(entry.quantization, family.quantization, family=family.name, place=place)
+
+
+def check_parallel(entry: ModelEntry, family: Family) -> None:
+    """Refuses ranks of a family that has none.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if entry.parallel is not None and family.parallel is None:
+        raise ConfigError(
+            f"models.{entry.name}.parallel: the family {family.name} computes its steps in one process. Remove 'parallel', "
+            "or use 'replicas' for more throughput."
+        )
+    if entry.parallel is not None and entry.env is not None:
+        raise ConfigError(f"models.{entry.name}.parallel: ranks run in the server's own Python. Remove 'env'.")
 
 
 def declared_variants(entry: ModelEntry, plugins: Plugins) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -44,6 +44,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
         block_size: Tokens per block of its cache; None if it announces none.
         kv_events: Where it announces what it caches (ZMQ), if anywhere.
         kv_replay: Where missed announcements can be asked for.
+        role: ``prefill`` for one that computes prompts for others and answers only where nobody else does.
         draining: Whether it takes no new requests.
     """
 
@@ -55,6 +56,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int | None = None
     kv_events: str | None = None
     kv_replay: str | None = None
+    role: Literal["any", "prefill"] = "any"
     draining: bool = False
 
 

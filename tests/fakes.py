@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
-from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel, StepRange
+from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, PendingStep, StepModel, StepRange
 from sixfold.core.errors import InvalidRequest, RequestError
 from sixfold.core.messages import Cost, Request, Usage
 
@@ -35,6 +36,8 @@ class FakeWork(msgspec.Struct, frozen=True, kw_only=True):
         key: Its batch key.
         poisoned_at: Index of the indivisible step that makes every batch which contains it raise.
         error_at: Index of the indivisible step whose outcome is an ordinary error.
+        looks_back: Whether a step must know what the one before brought.
+        ends_unforeseen: Whether nobody knows before a step is done that it was the last.
     """
 
     divisible_units: int = 0
@@ -43,6 +46,8 @@ class FakeWork(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     poisoned_at: int | None = None
     error_at: int | None = None
+    looks_back: bool = False
+    ends_unforeseen: bool = False
 
     @property
     def total_units(self) -> int:
@@ -252,3 +257,127 @@ class FakeStepModel(StepModel[FakeSequence, FakeInput, FakeOutput]):
         output = FakeOutput(sequence_index=sequence.index, step_index=sequence.num_emitted)
         sequence.num_emitted += 1
         return Outcome(output=output, done=sequence.done)
+
+
+class FakePlace:
+    """A sequence's part in a step that was begun."""
+
+    def __init__(self, granted: Granted[FakeSequence], emits: bool) -> None:
+        self.granted = granted
+        self.emits = emits
+
+
+class FakeAheadModel(FakeStepModel):
+    """As `FakeStepModel`, but begins steps: time passes when one is finished, and one may begin on top of another.
+
+    A poisoned sequence of odd index makes `begin` raise, others `finish`. Asserts besides that steps are finished in order.
+    """
+
+    def __init__(self, clock: FakeClock | None = None, *, may_be_followed: bool = True, **options: Any) -> None:
+        super().__init__(clock, **options)
+        self.may_be_followed = may_be_followed
+        self.flying: list[FakePendingStep] = []
+        self.places: dict[FakeSequence, list[FakePlace]] = {}
+        self.num_begun_on_top = 0
+        self.num_surplus = 0
+
+    @property
+    def begins_steps(self) -> bool:
+        return True
+
+    def cost(self, sequence: FakeSequence) -> Cost | None:
+        assert sequence.num_releases == 0
+        places = self.places.get(sequence, [])
+        if places and sequence.work.looks_back:
+            return None
+        divisible_left = sequence.divisible_left - sum(p.granted.units for p in places if not p.emits)
+        if divisible_left > 0:
+            return Cost(units=divisible_left, min_units=1, batch_key=sequence.work.key)
+        num_steps = sequence.num_emitted + sum(p.emits for p in places)
+        if num_steps >= sequence.work.num_steps and not sequence.work.ends_unforeseen:
+            return None
+        units = sequence.work.step_units
+        return Cost(units=units, min_units=units, batch_key=sequence.work.key)
+
+    def begin(self, batch: Sequence[Granted[FakeSequence]]) -> PendingStep[FakeOutput]:
+        assert len(self.flying) < 2
+        self.num_begun_on_top += len(self.flying)
+        for granted in batch:
+            cost = self.cost(granted.sequence)
+            assert cost is not None and cost.min_units <= granted.units <= cost.units
+            if self.memory_units is not None:
+                assert granted.sequence.num_held_units >= granted.sequence.num_computed_units + granted.units
+        places = [FakePlace(granted, self._emits(granted.sequence)) for granted in batch]
+        if any(granted.sequence.index % 2 and self._is_poisoned_ahead(granted.sequence) for granted in batch):
+            raise RuntimeError("poisoned")
+        for place in places:
+            self.places.setdefault(place.granted.sequence, []).append(place)
+            place.granted.sequence.num_computed_units += place.granted.units
+        step = FakePendingStep(self, places)
+        self.flying.append(step)
+        return step
+
+    def step(self, batch: Sequence[Granted[FakeSequence]]) -> Sequence[Outcome[FakeOutput]]:
+        assert not self.flying
+        return self.begin(batch).finish()
+
+    def preempt(self, sequence: FakeSequence) -> None:
+        self.places.pop(sequence, None)
+        super().preempt(sequence)
+
+    def release(self, sequence: FakeSequence) -> None:
+        self.places.pop(sequence, None)
+        super().release(sequence)
+
+    def _emits(self, sequence: FakeSequence) -> bool:
+        cut = sum(p.granted.units for p in self.places.get(sequence, []) if not p.emits)
+        return sequence.divisible_left - cut <= 0
+
+    def _is_poisoned_ahead(self, sequence: FakeSequence) -> bool:
+        emitted = sequence.num_emitted + sum(p.emits for p in self.places.get(sequence, []))
+        return self._emits(sequence) and emitted == sequence.work.poisoned_at
+
+    def forget(self, places: Sequence[FakePlace]) -> list[FakePlace]:
+        """Takes places back; returns those whose sequences are still there."""
+        kept = [place for place in places if place in self.places.get(place.granted.sequence, [])]
+        for place in kept:
+            own = self.places[place.granted.sequence]
+            own.remove(place)
+            if not own:
+                del self.places[place.granted.sequence]
+            place.granted.sequence.num_computed_units -= place.granted.units
+        return kept
+
+    def outcomes(self, places: Sequence[FakePlace]) -> list[Outcome[FakeOutput]]:
+        """What a step that was finished brings."""
+        self.clock.advance(self.fixed_s + self.unit_s * sum(place.granted.units for place in places))
+        self.num_step_calls += 1
+        kept = self.forget(places)
+        for place in kept:
+            if place.emits and place.granted.sequence.num_emitted == place.granted.sequence.work.poisoned_at:
+                raise RuntimeError("poisoned")
+        self.num_surplus += len(places) - len(kept)
+        self.batches.append([(place.granted.sequence, place.granted.units) for place in kept])
+        return [self._advance(place.granted) if place in kept else Outcome() for place in places]
+
+
+class FakePendingStep(PendingStep[FakeOutput]):
+    """A step of `FakeAheadModel`."""
+
+    def __init__(self, model: FakeAheadModel, places: Sequence[FakePlace]) -> None:
+        self._model = model
+        self._places = places
+
+    @property
+    def may_be_followed(self) -> bool:
+        return self._model.may_be_followed
+
+    def finish(self) -> Sequence[Outcome[FakeOutput]]:
+        assert self._model.flying[0] is self
+        del self._model.flying[0]
+        return self._model.outcomes(self._places)
+
+    def abandon(self) -> None:
+        assert self._model.flying[-1] is self
+        del self._model.flying[-1]
+        self._model.forget(self._places)

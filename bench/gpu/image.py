@@ -1,11 +1,14 @@
 """Pictures on one GPU at real sizes with random weights and random prompt embeddings (no text encoder): SDXL and Flux-dev.
 
-    python bench/gpu/image.py --arch sdxl --part rows       # seconds of a step at 1 to 16 rows, eager and compiled
-    python bench/gpu/image.py --arch sdxl --part serve      # lock, static batches and Sixfold under Poisson arrivals
-    python bench/gpu/image.py --arch flux --part equal      # engine against the stock pipeline, bfloat16 and float32
-    python bench/gpu/image.py --tiny                        # everything on a CPU in seconds, to try it
+    python bench/gpu/image.py                              # SDXL: a step by rows and optimisation, and serving at 512 pixels
+    python bench/gpu/image.py --ablate                     # the former alone; --part serve for the latter
+    python bench/gpu/image.py --part serve --kinds compiled            # lock and engine, both compiled
+    python bench/gpu/image.py --part serve --size 1024 --loads 0.8 1.1
+    python bench/gpu/image.py --part equal                 # engine against the stock pipeline, bfloat16 and float32
+    python bench/gpu/image.py --arch flux --ablate --size 1024         # model FLOPs utilisation, and what fp8 gives
+    python bench/gpu/image.py --tiny                       # everything on a CPU in a minute, to try it
 
-Each part takes under ten minutes on an H100. A machine without Sixfold needs these wheels beside torch and transformers:
+Each of these takes under nine minutes on an H100. A machine without Sixfold needs these wheels beside torch and transformers:
 diffusers==0.42.1, msgspec, pluggy, pydantic, pydantic_core, annotated-types, typing-inspection (``--site FOLDER`` puts the
 folder where they were installed in front of the path).
 """
@@ -13,8 +16,10 @@ folder where they were installed in front of the path).
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import sys
@@ -31,144 +36,13 @@ def import_sixfold(site: Path | None) -> None:
     """Makes ``sixfold`` importable from the source tree where it is not installed."""
     if site is not None:
         sys.path.insert(0, str(site))
-    sys.path.insert(0, str(ROOT / "bench"))
+    sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "bench/gpu")]
     if importlib.util.find_spec("sixfold") is None:
         package = Path(tempfile.mkdtemp()) / "sixfold"
         package.mkdir()
         for name in ("core", "plugins"):
             (package / name).symlink_to(ROOT / name)
         sys.path.insert(0, str(package.parent))
-
-
-def sdxl(tiny: bool) -> Any:
-    """Stable Diffusion XL's UNet and autoencoder."""
-    import diffusers
-    import torch
-
-    wide = {
-        "block_out_channels": (320, 640, 1280),
-        "layers_per_block": 2,
-        "attention_head_dim": (5, 10, 20),
-        "transformer_layers_per_block": (1, 2, 10),
-        "cross_attention_dim": 2048,
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    }
-    small = {
-        "block_out_channels": (16, 32, 32),
-        "layers_per_block": 1,
-        "attention_head_dim": (2, 4, 4),
-        "transformer_layers_per_block": 1,
-        "cross_attention_dim": 2048,
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 1280 + 48,
-        "norm_num_groups": 8,
-    }
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=128,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        **(small if tiny else wide),
-    )
-    with torch.device("cpu"):  # where `from_pretrained` leaves it, too
-        scheduler = diffusers.EulerDiscreteScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            timestep_spacing="leading",
-            steps_offset=1,
-        )
-    return diffusers.StableDiffusionXLPipeline(
-        vae=kl_vae(tiny, 4, scaling_factor=0.13025),
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-        unet=unet,
-        scheduler=scheduler,
-    )
-
-
-def flux(tiny: bool) -> Any:
-    """Flux.1-dev's transformer and autoencoder."""
-    import diffusers
-
-    sizes = {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2} if tiny else {}
-    transformer = diffusers.FluxTransformer2DModel(guidance_embeds=True, **sizes)
-    return diffusers.FluxPipeline(
-        transformer=transformer,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=kl_vae(
-            tiny, 16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
-        ),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-    )
-
-
-def kl_vae(tiny: bool, latent_channels: int, **more: Any) -> Any:
-    """The autoencoder of both, 8 times smaller a side."""
-    import diffusers
-
-    return diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 8, 8) if tiny else (128, 256, 512, 512),
-        layers_per_block=1 if tiny else 2,
-        latent_channels=latent_channels,
-        norm_num_groups=4 if tiny else 32,
-        sample_size=1024,
-        force_upcast=False,
-        **more,
-    )
-
-
-def prompt_for(arch: str, device: Any, dtype: Any) -> Callable[[Sequence[int]], dict[str, Any]]:
-    """Random embeddings of a prompt, the same for a seed."""
-    import torch
-
-    def noise(seeds: Sequence[int], *shape: int) -> Any:
-        rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(rows).to(device, dtype)
-
-    def for_sdxl(seeds: Sequence[int]) -> dict[str, Any]:
-        return {
-            "prompt_embeds": noise(seeds, 77, 2048),
-            "negative_prompt_embeds": noise([0] * len(seeds), 77, 2048),
-            "pooled_prompt_embeds": noise(seeds, 1280),
-            "negative_pooled_prompt_embeds": noise([0] * len(seeds), 1280),
-        }
-
-    def for_flux(seeds: Sequence[int]) -> dict[str, Any]:
-        return {"prompt_embeds": noise(seeds, 512, 4096), "pooled_prompt_embeds": noise(seeds, 768)}
-
-    return for_sdxl if arch == "sdxl" else for_flux
-
-
-def build(arch: str, *, tiny: bool, device: Any, dtype: Any) -> Any:
-    """The subject: random normal weights (zeros would multiply faster on such cards), norms near one."""
-    import torch
-    from image_serving import Subject
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            pipeline = {"sdxl": sdxl, "flux": flux}[arch](tiny)
-    finally:
-        torch.set_default_dtype(before)
-    generator = torch.Generator(device).manual_seed(1)
-    for module in (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)):
-        module.to(device, dtype).eval().requires_grad_(False)
-        for parameter in module.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
-    pipeline.set_progress_bar_config(disable=True)
-    return Subject(pipeline=pipeline, prompt=prompt_for(arch, device, dtype), device=torch.device(device))
 
 
 def capture_call(subject: Any, size: int) -> tuple[Any, dict[str, Any]]:
@@ -208,90 +82,117 @@ def repeat_rows(value: Any, rows: int, from_rows: int, name: str = "") -> Any:
     return value
 
 
-def measure_rows(
-    subject: Any, sizes: Sequence[int], rows: Sequence[int], compiled: bool, repeats: int
-) -> list[dict[str, Any]]:
-    """Seconds of one forward by size and rows."""
+def ablate(subject: Any, sizes: Sequence[int], tiny: bool, modes: Sequence[str], save: Callable[[Any], None]) -> None:
+    """What each optimisation gives a forward and a decode, alone."""
     import torch
+    from image_steps import measure_decode, measure_steps, steps_table
 
-    found: list[dict[str, Any]] = []
+    found: dict[str, Any] = {}
     for size in sizes:
         denoiser, arguments = capture_call(subject, size)
         from_rows = next(iter(arguments.values())).shape[0]
-        for mode in ("eager", "compiled") if compiled else ("eager",):
-            if mode == "compiled":
-                denoiser.compile_repeated_blocks(dynamic=True)
-            base_s = 0.0
-            for count in rows:
-                given = {name: repeat_rows(value, count, from_rows, name) for name, value in arguments.items()}
-                seconds = _time_forward(denoiser, given, repeats)
-                base_s = base_s or seconds * 1.0 / rows[0]
-                row = {
-                    "size": size,
-                    "mode": mode,
-                    "rows": count,
-                    "s": seconds,
-                    "throughput_x": base_s * count / seconds,
-                }
-                found.append(row)
-                print(
-                    f"{size}px {mode:8} {count:3} rows  {seconds * 1e3:9.2f} ms  throughput x{row['throughput_x']:.2f}",
-                    flush=True,
-                )
-        del arguments
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return found
+        # 4,096 positions of a transformer or so fill the card: more rows say nothing new.
+        rows = (1, 2) if tiny else ((1, 2, 4, 8, 16) if size <= 512 else (1, 2, 4, 8))
+        if not tiny and len(arguments) and "img_ids" in arguments:
+            rows = (1, 2, 4) if size <= 512 else (1, 2)
+
+        def given(count: int, arguments: Any = arguments, from_rows: int = from_rows) -> dict[str, Any]:
+            return {name: repeat_rows(value, count, from_rows, name) for name, value in arguments.items()}
+
+        def report(steps: list[dict[str, Any]], size: int = size) -> None:
+            found[f"steps_{size}"] = steps
+            save(found)
+
+        chosen = [mode for mode in modes if size == sizes[-1] or not mode.startswith("fp8")]
+        found[f"steps_{size}"] = measure_steps(
+            denoiser, given, rows=rows, modes=chosen, repeats=2 if tiny else 8, report=report
+        )
+        print(f"\n{size}px, one forward\n{steps_table(found[f'steps_{size}'])}\n", flush=True)
+        save(found)
+    vae, side = subject.pipeline.vae, sizes[0] // 8
+
+    def latents(count: int) -> Any:
+        return torch.randn(count, vae.config.latent_channels, side, side, device=subject.device, dtype=vae.dtype)
+
+    found["decode"] = measure_decode(vae, latents, (1, 2) if tiny else (1, 4), 2 if tiny else 5)
+    for row in found["decode"]:
+        print(f"decode {sizes[0]}px, {row['mode']}, {row['rows']}: {row['s_a_picture'] * 1e3:.1f} ms a picture")
+    save(found)
 
 
-def _time_forward(denoiser: Any, arguments: dict[str, Any], repeats: int) -> float:
-    import torch
+def graphs_on(subject: Any) -> Any:
+    """Recorded forwards on a GPU; None on a CPU."""
+    from sixfold.core.rendezvous.graphs import RowGraphs, capture_cuda_graph
 
-    def wait() -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+    if subject.device.type != "cuda":
+        return None
+    return RowGraphs(capture_cuda_graph(subject.device), subject.device, (1, 2, 3, 4, 6, 8, 12, 16))
 
-    with torch.no_grad():
-        for _ in range(3):
-            denoiser(**arguments)
-        wait()
-        began_s = time.perf_counter()
-        for _ in range(repeats):
-            denoiser(**arguments)
-        wait()
-    return (time.perf_counter() - began_s) / repeats
+
+def floor_images_per_s(subject: Any, size: int, steps: Sequence[int]) -> float:
+    """What the card would draw if it did nothing but the denoiser's products at its peak."""
+    from image_steps import PEAK_FLOPS, flops_of
+
+    denoiser, arguments = capture_call(subject, size)
+    return PEAK_FLOPS * len(steps) / (flops_of(lambda: denoiser(**arguments)) * sum(steps))
 
 
 def serve(
-    subject: Any, *, size: int, steps: Sequence[int], count: int, loads: Sequence[float], max_step_units: int
-) -> dict[str, Any]:
-    """Lock, static batches and the engine at shares of what the lock serves."""
+    subject: Any,
+    *,
+    size: int,
+    steps: Sequence[int],
+    count: int,
+    loads: Sequence[float],
+    max_step_units: int,
+    compiled: bool,
+    static: bool,
+    save: Callable[[Any], None],
+) -> None:
+    """Lock, static batches and the engine at shares of what the lock serves, all compiled or none."""
+    import torch
     from image_serving import Job, poisson_jobs, serve_engine, serve_locked, serve_static, table
+    from image_steps import PEAK_FLOPS, set_compiled
 
+    denoiser = getattr(subject.pipeline, "unet", None) or subject.pipeline.transformer
+    set_compiled(denoiser, compiled)
+    kind = "compiled" if compiled else "eager"
     probe = [Job(arrival_s=0.0, num_steps=each, guidance=5.0, size=size, seed=each) for each in steps]
+    began_s = time.perf_counter()
     subject.draw(probe[:1])
+    print(f"the first picture took {time.perf_counter() - began_s:.0f} s", flush=True)
     began_s = time.perf_counter()
     for job in probe:
         subject.draw([job])
     capacity = len(probe) / (time.perf_counter() - began_s)
-    print(f"{size}px: the lock serves {capacity:.3f} images/s", flush=True)
-    found: dict[str, Any] = {"size": size, "capacity_images_per_s": capacity}
+    print(f"{size}px, {kind}: the lock serves {capacity:.3f} images/s", flush=True)
+    floor = floor_images_per_s(subject, size, steps)
+    print(f"at {PEAK_FLOPS / 1e12:.0f} TFLOP/s the card would draw {floor:.2f} images/s", flush=True)
+    found: dict[str, Any] = {"size": size, "capacity_images_per_s": capacity, "floor_images_per_s": floor}
+    graphs = graphs_on(subject)
     for share in loads:
         jobs = poisson_jobs(count, capacity * share, steps=steps, guidances=(3.0, 5.0, 7.5), sizes=(size,))
-        rows = {
-            "stock, locked": serve_locked(subject, jobs),
-            "stock, static batches of 8": serve_static(subject, jobs, max_batch=8, wait_s=0.2),
-            "sixfold": serve_engine(subject, jobs, max_step_units=max_step_units),
-        }
+        rows = {f"stock, locked, {kind}": serve_locked(subject, jobs)}
+        if static:
+            rows[f"stock, static batches of 8, {kind}"] = serve_static(subject, jobs, max_batch=8, wait_s=0.2)
+        if graphs is None or static:
+            rows[f"sixfold, {kind}"] = serve_engine(subject, jobs, max_step_units=max_step_units)
+        if graphs is not None:
+            rows[f"sixfold, {kind}, graphs"] = serve_engine(subject, jobs, max_step_units=max_step_units, graphs=graphs)
         print(f"\nload {share}, {count} requests\n{table(rows)}\n", flush=True)
+        if graphs is not None:
+            held = torch.cuda.memory_reserved() / 2**30
+            print(f"{graphs.num_recorded} graphs, {graphs.num_replays} replays, {held:.1f} GiB reserved", flush=True)
         found[str(share)] = rows
-    return found
+        save(found)
+    set_compiled(denoiser, False)
 
 
 def equal(arch: str, *, tiny: bool, device: str, size: int, steps: int) -> dict[str, Any]:
     """The largest pixel difference of the engine to the stock pipeline alone."""
     import torch
     from image_serving import Job, max_difference
+    from image_subjects import build
 
     found: dict[str, Any] = {}
     for dtype in (torch.bfloat16, torch.float32):
@@ -300,8 +201,10 @@ def equal(arch: str, *, tiny: bool, device: str, size: int, steps: int) -> dict[
         subject = build(arch, tiny=tiny, device=device, dtype=dtype)
         jobs = [Job(arrival_s=0.0, num_steps=steps + i % 3, guidance=3.0 + i, size=size, seed=i) for i in range(4)]
         name = str(dtype).removeprefix("torch.")
-        found[name] = max_difference(subject, jobs, max_step_units=1 << 20)
-        print(f"{name}: largest difference of a pixel {found[name]:.2e} (of 1)", flush=True)
+        for way, graphs in {"": None, ", graphs": graphs_on(subject)}.items():
+            if not way or graphs is not None:
+                found[name + way] = max_difference(subject, jobs, max_step_units=1 << 20, graphs=graphs)
+                print(f"{name}{way}: largest difference of a pixel {found[name + way]:.2e} (of 1)", flush=True)
         del subject
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -311,12 +214,17 @@ def equal(arch: str, *, tiny: bool, device: str, size: int, steps: int) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", choices=("sdxl", "flux"), default="sdxl")
-    parser.add_argument("--part", choices=("rows", "serve", "equal"), action="append")
+    parser.add_argument("--part", choices=("equal", "ablate", "serve"), action="append")
+    parser.add_argument("--ablate", action="store_const", const=["ablate"], dest="part")
     parser.add_argument("--size", type=int, action="append", help="default 512 and 1024; serve: 512")
-    parser.add_argument("--compile", action="store_true", help="rows: also compiled by blocks")
+    parser.add_argument("--modes", nargs="+", help="ablate: some of its modes")
+    parser.add_argument("--kinds", nargs="+", choices=("eager", "compiled"), default=["eager"], help="serve")
+    parser.add_argument(
+        "--static", action="store_true", help="serve: also static batches, and the engine without graphs"
+    )
     parser.add_argument("--count", type=int, help="serve: requests of a run")
-    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.8, 1.1, 2.0])
-    parser.add_argument("--max-step-units", type=int, default=16_384, help="serve: latent positions of a step")
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.8, 1.1, 2.0])
+    parser.add_argument("--max-step-units", type=int, default=65_536, help="serve: latent positions of a step")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--site", type=Path)
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")) / "image.json")
@@ -324,6 +232,7 @@ def main() -> None:
     import_sixfold(args.site)
     import diffusers
     import torch
+    from image_subjects import build
 
     torch.set_float32_matmul_precision("highest")
     device = "cpu" if args.tiny else "cuda"
@@ -332,26 +241,38 @@ def main() -> None:
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
     print(f"{args.arch}, random weights, no text encoder, {dtype}, {card}, {versions}")
     sizes = args.size or ([64] if args.tiny else [512, 1024])
-    parts = args.part or ["rows", "serve", "equal"]
+    parts = args.part or (["equal", "ablate", "serve"] if args.tiny else ["ablate", "serve"])
     result: dict[str, Any] = {"arch": args.arch, "card": card, "dtype": str(dtype), "torch": torch.__version__}
+
+    def save(name: str, found: Any) -> None:
+        result[name] = found
+        if not args.tiny:  # after every part: a run that is cut off keeps what it has
+            args.out.write_text(json.dumps(result, indent=1))
+
     if "equal" in parts:
-        result["equal"] = equal(args.arch, tiny=args.tiny, device=device, size=sizes[0], steps=3)
-    if {"rows", "serve"} & set(parts):
+        save("equal", equal(args.arch, tiny=args.tiny, device=device, size=sizes[0], steps=3))
+    if "serve" in parts:
         subject = build(args.arch, tiny=args.tiny, device=device, dtype=dtype)
-        if "serve" in parts:
-            count = args.count or (6 if args.tiny else 40)
-            steps = (2, 3) if args.tiny else ((4, 12, 20, 50) if args.arch == "sdxl" else (4, 10, 20, 28))
-            loads = args.loads[:1] if args.tiny else args.loads
-            for size in args.size or [sizes[0]]:
-                result[f"serve_{size}"] = serve(
-                    subject, size=size, steps=steps, count=count, loads=loads, max_step_units=args.max_step_units
-                )
-        if "rows" in parts:
-            rows = (1, 2, 4) if args.tiny else (1, 2, 3, 4, 8, 16)
-            result["rows"] = measure_rows(subject, sizes, rows, args.compile, 2 if args.tiny else 10)
-    if not args.tiny:
-        args.out.write_text(json.dumps(result, indent=1))
-        print(f"written: {args.out}")
+        count = args.count or (6 if args.tiny else 10)
+        steps = (2, 3) if args.tiny else ((4, 12, 20, 50) if args.arch == "sdxl" else (4, 10, 20, 28))
+        for size, kind in itertools.product(args.size or [sizes[0]], args.kinds[:1] if args.tiny else args.kinds):
+            serve(
+                subject,
+                size=size,
+                steps=steps,
+                count=count,
+                loads=args.loads[:1] if args.tiny else args.loads,
+                max_step_units=args.max_step_units,
+                compiled=kind == "compiled",
+                static=args.static,
+                save=functools.partial(save, f"serve_{size}_{kind}"),
+            )
+    if "ablate" in parts:  # last: it leaves the denoiser in fp8
+        from image_steps import MODES
+
+        subject = build(args.arch, tiny=args.tiny, device=device, dtype=dtype)
+        modes = args.modes or (("eager", "compiled") if args.tiny else MODES)
+        ablate(subject, sizes, args.tiny, modes, functools.partial(save, "ablate"))
 
 
 if __name__ == "__main__":

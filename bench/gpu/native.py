@@ -3,14 +3,16 @@
     python bench/gpu/native.py           # about a minute on an H100
     python bench/gpu/native.py --tiny    # on a CPU, to try it
 
-First, float32: greedy answers of requests that join and leave, with steps computed and replayed, beside ``generate`` of stock
-transformers. Then, bfloat16 and Llama-3.2-1B's shape: seconds of a recorded step by rows at contexts of 640 tokens, beside
-its floor (weights and cache once over the memory's bandwidth), of the same step computed, and of a prompt chunk.
+First, float32: greedy answers of requests that join and leave, with steps computed, replayed and begun ahead, beside
+``generate`` of stock transformers. Then, bfloat16 and Llama-3.2-1B's shape: the serving loop under 256 streams, ahead and
+not, with what the host waits for the card; and seconds of a recorded step by rows at contexts of 640 tokens, beside its
+floor (weights and cache once over the memory's bandwidth), of the same step computed, and of a prompt chunk.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import statistics
@@ -20,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_overhead import import_sixfold, load_native, make_model
+from vllm_overhead import Load, import_sixfold, load_native, make_model, run_local
 
 _BYTES_PER_S = 3.35e12  # an H100's memory, by its data sheet
 
@@ -49,8 +51,11 @@ def check_equal(device: str) -> dict[str, Any]:
         output = stock.generate(ids, max_new_tokens=40, min_new_tokens=40, do_sample=False, pad_token_id=0)
         expected.append(output[0, len(prompt) :].tolist())
     found: dict[str, Any] = {}
-    for name, rows in (("computed", 0), ("replayed", 64)):
-        options = TransformersOptions(dtype="float32", max_model_len=512, kv_cache_bytes=64 << 20, cuda_graph_rows=rows)
+    for name, rows, ahead in (("computed", 0, False), ("replayed", 64, False), ("ahead", 64, True)):
+        options = TransformersOptions.model_validate(
+            {"dtype": "float32", "max_model_len": 512, "kv_cache_bytes": 64 << 20, "cuda_graph_rows": rows}
+            | {"steps_ahead": ahead, "speculation": {"method": "off"}}
+        )
         model = load(LoadContext(model_name="equal", path=folder, device=device, num_threads=2, options=options))
         model.warm_up()
         answers = answer(model, prompts, num_tokens=40)
@@ -74,12 +79,16 @@ def answer(model: Any, prompts: Sequence[list[int]], *, num_tokens: int) -> list
     sequences = [model.prepare(request, model.split(request)[0])[0] for request in requests]
     waiting, running = list(sequences), []
     turn = 0
+    flights: list[Any] = []
     while waiting or running:
         if waiting and turn % 3 == 0:
             running.append(waiting.pop(0))
         turn += 1
-        batch = [Granted(s, model.reserve(s, min(50, model.cost(s).units))) for s in running]
-        for granted, outcome in zip(batch, model.step(batch), strict=True):
+        going = [(s, cost) for s in running if (cost := model.cost(s)) is not None]
+        batch = [Granted(s, model.reserve(s, min(50, cost.units))) for s, cost in going]
+        flights.append((batch, model.begin(batch)) if batch else None)
+        settled = flights.pop(0) if len(flights) > 1 or not model.begins_steps else None
+        for granted, outcome in zip(settled[0], settled[1].finish(), strict=True) if settled else ():
             assert outcome.error is None, outcome.error
             if outcome.done:
                 running.remove(granted.sequence)
@@ -151,9 +160,54 @@ def time_steps(tiny: bool) -> list[dict[str, Any]]:
     return found
 
 
+async def serve(tiny: bool, ahead: bool, rounds: int) -> dict[str, Any]:
+    """The serving loop in this process under 256 streams of 512 + 128 tokens: rates, and where a step's time goes.
+
+    ``waited_ms`` is what the device thread waited for the card, of ``step_ms``; the rest is the host's own.
+    """
+    from sixfold.core.batching.manager import Limits
+    from sixfold.core.runtime.local_replica import LocalReplica
+    from sixfold.plugins.llm.host_copy import HostCopy
+
+    folder = Path(tempfile.mkdtemp(prefix="serve-")) / "llama"
+    vocab = make_model(folder, tiny)
+    model = load_native(folder, tiny, steps_ahead=ahead)
+    model.warm_up()
+    load = Load(4 if tiny else 256, 16 if tiny else 512, 8 if tiny else 128, vocab)
+    replica = LocalReplica(model, limits=Limits(max_queue_units=1 << 30, max_running_sequences=load.requests))
+    waited_s = 0.0
+    wait = HostCopy.wait
+
+    def measured(copy: Any) -> Any:
+        nonlocal waited_s
+        began_s = time.perf_counter()
+        try:
+            return wait(copy)
+        finally:
+            waited_s += time.perf_counter() - began_s
+
+    HostCopy.wait = measured  # type: ignore[method-assign]
+    try:
+        await run_local(replica, load, "warm", 0)
+        found: list[dict[str, float]] = []
+        for number in range(rounds):
+            steps, waited_s = replica.snapshot.metrics["steps_total"], 0.0
+            made = await run_local(replica, load, "native", 20 + number)
+            steps = replica.snapshot.metrics["steps_total"] - steps
+            times = {"step_ms": 1e3 * made.seconds / steps, "waited_ms": 1e3 * waited_s / steps, "steps": steps}
+            found.append(made.figures() | {name: round(value, 2) for name, value in times.items()})
+            print("SERVE ahead", ahead, json.dumps(found[-1]), flush=True)
+    finally:
+        HostCopy.wait = wait  # type: ignore[method-assign]
+        await replica.close()
+    return {"ahead": ahead, "rounds": found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--part", nargs="+", default=["equal", "serve", "steps"], choices=["equal", "serve", "steps"])
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--site", type=Path)
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")) / "native.json")
     args = parser.parse_args()
@@ -163,11 +217,21 @@ def main() -> None:
     device = "cpu" if args.tiny else "cuda:0"
     card = "CPU" if args.tiny else torch.cuda.get_device_name()
     print(f"random weights, {card}, torch {torch.__version__}", flush=True)
-    result: dict[str, Any] = {"card": card, "equal": check_equal(device)}
-    print("equal to generate:", result["equal"], flush=True)
-    result["steps"] = time_steps(args.tiny)
-    if not args.tiny:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    result: dict[str, Any] = {"card": card}
+
+    def keep(name: str, value: Any) -> None:
+        result[name] = value
+        if not args.tiny:
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+    if "equal" in args.part:
+        keep("equal", check_equal(device))
+        print("equal to generate:", result["equal"], flush=True)
+    if "serve" in args.part:
+        for ahead in (True, False):
+            keep(f"serve_{ahead}", asyncio.run(serve(args.tiny, ahead, args.rounds)))
+    if "steps" in args.part:
+        keep("steps", time_steps(args.tiny))
 
 
 if __name__ == "__main__":

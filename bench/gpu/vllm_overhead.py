@@ -105,12 +105,12 @@ def import_sixfold(site: Path | None) -> None:
     sys.path[:0] = [str(package), *([str(site)] if site else []), str(ROOT / "bench")]
 
 
-def make_model(folder: Path, tiny: bool) -> int:
+def make_model(folder: Path, tiny: bool, *, vocab: int | None = None) -> int:
     """Writes a config and a tokenizer; returns the size of the vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocab = 2048 if tiny else 128256
+    vocab = vocab or (2048 if tiny else 128256)
     shape: dict[str, Any] = (
         {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
         | {"num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 2048}
@@ -311,7 +311,7 @@ class Server:
             self.process.kill()
 
 
-def load_native(path: Path, tiny: bool) -> Any:
+def load_native(path: Path, tiny: bool, *, cache_bytes: int | None = None, **options: Any) -> Any:
     """The native runtime with random weights: the loader's own way, but for the reading of files that do not exist."""
     import torch
     import transformers
@@ -337,7 +337,8 @@ def load_native(path: Path, tiny: bool) -> Any:
                 dtype="float32" if tiny else "bfloat16",
                 max_model_len=1024,
                 prefix_cache="off",
-                kv_cache_bytes=(64 << 20) if tiny else (12 << 30),
+                kv_cache_bytes=cache_bytes or ((64 << 20) if tiny else (12 << 30)),
+                **options,
             ),
         )
     )

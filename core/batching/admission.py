@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 
 from sixfold.core.errors import QueueFull
 
@@ -90,12 +91,13 @@ class Admission:
             self._num_requests += 1
             return Ticket(units)
 
-    def consume(self, ticket: Ticket, units: int) -> None:
-        """Counts work of a ticket as done."""
+    def consume(self, grants: Sequence[tuple[Ticket, int]]) -> None:
+        """Counts work of tickets as done."""
         with self._lock:
-            units = min(units, ticket.remaining_units)
-            ticket.remaining_units -= units
-            self._queued_units -= units
+            for ticket, wanted in grants:
+                units = min(wanted, ticket.remaining_units)
+                ticket.remaining_units -= units
+                self._queued_units -= units
 
     def observe_step(self, units: int, seconds: float) -> None:
         """Feeds the drain rate."""

@@ -6,16 +6,21 @@ latency and nothing else. For a latency target it is bounded by what a step may 
 
 Full steps all have one size, and from one size ``a`` and ``b`` cannot be told apart. So while the measured sizes differ too
 little, every other period of steps gets a smaller budget.
+
+Whole jobs are another matter: their budget for throughput is all that the memory allows, and `StepShare` says how many of
+them share a step.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from sixfold.core.batching.model import StepRange
+from sixfold.core.batching.step_share import MeasuredStep, StepShare
 
 _THROUGHPUT_EFFICIENCY = 0.95
 _FORGET = 0.998  # a memory of 500 steps: with 10% noise in the times, ``a`` is known to about 3% of a step
@@ -99,10 +104,13 @@ class StepBudget:
         self._samples: deque[float] = deque(maxlen=_WINDOW)
         self._num_new = 0
         self._num_limited = 0
+        self.share = StepShare()
 
     @property
     def units(self) -> int:
         """How many units the next step may do."""
+        if self._bounds.whole_jobs and self._objective.kind is ObjectiveKind.THROUGHPUT:
+            return self._bounds.max_units
         probe = 1.0
         if self._probing:
             probe = _PROBE if self._units * _PROBE >= self._bounds.min_units else 1.0 / _PROBE
@@ -113,8 +121,22 @@ class StepBudget:
         """What the budget is moved for."""
         return self._objective
 
-    def observe_step(self, units: int, seconds: float, *, limited: bool) -> None:
-        """Feeds one measured step; ``limited`` says that the budget kept it from doing more."""
+    def learn(self, steps: Iterable[MeasuredStep]) -> None:
+        """Takes in steps that were timed before the first request."""
+        for step in steps:
+            self.share.observe(step.batch_key, step.units, step.seconds)
+
+    def observe_step(self, units: int, seconds: float, *, limited: bool, key: object = None) -> None:
+        """Feeds one measured step.
+
+        Args:
+            units: Its work.
+            seconds: It took.
+            limited: The budget kept it from doing more.
+            key: Its batch key.
+        """
+        if self._bounds.whole_jobs:
+            self.share.observe(key, units, seconds)
         self._time.observe(units, seconds)
         self._num_new += 1
         self._num_limited += limited

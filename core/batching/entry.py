@@ -41,6 +41,7 @@ class RequestState:
         "pieces_left",
         "ready_s",
         "request",
+        "share",
         "tenant",
         "virtual_units",
     )
@@ -54,6 +55,7 @@ class RequestState:
         self.num_open = 0
         self.ended = False
         self.virtual_units = 0.0
+        self.share = request.weight * request.priority.weight  # of the device, beside others
         self.tenant: object = None  # the fair queue's own
         self.ready_s: float | None = None
         self.first_step_s: float | None = None

@@ -221,11 +221,8 @@ class FairQueue:
 
     def charge(self, state: RequestState, units: int) -> None:
         """Counts work that was granted to a request; negative units take a grant back."""
-        request = state.request
         tenant = _tenant(state)
-        tenant.virtual_units = max(tenant.virtual_units, self._floor) + units / (
-            request.weight * request.priority.weight
-        )
+        tenant.virtual_units = max(tenant.virtual_units, self._floor) + units / state.share
         state.virtual_units = max(state.virtual_units, tenant.floor) + units
 
     def advance(self, served: Iterable[RequestState], unmet: Iterable[RequestState]) -> None:
@@ -242,7 +239,8 @@ class FairQueue:
         most: dict[_Tenant, float] = {}
         for state in served:
             tenant = _tenant(state)
-            most[tenant] = max(most.get(tenant, 0.0), state.virtual_units)
+            if state.virtual_units > most.get(tenant, -1.0):
+                most[tenant] = state.virtual_units
         for tenant, most_units in most.items():
             least = tenant.least()
             if least is not None:

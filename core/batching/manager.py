@@ -13,6 +13,7 @@ from typing import Any
 from sixfold.core.batching.admission import Admission
 from sixfold.core.batching.budget import Objective, StepBudget
 from sixfold.core.batching.entry import RequestState
+from sixfold.core.batching.job_scheduler import JobScheduler
 from sixfold.core.batching.model import DeviceLost, StepModel
 from sixfold.core.batching.outbox import ManagerOutbox, PreparePool
 from sixfold.core.batching.scheduler import Scheduler
@@ -88,7 +89,9 @@ class BatchManager:
         self._clock = clock
         self._admission = Admission(limits.max_queue_units)
         self._budget = StepBudget(bounds, objective)
-        self._scheduler = Scheduler(
+        self._budget.learn(model.measured_steps())
+        scheduler = JobScheduler if bounds.whole_jobs else Scheduler
+        self._scheduler = scheduler(
             model, self._budget, max_running_sequences=limits.max_running_sequences, patience_s=limits.patience_s
         )
         self._outbox = ManagerOutbox(model, pool, self._admission, emit)

@@ -71,11 +71,10 @@ class ManagerOutbox:
         """Forwards events of the loop. [device]"""
         self._emit(events)
 
-    def granted(self, state: RequestState, units: int) -> None:
+    def granted(self, grants: Sequence[tuple[RequestState, int]]) -> None:
         """Counts granted work as done. [device]"""
-        ticket = self._tickets.get(state.request.request_id)
-        if ticket is not None:
-            self._admission.consume(ticket, units)
+        found = [(self._tickets.get(state.request.request_id), units) for state, units in grants]
+        self._admission.consume([(ticket, units) for ticket, units in found if ticket is not None])
 
     def stepped(self, units: int, seconds: float) -> None:
         """Feeds the drain rate. [device]"""

@@ -17,7 +17,7 @@ The invariants of `select`:
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -106,6 +106,7 @@ class Scheduler:
         # Nothing starts before these: they lost their memory, or were out of patience and could not start. Others would
         # take the room that they wait for, again and again.
         self._blocked: deque[Entry] = deque()
+        self._in_flight: Container[Entry] = ()
         self.queue = FairQueue(patience_s)
         self.num_preemptions = 0
         self.num_elsewhere = 0  # of those that run, as of the last selection
@@ -136,17 +137,22 @@ class Scheduler:
             self.remove(entry)
         self.queue.close(state)
 
-    def select(self, now_s: float) -> Selection:
+    def select(self, now_s: float, in_flight: Container[Entry] = ()) -> Selection:
         """The next step's batch; empty when there is nothing to do. What is in ``rejected`` can never run.
 
         With something rejected the batch is empty: end those requests, then select again.
+
+        Args:
+            now_s: The time.
+            in_flight: Sequences whose step has begun and is not settled. It may be their last.
         """
+        self._in_flight = in_flight
         ready = self._ready(now_s)
         decider = self._decider(now_s, ready)
         head = self.queue.head() if decider is None else decider
         if head is not None:
             head.cost = self._model.cost(head.sequence)
-        selection = Selection(self._budget.units, self._choose_key(ready, head, decider))
+        selection = self._open(self._choose_key(ready, head, decider), ready)
         deferred = self._continue_running(ready, selection, head, decider)
         if not selection.preempted and not selection.rejected:
             self._start_waiting(selection, decider)
@@ -154,10 +160,14 @@ class Scheduler:
         ready = [entry for entry in ready if entry.phase is Phase.RUNNING]  # others lost their memory
         if not selection.entries and not selection.rejected and ready:
             # The key was that of a waiting sequence which can't start yet: what runs must go on, or it never will.
-            selection = Selection(self._budget.units, _key(min(ready, key=self._order)))
+            selection = self._open(key_of(min(ready, key=self._order)), ready)
             self._continue_running(ready, selection, None, None)
         self._advance(selection, now_s)
         return selection
+
+    def _open(self, key: object, ready: Sequence[Entry]) -> Selection:
+        """An empty step of this key, with the units that it may do."""
+        return Selection(self._budget.units, key)
 
     def _ready(self, now_s: float) -> list[Entry]:
         """What runs and asks for a step; the others work elsewhere, and so do not wait."""
@@ -198,15 +208,15 @@ class Scheduler:
 
     def _choose_key(self, ready: Sequence[Entry], head: Entry | None, decider: Entry | None) -> object:
         if decider is not None:
-            return _key(decider)
+            return key_of(decider)
         if head is not None and not ready:
-            return _key(head)
+            return key_of(head)
         candidates = list(ready)
         newcomer = self._newcomer(ready, head)
         if newcomer is not None:
             candidates.append(newcomer)
-        keys = {_key(entry) for entry in candidates}
-        return _key(min(candidates, key=self._order)) if len(keys) > 1 else next(iter(keys), None)
+        keys = {key_of(entry) for entry in candidates}
+        return key_of(min(candidates, key=self._order)) if len(keys) > 1 else next(iter(keys), None)
 
     def _newcomer(self, ready: Sequence[Entry], head: Entry | None) -> Entry | None:
         """The first that waits and could start in a step of its own key.
@@ -234,7 +244,7 @@ class Scheduler:
         used = taken.get(cost.batch_key, 0)
         return used == 0 or used + cost.min_units <= self._budget.units
 
-    def _order(self, entry: Entry) -> tuple[float, float, int, float]:
+    def _order(self, entry: Entry) -> tuple[float, ...]:
         """The fair order; between sequences of one request the one goes first that was left out longest."""
         return (*self.queue.tag(entry.state), entry.waiting_since_s)
 
@@ -242,11 +252,11 @@ class Scheduler:
         self, ready: Sequence[Entry], selection: Selection, head: Entry | None, decider: Entry | None
     ) -> list[Entry]:
         """Grants to what runs; returns the divisible ones whose turn is after that of the head, which waits."""
-        entries = [entry for entry in ready if _key(entry) == selection.key]
+        entries = [entry for entry in ready if key_of(entry) == selection.key]
         num_first = len(entries)
         if sum(entry.cost.units for entry in entries if entry.cost is not None) > selection.units_left:
-            entries.sort(key=lambda entry: (entry is not decider, _divisible(entry), self._order(entry)))
-            joins = head is not None and head.phase is Phase.WAITING and _key(head) == selection.key
+            entries.sort(key=lambda entry: (entry is not decider, _divisible(entry), *self._order(entry)))
+            joins = head is not None and head.phase is Phase.WAITING and key_of(head) == selection.key
             if head is not None and joins and len(self.running) < self._max_running:
                 first = [entry for entry in entries if not (_divisible(entry) and self._precedes(head, entry, decider))]
                 num_first = len(first)
@@ -274,6 +284,8 @@ class Scheduler:
         """Memory for a running sequence, if need be that of sequences that started later; 0 if it lost its own."""
         while (units := self._model.reserve(entry.sequence, wanted)) < cost.min_units:
             if len(self.running) == 1:
+                if entry in self._in_flight:
+                    return 0
                 self._reject(entry, selection)  # preempting itself would only bring it here again
                 return 0
             victim = next(other for other in reversed(self.running) if other.cost is not None)
@@ -312,7 +324,7 @@ class Scheduler:
             self._blocked.popleft()
         while (entry := self.queue.head()) is not None:
             entry.cost = self._model.cost(entry.sequence)
-            if _key(entry) != selection.key:
+            if key_of(entry) != selection.key:
                 self._start_others_of_key(selection)
                 return
             if not self._start(entry, selection):
@@ -321,7 +333,7 @@ class Scheduler:
     def _start_others_of_key(self, selection: Selection) -> None:
         for entry in self.queue.in_order():
             entry.cost = self._model.cost(entry.sequence)
-            if _key(entry) == selection.key and not self._start(entry, selection):
+            if key_of(entry) == selection.key and not self._start(entry, selection):
                 return
 
     def _start(self, entry: Entry, selection: Selection) -> bool:
@@ -341,7 +353,8 @@ class Scheduler:
         return True
 
 
-def _key(entry: Entry) -> object:
+def key_of(entry: Entry) -> object:
+    """With what a sequence may share its next step."""
     return None if entry.cost is None else entry.cost.batch_key
 
 

@@ -2,6 +2,9 @@
 
 `run_once` is one turn and knows nothing of threads, so that tests drive it with a fake clock; `manager.py` adds the thread,
 the pool and the admission.
+
+On a model that begins steps, one step is in flight between turns: a turn chooses and begins the next one, and only then
+waits for the one before and hands out what it made, while the device computes.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ from typing import Any, Protocol
 
 from sixfold.core.batching.budget import ObjectiveKind, StepBudget
 from sixfold.core.batching.entry import Entry, RequestState
+from sixfold.core.batching.flight import Flight
 from sixfold.core.batching.model import Outcome, StepModel
 from sixfold.core.batching.scheduler import Scheduler, Selection
-from sixfold.core.batching.step_runner import run_step
 from sixfold.core.errors import DeadlineExceeded, RequestCancelled, RequestError
 from sixfold.core.messages import Event, Failed, Increment
 
@@ -34,8 +37,8 @@ class Outbox(Protocol):
         """Makes and sends the results of requests that are complete and released; may do so elsewhere."""
         ...
 
-    def granted(self, state: RequestState, units: int) -> None:
-        """Counts granted work as done, for admission."""
+    def granted(self, grants: Sequence[tuple[RequestState, int]]) -> None:
+        """Counts the granted work of a step as done, for admission."""
         ...
 
     def ended(self, state: RequestState) -> None:
@@ -76,6 +79,8 @@ class StepLoop:
         self._deadlines: list[tuple[float, int, RequestState]] = []
         self._num_stale_deadlines = 0  # of ended requests
         self._num_unserved = 0
+        self._flight: Flight | None = None  # begun, not settled
+        self._settled_s = 0.0  # when the last step ended
         self._elsewhere_since_s: float | None = None  # when work outside of steps was last counted, while there is any
         self._events: list[Event] = []
         self._complete: list[RequestState] = []
@@ -86,8 +91,8 @@ class StepLoop:
 
     @property
     def idle(self) -> bool:
-        """Whether no request is open."""
-        return not self._states
+        """Whether no request is open and no step in flight."""
+        return not self._states and self._flight is None
 
     @property
     def has_work(self) -> bool:
@@ -165,7 +170,8 @@ class StepLoop:
             self.fail(state, RequestCancelled("The client cancelled the request."))
 
     def fail_all(self, error: RequestError) -> None:
-        """Ends every request, for shutdown and a lost device."""
+        """Ends every request, for shutdown and a lost device; a step in flight counts for nothing."""
+        self._abandon()
         for state in list(self._states.values()):
             try:
                 self.fail(state, error)
@@ -173,10 +179,18 @@ class StepLoop:
                 _log.exception("request %s could not be released", state.request.request_id)
         self.flush()
 
+    def _abandon(self) -> None:
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            try:
+                flight.abandon()
+            except Exception:  # as in `fail_all`
+                _log.exception("the step in flight could not be abandoned")
+
     # One turn.
 
     def run_once(self) -> bool:
-        """Takes in what came, runs at most one step, sends what it made; False when there was no step to run.
+        """Takes in what came, runs at most one step, sends what it made; False when no step was run nor in flight.
 
         Raises:
             DeviceLost: Nothing can run any more; the caller ends all requests with `fail_all`.
@@ -186,17 +200,17 @@ class StepLoop:
         self._expire()
         self._collect()
         self._count_elsewhere()
-        selection = self._scheduler.select(self._clock())
+        in_flight = () if self._flight is None else self._flight.selection.entries
+        selection = self._scheduler.select(self._clock(), in_flight)
         while selection.rejected:
             for entry, error in selection.rejected:
                 self.fail(entry.state, error)
-            selection = self._scheduler.select(self._clock())
-        if selection.entries:
-            self._step(selection)
+            selection = self._scheduler.select(self._clock(), in_flight)
+        stepped = self._step(selection)
         self.flush()
         if self._scheduler.num_elsewhere or self._elsewhere_since_s is not None:
             self._elsewhere_since_s = self._clock() if self._scheduler.running else None
-        return bool(selection.entries)
+        return stepped
 
     def _count_elsewhere(self) -> None:
         """Time in which sequences worked outside of steps is time of work, too, for the drain rate."""
@@ -221,29 +235,49 @@ class StepLoop:
             heapq.heapify(self._deadlines)
             self._num_stale_deadlines = 0
 
-    def _step(self, selection: Selection) -> None:
-        began_s = self._clock()
-        states = {entry.state.order: entry.state for entry in selection.entries}
-        for state in states.values():
+    def _step(self, selection: Selection) -> bool:
+        """Begins the chosen step, if any, and settles the one in flight; False if there was neither."""
+        before, self._flight = self._flight, None
+        flight = self._begin(selection) if selection.entries else None
+        if before is not None:
+            self._settle(before, flight)
+        if flight is not None and flight.may_be_followed:
+            self._flight = flight
+        elif flight is not None:
+            self._settle(flight, None)
+        return before is not None or flight is not None
+
+    def _begin(self, selection: Selection) -> Flight:
+        flight = Flight(selection, self._clock())
+        for state in flight.states.values():
             if state.first_step_s is None:
-                state.first_step_s = began_s
+                state.first_step_s = flight.began_s
                 self._num_unserved -= 1
             state.num_steps += 1
             state.max_batch_sequences = max(state.max_batch_sequences, len(selection.entries))
         self.last_batch_sequences = len(selection.entries)
         self.max_batch_sequences = max(self.max_batch_sequences, self.last_batch_sequences)
-        outcomes = run_step(self._model, selection.granted)
+        flight.begin(self._model)
+        return flight
+
+    def _settle(self, flight: Flight, follower: Flight | None) -> None:
+        outcomes = flight.settle(self._model, follower)
         ended_s = self._clock()
         self._collect()
-        self._budget.observe_step(selection.units, ended_s - began_s, limited=selection.limited)
-        self._outbox.stepped(selection.units, ended_s - began_s)
+        selection = flight.selection
+        # A step in flight waited for the one before: the device was busy with it only since then.
+        seconds = ended_s - max(flight.began_s, self._settled_s)
+        self._settled_s = ended_s
+        self._budget.observe_step(selection.units, seconds, limited=selection.limited, key=selection.key)
+        self._outbox.stepped(selection.units, seconds)
         self.counters["steps"] += 1
         self.counters["units"] += selection.units
-        for state in states.values():
+        for state in flight.states.values():
             state.last_step_s = ended_s
-        for (entry, units), outcome in zip(selection.entries.items(), outcomes, strict=True):
-            self._outbox.granted(entry.state, units)
-            self._apply(entry, outcome, ended_s)
+        self._outbox.granted([(entry.state, units) for entry, units, _outcome in outcomes])
+        for entry, _units, outcome in outcomes:
+            if outcome is not None:
+                self._apply(entry, outcome, ended_s)
 
     def _collect(self) -> None:
         """Takes in what sequences did outside of steps."""

@@ -97,6 +97,8 @@ def plan_lines(plan: Plan) -> list[str]:
             f"{device.name}: {format_bytes(device.claimed_bytes)} of {format_bytes(device.total_bytes)} taken when the "
             f"server has started, {format_bytes(free)} free"
         )
+    for model in (model for model in plan.models if model.ranks):
+        lines += ["", f"{model.name} runs as {model.ranks}: {'; '.join(model.rank_reasons)}."]
     for text in (*plan.problems, *plan.advice):
         lines += ["", text]
     return lines

@@ -31,6 +31,8 @@ class ModelPlan:
         cache_option: The option that sets the size of its cache; empty if there is none.
         fits: Whether it is in memory beside the models before it; on demand, whether it fits beside the server alone.
         short_bytes: What is missing on each device, if it does not fit.
+        ranks: How its ranks divide a step; empty for one process a replica.
+        rank_reasons: Why so.
     """
 
     name: str
@@ -43,6 +45,8 @@ class ModelPlan:
     cache_option: str
     fits: bool
     short_bytes: Mapping[str, int]
+    ranks: str = ""
+    rank_reasons: tuple[str, ...] = ()
 
     def num_bytes(self, kind: MemoryKind) -> int:
         """All claims of one kind."""
@@ -106,7 +110,7 @@ class _Planner:
         on_demand = entry.load == "on_demand"
         free = _alone(self.ledger) if on_demand else self.ledger.free()
         expected = forecast(resolved, self.machine, free_bytes=max(0, free[device]))
-        claims = expected.need.claims(device, free[device], num_replicas=entry.replicas)
+        claims = expected.claims(free, num_replicas=entry.replicas)
         taken = {name: sum(c.num_bytes for c in claims if c.device == name) for name in free}
         short = {name: taken[name] - free[name] for name in free if taken[name] > max(0, free[name])}
         token_bytes = expected.need.cache_token_bytes
@@ -122,6 +126,8 @@ class _Planner:
             cache_option=expected.need.cache_option,
             fits=not short,
             short_bytes=short,
+            ranks="" if expected.parallel is None else str(expected.parallel.degrees),
+            rank_reasons=() if expected.parallel is None else expected.parallel.reasons,
         )
         self.models.append(plan)
         if short:

@@ -108,6 +108,7 @@ class ModuleCall:
         owner: Whose it is.
         context: The pipeline's name for a kind of its calls, such as one branch of guidance; caches are kept apart by it.
         adapters: With which the module is to run.
+        alone: It shares with no other request and is to be computed by the module as it is.
     """
 
     function: Callable[..., Any]
@@ -119,6 +120,7 @@ class ModuleCall:
     owner: CallOwner | None = None
     context: str | None = None
     adapters: Adapters = ()
+    alone: bool = False
 
     @property
     def main(self) -> Any:
@@ -190,6 +192,7 @@ def capture(
         owner=owner,
         context=context,
         adapters=adapters,
+        alone=variant is not None,
     )
 
 

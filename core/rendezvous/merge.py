@@ -45,6 +45,66 @@ class _Merger:
         return value
 
 
+def row_parts(arguments: Mapping[str, Any], call: ModuleCall, num_parts: int) -> list[dict[str, Any] | None]:
+    """Cuts merged arguments into shares of their rows; None for a share without rows. The first always has some.
+
+    Args:
+        arguments: Of `merge`.
+        call: One of the merged calls.
+        num_parts: Shares.
+    """
+    first = next(iter(call.arguments))
+    num_rows = len(arguments[first])
+    if num_parts == 1:
+        return [dict(arguments)]
+    ends = [-(-num_rows * (index + 1) // num_parts) for index in range(num_parts)]  # the first get the rows more
+    cutter = _Cutter(call.rules, num_rows, first)
+    return [
+        {name: cutter.cut(name, arguments[name], start, stop) for name in arguments} if stop > start else None
+        for start, stop in zip([0, *ends], ends, strict=False)
+    ]
+
+
+class _Cutter:
+    def __init__(self, rules: CallRules, num_rows: int, first: str) -> None:
+        self._rules = rules
+        self._num_rows = num_rows
+        self._first = first
+
+    def cut(self, name: str, value: Any, start: int, stop: int) -> Any:
+        if name in self._rules.ignored:
+            return value
+        if isinstance(value, Tensor):
+            return value[start:stop] if has_rows(name, value, self._rules, self._num_rows) else value
+        if isinstance(value, Mapping):
+            keys = cast("Mapping[str, Any]", value)
+            return {key: self.cut(key, keys[key], start, stop) for key in keys}
+        if isinstance(value, list | tuple):
+            items = cast("Sequence[Any]", value)
+            if is_row_list(name, items, self._rules, self._first):
+                return list(items[start:stop])
+            return rebuilt(value, (self.cut(name, item, start, stop) for item in items))
+        return value
+
+
+def join(answers: Sequence[Any]) -> Any:
+    """Puts the answers of shares of the rows together again: the reverse of what `split` does."""
+    answer = answers[0]
+    if len(answers) == 1:
+        return answer
+    if isinstance(answer, Tensor):
+        return torch.cat(list(answers))
+    if isinstance(answer, Mapping):
+        items = cast("Mapping[str, Any]", answer)
+        return recreated(answer, {key: join([each[key] for each in answers]) for key in items})
+    if isinstance(answer, list):  # one entry a row
+        return list(itertools.chain.from_iterable(answers))
+    if isinstance(answer, tuple):
+        parts = cast("Sequence[Any]", answer)
+        return rebuilt(answer, (join([each[index] for each in answers]) for index in range(len(parts))))
+    return answer
+
+
 def split(answer: Any, calls: Sequence[ModuleCall]) -> list[Any]:
     """The answer's part for each call.
 
@@ -61,20 +121,32 @@ def split(answer: Any, calls: Sequence[ModuleCall]) -> list[Any]:
     total = sum(call.rows for call in calls)
     listed = isinstance(calls[0].main, list | tuple)
     ends = list(itertools.accumulate(call.rows for call in calls))
-    return [_cut(answer, end - call.rows, end, total, listed) for call, end in zip(calls, ends, strict=True)]
+    return [cut(answer, end - call.rows, end, total, listed=listed) for call, end in zip(calls, ends, strict=True)]
 
 
-def _cut(answer: Any, start: int, stop: int, total: int, listed: bool) -> Any:
+def cut(answer: Any, start: int, stop: int, total: int, *, listed: bool) -> Any:
+    """Some rows of an answer.
+
+    Args:
+        answer: See `split`.
+        start: The first row.
+        stop: The one after the last.
+        total: Rows that it must have.
+        listed: Whether a list in it may have one tensor a row.
+
+    Raises:
+        ValueError: Something in it has not that many.
+    """
     if isinstance(answer, Tensor):
         if answer.ndim == 0 or answer.shape[0] != total:
             raise ValueError(f"an answer of shape {tuple(answer.shape)} for {total} rows can't be split")
         return answer[start:stop]
     if isinstance(answer, Mapping):  # the output classes of model libraries are dicts
         items = cast("Mapping[str, Any]", answer)
-        return recreated(answer, {key: _cut(items[key], start, stop, total, listed) for key in items})
+        return recreated(answer, {key: cut(items[key], start, stop, total, listed=listed) for key in items})
     if isinstance(answer, list | tuple):
         parts = cast("Sequence[Any]", answer)
         if listed and isinstance(answer, list) and len(parts) == total:
             return parts[start:stop]
-        return rebuilt(answer, (_cut(part, start, stop, total, listed) for part in parts))
+        return rebuilt(answer, (cut(part, start, stop, total, listed=listed) for part in parts))
     return answer

@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from typing import Any, Generic
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
 from sixfold.core.batching.model import InputT, OutputT
 from sixfold.core.batching.rendezvous import Parked, RendezvousModel
+from sixfold.core.batching.step_share import MeasuredStep
 from sixfold.core.messages import Cost, Request
+from sixfold.core.parallel.leader import Leader
 from sixfold.core.rendezvous.adapters import AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
+from sixfold.core.rendezvous.comparison import Comparison, allowed_difference, max_difference
+from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
-from sixfold.core.rendezvous.merge import merge, split
+from sixfold.core.rendezvous.merge import join, merge, row_parts, split
 from sixfold.core.rendezvous.row_cache import RowCache, RowGroup
-from sixfold.core.rendezvous.streams import tensors_in
+from sixfold.core.rendezvous.streams import Pace, wait_for
 
 _log = logging.getLogger(__name__)
-
-# How far a merged forward may be from the calls alone, as a share of the largest value. Other kernels for other shapes
-# round differently; a module that mixes its rows, or reads one row's time for all, is off by far more.
-_MAX_DIFFERENCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-_MAX_DIFFERENCE_HALF = 5e-2
 
 # Rounding is measured on one call's rows; others may come out so many times worse.
 _SPREAD = 3.0
 
 # A module that rounds worse than so (as a share of the largest value) is not trusted to be told from one that mixes rows.
 _MAX_ROUGHNESS = 0.2
+
+# How often a forward is timed for the budget, after one that is not.
+_MEASURED_TIMES = 3
+_MAX_MEASURED = 16  # calls; from there on the last slope goes on
 
 
 class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Generic[InputT, OutputT]):
@@ -46,6 +49,8 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         caches: Row caches, by the identity of their module.
         max_cache_bytes: What caches of all sequences may hold; sequences that want one wait beyond it.
         switches: Of the adapters of modules, by the identity of the module.
+        graphs: Recorded forwards; None computes all.
+        parallel: The other ranks, if modules are shared with them; their calls then have no caches, adapters or graphs.
     """
 
     def __init__(
@@ -54,8 +59,13 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         caches: Mapping[int, RowCache] | None = None,
         max_cache_bytes: int = 1 << 62,
         switches: Mapping[int, AdapterSwitch] | None = None,
+        graphs: RowGraphs | None = None,
+        parallel: Leader | None = None,
     ) -> None:
         super().__init__()
+        self._graphs = graphs
+        self._parallel = parallel
+        self._comparison: Comparison | None = None
         self._max_cache_bytes = max_cache_bytes
         self._owners: WeakKeyDictionary[Parked[ModuleCall, Any], CallOwner] = WeakKeyDictionary()
         self._cache_users: set[CallOwner] = set()
@@ -64,9 +74,53 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         self._caches = dict(caches or {})
         self._switches = dict(switches or {})
         self._merges: dict[Hashable, bool] = {}  # by kind of call: whether merging is right
+        self._measured: list[MeasuredStep] = []
+        self._pace = Pace(device)
         self.num_forwards = 0
         self.num_calls = 0
         self.num_rows = 0
+
+    def measured_steps(self) -> Sequence[MeasuredStep]:
+        """What `measure_company` has timed."""
+        return tuple(self._measured)
+
+    @torch.no_grad()
+    def measure_company(self, call: ModuleCall, *, max_units: int, max_seconds: float) -> None:
+        """Times forwards of 1, 2, 4, ... calls of this form, for the budget; part of a warm-up.
+
+        Ends where the memory or the given units or seconds do, or where twice the calls take twice as long twice: from
+        there on the slope is known.
+        """
+        num_forwards, began_s = self.num_forwards, time.monotonic()
+        if self._graphs is not None:
+            self._graphs.records_at_once = True
+        count, num_linear, before_s = 1, 0, 0.0
+        while count <= _MAX_MEASURED and count * call.units <= max_units and num_linear < 2:
+            try:
+                times = [self._timed([call] * count) for _ in range(_MEASURED_TIMES + 1)][1:]
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                free_memory(error, self._device)
+                break
+            units = count * call.units
+            self._measured += [MeasuredStep(batch_key=call.key, units=units, seconds=each) for each in times]
+            num_linear = num_linear + 1 if min(times) > 1.9 * before_s > 0.0 else 0
+            before_s = min(times)
+            # the next takes at most twice as long as this one
+            if time.monotonic() - began_s + 2 * (_MEASURED_TIMES + 1) * before_s > max_seconds:
+                break
+            count *= 2
+        self.num_forwards = num_forwards
+        if self._graphs is not None:
+            self._graphs.records_at_once = False
+
+    def _timed(self, calls: Sequence[ModuleCall]) -> float:
+        wait_for(self._device)
+        began_s = time.monotonic()
+        self._together(calls)
+        wait_for(self._device)
+        return time.monotonic() - began_s
 
     @property
     def merges_rightly(self) -> Mapping[Hashable, bool]:
@@ -110,7 +164,9 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
             OutOfMemory: Freed already; the core tries the halves.
         """
         try:
+            self._pace.wait()
             answers = self._checked(calls) if len(calls) > 1 else self._together(calls)
+            self._pace.mark()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -155,7 +211,7 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         chosen by shape. Deep modules with random weights in bfloat16 come to more than is taken for granted.
         """
         found = max_difference([alone] * num_calls, self._together([call] * num_calls))
-        return min(max(1.0, _SPREAD * found), _MAX_ROUGHNESS / _allowed(alone))
+        return min(max(1.0, _SPREAD * found), _MAX_ROUGHNESS / allowed_difference(alone))
 
     def _together(self, calls: Sequence[ModuleCall]) -> list[Any]:
         self.num_forwards += 1
@@ -166,8 +222,12 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
 
     def _cached(self, function: Callable[..., Any], calls: Sequence[ModuleCall]) -> list[Any]:
         cache = self._caches.get(id(function))
+        if self._graphs is not None and not any(self._caching(call) for call in calls):
+            answers = self._graphs.run(calls)
+            if answers is not None:
+                return answers
         if cache is None:
-            return split(function(**merge(calls)), calls)
+            return split(self._run(function, calls), calls)
         groups = [
             RowGroup(owner=call.owner, context=call.context, rows=call.rows, threshold=_threshold(call))
             for call in calls
@@ -177,6 +237,34 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         if self._cache_users:
             self._bytes_per_user = max(self._bytes_per_user, self.cache_bytes // len(self._cache_users))
         return answers
+
+    def _run(self, function: Callable[..., Any], calls: Sequence[ModuleCall]) -> Any:
+        """The forward, over the ranks if the module is shared with them."""
+        arguments = merge(calls)
+        if self._parallel is None or not self._parallel.shares(function):
+            return function(**arguments)
+        parts = row_parts(arguments, calls[0], self._parallel.num_row_groups)
+        answer = join(self._parallel.run(function, parts))
+        if self._comparison is not None:
+            self._comparison.add(function(**arguments), answer)
+        return answer
+
+    @contextlib.contextmanager
+    def comparing_ranks(self) -> Generator[None]:
+        """Forwards inside are computed in this process as well; a difference refuses the model. For `warm_up`.
+
+        Raises:
+            ConfigError: The ranks give another result than one process.
+        """
+        if self._parallel is None:
+            yield
+            return
+        self._comparison = Comparison(str(self._parallel.degrees))
+        try:
+            yield
+            self._comparison.check()
+        finally:
+            self._comparison = None
 
     def _caching(self, call: ModuleCall) -> bool:
         return id(call.function) in self._caches and _threshold(call) is not None
@@ -202,24 +290,3 @@ def _kind(call: ModuleCall) -> Hashable:
 
 def _name(call: ModuleCall) -> str:
     return type(call.function).__name__
-
-
-def max_difference(expected: Sequence[Any], actual: Sequence[Any]) -> float:
-    """The largest difference of two lists of answers, as a multiple of what rounding may do."""
-    worst = 0.0
-    for one, other in zip(tensors_in(expected), tensors_in(actual), strict=True):
-        worst = max(worst, _difference(one, other))
-    return worst
-
-
-def _allowed(answer: Any) -> float:
-    return max(_MAX_DIFFERENCE.get(each.dtype, _MAX_DIFFERENCE_HALF) for each in tensors_in([answer]))
-
-
-def _difference(one: Tensor, other: Tensor) -> float:
-    if one.shape != other.shape:
-        return float("inf")
-    allowed = _MAX_DIFFERENCE.get(one.dtype, _MAX_DIFFERENCE_HALF)
-    largest = float(one.abs().max()) or 1.0
-    found = float((one.float() - other.float()).abs().max()) / largest / allowed
-    return found if found == found else float("inf")

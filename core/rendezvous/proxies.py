@@ -17,6 +17,7 @@ import torch
 from sixfold.core.batching.rendezvous import PipelineSide
 from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall, TensorDigests, capture
+from sixfold.core.rendezvous.deferred import DeferredCalls
 from sixfold.core.rendezvous.lane import Lane, run_aside
 
 
@@ -58,9 +59,10 @@ class BatchedModule(StandIn):
         variant: See `capture`.
         owner: Whose calls they are.
         adapters: With which the module is to run.
+        deferred: Where calls wait for the next one of the pipeline; None computes each when it comes.
     """
 
-    __slots__ = ("_adapters", "_context", "_digests", "_owner", "_rules", "_side", "_variant")
+    __slots__ = ("_adapters", "_context", "_deferred", "_digests", "_owner", "_rules", "_side", "_variant")
     _side: PipelineSide[ModuleCall, Any]
     _rules: CallRules
     _digests: TensorDigests
@@ -68,6 +70,7 @@ class BatchedModule(StandIn):
     _owner: CallOwner | None
     _context: str | None
     _adapters: Adapters
+    _deferred: DeferredCalls | None
 
     def __init__(
         self,
@@ -79,9 +82,11 @@ class BatchedModule(StandIn):
         variant: Hashable = None,
         owner: CallOwner | None = None,
         adapters: Adapters = (),
+        deferred: DeferredCalls | None = None,
     ) -> None:
         super().__init__(part)
         values = {
+            "_deferred": deferred,
             "_side": side,
             "_rules": rules,
             "_digests": digests,
@@ -106,6 +111,8 @@ class BatchedModule(StandIn):
             context=self._context,
             adapters=self._adapters,
         )
+        if self._deferred is not None and kwargs.get("return_dict") is False:
+            return self._deferred.add(call)
         return self._side.call(call)
 
     @contextlib.contextmanager

@@ -257,8 +257,8 @@ def _take(value: Any, rows: Tensor, num_rows: int) -> Any:
     return value
 
 
-def transformer_blocks(module: torch.nn.Module) -> list[CachedBlock]:
-    """The blocks of a module that the diffusers library has registered for caching; [] if it has not.
+def transformer_blocks(module: torch.nn.Module, *, at_least: int = 2) -> list[CachedBlock]:
+    """The blocks of a module that the diffusers library has registered for caching; [] if it has not, or too few.
 
     Its own cache hooks the same blocks and reads them in the same way.
     """
@@ -281,7 +281,7 @@ def transformer_blocks(module: torch.nn.Module) -> list[CachedBlock]:
                     encoder_index=layout.return_encoder_hidden_states_index,
                 )
             )
-    return found if len(found) > 1 else []
+    return found if len(found) >= at_least else []
 
 
 def _reader(layout: Any) -> Callable[[str, Sequence[Any], dict[str, Any]], Any]:

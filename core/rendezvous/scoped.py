@@ -13,6 +13,7 @@ import torch
 from sixfold.core.batching.rendezvous import PipelineSide
 from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall, TensorDigests
+from sixfold.core.rendezvous.deferred import DeferredCalls
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.proxies import AsideModule, BatchedModule, LaneModule, LockedPart
 
@@ -64,6 +65,7 @@ class _Ticket:
     variant: Hashable
     owner: CallOwner | None
     adapters: Adapters
+    deferred: DeferredCalls | None
 
 
 class PipelineScope:
@@ -73,9 +75,18 @@ class PipelineScope:
         plan: See there.
         lane: For the plan's lanes.
         switches: Of the adapters of modules, by the identity of the module.
+        defers: Computes the branches of guidance together also where a pipeline calls its module once for each.
     """
 
-    def __init__(self, plan: PipelinePlan, lane: Lane, switches: Mapping[int, AdapterSwitch] | None = None) -> None:
+    def __init__(
+        self,
+        plan: PipelinePlan,
+        lane: Lane,
+        switches: Mapping[int, AdapterSwitch] | None = None,
+        *,
+        defers: bool = False,
+    ) -> None:
+        self._defers = defers
         self._plan = plan
         self._lane = lane
         self._switches = dict(switches or {})
@@ -103,7 +114,14 @@ class PipelineScope:
             scheduler: Makes the request's own from the loaded scheduler: each keeps the state of one loop.
         """
         scoped = copy.copy(pipeline)
-        ticket = _Ticket(side=side, digests=TensorDigests(), variant=variant, owner=owner, adapters=adapters)
+        ticket = _Ticket(
+            side=side,
+            digests=TensorDigests(),
+            variant=variant,
+            owner=owner,
+            adapters=adapters,
+            deferred=DeferredCalls(side.call) if self._defers and variant is None else None,
+        )
         for name, part in pipeline.components.items():
             stand_in = scheduler(part) if hasattr(part, "set_timesteps") else self._stand_in(name, part, ticket)
             if stand_in is not part:
@@ -125,7 +143,16 @@ class PipelineScope:
         side, digests, variant = ticket.side, ticket.digests, ticket.variant
         if name in plan.batched:
             rules = plan.rules_of(part)
-            return BatchedModule(part, side, rules, digests, variant=variant, owner=ticket.owner, adapters=adapters)
+            return BatchedModule(
+                part,
+                side,
+                rules,
+                digests,
+                variant=variant,
+                owner=ticket.owner,
+                adapters=adapters,
+                deferred=ticket.deferred,
+            )
         if name in plan.lanes:
             lane_part = plan.lanes[name]
             return LaneModule(part, side, self._lane, digests, lane_part.methods, lane_part.aside, variant=variant)

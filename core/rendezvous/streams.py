@@ -1,4 +1,4 @@
-"""Hands tensors from one CUDA stream to another."""
+"""Hands tensors from one CUDA stream to another, and keeps the host near the device."""
 
 from __future__ import annotations
 
@@ -51,3 +51,36 @@ def hand_over(value: Any, *, source: Any, target: Any, wait: bool = True) -> Non
     for tensor in tensors_in(value):
         if tensor.is_cuda:
             tensor.record_stream(target)
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Pace:
+    """Keeps the host at most one forward ahead of the device: the next step's work is laid out while this one is computed,
+    but who arrives need not wait for a queue of steps that nobody can leave, and the time of a step is the device's.
+
+    Args:
+        device: On others than CUDA nothing is waited for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._last: Any = None
+        self._last_but_one: Any = None
+
+    def wait(self) -> None:
+        """Before a forward: until the one before the last is done."""
+        if self._last_but_one is not None:
+            self._last_but_one.synchronize()
+
+    def mark(self) -> None:
+        """After a forward was given to the device."""
+        if self._is_cuda:
+            new_event: Any = torch.cuda.Event
+            event = new_event()
+            event.record()
+            self._last_but_one, self._last = self._last, event

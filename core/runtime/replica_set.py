@@ -14,6 +14,8 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import SixfoldError, WorkerDied
 from sixfold.core.memory.machine import process_bytes
 from sixfold.core.memory.need import HOST
+from sixfold.core.parallel.planner import ParallelChoice
+from sixfold.core.parallel.settings import ParallelSettings
 from sixfold.core.registry import ResolvedModel
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.worker_replica import WorkerReplica
@@ -31,12 +33,20 @@ class ReplicaSet:
         resolved: What to load.
         num_replicas: Workers.
         device: Where it goes, for what is measured.
+        parallel: The ranks of each replica; None for one process.
         on_progress: Called with the share of a worker's loading that is done.
     """
 
     def __init__(
-        self, resolved: ResolvedModel, *, num_replicas: int, device: str, on_progress: Callable[[float], None]
+        self,
+        resolved: ResolvedModel,
+        *,
+        num_replicas: int,
+        device: str,
+        on_progress: Callable[[float], None],
+        parallel: ParallelChoice | None = None,
     ) -> None:
+        self._parallel = parallel
         self._resolved = resolved
         self._num_replicas = num_replicas
         self._device = device
@@ -81,7 +91,7 @@ class ReplicaSet:
         resolved = self._resolved
         worker = WorkerReplica(
             resolved.family,
-            load_message(resolved, num_cpus=len(os.sched_getaffinity(0))),
+            load_message(resolved, num_cpus=len(os.sched_getaffinity(0)), parallel=self._parallel),
             interpreter=resolved.interpreter,
             on_progress=lambda fraction, _what: self._on_progress(fraction),
         )
@@ -151,9 +161,10 @@ class ReplicaSet:
         self._workers.clear()
 
 
-def load_message(resolved: ResolvedModel, *, num_cpus: int) -> wire.Load:
+def load_message(resolved: ResolvedModel, *, num_cpus: int, parallel: ParallelChoice | None = None) -> wire.Load:
     """What a worker is told about an entry."""
     entry = resolved.entry
+    settings = entry.parallel if isinstance(entry.parallel, ParallelSettings) else ParallelSettings()
     policy = entry.quantization
     targets = {kind: getattr(entry.objective, kind.value, None) for kind in ObjectiveKind}
     kind = next((kind for kind, target in targets.items() if target is not None), ObjectiveKind.THROUGHPUT)
@@ -173,4 +184,9 @@ def load_message(resolved: ResolvedModel, *, num_cpus: int) -> wire.Load:
         request_timeout_s=entry.limits.request_timeout_s,
         objective_kind=kind.value,
         objective_target_s=targets[kind],
+        ranks=None
+        if parallel is None or parallel.degrees.num_ranks == 1
+        else wire.Ranks(
+            degrees=parallel.degrees, step_timeout_s=settings.step_timeout_s, load_timeout_s=settings.load_timeout_s
+        ),
     )

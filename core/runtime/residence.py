@@ -150,8 +150,7 @@ class Residence:
     def claims(self, free_bytes: Mapping[str, int]) -> tuple[Claim, ...]:
         """What all replicas take."""
         assert self._forecast is not None, "only resolved models ask for memory"
-        device = self._forecast.device
-        return self._forecast.need.claims(device, free_bytes.get(device, 0), num_replicas=self.entry.replicas)
+        return self._forecast.claims(free_bytes, num_replicas=self.entry.replicas)
 
     # What the memory tells it to do: `Tenant`
 
@@ -252,6 +251,7 @@ class Residence:
             resolved,
             num_replicas=self.entry.replicas,
             device=expected.device,
+            parallel=expected.parallel,
             on_progress=lambda fraction: self._report.update_fraction(what, fraction),
         )
         try:

@@ -13,9 +13,18 @@ import msgspec
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import RequestError, StepFailed, request_error_types
 from sixfold.core.messages import Timing, Usage
+from sixfold.core.parallel.degrees import Degrees
 
 _MAX_FRAME_BYTES = 1 << 30
 _LARGE_FRAME_BYTES = 1 << 20
+
+
+class Ranks(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """The processes that one replica is made of, and how long they may take."""
+
+    degrees: Degrees
+    step_timeout_s: float
+    load_timeout_s: float
 
 
 class Load(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True):
@@ -35,6 +44,7 @@ class Load(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True)
     request_timeout_s: float | None = None
     objective_kind: str = "throughput"
     objective_target_s: float | None = None
+    ranks: Ranks | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import faulthandler
-import importlib
 import logging
 import os
 import queue
@@ -21,24 +20,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sixfold.core.batching.budget import Objective, ObjectiveKind
 from sixfold.core.batching.engine_adapter import EngineAdapter
 from sixfold.core.batching.manager import BatchManager, Limits
-from sixfold.core.batching.model import EngineModel, StepModel
+from sixfold.core.batching.model import StepModel
 from sixfold.core.errors import RequestError, SixfoldError, UsageError
-from sixfold.core.family import Family, LoadContext
 from sixfold.core.messages import Event, Failed, Increment, Priority, Request
 from sixfold.core.plugins import load_plugins
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.allocator import keep_freed_memory, use_one_arena
 from sixfold.core.runtime.devices import device_bytes, resolve_device
-from sixfold.core.runtime.quantization.policy import QuantizationPolicy
+from sixfold.core.runtime.loading import load_model, split_threads
 from sixfold.core.tokenization.pool import ThreadPiecePool
+
+if TYPE_CHECKING:
+    from sixfold.core.parallel.leader import Leader
 
 _log = logging.getLogger(__name__)
 
@@ -150,6 +150,7 @@ class Worker:
         self._on_failed = on_failed
         self._sent: object = None
         self.failed = False
+        self._leader: Leader | None = None
 
     def serve(self) -> None:
         """Loads, warms up and steps the model, all on the calling thread, which becomes the device thread.
@@ -164,6 +165,8 @@ class Worker:
             if not isinstance(error, SixfoldError):
                 _log.exception("loading %s failed", self._load.model_name)
             message = str(error) if isinstance(error, SixfoldError) else f"{type(error).__name__}: {error}"
+            if self._leader is not None:
+                self._leader.close()
             self._writer.put(wire.LoadFailed(message, isinstance(error, UsageError)))
             self._writer.close()
             self.failed = True
@@ -184,7 +187,18 @@ class Worker:
             raise UsageError(f"The worker's Python has no plugin with the family {load.family!r}. Install it there.")
         self._family = family
         self._input = msgspec.msgpack.Decoder(family.input_type)
-        model = load_model(family, load, lambda fraction, what: self._writer.put(wire.LoadProgress(fraction, what)))
+        if load.ranks is not None:
+            # Imported where there are ranks: it needs torch, which not every family brings.
+            from sixfold.core.runtime.ranks import start_ranks
+
+            load = split_threads(load)
+            self._leader = start_ranks(load, on_lost=self._die)
+        model = load_model(
+            family,
+            load,
+            lambda fraction, what: self._writer.put(wire.LoadProgress(fraction, what)),
+            parallel=self._leader,
+        )
         self._model = model
         keep_freed_memory()
         model.warm_up()
@@ -215,6 +229,8 @@ class Worker:
         return model
 
     def _die(self) -> None:
+        if self._leader is not None:
+            self._leader.forget()
         self._writer.close()
         os._exit(70)
 
@@ -276,6 +292,8 @@ class Worker:
         self.manager.drain(timeout_s)
         self.manager.close()
         self._pool.close()
+        if self._leader is not None:
+            self._leader.close()
         self._writer.put(wire.Drained())
         self._writer.close()
 
@@ -283,29 +301,6 @@ class Worker:
 def _inner_id(message: wire.Submit | wire.Cancel) -> str:
     """The client's own id may repeat: inside, the channel's number makes it unique."""
     return f"{message.request_id}#{message.number}"
-
-
-def load_model(family: Family, load: wire.Load, report: Callable[[float, str], None]) -> StepModel[Any, Any, Any]:
-    """Imports the family's loader and loads; an EngineModel comes back behind its adapter."""
-    module_name, _, function = family.loader.partition(":")
-    loader = getattr(importlib.import_module(module_name), function)
-    model: Any = loader(
-        LoadContext(
-            model_name=load.model_name,
-            path=Path(load.path),
-            device=resolve_device(load.device),
-            num_threads=load.num_threads,
-            options=family.options.model_validate(load.options),
-            quantization=None if load.quantization is None else QuantizationPolicy.model_validate(load.quantization),
-            report=report,
-        )
-    )
-    if issubclass(type(model), EngineModel):
-        return EngineAdapter(model, max_engine_units=load.max_step_units)
-    if not issubclass(type(model), StepModel):
-        raise UsageError(f"{family.loader} returned {type(model).__name__}, not a StepModel or EngineModel.")
-    stepped: StepModel[Any, Any, Any] = model
-    return stepped
 
 
 def main(fd: int) -> int:

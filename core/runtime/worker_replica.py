@@ -115,6 +115,8 @@ class WorkerReplica(asyncio.Protocol):
             "OMP_NUM_THREADS": str(self._load.num_threads),
             "NUMBA_NUM_THREADS": str(self._load.num_threads),
             "GOMP_SPINCOUNT": "10000",
+            "GLOO_SOCKET_IFNAME": "lo",  # ranks of a replica are on one host, and nobody else shall reach them
+            "NCCL_SOCKET_IFNAME": "lo",
             "TQDM_DISABLE": "1",  # libraries' own bars would tear the one that the serving process shows
         }
         python = sys.executable if other is None else str(other.python)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from sixfold.plugins.embedding.packing import Group, PackedBatch
+
+if TYPE_CHECKING:
+    from sixfold.core.runtime.gpu_layers import Spans
 
 # Keyword arguments of attention functions that change the result and that this one does not know.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cache", "block_mask")
@@ -101,11 +104,33 @@ class PackedAttention:
         self.num_calls += 1
         causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
         rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+        if self._batch.spans is not None:
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            attended = _by_spans(
+                rows[0], rows[1], rows[2], self._batch.spans, scaling=scale, causal=causal, window=sliding_window
+            )
+            return attended[None], None
         result = torch.empty_like(rows[0], memory_format=torch.contiguous_format)
         for group in self._batch.groups:
             blocks = [_to_block(x, group) for x in rows]
             _from_block(_attend(blocks, group, scaling, causal, sliding_window), group, result)
         return result[None], None
+
+    def attend_flat(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        causal: bool = False,
+        window: int | None = None,
+    ) -> Tensor:
+        """For layers that are made for GPUs; see `attend_spans`."""
+        assert self._batch is not None
+        assert self._batch.spans is not None, "such layers are run where batches have spans"
+        self.num_calls += 1
+        return _by_spans(query, key, value, self._batch.spans, scaling=scaling, causal=causal, window=window)
 
     def attend_fused(self, qkv: Tensor, num_heads: int, scaling: float) -> Tensor:
         """Full attention where one product made all three inputs.
@@ -122,6 +147,9 @@ class PackedAttention:
         self.num_calls += 1
         total = qkv.shape[0]
         rows = qkv.view(total, 3 * num_heads, -1)
+        if self._batch.spans is not None:
+            query, key, value = rows.chunk(3, dim=1)
+            return _by_spans(query, key, value, self._batch.spans, scaling=scaling).view(total, -1)
         result = qkv.new_empty(total, num_heads, rows.shape[-1])
         for group in self._batch.groups:
             if _is_short(group, qkv):
@@ -169,6 +197,21 @@ class PackedAttention:
         return found.expand(-1, group.max_tokens, -1)
 
 
+def _by_spans(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spans: Spans,
+    *,
+    scaling: float,
+    causal: bool = False,
+    window: int | None = None,
+) -> Tensor:
+    from sixfold.core.runtime.gpu_layers import attend_spans  # its kernels need Triton, which is there on GPUs only
+
+    return attend_spans(query, key, value, spans, scaling=scaling, causal=causal, window=window)
+
+
 def _is_short(group: Group, inputs: Tensor) -> bool:
     return group.max_tokens <= _MAX_SHORT_TOKENS and inputs.dtype is torch.bfloat16 and inputs.device.type == "cpu"
 
@@ -194,7 +237,7 @@ def _attend(
     blocks: list[Tensor] | tuple[Tensor, ...], group: Group, scaling: float | None, causal: bool, window: int | None
 ) -> Tensor:
     query, key, value = (x.transpose(1, 2) for x in blocks)
-    mask = _mask(group, causal, window)
+    mask = _mask(group, causal, window, query.device)
     result = F.scaled_dot_product_attention(
         query,
         key,
@@ -208,11 +251,11 @@ def _attend(
     return result.transpose(1, 2)
 
 
-def _mask(group: Group, causal: bool, window: int | None) -> Tensor | None:
+def _mask(group: Group, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
     """True where a query may look; None where the kernel needs no mask (or makes the causal one itself)."""
     if window is None or group.max_tokens <= window:
         return None if causal else group.is_real
-    place = torch.arange(group.max_tokens, device=None if group.is_real is None else group.is_real.device)
+    place = torch.arange(group.max_tokens, device=device)
     distance = place[:, None] - place
     near = (distance < window) & (distance >= 0) if causal else distance.abs() < window
     # A padded query sees itself at least, so no row of the mask is empty; its result is dropped.

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sixfold.core.runtime.cuda_graphs import Capture, capture_cuda_graph
 from sixfold.plugins.embedding.attention import PackedAttention
-from sixfold.plugins.embedding.forward import Forward
+from sixfold.plugins.embedding.forward import Forward, RecordableForward
 from sixfold.plugins.embedding.outputs.heads import MultiVectorHead, Sparse, SparseHead
-from sixfold.plugins.embedding.packing import PackedBatch, TokenIds, to_tensor
+from sixfold.plugins.embedding.packing import PackedBatch, TokenIds
 from sixfold.plugins.embedding.pooling import FlatHidden, pool
 from sixfold.plugins.embedding.schema import OutputType
 
@@ -52,6 +53,43 @@ class Outputs:
         """Whether all values are numbers."""
         parts = (self.dense, self.sparse.values if self.sparse else None, self.multi_vector)
         return all(bool(np.isfinite(part).all()) for part in parts if part is not None)
+
+
+class VectorsToCome:
+    """Vectors that are on their way from the device; the transfer runs beside the next batch.
+
+    Args:
+        vectors: [sequences, dimension] float32, in the batch's order.
+        order: See `PackedBatch`.
+    """
+
+    def __init__(self, vectors: Tensor, order: NDArray[np.intp]) -> None:
+        self._order = order
+        self._arrived: Any = None
+        self._host = vectors
+        if vectors.is_cuda:
+            self._host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+            self._host.copy_(vectors, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # ships no types
+            self._arrived.record()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether `wait` returns at once. [any thread]"""
+        return self._arrived is None or bool(self._arrived.query())
+
+    def block(self) -> None:
+        """Returns when they are there. [any thread]"""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+
+    def wait(self) -> NDArray[np.float32]:
+        """[sequences, dimension], in the caller's order."""
+        self.block()
+        in_batch: NDArray[np.float32] = self._host.numpy()
+        in_order = np.empty_like(in_batch)
+        in_order[self._order] = in_batch
+        return in_order
 
 
 class Encoder:
@@ -113,10 +151,25 @@ class Encoder:
             sequences: Token ids, none empty.
             num_prompt_tokens: First tokens of each sequence that pooling leaves out; only heeded if any is not 0.
         """
+        return self.begin(sequences, num_prompt_tokens).wait()
+
+    @torch.inference_mode()
+    def begin(self, sequences: Sequence[TokenIds], num_prompt_tokens: Sequence[int]) -> VectorsToCome:
+        """Starts what `embed` does. On a GPU it returns while the card works; else the vectors are there already."""
         hidden, batch = self._forward(sequences)
         with self._counting:
             self.num_padding += batch.num_padding
-        return self._pooled(hidden, batch, num_prompt_tokens)
+        return VectorsToCome(self._pooled(hidden, batch, num_prompt_tokens), batch.order)
+
+    def record(self, max_tokens: int, capture: Capture | None = None) -> None:
+        """Records steps of up to so many tokens, where the network is run in a way that allows it.
+
+        Args:
+            max_tokens: 0 records none.
+            capture: Makes a call repeatable; CUDA graphs unless given.
+        """
+        if isinstance(self._forward, RecordableForward) and max_tokens > 0:
+            self._forward.record(max_tokens, capture or capture_cuda_graph(self._forward.device))
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[EncoderInput]) -> list[Outputs]:
@@ -125,7 +178,8 @@ class Encoder:
         self.num_padding += batch.num_padding
         dense: NDArray[np.float32] | None = None
         if any("dense" in each.wanted for each in inputs):
-            dense = self._pooled(hidden, batch, [each.num_prompt_tokens for each in inputs])
+            vectors = self._pooled(hidden, batch, [each.num_prompt_tokens for each in inputs])
+            dense = VectorsToCome(vectors, batch.order).wait()
         found: list[Outputs] = [Outputs()] * len(inputs)
         start = 0
         order, lengths = cast("list[int]", batch.order.tolist()), cast("list[int]", batch.lengths.tolist())
@@ -142,16 +196,12 @@ class Encoder:
             )
         return found
 
-    def _pooled(self, hidden: Tensor, batch: PackedBatch, num_prompt_tokens: Sequence[int]) -> NDArray[np.float32]:
-        lengths = to_tensor(batch.lengths, hidden.device)
-        flat = FlatHidden(hidden=hidden, starts=lengths.cumsum(0) - lengths, lengths=lengths)
+    def _pooled(self, hidden: Tensor, batch: PackedBatch, num_prompt_tokens: Sequence[int]) -> Tensor:
+        flat = FlatHidden(hidden=hidden, starts=batch.starts, lengths=batch.token_counts)
         if any(num_prompt_tokens):
             skipped = torch.tensor([num_prompt_tokens[index] for index in batch.order], device=hidden.device)
             flat = flat.without_prompts(skipped)
-        vectors = self._run_tail(pool(flat, self._pooling)).float().cpu().numpy()
-        in_order = np.empty_like(vectors)
-        in_order[batch.order] = vectors
-        return in_order
+        return self._run_tail(pool(flat, self._pooling)).float()
 
     def close(self) -> None:
         """Takes the attention function out of transformers' registry, the one thing that would outlive this object."""

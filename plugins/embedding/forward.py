@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.embedding.attention import PackedAttention
 from sixfold.plugins.embedding.packing import PackedBatch, TokenIds, near_equal_groups, pack, to_tensor
 
@@ -23,6 +24,20 @@ class Forward(Protocol):
 
     def __call__(self, sequences: Sequence[TokenIds]) -> tuple[Tensor, PackedBatch]:
         """The last hidden states [total_tokens, dim] in the batch's order, and the batch."""
+        ...
+
+
+@runtime_checkable
+class RecordableForward(Forward, Protocol):
+    """One whose steps can be recorded as CUDA graphs."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        ...
+
+    def record(self, max_tokens: int, capture: Capture) -> None:
+        """Records steps of up to so many tokens."""
         ...
 
 

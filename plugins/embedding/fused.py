@@ -46,7 +46,7 @@ class FusedLayer(nn.Module):
         query, key, value, joined, inner, outer = (_linear(layer, name) for name in _LINEARS)
         weight = torch.cat([linear.weight for linear in (query, key, value)])
         bias = torch.cat([linear.bias for linear in (query, key, value)])
-        activation = _activation(layer)
+        activation = activation_of(layer)
         assert activation is not None
         self._attention = attention
         self._num_heads = cast("int", _find(layer, "attention.self").num_attention_heads)
@@ -81,7 +81,7 @@ def can_fuse(layer: nn.Module) -> bool:
     """Whether the layer has exactly the parts of a BERT layer, by structure and not by name of its class."""
     parts = {name for name, _ in _leaves(layer)}
     expected = {*_LINEARS, *_NORMS}
-    if parts != expected or _activation(layer) is None:
+    if parts != expected or activation_of(layer) is None:
         return False
     linears = [_find(layer, name) for name in _LINEARS]
     if not all(is_stock_linear(linear) and cast("Tensor | None", linear.bias) is not None for linear in linears):
@@ -106,7 +106,8 @@ def _linear(layer: nn.Module, name: str) -> nn.Linear:
     return cast("nn.Linear", layer.get_submodule(name))
 
 
-def _activation(layer: nn.Module) -> Activation | None:
+def activation_of(layer: nn.Module) -> Activation | None:
+    """What is applied between the two products behind attention, if it can be fused."""
     function = getattr(getattr(layer, "intermediate", None), "intermediate_act_fn", None)
     for kind, name in _ACTIVATIONS:
         if isinstance(function, kind):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import SourceError
 from sixfold.core.family import LoadContext, ModelFiles
+from sixfold.core.runtime.cuda_graphs import has_kernels
 from sixfold.core.runtime.linear import pack_linears
 from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
@@ -19,7 +21,7 @@ from sixfold.core.runtime.quantization.modules import held_bytes, quantize_loade
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy, patterns
 from sixfold.plugins.embedding.attention import PackedAttention
 from sixfold.plugins.embedding.encoder import Encoder, EncoderInput
-from sixfold.plugins.embedding.forward import GroupedForward, PackedForward
+from sixfold.plugins.embedding.forward import Forward, GroupedForward, PackedForward
 from sixfold.plugins.embedding.fused import fuse_layers
 from sixfold.plugins.embedding.model import EmbeddingModel
 from sixfold.plugins.embedding.options import EmbeddingOptions
@@ -92,6 +94,8 @@ def load(context: LoadContext) -> EmbeddingModel:
         max_inputs=options.max_inputs,
         num_threads=context.num_threads,
         parts_pay=context.device == "cpu" and encoder.mode == "fused",
+        flies=context.device != "cpu",
+        graph_tokens=options.cuda_graph_tokens,
         similarity=pipeline.similarity,
     )
 
@@ -164,20 +168,16 @@ def build(pipeline: Pipeline, mode: str) -> Encoder:
     attention: PackedAttention | None = None
     if mode in ("fused", "packed"):
         attention = PackedAttention()
-        if mode == "fused" and not fuse_layers(transformer, attention):
+        if mode == "fused" and not _fuse(transformer, attention):
             attention.close()
-            raise NotImplementedError("none of its layers has BERT's structure")
+            raise NotImplementedError("none of its layers has a structure that is known")
         transformer.set_attn_implementation(attention.name)
-    if mode != "stock":
+        transformer.config.use_cache = False  # a decoder would keep all keys and values for tokens that never come
+    if mode != "stock" and not has_kernels(transformer.device):
         pack_linears(transformer)
     split = pipeline.split()
-    forward = (
-        GroupedForward(split.body, pipeline.pad_token_id, mode=mode)
-        if attention is None
-        else PackedForward(split.body, attention, mode=mode)
-    )
     return Encoder(
-        forward,
+        _forward(split.body, attention, pipeline.pad_token_id, mode),
         pooling=pipeline.pooling,
         pools_prompt=pipeline.pools_prompt,
         tail=pipeline.tail,
@@ -187,6 +187,24 @@ def build(pipeline: Pipeline, mode: str) -> Encoder:
         sparse_head=split.sparse_head,
         multi_vector_head=split.multi_vector_head,
     )
+
+
+def _fuse(transformer: Any, attention: PackedAttention) -> int:
+    if has_kernels(transformer.device):
+        from sixfold.plugins.embedding import gpu_layers  # its kernels need Triton, which is there on GPUs only
+
+        return gpu_layers.fuse_layers(transformer, attention)
+    return fuse_layers(transformer, attention)
+
+
+def _forward(body: Any, attention: PackedAttention | None, pad_token_id: int, mode: str) -> Forward:
+    if attention is None:
+        return GroupedForward(body, pad_token_id, mode=mode)
+    if has_kernels(next(body.parameters()).device):
+        from sixfold.plugins.embedding.flat_forward import FlatForward
+
+        return FlatForward(body, attention, mode=mode)
+    return PackedForward(body, attention, mode=mode)
 
 
 def max_loss(expected: NDArray[np.float32], actual: NDArray[np.float32], *, rounding: float = 0.0) -> float:

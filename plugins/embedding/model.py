@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,51 +12,20 @@ from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, Ste
 from sixfold.core.errors import InvalidRequest, StepFailed
 from sixfold.core.messages import Cost, Request, Usage
 from sixfold.plugins.embedding.encoder import Encoder, EncoderInput, Outputs
+from sixfold.plugins.embedding.flights import Flights
 from sixfold.plugins.embedding.outputs.answer import as_output
 from sixfold.plugins.embedding.outputs.similarity import pair_scores
-from sixfold.plugins.embedding.packing import TokenIds
 from sixfold.plugins.embedding.pieces import Piece, cut
 from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput, check_num_documents
-from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput, OutputType
+from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
+from sixfold.plugins.embedding.sequence import DENSE, EmbeddingSequence, texts_of
 from sixfold.plugins.embedding.side_by_side import SideBySide
 from sixfold.plugins.embedding.tokenizing import Prompts, TextTokenizer
 
-Vector = NDArray[np.float32]
 AnyInput = EmbeddingInput | ScoreInput
 AnyOutput = EmbeddingOutput | ScoreOutput
 
 _CHARACTERS_A_TOKEN = 4
-_DENSE: tuple[OutputType, ...] = ("dense",)
-_NOTHING = Outputs()
-
-
-class EmbeddingSequence:
-    """One input. Written by `EmbeddingModel` alone: by `prepare` in the pool, then by `step` in the device thread.
-
-    Attributes:
-        token_ids: Never empty.
-        num_prompt_tokens: First tokens that pooling leaves out.
-        wanted: What to make of it.
-        is_query: Whether it is a query to models that tell queries from documents.
-        vector: [dimension] after its step, if a dense vector alone is wanted.
-        outputs: What is wanted otherwise, after its step.
-    """
-
-    __slots__ = ("is_query", "num_prompt_tokens", "outputs", "token_ids", "vector", "wanted")
-
-    def __init__(
-        self,
-        token_ids: TokenIds,
-        num_prompt_tokens: int,
-        wanted: tuple[OutputType, ...] = _DENSE,
-        is_query: bool = False,
-    ) -> None:
-        self.token_ids = token_ids
-        self.num_prompt_tokens = num_prompt_tokens
-        self.wanted = wanted
-        self.is_query = is_query
-        self.vector: Vector | None = None
-        self.outputs = _NOTHING
 
 
 class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
@@ -70,6 +39,8 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         max_inputs: Most inputs in one request.
         num_threads: CPU threads for steps.
         parts_pay: Whether the texts of a step may be embedded in parts, see `side_by_side`.
+        flies: Whether the device computes a step while the host lays out the next, see `flights`.
+        graph_tokens: Steps of up to so many tokens are recorded as CUDA graphs, where there are any.
         similarity: Name of the function that scores two vectors.
     """
 
@@ -83,6 +54,8 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         max_inputs: int,
         num_threads: int,
         parts_pay: bool = False,
+        flies: bool = False,
+        graph_tokens: int = 0,
         similarity: str = "cosine",
     ) -> None:
         self._info = info
@@ -92,6 +65,9 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         self._max_inputs = max_inputs
         self._num_threads = num_threads
         self._parts = SideBySide(encoder, num_threads) if parts_pay and num_threads > 1 else None
+        self.flies = flies
+        self._graph_tokens = graph_tokens
+        self._flights: Flights[EmbeddingSequence] | None = None
         self._similarity = similarity
         self._num_inputs = 0
         self._num_tokens = 0
@@ -115,9 +91,15 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
             for item in _inputs(request.input)
         )
 
+    def attach(self, wake: Callable[[], None]) -> None:
+        """See `StepModel`; without it steps are computed to their end."""
+        if self.flies:
+            self._flights = Flights(wake)
+
     def warm_up(self) -> None:
-        """Runs short and long batches, so that kernels for these shapes exist."""
+        """Runs short and long batches, so that kernels for these shapes exist, and records steps as graphs."""
         torch.set_num_threads(self._num_threads)  # each thread has its own setting until it is told
+        self._encoder.record(self._graph_tokens)
         longest = self._tokenizer.max_tokens
         for num_sequences, num_tokens in ((1, 8), (8, 32), (32, 64), (4, 512)):
             ids = np.ones(min(num_tokens, longest), dtype=np.int64)
@@ -153,23 +135,40 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
             return [EmbeddingSequence(ids, 0, wanted.output_types, is_query) for ids in found]
         return self._encoded(wanted.texts, piece, wanted, prompt, "input")
 
-    def cost(self, sequence: EmbeddingSequence) -> Cost:
+    def cost(self, sequence: EmbeddingSequence) -> Cost | None:
         """All of its tokens at once: a forward can't be cut."""
+        if sequence.is_flying:
+            return None
         units = len(sequence.token_ids)
         return Cost(units=units, min_units=units)
 
     def step(self, batch: Sequence[Granted[EmbeddingSequence]]) -> Sequence[Outcome[AnyOutput]]:
-        """Embeds all sequences of the batch; each is done after its one step."""
+        """Embeds all sequences of the batch, or starts it; each is done after its one step."""
         sequences = [granted.sequence for granted in batch]
         padding_before = self._encoder.num_padding  # trials and the warm-up padded, too
-        if all(sequence.wanted == _DENSE for sequence in sequences):
-            finite = self._step_dense(sequences)
+        outcomes: list[Outcome[AnyOutput]]
+        if any(sequence.wanted != DENSE for sequence in sequences):
+            outcomes = self._step_any(sequences)
+        elif self._flights is not None:
+            outcomes = self._start_dense(sequences, self._flights)
         else:
-            finite = self._step_any(sequences)
+            outcomes = self._step_dense(sequences)
         self._num_padding += self._encoder.num_padding - padding_before
         self._num_inputs += len(sequences)
         self._num_tokens += sum(len(sequence.token_ids) for sequence in sequences)
-        return [_DONE if ok else _NOT_FINITE for ok in finite]
+        return outcomes
+
+    def collect(self) -> Sequence[tuple[EmbeddingSequence, Outcome[AnyOutput]]]:
+        """Hands out the steps that have arrived; see `StepModel`."""
+        if not self._flights:
+            return ()
+        found: list[tuple[EmbeddingSequence, Outcome[AnyOutput]]] = []
+        for flight in self._flights.landed():
+            outcomes = self._keep_each(flight.sequences, flight.vectors.wait())
+            for sequence, outcome in zip(flight.sequences, outcomes, strict=True):
+                sequence.is_flying = False
+                found.append((sequence, outcome))
+        return found
 
     def finish(self, request: Request[AnyInput], sequences: Sequence[EmbeddingSequence]) -> Finish[AnyOutput]:
         """Joins the vectors, cut to the dimensions that were asked for, or the scores of the pairs."""
@@ -195,20 +194,36 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
 
     def close(self) -> None:
         """See `StepModel`."""
+        if self._flights is not None:
+            self._flights.close()
         if self._parts is not None:
             self._parts.close()
         self._encoder.close()
 
-    def _step_dense(self, sequences: Sequence[EmbeddingSequence]) -> list[bool]:
-        vectors = (self._parts or self._encoder).embed(
-            [sequence.token_ids for sequence in sequences], [sequence.num_prompt_tokens for sequence in sequences]
-        )
-        for sequence, vector in zip(sequences, vectors, strict=True):
-            sequence.vector = vector
-        finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()  # type: ignore[assignment]  # numpy types an axis as none
-        return finite
+    def _step_dense(self, sequences: Sequence[EmbeddingSequence]) -> list[Outcome[AnyOutput]]:
+        return _keep(sequences, (self._parts or self._encoder).embed(*texts_of(sequences)))
 
-    def _step_any(self, sequences: Sequence[EmbeddingSequence]) -> list[bool]:
+    def _start_dense(
+        self, sequences: Sequence[EmbeddingSequence], flights: Flights[EmbeddingSequence]
+    ) -> list[Outcome[AnyOutput]]:
+        flights.start(sequences, self._encoder.begin(*texts_of(sequences)))
+        for sequence in sequences:
+            sequence.is_flying = True
+        return [_UNDER_WAY] * len(sequences)
+
+    def _keep_each(
+        self, sequences: Sequence[EmbeddingSequence], vectors: NDArray[np.float32]
+    ) -> list[Outcome[AnyOutput]]:
+        """As `_keep`; what is not finite is computed again alone, as a broken text may have broken its neighbours."""
+        outcomes = _keep(sequences, vectors)
+        if len(sequences) == 1:
+            return outcomes
+        return [
+            _keep([sequence], self._encoder.embed(*texts_of([sequence])))[0] if outcome.error else outcome
+            for sequence, outcome in zip(sequences, outcomes, strict=True)
+        ]
+
+    def _step_any(self, sequences: Sequence[EmbeddingSequence]) -> list[Outcome[AnyOutput]]:
         inputs = [
             EncoderInput(
                 token_ids=sequence.token_ids,
@@ -221,7 +236,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         found = self._encoder.encode(inputs)
         for sequence, outputs in zip(sequences, found, strict=True):
             sequence.outputs = outputs
-        return [outputs.is_finite for outputs in found]
+        return [_DONE if outputs.is_finite else _NOT_FINITE for outputs in found]
 
     def _queries(self, wanted: ScoreInput, piece: Piece) -> list[EmbeddingSequence]:
         how = EmbeddingInput(
@@ -270,7 +285,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
                 f"{', '.join(self._encoder.output_types)}.",
                 param="output_types",
             )
-        if wanted.dimensions is not None and wanted.output_types != _DENSE:
+        if wanted.dimensions is not None and wanted.output_types != DENSE:
             raise InvalidRequest("dimensions cuts dense vectors alone: leave it out.", param="dimensions")
         if wanted.dimensions is not None and wanted.dimensions > self._encoder.dimension:
             raise InvalidRequest(
@@ -284,6 +299,14 @@ def _inputs(wanted: AnyInput) -> Sequence[str | tuple[int, ...]]:
     return (*wanted.queries, *wanted.documents) if isinstance(wanted, ScoreInput) else wanted.texts or wanted.token_ids
 
 
+def _keep(sequences: Sequence[EmbeddingSequence], vectors: NDArray[np.float32]) -> list[Outcome[AnyOutput]]:
+    for sequence, vector in zip(sequences, vectors, strict=True):
+        sequence.vector = vector
+    finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()  # type: ignore[assignment]  # numpy types an axis as none
+    return [_DONE if ok else _NOT_FINITE for ok in finite]
+
+
+_UNDER_WAY: Outcome[AnyOutput] = Outcome()
 _DONE: Outcome[AnyOutput] = Outcome(done=True)
 _NOT_FINITE: Outcome[AnyOutput] = Outcome(
     done=True, error=StepFailed("The model gave no finite vector for an input of this request.")

@@ -21,5 +21,8 @@ class EmbeddingOptions(BaseModel):
     """Prompt for texts whose request names none. None takes the model's own default, usually no prompt."""
     max_inputs: int = Field(default=2048, ge=1)
     """Most inputs in one request."""
+    cuda_graph_tokens: int = Field(default=16_384, ge=0)
+    """On a GPU, steps of up to so many tokens are recorded as CUDA graphs when the model loads; 0 records none, which
+    saves the memory of one such step."""
     rerank_by_similarity: bool = False
     """Whether rerank and score requests are answered by the similarity of the model's vectors when they do not say."""

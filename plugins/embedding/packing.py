@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:  # its kernels need Triton, which is there on GPUs only
+    from sixfold.core.runtime.gpu_layers import Spans
 
 TokenIds = NDArray[np.int64]
 
@@ -66,7 +69,11 @@ class PackedBatch:
         lengths: Tokens of each sequence here; ascending.
         token_ids: [1, total_tokens].
         position_ids: [1, total_tokens], from 0 in each sequence plus the model's offset.
-        groups: They cover the flat batch in order.
+        groups: They cover the flat batch in order; none where attention goes by ``spans``.
+        spans: What each row sees, where a kernel for GPUs attends.
+        starts: [sequences] flat index of each first token, on the device of the ids.
+        token_counts: [sequences], ``lengths`` on the device of the ids.
+        num_spare: Rows of padding behind the last sequence that were computed, too.
     """
 
     order: NDArray[np.intp]
@@ -74,11 +81,15 @@ class PackedBatch:
     token_ids: Tensor
     position_ids: Tensor
     groups: tuple[Group, ...]
+    starts: Tensor
+    token_counts: Tensor
+    spans: Spans | None = None
+    num_spare: int = 0
 
     @property
     def num_padding(self) -> int:
-        """Padded places in all groups."""
-        return sum(group.num_padding for group in self.groups)
+        """Padded places in all groups, and spare rows."""
+        return sum(group.num_padding for group in self.groups) + self.num_spare
 
 
 def near_equal_groups(lengths: NDArray[np.int64]) -> Bounds:
@@ -148,23 +159,40 @@ def pack(
         device: Where the index tensors shall be.
         group: Chooses the groups from the ascending lengths.
     """
-    unsorted = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
-    order = np.argsort(unsorted, kind="stable")
-    lengths = unsorted[order]
-    starts: NDArray[np.int64] = np.concatenate(([0], np.cumsum(lengths)))
+    order, lengths, starts = sort_by_length(sequences)
     groups = tuple(_group(lengths[first:behind], int(starts[first]), device) for first, behind in group(lengths))
     flat_ids = np.concatenate([sequences[index] for index in cast("list[int]", order.tolist())])
-    positions = _positions(flat_ids, starts, position_offset)
+    positions = positions_of(flat_ids, starts, position_offset)
     return PackedBatch(
         order=order,
         lengths=lengths,
         token_ids=to_tensor(flat_ids, device)[None],
         position_ids=to_tensor(positions, device)[None],
         groups=groups,
+        starts=to_tensor(starts[:-1], device),
+        token_counts=to_tensor(lengths, device),
     )
 
 
-def _positions(flat_ids: TokenIds, starts: NDArray[np.int64], offset: int) -> NDArray[np.int64]:
+def sort_by_length(
+    sequences: Sequence[TokenIds],
+) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]:
+    """(Order, lengths, starts) of the sequences laid end to end from the shortest; the starts end with the total."""
+    unsorted = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
+    order = np.argsort(unsorted, kind="stable")
+    lengths = unsorted[order]
+    starts: NDArray[np.int64] = np.concatenate(([0], np.cumsum(lengths)))
+    return order, lengths, starts
+
+
+def positions_of(flat_ids: TokenIds, starts: NDArray[np.int64], offset: int) -> NDArray[np.int64]:
+    """Position id of each token.
+
+    Args:
+        flat_ids: [total_tokens].
+        starts: First token of each sequence, and the total.
+        offset: Of a first token.
+    """
     lengths = np.diff(starts)
     if offset > 0 and (flat_ids == offset - 1).any():
         # A padding token that a client wrote into its text: the RoBERTa family skips it when it counts positions.

@@ -32,7 +32,7 @@ class FlatHidden:
         """
         skip = torch.minimum(num_prompt_tokens, self.lengths - 1)
         total = self.hidden.shape[0]
-        segment = torch.repeat_interleave(self.lengths)
+        segment = torch.repeat_interleave(self.lengths, output_size=total)
         kept = torch.arange(total, device=segment.device) - self.starts[segment] >= skip[segment]
         lengths = self.lengths - skip
         return FlatHidden(hidden=self.hidden[kept], starts=lengths.cumsum(0) - lengths, lengths=lengths)
@@ -55,7 +55,7 @@ def _mean_sqrt_len(flat: FlatHidden) -> Tensor:
 
 def _weighted_mean(flat: FlatHidden) -> Tensor:
     total = flat.hidden.shape[0]
-    first = torch.repeat_interleave(flat.starts, flat.lengths)
+    first = torch.repeat_interleave(flat.starts, flat.lengths, output_size=total)
     weights = (torch.arange(total, device=first.device) - first + 1).float()
     lengths = flat.lengths[:, None].float()
     return _sum(flat, weights) / (lengths * (lengths + 1) / 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import diffusers
@@ -12,7 +12,10 @@ import torch
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, InvalidRequest, SourceError
 from sixfold.core.family import LoadContext
+from sixfold.core.parallel.modules import RankModule
+from sixfold.core.rendezvous.graphs import RowGraphs, capture_cuda_graph
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
+from sixfold.core.rendezvous.splitting import left_out, split_plan
 from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.core.runtime.quantization.modules import held_bytes, quantize_loaded
@@ -29,6 +32,9 @@ from sixfold.plugins.image.sizes import SizeRules
 _LOG = logging.getLogger(__name__)
 _D: Any = diffusers
 
+# Pictures with guidance have two rows. Up to four of them nothing is padded; from there on at most a third.
+_GRAPH_ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
+
 
 def load(context: LoadContext) -> ImageModel:
     """The family's loader; runs in the worker process.
@@ -42,8 +48,12 @@ def load(context: LoadContext) -> ImageModel:
     return build(read_pipeline(context), context)
 
 
-def read_pipeline(context: LoadContext) -> Any:
+def read_pipeline(context: LoadContext, *, only: Collection[str] | None = None) -> Any:
     """The stock pipeline of the folder, on the CPU.
+
+    Args:
+        context: Names the folder.
+        only: Leaves all other networks out.
 
     Raises:
         SourceError: The folder is no pipeline that diffusers can load.
@@ -52,7 +62,10 @@ def read_pipeline(context: LoadContext) -> Any:
     assert isinstance(options, ImageOptions)
     try:
         return _D.DiffusionPipeline.from_pretrained(
-            str(context.path), dtype=dtype_of(options, torch.device(context.device)), local_files_only=True
+            str(context.path),
+            dtype=dtype_of(options, torch.device(context.device)),
+            local_files_only=True,
+            **left_out(context.path, only),
         )
     except (OSError, ValueError, AttributeError, ImportError) as error:
         raise SourceError(f"diffusers can't load the model: {error}") from error
@@ -80,13 +93,15 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         raise SourceError(
             f"{type(pipeline).__name__} has no denoiser that Sixfold knows ({', '.join(sorted(DENOISERS))})."
         )
-    if "vae" in modules and device.type == "cuda":
-        cast(Any, modules["vae"]).to(memory_format=torch.channels_last)
     parameters = sum(p.numel() for module in modules.values() for p in module.parameters())
     done = quantize_parts(modules, context.quantization, context)
     quantized: dict[str, str | int | float | bool] = {"quantization": done} if done else {}
     _check(pipeline, options)
     caches = _compile_or_cache(denoisers, options)
+    if context.parallel is not None:
+        check_parallel(options)
+        context.parallel.share(rank_modules(modules))
+        caches = {}
     linear_map = _linear_map(pipeline)
     planner = Planner(
         roles=find_roles(pipeline),
@@ -105,7 +120,56 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         switches=switches,
         linear_map=linear_map,
         num_threads=context.num_threads,
+        graphs=None if context.parallel is not None else _graphs(device, options),
+        parallel=context.parallel,
     )
+
+
+def load_rank(context: LoadContext) -> Mapping[str, RankModule]:
+    """The denoisers alone, for the ranks that compute their share of steps.
+
+    Raises:
+        SourceError: The folder is no pipeline that diffusers can load.
+        ConfigError: An option does not fit.
+    """
+    pipeline = read_pipeline(context, only=DENOISERS)
+    check_parallel(cast(ImageOptions, context.options))
+    modules = {name: module for name, module in modules_of(pipeline).items() if name in DENOISERS}
+    for module in modules.values():
+        module.to(torch.device(context.device)).eval().requires_grad_(False)
+    quantize_parts(modules, context.quantization, context)
+    return rank_modules(modules)
+
+
+def rank_modules(modules: Mapping[str, torch.nn.Module]) -> dict[str, RankModule]:
+    """The denoisers, with how their tokens are split."""
+    return {
+        name: RankModule(module=module, plan=split_plan(module))
+        for name, module in modules.items()
+        if name in DENOISERS
+    }
+
+
+def check_parallel(options: ImageOptions) -> None:
+    """Refuses what ranks can't do.
+
+    Raises:
+        ConfigError: An option needs one process.
+    """
+    for name, given in (
+        ("lora", bool(options.lora)),
+        ("compile", options.compile),
+        ("row_cache_threshold", options.row_cache_threshold is not None),
+    ):
+        if given:
+            raise ConfigError(f"options.{name}: not over several ranks yet. Remove it, or 'parallel'.")
+
+
+def _graphs(device: torch.device, options: ImageOptions) -> RowGraphs | None:
+    rows = _GRAPH_ROWS if options.cuda_graph_rows is None else options.cuda_graph_rows
+    if device.type != "cuda" or not rows:
+        return None
+    return RowGraphs(capture_cuda_graph(device), device, rows)
 
 
 def _check(pipeline: Any, options: ImageOptions) -> None:
@@ -119,7 +183,12 @@ def _compile_or_cache(denoisers: Sequence[torch.nn.Module], options: ImageOption
     """Row caches by the identity of their module; none of compiled modules, whose blocks can't be wrapped."""
     if options.compile:
         for module in denoisers:
-            cast(Any, module).compile_repeated_blocks(dynamic=True)
+            try:
+                cast(Any, module).compile_repeated_blocks(dynamic=True)
+            except ValueError as error:
+                raise ConfigError(
+                    f"options.compile: {type(module).__name__} names no blocks that repeat. Remove compile."
+                ) from error
         caches: dict[int, RowCache] = {}
     else:
         caches = {id(module): RowCache(blocks) for module in denoisers if (blocks := transformer_blocks(module))}

@@ -14,12 +14,15 @@ from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import Parked, PipelineSide
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Request, Usage
+from sixfold.core.parallel.leader import Leader
 from sixfold.core.rendezvous.adapters import AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
+from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
 from sixfold.core.rendezvous.row_cache import RowCache
 from sixfold.core.rendezvous.scoped import PipelineScope
+from sixfold.core.rendezvous.warm_up import WarmUpSide
 from sixfold.plugins.image.drawing import Drawing, Planner, generator_for
 from sixfold.plugins.image.linear_map import LinearMap
 from sixfold.plugins.image.media import write_image
@@ -41,6 +44,8 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         switches: Of the adapters of modules, likewise.
         linear_map: For cheap previews; None if there is none.
         num_threads: CPU threads of steps.
+        graphs: Recorded forwards of the denoiser; None computes all.
+        parallel: The other ranks, if the denoisers are shared with them.
     """
 
     def __init__(
@@ -53,15 +58,18 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         switches: Mapping[int, AdapterSwitch],
         linear_map: LinearMap | None,
         num_threads: int,
+        graphs: RowGraphs | None = None,
+        parallel: Leader | None = None,
     ) -> None:
         options = planner.options
-        super().__init__(device, caches, options.max_cache_bytes, switches)
+        super().__init__(device, caches, options.max_cache_bytes, switches, graphs, parallel)
+        defers = parallel is not None and parallel.num_row_groups > 1
         self._planner = planner
         self._options = options
         self._info = info
         self._num_threads = num_threads
         self._lane = Lane("decode", device, num_threads=options.decode_threads)
-        self._scope = PipelineScope(plan(options.text_multiple), self._lane, switches)
+        self._scope = PipelineScope(plan(options.text_multiple), self._lane, switches, defers=defers)
         self._exact_scope = PipelineScope(plan(0), self._lane, switches)
         self._linear_map = linear_map
         self._writers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="previews")
@@ -76,9 +84,9 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
 
     @property
     def step_range(self) -> StepRange:
-        """Latent positions; beyond some thousands a GPU is full."""
+        """Latent positions; how many pictures share a step is learned, see `measure_company`."""
         most = self._options.max_step_units
-        return StepRange(min_units=min(1024, most), initial_units=min(8192, most), max_units=most)
+        return StepRange(min_units=1, initial_units=most, max_units=most, whole_jobs=True)
 
     def estimate_units(self, request: Request[ImageInput]) -> int:
         """See `StepModel`; two rows a step, for guidance.
@@ -171,18 +179,23 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         return Finish(result=result, usage=Usage(counts=usage))
 
     def warm_up(self) -> None:
-        """Draws one picture in two steps, so that kernels exist, and measures what a step of a pixel costs."""
+        """Draws one picture in two steps, so that kernels exist, and measures what steps cost, alone and in company."""
         torch.set_num_threads(self._num_threads)
         role = self._planner.roles.generate
         if role is None:
             return
         request = Request(request_id="warm-up", input=ImageInput(num_inference_steps=2, seed=0), arrived_s=0.0)
         drawing = self._planner.plan(request.input, 0)
-        side = _WarmUpSide(self)
+        side = WarmUpSide(self.forward)
         scoped = self._scoped(request, 0, drawing, side)
-        scoped(**drawing.arguments, generator=generator_for(0), output_type="pil")
+        with self.comparing_ranks():
+            scoped(**drawing.arguments, generator=generator_for(0), output_type="pil")
         torch.set_num_threads(self._num_threads)
         self._units_per_pixel = side.units / side.num_calls / (drawing.width * drawing.height)
+        if side.last_call is not None:
+            self.measure_company(
+                side.last_call, max_units=self._options.max_step_units, max_seconds=self._options.measure_s
+            )
 
     def stats(self) -> Mapping[str, float]:
         """See `Family.metrics`."""
@@ -191,6 +204,7 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
             "image_pixels_total": self._num_pixels,
             "image_denoise_calls_total": self.num_calls,
             "image_denoise_forwards_total": self.num_forwards,
+            "image_replayed_forwards_total": 0 if self._graphs is None else self._graphs.num_replays,
             "image_decode_calls_total": self._lane.num_calls,
             "image_decode_forwards_total": self._lane.num_forwards,
             "image_row_cache_bytes": self.cache_bytes,
@@ -203,19 +217,3 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         self._writers.shutdown(wait=True)
         for cache in self._caches.values():
             cache.close()
-
-
-class _WarmUpSide(PipelineSide[ModuleCall, Any]):
-    """Computes calls at once, on the calling thread."""
-
-    def __init__(self, model: ImageModel) -> None:
-        super().__init__()
-        self._model = model
-        self.units = 0
-        self.num_calls = 0
-
-    def call(self, call: ModuleCall) -> Any:
-        """One forward."""
-        self.units += call.units // call.rows
-        self.num_calls += 1
-        return self._model.forward([call])[0]

@@ -49,9 +49,15 @@ class ImageOptions(BaseModel):
     steps. 0 pads nothing."""
     max_step_units: int = Field(default=65_536, ge=1)
     """Most latent positions of one step."""
+    measure_s: float = Field(default=10.0, ge=0.0)
+    """Seconds that the start may take to time steps of several pictures, which says how many should share one. With 0 this
+    is learned from the first requests."""
     lora: dict[_AdapterName, SourceRef] = {}
     """Sources of LoRA adapters (safetensors) by the names under which requests choose them. All are kept in memory."""
     compile: bool = False
     """Compiles the blocks of the denoiser (``torch.compile``, for any number of rows). Takes minutes at the start."""
+    cuda_graph_rows: tuple[Annotated[int, Field(ge=1, le=256)], ...] | None = None
+    """Rows of denoiser calls that are recorded as CUDA graphs; calls of fewer rows are padded to the next of these. None
+    takes 1, 2, 3, 4, 6, 8, 12 and 16 on a GPU; an empty list records nothing. Without effect on a CPU."""
     decode_threads: int = Field(default=1, ge=1)
     """CPU threads of the lane that decodes finished pictures beside the steps."""

@@ -8,7 +8,6 @@ longest, so a group ends where padding would cost more than another call.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -86,6 +85,8 @@ class BatchLayout:
         masks: Attention masks made so far, by group and sliding window; filled by the attention function.
         rows: Row numbers made so far; the same for all layers of one shape.
         tiles: The rows for kernels on GPUs, instead of ``decodes`` and ``prefills``.
+        carried: [tokens] on the host: where the token of a row is among those that the step before chose, -1 if it is in
+            ``token_ids``; None if all are.
     """
 
     token_ids: Tensor
@@ -105,6 +106,7 @@ class BatchLayout:
     rows: dict[tuple[int, int, int], Tensor] = field(default_factory=lambda: {})
     short: dict[int, AttentionRows] = field(default_factory=lambda: {})
     tiles: RowTiles | None = None
+    carried: IntArray | None = None
 
     def to(self, device: torch.device, tiles: RowTiles) -> BatchLayout:
         """A layout made on the host, for kernels on ``device``."""
@@ -173,32 +175,38 @@ def lay_out(
 
     Args:
         sequences: Granted sequences whose blocks are reserved.
-        units: Tokens each computes, at least 1; what exceeds the known tokens is taken from its drafts.
+        units: Tokens each computes, at least 1; what exceeds the known tokens is taken from its drafts, or is the one that a
+            step in flight chooses.
         block_size: Tokens per cache block.
         device: Where the tensors go.
         grouped: False to leave ``decodes`` and ``prefills`` empty, for kernels that need neither.
     """
-    contexts = [s.num_computed + n for s, n in zip(sequences, units, strict=True)]
-    decodes = sorted((i for i, n in enumerate(units) if n == 1), key=lambda i: -contexts[i])
-    order = decodes + [i for i, n in enumerate(units) if n > 1]
-    ends = list(itertools.accumulate(units[i] for i in order))
-    spans = [Span(i, sequences[i], end - units[i], end, contexts[i]) for i, end in zip(order, ends, strict=True)]
-    rows = flat_rows(spans, len(decodes), block_size)
+    counts = np.array(units, dtype=np.int64)
+    contexts = np.array([s.num_computed + s.num_in_flight for s in sequences], dtype=np.int64) + counts
+    decodes = np.flatnonzero(counts == 1)
+    decodes = decodes[np.argsort(-contexts[decodes], kind="stable")]
+    chunks = _spans(np.flatnonzero(counts > 1).tolist(), sequences, units, contexts, start=len(decodes))
+    rows = flat_rows(sequences, contexts, decodes, chunks, block_size)
     positions = rows.contexts.lengths - 1
-    rotated = positions_of_step(
-        [span.sequence.rope for span in spans], [span.begin for span in spans], [span.context for span in spans]
-    )
-    sampled, logit_rows = sampled_rows(spans)
-    scored, score_rows = scored_rows(spans) if any(s.num_scored for s in sequences) else ((), [])
-    image_rows, image_features = image_rows_of(spans, device) if any(s.images for s in sequences) else (None, None)
-    adapters = tuple(sequence.adapter for sequence in sequences)
-    chunks = spans[len(decodes) :]
+    sampled, logit_rows = sampled_rows(sequences, contexts, decodes, chunks)
+    scored: Sequence[ScoredSpan] = ()
+    score_rows: list[int] = []
+    rotated = image_rows = image_features = None
+    if any(s.num_scored or s.images or s.rope for s in sequences):
+        spans = [*_spans(decodes.tolist(), sequences, units, contexts, start=0), *chunks]
+        rotated = positions_of_step(
+            [span.sequence.rope for span in spans], [span.begin for span in spans], [span.context for span in spans]
+        )
+        scored, score_rows = scored_rows(spans)
+        image_rows, image_features = image_rows_of(spans, device)
+    order: list[int] = decodes.tolist()
+    adapters = tuple([sequence.adapter for sequence in sequences])
     return BatchLayout(
         token_ids=to_tensor(rows.token_ids, device).unsqueeze(0),
         position_ids=to_tensor(positions if rotated is None else rotated, device).unsqueeze(-2),
         blocks=to_tensor(rows.blocks, device),
         offsets=to_tensor(positions % block_size, device),
-        decodes=_decode_groups([sequences[i] for i in decodes], [contexts[i] for i in decodes], block_size, device)
+        decodes=_decode_groups([sequences[i] for i in order], contexts[decodes].tolist(), block_size, device)
         if grouped
         else (),
         prefills=tuple(_prefill_chunk(chunk, block_size, device) for chunk in chunks) if grouped else (),
@@ -209,7 +217,19 @@ def lay_out(
         image_rows=image_rows,
         image_features=image_features,
         adapters=adapters if any(adapters) else (),
+        carried=rows.carried,
     )
+
+
+def _spans(
+    places: Sequence[int], sequences: Sequence[CachedTokens], units: Sequence[int], contexts: IntArray, *, start: int
+) -> list[Span]:
+    """The rows of some sequences, one after the other from row ``start`` on."""
+    spans: list[Span] = []
+    for place in places:
+        spans.append(Span(place, sequences[place], start, start + units[place], int(contexts[place])))
+        start += units[place]
+    return spans
 
 
 def _prefill_chunk(span: Span, block_size: int, device: torch.device) -> PrefillChunk:

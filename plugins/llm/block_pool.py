@@ -44,6 +44,7 @@ class BlockPool:
         self._on_forget = on_forget
         # Told the blocks that are about to be handed out and the content that will be lost with each, oldest first.
         self.before_reuse: Callable[[Sequence[tuple[int, bytes]]], None] = lambda _blocks: None
+        self.before_handing_out: Callable[[], None] = lambda: None
         self._references = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(PADDING_BLOCK + 1, num_blocks))
         self._hash_of: dict[int, bytes] = {}
@@ -70,6 +71,7 @@ class BlockPool:
 
     def allocate(self, max_count: int) -> list[int]:
         """Hands out up to ``max_count`` blocks with one reference each, longest unused first; forgets their content."""
+        self.before_handing_out()
         blocks = [self._free.popitem(last=False)[0] for _ in range(min(max_count, len(self._free)))]
         lost = [(block_id, self._hash_of[block_id]) for block_id in blocks if block_id in self._hash_of]
         if lost:

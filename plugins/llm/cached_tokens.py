@@ -27,6 +27,11 @@ class CachedTokens:
         drafts: Tokens that may follow the known ones, to be verified in the next step.
         num_scored: Tokens, from the first on, whose log probabilities are yet to be told.
         num_published: Blocks at the head of the table that others can find.
+        num_checked: Blocks at the head of the table whose values were looked at, or will have been when the steps in flight end.
+        num_in_flight: Tokens behind the computed ones that steps in flight compute.
+        num_expected: Tokens that these steps will add to the known ones.
+        carried: Place of the expected token among those that the last step chose.
+        num_restarts: Rises when what is in flight counts for nothing any more.
         num_cached: Tokens that were found in the cache when the sequence first started; None until then.
     """
 
@@ -34,12 +39,17 @@ class CachedTokens:
         "adapter",
         "block_hashes",
         "block_table",
+        "carried",
         "drafts",
         "images",
         "num_blocks",
         "num_cached",
+        "num_checked",
         "num_computed",
+        "num_expected",
+        "num_in_flight",
         "num_published",
+        "num_restarts",
         "num_scored",
         "rope",
         "salt",
@@ -68,14 +78,30 @@ class CachedTokens:
         self.num_scored = 0
         self.num_cached: int | None = None
         self.num_computed = 0
+        self.num_checked = 0
+        self.num_in_flight = 0
+        self.num_expected = 0
+        self.carried = -1
+        self.num_restarts = 0
         self.block_table: IntArray = np.zeros(16, dtype=np.int64)
         self.num_blocks = 0
         self.suspect = False  # its blocks may hold values that are not finite
 
     @property
+    def num_begun(self) -> int:
+        """Tokens whose keys and values are in the cache, or will be when the steps in flight end."""
+        return self.num_computed + self.num_in_flight
+
+    @property
     def num_uncomputed(self) -> int:
-        """Known tokens whose keys and values are not in the cache yet; 1 in steady generation."""
-        return len(self.token_ids) - self.num_computed
+        """Tokens behind `num_begun`, known or expected; 1 in steady generation."""
+        return len(self.token_ids) + self.num_expected - self.num_computed - self.num_in_flight
+
+    def drop_in_flight(self) -> None:
+        """What steps in flight compute for it counts for nothing; the next step computes it again, in the same places."""
+        self.num_in_flight = self.num_expected = 0
+        self.num_checked = self.num_published
+        self.num_restarts += 1
 
     def add_blocks(self, block_ids: list[int]) -> None:
         """Appends cache blocks to the table."""
@@ -94,4 +120,5 @@ class CachedTokens:
         self.num_computed = 0
         self.num_published = 0
         self.drafts = ()
+        self.drop_in_flight()
         return blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sixfold.core.runtime.cuda_graphs import Capture, capture_cuda_graph, has_kernels
 from sixfold.plugins.llm.attention import PAGED_STEP, PagedStep
 from sixfold.plugins.llm.batch_layout import BatchLayout, lay_out
 from sixfold.plugins.llm.cached_tokens import CachedTokens
@@ -18,7 +20,8 @@ from sixfold.plugins.llm.lora_adapter import Adapter
 from sixfold.plugins.llm.lora_sites import AdapterRouter
 from sixfold.plugins.llm.prompt_images import PromptImage
 from sixfold.plugins.llm.rope_positions import RopePositions
-from sixfold.plugins.llm.step_graphs import Capture, StepGraphs, capture_cuda_graph, has_kernels
+from sixfold.plugins.llm.step_graphs import StepGraphs, with_carried
+from sixfold.plugins.llm.tensors import to_tensor
 
 _LOG = logging.getLogger(__name__)
 
@@ -86,22 +89,38 @@ class Decoder:
         except RuntimeError as error:  # the model does what a graph can't hold, such as asking for a value
             _LOG.warning("Steps are not recorded as CUDA graphs, so small ones take longer: %s", error)
 
-    def forward(self, layout: BatchLayout) -> Tensor | None:
-        """Fills the cache for all rows; returns the logits of the wanted ones, [rows, vocabulary], or None if none is."""
+    def starts_at_once(self, layout: BatchLayout) -> bool:
+        """Whether the host starts the step by one call; where nothing is recorded, all steps are alike."""
+        return self._graphs is None or (not layout.adapters and self._graphs.can_run(layout))
+
+    def forward(self, layout: BatchLayout, chosen: Tensor | None = None) -> Tensor | None:
+        """Fills the cache for all rows; returns the logits of the wanted ones, [rows, vocabulary], or None if none is.
+
+        Args:
+            layout: The rows.
+            chosen: The tokens that the step before chose, [rows] on the device, if the layout carries some of them.
+        """
         if self._taps is not None:
             self._taps.begin(layout)
         if layout.adapters:
-            return self._forward_adapted(layout)
+            return self._forward_adapted(layout, chosen)
         if self._graphs is not None and self._graphs.can_run(layout):
-            return self._graphs.run(layout)
-        return self._compute(self.on_device(layout))
+            return self._graphs.run(layout, chosen)
+        return self._compute(self._completed(self.on_device(layout), chosen))
 
-    def _forward_adapted(self, layout: BatchLayout) -> Tensor | None:
+    @staticmethod
+    def _completed(layout: BatchLayout, chosen: Tensor | None) -> BatchLayout:
+        if layout.carried is None or chosen is None:
+            return layout
+        carried = to_tensor(layout.carried, chosen.device)
+        return dataclasses.replace(layout, token_ids=with_carried(layout.token_ids[0], carried, chosen).unsqueeze(0))
+
+    def _forward_adapted(self, layout: BatchLayout, chosen: Tensor | None) -> Tensor | None:
         """A step with adapters; no graph holds one, because which adapters there are differs from step to step."""
         assert self.router is not None, "without a router there are no adapters"
         self.router.begin(layout.adapters, layout.contexts.sequences)
         try:
-            return self._compute(self.on_device(layout))
+            return self._compute(self._completed(self.on_device(layout), chosen))
         finally:
             self.router.end()
 

@@ -23,16 +23,31 @@ class Detokenizer:
     Args:
         decode: Token ids to text, special tokens skipped; called often with a handful of tokens.
         prompt_ids: The tokens before the first generated one.
+        piece: The text of a token that is whole characters and the same in any context, which most are; else None.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], prompt_ids: Sequence[int]) -> None:
+    __slots__ = ("_decode", "_is_whole", "_num_shown", "_piece", "_shown", "_window")
+
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        prompt_ids: Sequence[int],
+        piece: Callable[[int], str | None] = lambda _token_id: None,
+    ) -> None:
         self._decode = decode
+        self._piece = piece
         self._window = list(prompt_ids[-_NUM_CONTEXT_TOKENS:])
         self._num_shown = len(self._window)
         self._shown = decode(self._window) if self._window else ""
+        self._is_whole = not self._shown.endswith(_REPLACEMENT)  # nothing is held back, nor broken
 
     def push(self, token_id: int) -> str:
         """The characters that became whole with this token; often one word, sometimes nothing."""
+        piece = self._piece(token_id) if self._is_whole else None
+        if piece is not None:
+            self._window, self._num_shown, self._shown = [token_id], 1, piece
+            return piece
+        self._is_whole = False
         self._window.append(token_id)
         text = self._decode(self._window)
         num_pending = len(self._window) - self._num_shown
@@ -60,3 +75,4 @@ class Detokenizer:
         del self._window[: self._num_shown]
         self._num_shown = len(self._window)
         self._shown = self._decode(self._window)
+        self._is_whole = not self._shown.endswith(_REPLACEMENT)

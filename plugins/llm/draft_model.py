@@ -53,6 +53,8 @@ class DraftModelProposer:
         max_model_len: The longest text that it can continue.
     """
 
+    learns_from_every_step = True
+
     def __init__(self, decoder: Decoder, *, vocab_size: int, max_model_len: int) -> None:
         self._decoder = decoder
         self._vocab_size = vocab_size

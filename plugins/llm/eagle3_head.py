@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.llama import modeling_llama
 
+from sixfold.core.runtime.rms_norms import OneCallRMSNorm
 from sixfold.core.runtime.step_linear import StepLinear
 from sixfold.plugins.llm.attention import PagedStep, paged_attention
 from sixfold.plugins.llm.eagle3_files import Eagle3Files
-from sixfold.plugins.llm.norms import OneCallRMSNorm
 
 # Typed in part.
 _LLAMA: Any = modeling_llama

@@ -69,6 +69,8 @@ class Eagle3Proposer:
         taps: Of the model's hidden states.
     """
 
+    learns_from_every_step = True
+
     def __init__(self, decoder: Decoder, head: Eagle3Head, taps: HiddenTaps) -> None:
         self._decoder = decoder
         self._head = head

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from sixfold.core.runtime.linear import is_stock_linear, pack_linears
 from sixfold.core.runtime.quantized_linear import QuantizedLinear
+from sixfold.core.runtime.rms_norms import replace_rms_norms
 from sixfold.core.runtime.step_linear import StepLinear
 from sixfold.plugins.llm.fused_layer import NO_SCHEMES, FusedLayer, Schemes, fuse_layers
 from sixfold.plugins.llm.lora_adapter import ModuleShape
 from sixfold.plugins.llm.lora_sites import AdapterRouter, add_sites
-from sixfold.plugins.llm.norms import replace_rms_norms
 
 _MERGED_NAMES: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 

@@ -19,6 +19,7 @@ from transformers import activations
 from sixfold.core.runtime.kernels import can_run, rms_norm
 from sixfold.core.runtime.linear import is_stock_linear
 from sixfold.core.runtime.quantized_linear import ByteScheme, QuantizedLinear
+from sixfold.core.runtime.rms_norms import plain_rms_norm
 from sixfold.core.runtime.step_linear import StepGatedLinear, StepLinear
 from sixfold.plugins.llm import byte_kernels
 from sixfold.plugins.llm.attention import PagedStep, prefill_mask
@@ -27,7 +28,6 @@ from sixfold.plugins.llm.kernels import NO_NORM, attend, max_prefill_context, ro
 from sixfold.plugins.llm.kv_layer import ByteLayer, KvLayer
 from sixfold.plugins.llm.lora_adapter import ModuleShape
 from sixfold.plugins.llm.lora_sites import AdapterRouter, AdapterSite, Join, stack_layers
-from sixfold.plugins.llm.norms import plain_rms_norm
 
 _PARTS: frozenset[str] = frozenset(
     "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 from sixfold.plugins.llm.block_pool import BlockPool
 from sixfold.plugins.llm.cache_policy import CacheScheme
 from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.host_copy import HostCopy
 from sixfold.plugins.llm.host_tier import NO_TIER, HostTier
 from sixfold.plugins.llm.kv_layer import KvLayer, make_layer, run_bytes
 from sixfold.plugins.llm.prefix_cache import PrefixCache
 from sixfold.plugins.llm.swap_cost import SwapCost
-from sixfold.plugins.llm.tensors import bool_list
+from sixfold.plugins.llm.tensors import bool_list, index_tensor
 
 # Drafts take new blocks only while more than one in so many is free.
 _DRAFT_RESERVE = 16
@@ -32,6 +33,32 @@ class LayerShape:
         """Bytes of the keys and values of so many tokens."""
         plain = block_size * self.head_dim * dtype.itemsize
         return 2 * self.num_kv_heads * (plain if scheme is None else run_bytes(block_size, self.head_dim))
+
+
+class FilledBlocks:
+    """Blocks that a step fills, and whether what it wrote is finite.
+
+    Args:
+        ranges: Of each sequence of the step: its first and behind its last of these blocks.
+        is_finite: Of all, in order; None if there are none.
+    """
+
+    def __init__(self, ranges: Sequence[tuple[int, int]], is_finite: HostCopy | None) -> None:
+        self._ranges = ranges
+        self._is_finite = is_finite
+
+    def wait(self) -> Sequence[tuple[int, int]]:
+        """Of each sequence: the first of these blocks, and how many from there on may be found by others; () if none is."""
+        if self._is_finite is None:
+            return ()
+        flags = bool_list(self._is_finite.wait())
+        found: list[tuple[int, int]] = []
+        place = 0
+        for first, last in self._ranges:
+            own = flags[place : place + last - first]
+            place += last - first
+            found.append((first, [*own, False].index(False)))
+        return found
 
 
 class KvCache:
@@ -64,6 +91,8 @@ class KvCache:
         self.num_model_layers = len(layers) - num_guessing_layers
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, self._forget)
+        self.pool.before_handing_out = self._clear
+        self._unclean: list[int] = []
         self.prefix = PrefixCache(self.pool, block_size)
         self.tier: HostTier | None = None
         # Asked when fewer than so many blocks are free, before a sequence is told that there is no room.
@@ -117,7 +146,7 @@ class KvCache:
         self._take(sequence, num_known, is_needed=True)
         if num_tokens > num_known and self.pool.num_free > self.pool.num_usable // _DRAFT_RESERVE:
             self._take(sequence, num_tokens)
-        granted = min(num_tokens, sequence.num_blocks * self.block_size - sequence.num_computed)
+        granted = min(num_tokens, sequence.num_blocks * self.block_size - sequence.num_begun)
         if starts and granted < 1:
             self.pool.release(sequence.take_blocks())
         elif starts:
@@ -150,16 +179,41 @@ class KvCache:
             self.prefix.bring_back(sequence, blocks)
 
     def publish(self, sequence: CachedTokens) -> None:
-        """Lets others find the blocks that a step has filled, as far as they are finite.
+        """Lets others find the blocks of a sequence that are full, as far as they are finite; waits for what it computes."""
+        sequence.num_checked = sequence.num_published
+        for first, count in self.check([sequence], [sequence.num_computed]).wait():
+            self.publish_checked(sequence, first, count)
+
+    def publish_checked(self, sequence: CachedTokens, first: int, count: int) -> None:
+        """Lets others find blocks that were checked; nothing where one before them was not finite."""
+        count = min(count, sequence.num_computed // self.block_size - first)  # wrong drafts have filled nothing
+        if count > 0 and sequence.num_published == first:
+            self.prefix.publish(sequence, count)
+
+    def check(self, sequences: Sequence[CachedTokens], ends: Sequence[int]) -> FilledBlocks:
+        """Looks at the blocks that a step fills, without waiting for it; called when it has begun.
 
         A token that is NaN in a layer is so in all that follow, so the model's last layer tells of all.
+
+        Args:
+            sequences: Of the step.
+            ends: Tokens of each that will be computed after it.
         """
-        blocks = self.prefix.unpublished(sequence)
-        if blocks:
-            last = self.layers[self.num_model_layers - 1]
-            filled = last.tensor[torch.tensor(blocks, device=last.tensor.device)]
-            finite = bool_list(last.finite(filled))
-            self.prefix.publish(sequence, [*finite, False].index(False))
+        ranges: list[tuple[int, int]] = []
+        blocks: list[int] = []
+        for sequence, end in zip(sequences, ends, strict=True):
+            first, last = max(sequence.num_checked, sequence.num_published), end // self.block_size
+            if sequence.salt is None or last <= first:
+                ranges.append((0, 0))
+                continue
+            blocks += sequence.block_table[first:last].tolist()
+            ranges.append((first, last))
+            sequence.num_checked = last
+        if not blocks:
+            return FilledBlocks((), None)
+        last_layer = self.layers[self.num_model_layers - 1]
+        filled = last_layer.tensor[index_tensor(blocks, last_layer.tensor.device)]
+        return FilledBlocks(ranges, HostCopy(last_layer.finite(filled)))
 
     def free(self, sequence: CachedTokens) -> None:
         """Gives all of the sequence's blocks back; it can start over."""
@@ -167,7 +221,7 @@ class KvCache:
         if sequence.suspect:
             # What is left in a block is read again as masked padding, where NaN would not stay masked. Others that hold
             # a block will prove it to be finite or clear it themselves; what is published is proved.
-            self._clear([b for b in blocks if self.pool.references(b) == 1 and not self.pool.is_published(b)])
+            self._unclean += [b for b in blocks if self.pool.references(b) == 1 and not self.pool.is_published(b)]
             sequence.suspect = False
         self.pool.release(blocks)
 
@@ -179,15 +233,17 @@ class KvCache:
                 layer.erase(block, position % self.block_size)
 
     def _take(self, sequence: CachedTokens, num_tokens: int, *, is_needed: bool = False) -> None:
-        missing = -(-(sequence.num_computed + num_tokens) // self.block_size) - sequence.num_blocks
+        missing = -(-(sequence.num_begun + num_tokens) // self.block_size) - sequence.num_blocks
         if missing > 0:
             if is_needed and missing > self.pool.num_free:
                 self.make_room(missing)
             sequence.add_blocks(self.pool.allocate(missing))
 
-    def _clear(self, blocks: list[int]) -> None:
+    def _clear(self) -> None:
+        """Zeroes what was left unclean, all at once, before a block is handed out; after what steps in flight write."""
+        blocks, self._unclean = self._unclean, []
         if blocks:
-            index = torch.tensor(blocks, device=self.tensors[0].device)
+            index = index_tensor(blocks, self.tensors[0].device)
             for tensor in self.tensors:
                 tensor.index_fill_(0, index, 0)
 

@@ -117,6 +117,7 @@ def load(context: LoadContext) -> TransformersModel:
         vision=None if vision is None else _vision_tower(vision, context),
         tokens_per_image=0 if vision is None else vision.processor.typical_tokens(),
         adapters=adapters,
+        begins_steps=options.steps_ahead,
     )
 
 

@@ -51,6 +51,8 @@ class NgramProposer:
         max_match: Most tokens that are compared.
     """
 
+    learns_from_every_step = False
+
     def __init__(self, *, min_match: int, max_match: int) -> None:
         self._min_match = min_match
         self._max_match = max_match

@@ -136,6 +136,11 @@ class TransformersOptions(BaseModel):
     cuda_graph_rows: int = Field(default=256, ge=0, le=4096)
     """On GPUs, steps of up to so many tokens are recorded when the model starts and replayed as CUDA graphs; 0: none."""
 
+    steps_ahead: bool = False
+    """Whether a step begins before the answers of the one before are handed out, on devices that compute beside the host. The
+    tokens are the same and come at shorter intervals, but new prompts start later, and in all fewer tokens a second were
+    measured so far."""
+
     kv_events: KvEventOptions | None = None
     """Announces cached prefixes to routers."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sixfold.plugins.llm.sampling import IntArray
-from sixfold.plugins.llm.tensors import to_tensor
+from sixfold.plugins.llm.tensors import index_tensor, to_tensor
 
 
 class TokenCounts:
@@ -65,16 +65,26 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowPenalties:
-    """The penalties of one row of logits."""
+    """The penalties of one row of logits.
+
+    Attributes:
+        row: Which.
+        counts: What it has seen.
+        presence: See `SamplingParams`.
+        frequency: See `SamplingParams`.
+        repetition: See `SamplingParams`.
+        has_unknown: Whether one more token was generated, which the host does not know yet.
+    """
 
     row: int
     counts: TokenCounts
     presence: float
     frequency: float
     repetition: float
+    has_unknown: bool = False
 
 
-def apply_penalties(logits: Tensor, penalties: Sequence[RowPenalties]) -> None:
+def apply_penalties(logits: Tensor, penalties: Sequence[RowPenalties], unknown: Tensor | None = None) -> None:
     """Changes the logits of seen tokens in place.
 
     Repetition touches prompt and answer; presence and frequency only the answer, after it.
@@ -82,22 +92,50 @@ def apply_penalties(logits: Tensor, penalties: Sequence[RowPenalties]) -> None:
     Args:
         logits: [rows, vocabulary] float32.
         penalties: At most one per row.
+        unknown: [rows] tokens that the host does not know yet, of the rows that have one.
 
     Source: Keskar et al. 2019, section 4.1 (repetition); OpenAI API reference (presence, frequency).
     """
     if not penalties:
         return
+    device = logits.device
     sizes = [len(p.counts.ids) for p in penalties]
+    of_row = np.repeat(np.array([p.row for p in penalties]), sizes)
+    owner = np.repeat(np.arange(len(penalties)), sizes)
+    rows = to_tensor(of_row, device)
+    tokens = to_tensor(np.concatenate([p.counts.ids for p in penalties]), device)
+    counts = to_tensor(np.concatenate([p.counts.counts for p in penalties]), device).float()
+    late = [place for place, p in enumerate(penalties) if p.has_unknown]
+    if late and unknown is not None:
+        rows, tokens, counts = _with_unknown(rows, tokens, counts, [penalties[place].row for place in late], unknown)
+        owner = np.concatenate([owner, np.array(late)])
 
     def spread(values: Sequence[float]) -> Tensor:
-        return to_tensor(np.repeat(np.array(values, dtype=np.float32), sizes), logits.device)
+        return to_tensor(np.array(values, dtype=np.float32)[owner], device)
 
-    rows = to_tensor(np.repeat(np.array([p.row for p in penalties]), sizes), logits.device)
-    tokens = to_tensor(np.concatenate([p.counts.ids for p in penalties]), logits.device)
-    counts = to_tensor(np.concatenate([p.counts.counts for p in penalties]), logits.device).float()
     values = logits[rows, tokens]
     repetition = spread([p.repetition for p in penalties])
     values = torch.where(values > 0, values / repetition, values * repetition)
     values -= spread([p.frequency for p in penalties]) * counts
     values -= spread([p.presence for p in penalties]) * (counts > 0)
     logits[rows, tokens] = values
+
+
+def _with_unknown(
+    rows: Tensor, tokens: Tensor, counts: Tensor, late: Sequence[int], unknown: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Adds the unknown tokens of some rows, each counted once more than it is known to have been seen.
+
+    A token that the row had seen before stands there twice then, both times with the same count: whichever is written
+    last, the logit is the same.
+    """
+    late_rows = index_tensor(late, rows.device)
+    # Of rows without an unknown token, one that no token equals.
+    of_row = torch.full_like(unknown, -1)
+    of_row[late_rows] = unknown[late_rows]
+    counts = counts + (tokens == of_row[rows])
+    # What was seen of it before, by row; a row has it at most once.
+    known = torch.zeros(len(unknown), dtype=counts.dtype, device=rows.device)
+    known.index_add_(0, rows, torch.where(tokens == of_row[rows], counts, 0.0))
+    own = known[late_rows].clamp(min=1.0)
+    return torch.cat([rows, late_rows]), torch.cat([tokens, unknown[late_rows]]), torch.cat([counts, own])

@@ -99,17 +99,8 @@ class PrefixCache:
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
 
-    def unpublished(self, sequence: CachedTokens) -> list[int]:
-        """The sequence's full blocks, in order, that others can't find yet; none if it shares with nobody."""
-        if sequence.salt is None:
-            return []
-        blocks: list[int] = sequence.block_table[
-            sequence.num_published : sequence.num_computed // self._block_size
-        ].tolist()
-        return blocks
-
     def publish(self, sequence: CachedTokens, count: int) -> None:
-        """Makes the first ``count`` of `unpublished` findable; they must be known to be finite."""
+        """Makes the next ``count`` blocks behind the findable ones findable; they must be full and known to be finite."""
         first = sequence.num_published
         self._extend_hashes(sequence)
         stored: list[int] = []

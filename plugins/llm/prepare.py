@@ -188,7 +188,7 @@ class Preparer:
                 prompt_ids=prompt_ids,
                 sampling=resolve_sampling(params, self._defaults, eos_ids=self._eos_ids, choice=first_choice + place),
                 max_output_tokens=max_output_tokens,
-                detokenizer=Detokenizer(decode, prompt_ids),
+                detokenizer=Detokenizer(decode, prompt_ids, self._codec.piece),
                 stop=StopMatcher(params.stop),
                 counts_prompt=place == 0,
                 stream=request_input.stream,

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from sixfold.plugins.llm.generation import TokenLogprob
+from sixfold.plugins.llm.logprobs import RowLogprobs, score
 from sixfold.plugins.llm.rows import ScoredSpan
-from sixfold.plugins.llm.sampler import RowLogprobs, score
 from sixfold.plugins.llm.sequence import SequenceState
 from sixfold.plugins.llm.token_describer import TokenDescriber
 

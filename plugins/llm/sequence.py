@@ -56,6 +56,7 @@ class SequenceState(CachedTokens):
         "grammar",
         "history",
         "kv_handle",
+        "looks_back",
         "max_output_tokens",
         "may_draft",
         "num_prompt_tokens",
@@ -103,6 +104,7 @@ class SequenceState(CachedTokens):
         # A grammar would have to follow every guess and come back; what it forces is added at once anyway.
         self.may_draft = not self.is_constrained
         self.draft_pace = DraftPace()
+        self.looks_back = False  # whether its next step depends on the token that is in flight
         self.wants_kv_handle = False
         self.kv_handle: KvHandle | None = None  # given when the answer is done
         self.history: TokenHistory | None = None  # made by the proposer that needs it
@@ -122,6 +124,16 @@ class SequenceState(CachedTokens):
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_before(self) -> int:
+        """Tokens of the answer that come before the next one that a step chooses: those in flight as well."""
+        return len(self.token_ids) + self.num_expected - self.num_prompt_tokens
+
+    @property
+    def has_unknown(self) -> bool:
+        """Whether the last of these is chosen by a step in flight."""
+        return self.num_expected > 0
 
     @property
     def output_ids(self) -> list[int]:
@@ -178,22 +190,24 @@ class SequenceState(CachedTokens):
         self._pending_tokens += 1
         if self.token_counts is not None:
             self.token_counts.add(token_id)
-        num_output = self.num_output_tokens
-        may_stop = num_output >= self.sampling.min_tokens
-        if token_id in self.sampling.end_ids and num_output > self.sampling.min_tokens:
+        sampling = self.sampling
+        num_output = len(self.token_ids) - self.num_prompt_tokens
+        if token_id in sampling.end_ids and num_output > sampling.min_tokens:
             self._add_text(self.stop.push(self.detokenizer.flush())[0] + self.stop.flush())
             self.finish_reason = "stop"
-        else:
-            if logprob is not None:
-                self._logprobs.append(logprob)
-            text, stopped = self.stop.push(self.detokenizer.push(token_id), may_stop=may_stop)
-            self._add_text(text)
-            if stopped:
-                self.finish_reason = "stop"
-            elif self.grammar is not None and self.grammar.is_complete:
-                self._finish_at_limit("stop")
-            elif num_output >= self.max_output_tokens:
-                self._finish_at_limit("length")
+            return
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        text, stopped = self.stop.push(self.detokenizer.push(token_id), may_stop=num_output >= sampling.min_tokens)
+        if text:
+            self._texts.append(text)
+            self._pending_text += text
+        if stopped:
+            self.finish_reason = "stop"
+        elif self.grammar is not None and self.grammar.is_complete:
+            self._finish_at_limit("stop")
+        elif num_output >= self.max_output_tokens:
+            self._finish_at_limit("length")
 
     def take_delta(self) -> TextDelta | None:
         """What can be sent of all that was added since the last call; None if nothing or if nobody wants it."""

@@ -23,7 +23,13 @@ _LOG = logging.getLogger(__name__)
 
 
 class Proposer(Protocol):
-    """Guesses how sequences go on. Called on the device thread, after a step."""
+    """Guesses how sequences go on. Called on the device thread, after a step.
+
+    Attributes:
+        learns_from_every_step: Whether `follow` must hear of each step before the next one begins.
+    """
+
+    learns_from_every_step: bool
 
     def follow(self, sequences: Sequence[SequenceState]) -> None:
         """Learns what a step has computed, of all its sequences; called before `propose`, and also where nobody guesses."""
@@ -52,6 +58,12 @@ class Speculator:
         self._num_tokens = num_tokens
         self._max_sequences = max_sequences
         self._num_drafts = self._num_draft_tokens = self._num_accepted_tokens = 0
+
+    def awaits(self, num_sequences: int) -> bool:
+        """Whether a step of so many sequences must be done before the next one: its guesses start from what it brings."""
+        return self._proposer is not None and (
+            num_sequences <= self._max_sequences or self._proposer.learns_from_every_step
+        )
 
     def propose(self, sequences: Sequence[SequenceState]) -> None:
         """Gives drafts to the sequences of a step that go on, for their next one."""

@@ -6,7 +6,6 @@ reads its input from fixed places; a step is padded with rows that attend to not
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.llm.batch_layout import BatchLayout
 from sixfold.plugins.llm.rows import AttentionRows, runs_of
 from sixfold.plugins.llm.tensors import to_tensor
@@ -21,19 +21,24 @@ from sixfold.plugins.llm.tensors import to_tensor
 if TYPE_CHECKING:  # its kernels need Triton, which is there on GPUs only
     from sixfold.plugins.llm.paged_kernels import Tiles
 
-Capture = Callable[[Callable[[], None]], Callable[[], None]]
-"""Makes a call repeatable: the result does on the device what the argument does, with the same tensors."""
-
 # Each row of a graph attends by itself, so a longer chunk would read its context once a token.
 _MAX_CHUNK = 16
 
 # Places of a row's numbers in the input.
-_TOKEN, _POSITION, _BLOCK, _OFFSET, _LENGTH, _SEQUENCE = range(6)
+_TOKEN, _POSITION, _BLOCK, _OFFSET, _LENGTH, _SEQUENCE, _CARRIED = range(7)
+_NUM_NUMBERS = 7
 
 
-def has_kernels(device: torch.device) -> bool:
-    """Whether attention on this device is by `paged_kernels`."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+def with_carried(token_ids: Tensor, carried: Tensor, chosen: Tensor) -> Tensor:
+    """Tokens of rows, those that the step before chose put in their places.
+
+    Args:
+        token_ids: [rows].
+        carried: [rows]; see `BatchLayout.carried`.
+        chosen: [tokens]; -1 where there is none: what is computed from it counts for nothing.
+    """
+    found = chosen[carried.clamp(min=0)].clamp(min=0).to(token_ids.dtype)
+    return torch.where(carried >= 0, found, token_ids)
 
 
 def row_counts(max_rows: int) -> list[int]:
@@ -44,25 +49,6 @@ def row_counts(max_rows: int) -> list[int]:
         sizes.append(at)
         at += max(8, at // 8 // 8 * 8)
     return [*sizes, max_rows]
-
-
-def capture_cuda_graph(device: torch.device) -> Capture:
-    """Records calls as CUDA graphs that share their memory: one runs at a time."""
-    pool: list[Any] = []
-
-    def capture(call: Callable[[], None]) -> Callable[[], None]:
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # ships no types
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            call()  # kernels compile and libraries make their workspaces outside of the graph
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool[0] if pool else None):
-            call()
-        pool.append(graph.pool())
-        return graph.replay
-
-    return capture
 
 
 class _FixedRows:
@@ -109,9 +95,9 @@ class StepGraphs:
     ) -> None:
         self._max_blocks = max_blocks
         pinned = device.type == "cuda"
-        self._host_rows = torch.zeros(6 * max_rows, dtype=torch.int32, pin_memory=pinned)
+        self._host_rows = torch.zeros(_NUM_NUMBERS * max_rows, dtype=torch.int32, pin_memory=pinned)
         self._host_tables = torch.zeros(max_rows * max_blocks, dtype=torch.int32, pin_memory=pinned)
-        self._rows = torch.zeros(6 * max_rows, dtype=torch.int32, device=device)
+        self._rows = torch.zeros(_NUM_NUMBERS * max_rows, dtype=torch.int32, device=device)
         self._tables = torch.zeros((max_rows, max_blocks), dtype=torch.int32, device=device)
         self._starts = torch.arange(max_rows, dtype=torch.int32, device=device)
         self._ones = torch.ones(max_rows, dtype=torch.int32, device=device)
@@ -131,11 +117,12 @@ class StepGraphs:
             return False
         return len(layout.logit_rows) > 0 and int(runs_of(contexts.sequences)[1].max()) <= _MAX_CHUNK
 
-    def run(self, layout: BatchLayout) -> Tensor:
+    def run(self, layout: BatchLayout, chosen: Tensor | None = None) -> Tensor:
         """Computes the step.
 
         Args:
             layout: Made on the host.
+            chosen: What the step before chose, if some of its tokens are carried.
 
         Returns:
             Logits of its ``logit_rows``; they hold until the next step.
@@ -146,6 +133,9 @@ class StepGraphs:
         if self._copied is not None:
             self._copied.synchronize()  # the last step's input may still be on its way
         self._fill_rows(layout, size)
+        if layout.carried is not None and chosen is not None:
+            numbers = self._numbers(size)
+            numbers[_TOKEN].copy_(with_carried(numbers[_TOKEN], numbers[_CARRIED], chosen))
         num_sequences, num_blocks = contexts.tables.shape
         tables = self._host_tables[: num_sequences * num_blocks].view(num_sequences, num_blocks)
         tables.copy_(to_tensor(contexts.tables, torch.device("cpu")))
@@ -162,7 +152,7 @@ class StepGraphs:
     def _fill_rows(self, layout: BatchLayout, size: int) -> None:
         contexts = layout.contexts
         num_rows = len(contexts.sequences)
-        host = self._host_rows[: 6 * size].view(6, size)
+        host = self._host_rows[: _NUM_NUMBERS * size].view(_NUM_NUMBERS, size)
         numbers = host.numpy()
         numbers[:, num_rows:] = 0
         numbers[_TOKEN, :num_rows] = layout.token_ids[0].numpy()
@@ -171,10 +161,13 @@ class StepGraphs:
         numbers[_OFFSET, :num_rows] = layout.offsets.numpy()
         numbers[_LENGTH, :num_rows] = contexts.lengths
         numbers[_SEQUENCE, :num_rows] = contexts.sequences
+        numbers[_CARRIED] = -1
+        if layout.carried is not None:
+            numbers[_CARRIED, :num_rows] = layout.carried
         self._numbers(size).copy_(host, non_blocking=True)
 
     def _numbers(self, size: int) -> Tensor:
-        return self._rows[: 6 * size].view(6, size)
+        return self._rows[: _NUM_NUMBERS * size].view(_NUM_NUMBERS, size)
 
     def _call(self, compute: Callable[[BatchLayout], Tensor | None], size: int) -> Callable[[], None]:
         rows = self._numbers(size)

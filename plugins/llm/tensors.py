@@ -11,13 +11,19 @@ from torch import Tensor
 
 
 def to_tensor(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """The array on the device; on CPU without a copy."""
-    return torch.from_numpy(array).to(device)  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+    """The array on the device; on CPU without a copy. Does not wait for what the device computes."""
+    host = torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+    return host.to(device, non_blocking=True)
 
 
 def index_tensor(values: Sequence[int], device: torch.device) -> Tensor:
-    """[n] int64."""
-    return torch.tensor(values, dtype=torch.int64, device=device)
+    """[n] int64. Does not wait for what the device computes."""
+    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def float_tensor(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[n]. Does not wait for what the device computes."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def int_list(tensor: Tensor) -> list[int]:

@@ -39,11 +39,15 @@ class TextCodec:
         self._tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._lock = threading.Lock()
+        # A byte-level decoder only joins the bytes of tokens, so each has its text by itself.
+        self._is_byte_level = type(getattr(self._backend, "decoder", None)).__name__ == "ByteLevel"
+        self._pieces: dict[int, str | None] = {}  # at most one for each token of the vocabulary
         self._known_bytes: dict[int, bytes] = {}  # at most one for each token of the vocabulary
         self._bytes_of_char = _byte_level_table()
         # Names that would not reach the template but change what rendering does.
         self._reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "messages"}
         added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+        self._added_ids = frozenset(added)
         special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
         self._special_ids = {str(tokenizer.convert_ids_to_tokens(i)): i for i in sorted(special)}
         if self._backend is not None:
@@ -118,6 +122,23 @@ class TextCodec:
         if piece and all(char in self._bytes_of_char for char in piece):
             return bytes(self._bytes_of_char[char] for char in piece)
         return piece.encode()
+
+    def piece(self, token_id: int) -> str | None:
+        """The text of a token that is whole characters and reads the same in any context; None if `decode` must tell."""
+        try:
+            return self._pieces[token_id]
+        except KeyError:
+            found = self._pieces[token_id] = self._find_piece(token_id)
+            return found
+
+    def _find_piece(self, token_id: int) -> str | None:
+        if not self._is_byte_level or token_id in self._added_ids:
+            return None
+        name = str(self._tokenizer.convert_ids_to_tokens(token_id) or "")
+        if not all(char in self._bytes_of_char for char in name):
+            return None
+        text = bytes(self._bytes_of_char[char] for char in name).decode("utf-8", errors="replace")
+        return None if not text or "\ufffd" in text else text
 
     def known_bytes(self, token_id: int) -> bytes:
         """As `token_bytes`, kept once it was asked for: for what looks at every token of an answer."""

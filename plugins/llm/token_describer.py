@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sixfold.plugins.llm.generation import TokenLogprob, TopToken
-from sixfold.plugins.llm.sampler import RowLogprobs
+from sixfold.plugins.llm.logprobs import RowLogprobs
 from sixfold.plugins.llm.text_codec import TextCodec
 
 # JSON knows no infinity.

@@ -7,10 +7,13 @@ row alone, so no other member of the batch can change its result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sixfold.plugins.llm.tensors import float_list, index_tensor, int_list
 
 _SMALL = 64
 _LARGE = 1024
@@ -37,6 +40,20 @@ class Draw:
         return Draw(uniform=self.uniform[rows], top_k=self.top_k[rows], top_p=self.top_p[rows], min_p=self.min_p[rows])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnTokens:
+    """Tokens of a batch, without having waited for the device.
+
+    Attributes:
+        tokens: [rows] int64.
+        is_complete: [rows]; False where more tokens are kept than were looked at, so that the row must be drawn by
+            `draw_from_sorted`.
+    """
+
+    tokens: Tensor
+    is_complete: Tensor
+
+
 def draw_tokens(logits: Tensor, draw: Draw) -> Tensor:
     """One token per row.
 
@@ -49,17 +66,46 @@ def draw_tokens(logits: Tensor, draw: Draw) -> Tensor:
 
     Source: Fan et al. 2018 (top-k), Holtzman et al. 2020 (top-p), Nguyen et al. 2024 (min-p).
     """
+    parameters = (int_list(draw.top_k), float_list(draw.top_p), float_list(draw.min_p))
+    drawn = begin_draw(logits, draw, [candidates_of(*row) for row in zip(*parameters, strict=True)])
+    rest = (~drawn.is_complete).nonzero().squeeze(1)
+    if len(rest):
+        drawn.tokens[rest] = draw_from_sorted(logits[rest], draw.select(rest))
+    return drawn.tokens
+
+
+def candidates_of(top_k: int, top_p: float, min_p: float) -> int:
+    """How many of the likeliest tokens a row with these parameters is drawn from; 0 for all, untruncated."""
+    if top_k == 0 and top_p >= 1 and min_p <= 0:
+        return 0
+    return _SMALL if 0 < top_k <= _SMALL else _LARGE
+
+
+def begin_draw(logits: Tensor, draw: Draw, candidates: Sequence[int]) -> DrawnTokens:
+    """As `draw_tokens`, but leaves the rare row whose kept set is large to the caller, who can see which it is.
+
+    Args:
+        logits: As there.
+        draw: As there.
+        candidates: Of each row, by `candidates_of`.
+    """
     tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-    free = (draw.top_k == 0) & (draw.top_p >= 1) & (draw.min_p <= 0)
-    small = ~free & (draw.top_k > 0) & (draw.top_k <= _SMALL)
-    large = ~free & ~small
-    free_rows, small_rows, large_rows = (mask.nonzero().squeeze(1) for mask in (free, small, large))
-    if len(free_rows):
-        tokens[free_rows] = _draw_from_all(logits[free_rows], draw.uniform[free_rows])
-    for rows, num_candidates in ((small_rows, _SMALL), (large_rows, _LARGE)):
-        if len(rows):
-            tokens[rows] = _draw_truncated(logits[rows], draw.select(rows), num_candidates)
-    return tokens
+    is_complete = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+    for count in (0, _SMALL, _LARGE):
+        places = [place for place, its in enumerate(candidates) if its == count]
+        if not places:
+            continue
+        rows = index_tensor(places, logits.device)
+        if count:
+            tokens[rows], is_complete[rows] = _draw_truncated(logits[rows], draw.select(rows), count)
+        else:
+            tokens[rows] = _draw_from_all(logits[rows], draw.uniform[rows])
+    return DrawnTokens(tokens=tokens, is_complete=is_complete)
+
+
+def draw_from_sorted(logits: Tensor, draw: Draw) -> Tensor:
+    """As `draw_tokens`, for rows that keep many tokens: all are sorted."""
+    return _draw_truncated(logits, draw, logits.shape[1])[0]
 
 
 def _draw_from_all(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -73,16 +119,14 @@ def _invert(cumulated: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulated, target, right=True).squeeze(1).clamp_(max=cumulated.shape[1] - 1)
 
 
-def _draw_truncated(logits: Tensor, draw: Draw, num_candidates: int) -> Tensor:
+def _draw_truncated(logits: Tensor, draw: Draw, num_candidates: int) -> tuple[Tensor, Tensor]:
+    """Tokens, and where they are final."""
     num_candidates = min(num_candidates, logits.shape[1])
     values, ids = logits.topk(num_candidates, dim=-1)
     kept, complete = _kept_probabilities(values, logits, draw)
     places = _invert(kept.cumsum(-1), draw.uniform)
     tokens = ids.gather(1, places.unsqueeze(1)).squeeze(1)
-    rest = (~complete).nonzero().squeeze(1)
-    if len(rest) and num_candidates < logits.shape[1]:
-        tokens[rest] = _draw_truncated(logits[rest], draw.select(rest), logits.shape[1])
-    return tokens
+    return tokens, complete if num_candidates < logits.shape[1] else torch.ones_like(complete)
 
 
 def _kept_probabilities(values: Tensor, logits: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import SourceError
 from sixfold.core.family import LoadContext, ModelFiles
+from sixfold.core.parallel.modules import RankModule
 from sixfold.core.rendezvous.calls import CallRules
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.core.rendezvous.scoped import LanePart, PipelinePlan
+from sixfold.core.rendezvous.splitting import left_out, split_plan
 from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.core.runtime.quantization.modules import held_bytes, quantize_loaded
@@ -58,9 +61,11 @@ def load(context: LoadContext) -> VideoModel:
     num_parameters = sum(p.numel() for part in _modules(pipeline).values() for p in part.parameters())
     quantized = _quantize(pipeline, context)
     context.report(0.9, "looking at the pipeline")
-    caches = row_caches(pipeline)
+    caches = {} if context.parallel is not None else row_caches(pipeline)
     type_name = str(dtype).removeprefix("torch.")
     can = inspect_pipeline(pipeline, options, dtype=type_name, codec=form.codec, row_cache=bool(caches))
+    if context.parallel is not None:
+        context.parallel.share(rank_modules(pipeline))
     context.report(1.0, f"runs {can.pipeline}")
     return VideoModel(
         info=ModelInfo(
@@ -77,7 +82,33 @@ def load(context: LoadContext) -> VideoModel:
         device=device,
         num_threads=context.num_threads,
         call_arguments=options.call_arguments,
+        parallel=context.parallel,
     )
+
+
+def load_rank(context: LoadContext) -> Mapping[str, RankModule]:
+    """The denoisers alone, for the ranks that compute their share of steps.
+
+    Raises:
+        SourceError: The folder holds no pipeline that can be loaded.
+    """
+    options = context.options
+    assert isinstance(options, VideoOptions)
+    device = torch.device(context.device)
+    pipeline = read_pipeline(context.path, _dtype(options, device), keeps_vae=False, only=DENOISERS)
+    for module in _modules(pipeline).values():
+        module.to(device).eval().requires_grad_(False)
+    _quantize(pipeline, context)
+    return rank_modules(pipeline)
+
+
+def rank_modules(pipeline: Any) -> dict[str, RankModule]:
+    """The denoisers, with how their tokens are split."""
+    return {
+        name: RankModule(module=module, plan=split_plan(module))
+        for name, module in _modules(pipeline).items()
+        if name in DENOISERS
+    }
 
 
 def _modules(pipeline: Any) -> dict[str, torch.nn.Module]:
@@ -94,13 +125,14 @@ def _quantize(pipeline: Any, context: LoadContext) -> str:
     return quantize_loaded(components, context.quantization, LINEAR_METHODS, place=place)
 
 
-def read_pipeline(path: Path, dtype: torch.dtype, *, keeps_vae: bool) -> Any:
+def read_pipeline(path: Path, dtype: torch.dtype, *, keeps_vae: bool, only: Collection[str] | None = None) -> Any:
     """The pipeline of a folder.
 
     Args:
         path: With a model_index.json.
         dtype: Of the weights.
         keeps_vae: Leaves a VAE in float32 that needs it.
+        only: Leaves all other components out.
 
     Raises:
         SourceError: It can't be loaded.
@@ -109,7 +141,9 @@ def read_pipeline(path: Path, dtype: torch.dtype, *, keeps_vae: bool) -> Any:
     vae = index.get("vae") or [None, None]
     dtypes: Any = {"default": dtype, "vae": torch.float32} if keeps_vae and vae[1] in _FLOAT32_VAES else dtype
     try:
-        return _D.DiffusionPipeline.from_pretrained(str(path), dtype=dtypes, local_files_only=True)
+        return _D.DiffusionPipeline.from_pretrained(
+            str(path), dtype=dtypes, local_files_only=True, **left_out(path, only)
+        )
     except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as error:
         raise SourceError(
             f"diffusers can't load the pipeline {index.get('_class_name')!r}: {error}. Pull the model again, or install "

@@ -7,6 +7,8 @@ from typing import Any, cast
 from sixfold.core.family import ModelFiles
 from sixfold.core.memory.need import HOST, MemoryNeed, MemoryQuestion
 from sixfold.core.memory.weights import weights_bytes
+from sixfold.core.parallel.planner import ParallelShape
+from sixfold.core.rendezvous.shape import denoiser_shape
 from sixfold.plugins.video.options import VideoOptions
 
 _USUAL_SIZE = (832, 480)
@@ -32,6 +34,20 @@ def need(question: MemoryQuestion) -> MemoryNeed:
         working_bytes=decoded * _DECODER_COPIES * itemsize
         + pixels * frames * 3 * 4  # the finished frames
         + (_STEP_BYTES if question.device == HOST else _CUDA_BYTES),
+    )
+
+
+def shape(question: MemoryQuestion) -> ParallelShape:
+    """For the planner of ranks: a clip of the default size with guidance."""
+    options = cast(VideoOptions, question.options)
+    is_float32 = options.dtype == "float32" or (options.dtype == "auto" and question.device == HOST)
+    return denoiser_shape(
+        ModelFiles(question.path),
+        width=options.default_width or _USUAL_SIZE[0],
+        height=options.default_height or _USUAL_SIZE[1],
+        num_frames=options.default_frames or _USUAL_FRAMES,
+        guided=options.default_guidance_scale is None or options.default_guidance_scale > 1,
+        itemsize=4 if is_float32 else 2,
     )
 
 

@@ -17,11 +17,13 @@ from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.rendezvous import Parked, PipelineSide
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Request, Usage
+from sixfold.core.parallel.leader import Leader
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
 from sixfold.core.rendezvous.row_cache import RowCache
 from sixfold.core.rendezvous.scoped import PipelinePlan, PipelineScope
+from sixfold.core.rendezvous.warm_up import WarmUpSide
 from sixfold.plugins.video.capabilities import Capabilities, Scalar
 from sixfold.plugins.video.encoding import Format, encode
 from sixfold.plugins.video.inspection import call_parameters
@@ -35,7 +37,7 @@ from sixfold.plugins.video.messages import (
     VideoProgress,
     VideoRequest,
 )
-from sixfold.plugins.video.reference import read_reference
+from sixfold.plugins.video.reference import blank_reference, read_reference
 from sixfold.plugins.video.stills import spritesheet, thumbnail
 
 Side = PipelineSide[ModuleCall, Any]
@@ -57,6 +59,7 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
         device: Where it is.
         num_threads: CPU threads of a step.
         call_arguments: The operator's, for every call.
+        parallel: The other ranks, if the denoisers are shared with them.
     """
 
     def __init__(
@@ -72,8 +75,9 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
         device: torch.device,
         num_threads: int,
         call_arguments: Mapping[str, Scalar],
+        parallel: Leader | None = None,
     ) -> None:
-        super().__init__(device, caches, max_cache_bytes)
+        super().__init__(device, caches, max_cache_bytes, parallel=parallel)
         self._info = info
         self._pipeline = pipeline
         self._can = can
@@ -83,7 +87,8 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
         self._parameters = call_parameters(pipeline)
         # One decode at a time: the clips of one alone fill the device, and two together hold twice the memory.
         self._lane = Lane("vae", device, num_threads=num_threads, max_units=1)
-        self._scope = PipelineScope(plan, self._lane)
+        defers = parallel is not None and parallel.num_row_groups > 1
+        self._scope = PipelineScope(plan, self._lane, defers=defers)
         self._counting = threading.Lock()  # pipelines end in threads of their own; guards the next six
         self._num_videos = 0
         self._num_frames = 0
@@ -99,8 +104,32 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
 
     @property
     def step_range(self) -> StepRange:
-        """In latent positions. One clip of a real size is larger than the first budget and runs alone; small ones share."""
-        return StepRange(min_units=2048, initial_units=32_768, max_units=262_144)
+        """In latent positions. Clips of a real size fill a device and soon run one by one; small ones share: it is learned."""
+        return StepRange(min_units=1, initial_units=262_144, max_units=262_144, whole_jobs=True)
+
+    def warm_up(self) -> None:
+        """Where several ranks compute a step, makes the smallest clip and compares each forward with this process alone.
+
+        Raises:
+            ConfigError: The ranks compute something else.
+        """
+        if self._parallel is None:
+            return
+        can = self._can
+        width, height = (max(side // 4 // can.size_multiple, 2) * can.size_multiple for side in (can.width, can.height))
+        small = VideoInput(
+            prompt="a red ball",
+            width=width,
+            height=height,
+            num_frames=can.nearest_frames(1 + 2 * can.frames_multiple),
+            fps=can.fps,
+            num_inference_steps=2,
+            guidance_scale=max(can.guidance_scale, 2.0),
+            seed=0,
+            reference=blank_reference(width, height) if can.image == "required" else None,
+        )
+        with self.comparing_ranks():
+            self._scope.copy_for(self._pipeline, WarmUpSide(self.forward))(**self._arguments(small))
 
     def estimate_units(self, request: Request[VideoRequest]) -> int:
         """See `StepModel`: positions of the latents, for each step and each branch of guidance."""

@@ -47,6 +47,8 @@ FAMILY = Family(
     detect=detect,
     quantization=LINEAR_METHODS,
     memory=memory_need.need,
+    parallel=memory_need.shape,
+    rank_loader="sixfold.plugins.video.loader:load_rank",
     metrics=(
         _counter("videos_total", "Clips that were finished."),
         _counter("video_frames_total", "Frames of finished clips."),

@@ -32,6 +32,13 @@ def read_reference(data: bytes, *, width: int, height: int) -> Image.Image:
     return image
 
 
+def blank_reference(width: int, height: int) -> bytes:
+    """A grey image of this size, for trying a model."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (128, 128, 128)).save(file, "PNG")
+    return file.getvalue()
+
+
 def _decode(data: bytes) -> Image.Image:
     if not data:
         raise InvalidRequest(f"{PARAM} is empty. Send a PNG, JPEG or WebP image.", param=PARAM)

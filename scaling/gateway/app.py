@@ -36,6 +36,7 @@ from sixfold.scaling.gateway.policies import build_policy
 from sixfold.scaling.gateway.prober import Prober
 from sixfold.scaling.gateway.proxy import ProxiedRequest
 from sixfold.scaling.gateway.settings import GatewaySettings
+from sixfold.scaling.gateway.splitter import PromptSplitter
 from sixfold.scaling.gateway.upstream import Upstream
 from sixfold.scaling.registry import Registry, ReplicaRecord
 from sixfold.scaling.route.kv_index import KvIndex
@@ -79,6 +80,7 @@ class Gateway:
         self._follow_caches: Callable[[list[ReplicaRecord]], None] | None = None
         self._upstream = Upstream(connect_timeout_s=settings.health.connect_timeout_s)
         self._prober = Prober(settings, self.fleet, self._upstream, registry, clock)
+        self._splitter = self._build_splitter()
         self._parts = self._build_parts(token_ids)
         self.app: ASGIApp = self
         if settings.server.cors_origins:
@@ -89,6 +91,20 @@ class Gateway:
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"],
             )
+
+    def _build_splitter(self) -> PromptSplitter | None:
+        settings = self._gateway_settings
+        if settings.disaggregation is None:
+            return None
+        return PromptSplitter(
+            settings.disaggregation,
+            fleet=self.fleet,
+            decode_router=self._router,
+            prefill_router=Router(build_policy(settings.routing, self.kv_index)),
+            upstream=self._upstream,
+            metrics=self._metrics,
+            clock=self._clock,
+        )
 
     def _build_parts(self, token_ids: TokenIds | None) -> Parts:
         settings = self._gateway_settings
@@ -102,6 +118,7 @@ class Gateway:
             metrics=self._metrics,
             clock=self._clock,
             hurry=self._prober.hurry,
+            splitter=self._splitter,
         )
         return Parts(
             settings=settings,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError, WorkerDied
@@ -13,6 +13,7 @@ from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
 from sixfold.scaling.gateway.fleet import Fleet, Replica
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.settings import RetrySettings
+from sixfold.scaling.gateway.splitter import PromptSplitter
 from sixfold.scaling.gateway.upstream import Answer, Outgoing, ReplicaFailed, Upstream
 from sixfold.scaling.route.policy import Decision, RequestShape
 from sixfold.scaling.route.router import ReplicaFacts, Router
@@ -79,6 +80,7 @@ class Attempts:
         metrics: Counted on the way.
         clock: Monotonic seconds.
         hurry: Called when a replica seems to be gone.
+        splitter: Has prompts computed elsewhere; None to have none.
     """
 
     def __init__(
@@ -92,7 +94,9 @@ class Attempts:
         metrics: GatewayMetrics,
         clock: Callable[[], float],
         hurry: Callable[[], None],
+        splitter: PromptSplitter | None = None,
     ) -> None:
+        self._splitter = splitter
         self._fleet = fleet
         self._router = router
         self._upstream = upstream
@@ -182,7 +186,10 @@ class Attempts:
             await asyncio.sleep(_BACKOFF_S * 2 ** len(tried) * self._jitter.uniform(0.5, 1.0))
         tried.append(replica.record.replica_id)
         try:
-            answer = await self._upstream.send(replica.record.url, self._with_deadline(work))
+            outgoing = work.outgoing
+            if self._splitter is not None and work.replayable:
+                outgoing = await self._splitter.outgoing_of(work.request_id, work.shape, outgoing, decision)
+            answer = await self._upstream.send(replica.record.url, self._with_deadline(work, outgoing))
         except ReplicaFailed as failure:
             self._router.fail(decision)
             self._on_lost(replica, failure, work)
@@ -218,13 +225,11 @@ class Attempts:
         wanted = answer.status in _BUSY if advice is None else advice == "true" and answer.status in (*_BUSY, 500)
         return wanted and bool(self._others(work, tried))
 
-    def _with_deadline(self, work: Work) -> Outgoing:
+    def _with_deadline(self, work: Work, outgoing: Outgoing) -> Outgoing:
         if work.deadline_s is None:
-            return work.outgoing
+            return outgoing
         left_s = max(0.001, work.deadline_s - self._clock())
-        headers = (*work.outgoing.headers, ("x-request-timeout-s", f"{left_s:.3f}"))
-        out = work.outgoing
-        return Outgoing(method=out.method, target=out.target, headers=headers, body=out.body)
+        return replace(outgoing, headers=(*outgoing.headers, ("x-request-timeout-s", f"{left_s:.3f}")))
 
     def _on_lost(self, replica: Replica, failure: ReplicaFailed, work: Work) -> None:
         replica_id = replica.record.replica_id

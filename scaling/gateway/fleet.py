@@ -145,12 +145,21 @@ class Fleet:
     def available(self, model: str | None, without: Collection[str] = ()) -> list[ReplicaFacts]:
         """Who may take a request of the model: those that are up, not draining and not ejected.
 
+        Replicas that compute prompts for others are among them only where there is nobody else.
+
         Args:
             model: As the client named it; None for any.
             without: Ids that are not wanted.
         """
-        ejected = self._outliers.ejected(self._clock())
-        usable = [
+        usable = self._usable(model, without)
+        return self._preferred([each for each in usable if each.record.role != "prefill"] or usable)
+
+    def prefillers(self, model: str) -> list[ReplicaFacts]:
+        """Who computes prompts of the model for others."""
+        return self._preferred([each for each in self._usable(model, ()) if each.record.role == "prefill"])
+
+    def _usable(self, model: str | None, without: Collection[str]) -> list[Replica]:
+        return [
             replica
             for replica in self._replicas.values()
             if replica.up
@@ -158,6 +167,9 @@ class Fleet:
             and replica.serves(model)
             and replica.record.replica_id not in without
         ]
+
+    def _preferred(self, usable: Sequence[Replica]) -> list[ReplicaFacts]:
+        ejected = self._outliers.ejected(self._clock())
         # A model whose only replicas are ejected is served by them: some answers are better than none.
         return [replica.facts for replica in usable if replica.record.replica_id not in ejected] or [
             replica.facts for replica in usable

@@ -63,6 +63,9 @@ class GatewayMetrics:
         self.retries = counter("gateway_retries", "Second tries.", ("model_name", "reason"))
         self.hedges = counter("gateway_hedges", "Second replicas for late requests.", ("model_name", "outcome"))
         self.resumes = counter("gateway_resumed_streams", "Streams that went on elsewhere.", ("model_name", "outcome"))
+        self.splits = counter(
+            "gateway_split_prompts", "Prompts that could be computed elsewhere.", ("model_name", "outcome")
+        )
         self.lost = counter("gateway_replica_failures", "Failed tries.", ("replica", "reason"))
         self.prompt_units = counter("prefix_cache_queries", "Prompt tokens or the like that were routed.", model)
         self.cached_units = counter("prefix_cache_hits", "Those believed to be cached where they went.", model)

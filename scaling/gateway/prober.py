@@ -57,7 +57,7 @@ class Prober:
         self._static = tuple(
             ReplicaRecord(
                 replica_id=entry.url, url=entry.url, region=entry.region, weight=entry.weight,
-                kv_events=entry.kv_events, kv_replay=entry.kv_replay,
+                kv_events=entry.kv_events, kv_replay=entry.kv_replay, role=entry.role,
             )
             for entry in settings.replicas
         )  # fmt: skip

@@ -17,6 +17,7 @@ from sixfold.scaling.gateway.inbound import Inbound, read_inbound, shape_of
 from sixfold.scaling.gateway.parts import Parts
 from sixfold.scaling.gateway.relay import Relay
 from sixfold.scaling.gateway.resume import is_resumable
+from sixfold.scaling.gateway.splitter import PromptSplitter
 from sixfold.scaling.gateway.upstream import Outgoing
 
 _EVERY_REPLICA = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/sleep", "/wake_up", "/metrics"))
@@ -125,6 +126,8 @@ class ProxiedRequest:
                     f"The model {model[:200]!r} does not exist. GET /v1/models lists all.", param="model"
                 )
             self._label = model
+        if parts.settings.disaggregation is not None:
+            PromptSplitter.check(inbound.body)
         work = self._work(inbound)
         principal.limiter.begin()
         admission = parts.admission_of(self._label)

@@ -40,6 +40,10 @@ class ReplicaEntry(BaseModel):
     kv_replay: str | None = None
     """Where announcements that were missed can be asked for."""
 
+    role: Literal["any", "prefill"] = "any"
+    """``prefill``: computes prompts for the others (its models have ``kv_transfer.listen``), and answers only where no other
+    replica does."""
+
 
 def _replica(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
@@ -159,6 +163,36 @@ class OutlierSettings(BaseModel):
     """With fewer replicas left than this share, ejections are ignored."""
 
 
+class DisaggregationSettings(BaseModel):
+    """When prompts are computed by replicas of the role ``prefill``; the others fetch the blocks (``kv_transfer.peers``)."""
+
+    model_config = _FROZEN
+
+    prefill_tokens_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Prompt tokens that one replica computes in a second, measured on the machines at hand."""
+
+    kv_bytes_per_token: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Size of a token's keys and values in all layers: 2 x layers x heads of keys x their size x bytes of the type."""
+
+    link_bytes_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e9
+    """At which blocks travel between replicas."""
+
+    overhead_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.005
+    """What a split costs beside: one more request."""
+
+    interference: Share = 0.7
+    """How much running answers slow while a prompt is computed beside them."""
+
+    min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """A split must save this share of the waiting."""
+
+    min_prompt_tokens: Annotated[int, Field(ge=1)] = 256
+    """Shorter prompts are not even considered."""
+
+    timeout_s: Seconds = 60.0
+    """After it, a prompt is computed where it is answered."""
+
+
 class HealthSettings(BaseModel):
     """How replicas are watched."""
 
@@ -211,6 +245,9 @@ class GatewaySettings(BaseModel):
 
     outliers: OutlierSettings = OutlierSettings()
     """When a replica is left alone."""
+
+    disaggregation: DisaggregationSettings | None = None
+    """Where set, long prompts go to replicas of the role ``prefill`` when that saves waiting."""
 
     health: HealthSettings = HealthSettings()
     """How replicas are watched."""

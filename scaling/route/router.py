@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sixfold.scaling.route.policy import Candidate, Decision, Policy, RequestShape
 
@@ -18,12 +18,22 @@ class ReplicaFacts:
     adapters: frozenset[str] = frozenset()
 
 
-class _Load:
-    __slots__ = ("num_running", "pending_units")
+@dataclass(slots=True, kw_only=True)
+class Load:
+    """What is reserved at one replica.
 
-    def __init__(self) -> None:
-        self.num_running = 0
-        self.pending_units = 0.0
+    Attributes:
+        num_running: Requests that have not ended.
+        pending_units: Their work that has not ended.
+        prefill_units: The part of it that comes before their first bytes.
+    """
+
+    num_running: int = 0
+    pending_units: float = 0.0
+    prefill_units: float = 0.0
+
+
+_IDLE = Load()
 
 
 class Router:
@@ -37,8 +47,8 @@ class Router:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._loads: dict[str, _Load] = {}
-        self._open: dict[int, tuple[_Load, Decision]] = {}
+        self._loads: dict[str, Load] = {}
+        self._open: dict[int, tuple[Load, Decision]] = {}
         self._started: set[int] = set()
         self._next_number = 0
 
@@ -49,8 +59,11 @@ class Router:
 
     def num_running(self, replica_id: str) -> int:
         """Requests at a replica that have not ended."""
-        load = self._loads.get(replica_id)
-        return 0 if load is None else load.num_running
+        return self.load(replica_id).num_running
+
+    def load(self, replica_id: str) -> Load:
+        """All that is reserved at a replica; a copy."""
+        return replace(self._loads.get(replica_id, Load()))
 
     def select(self, request: RequestShape, replicas: Sequence[ReplicaFacts], now_s: float) -> Decision:
         """Chooses one of at least one replica and reserves it there and then.
@@ -72,9 +85,10 @@ class Router:
             decode_units=float(request.output_units),
         )
         self._next_number += 1
-        load = self._loads.setdefault(replica_id, _Load())
+        load = self._loads.setdefault(replica_id, Load())
         load.num_running += 1
         load.pending_units += decision.prefill_units + decision.decode_units
+        load.prefill_units += decision.prefill_units
         self._open[decision.number] = (load, decision)
         self._policy.routed(request, replica_id, now_s)
         return decision
@@ -83,7 +97,9 @@ class Router:
         """The first byte came: the work before it is done. Harmless when it was said before or the decision has ended."""
         if decision.number in self._open and decision.number not in self._started:
             self._started.add(decision.number)
-            self._open[decision.number][0].pending_units -= decision.prefill_units
+            load = self._open[decision.number][0]
+            load.pending_units -= decision.prefill_units
+            load.prefill_units -= decision.prefill_units
 
     def complete(self, decision: Decision) -> None:
         """The request has ended; harmless when said twice."""
@@ -114,17 +130,19 @@ class Router:
         load.num_running -= 1
         started = decision.number in self._started
         self._started.discard(decision.number)
-        load.pending_units -= decision.decode_units + (0.0 if started else decision.prefill_units)
+        before_first = 0.0 if started else decision.prefill_units
+        load.pending_units -= decision.decode_units + before_first
+        load.prefill_units -= before_first
         if not load.num_running:
-            load.pending_units = 0.0  # sums of floats don't come back to zero
+            load.pending_units = load.prefill_units = 0.0  # sums of floats don't come back to zero
 
     def _candidate(self, replica: ReplicaFacts) -> Candidate:
-        load = self._loads.get(replica.replica_id)
+        load = self._loads.get(replica.replica_id, _IDLE)
         return Candidate(
             replica_id=replica.replica_id,
             region=replica.region,
             weight=replica.weight,
             adapters=replica.adapters,
-            num_running=0 if load is None else load.num_running,
-            pending_units=0.0 if load is None else load.pending_units,
+            num_running=load.num_running,
+            pending_units=load.pending_units,
         )

@@ -10,6 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from sixfold.core.config import Limits, ModelEntry, Objective, Settings, load_config
 from sixfold.core.environment import EnvironmentEntry
+from sixfold.core.parallel.settings import ParallelSettings
 from sixfold.core.runtime.quantization.policy import ComponentPolicy, QuantizationPolicy, SkipRule
 from sixfold.core.serving.settings import ApiKeySettings, KeyLimits, ServerSettings
 from sixfold.core.sources.wheel_reference import WheelReference
@@ -23,6 +24,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "models.NAME.objective": Objective,
     "models.NAME.limits": Limits,
     "models.NAME.quantization": QuantizationPolicy,
+    "models.NAME.parallel": ParallelSettings,
     "models.NAME.quantization.skip[]": SkipRule,
     "models.NAME.quantization.components.NAME": ComponentPolicy,
     "server": ServerSettings,
@@ -103,7 +105,7 @@ def test_no_settings_class_is_left_out() -> None:
 
 def test_the_examples_are_valid(tmp_path: Path) -> None:
     examples = re.findall(r"```yaml\n(.*?)```", DOC, flags=re.DOTALL)
-    assert len(examples) == 4
+    assert len(examples) == 5
     for text in [*examples, (ROOT / "examples" / "demo.yaml").read_text(encoding="utf-8")]:
         path = tmp_path / "sixfold.yaml"
         path.write_text(text, encoding="utf-8")

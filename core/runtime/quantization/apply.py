@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from sixfold.core.errors import ConfigError
+from sixfold.core.runtime.fp8_linear import can_hold, from_linear
 from sixfold.core.runtime.linear import is_stock_linear
 from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.hardware import Hardware, check_hardware, look_at
@@ -120,6 +121,9 @@ def apply_plan(module: nn.Module, decisions: Collection[Decision], *, hardware: 
             own = QuantizedLinear.from_linears([linear], _BYTE_SCHEMES[method])
             for parent, child in places[id(linear)]:
                 setattr(parent, child, own)
+        elif method == FP8_BOTH and can_hold(linear):
+            for parent, child in places[id(linear)]:
+                setattr(parent, child, from_linear(linear))
         else:
             by_torchao.setdefault(method, set()).add(id(linear))
     for method, chosen in by_torchao.items():

@@ -9,6 +9,7 @@ from typing import Any
 from sixfold.core.batching.admission import Admission, Ticket
 from sixfold.core.batching.budget import Objective, StepBudget
 from sixfold.core.batching.entry import RequestState
+from sixfold.core.batching.job_scheduler import JobScheduler
 from sixfold.core.batching.scheduler import Scheduler
 from sixfold.core.batching.step_loop import StepLoop
 from sixfold.core.errors import RequestError
@@ -40,7 +41,8 @@ class LoopHarness:
         self.clock: FakeClock = model.clock
         self.admission = Admission(max_queue_units)
         self.budget = StepBudget(model.step_range, objective if objective is not None else Objective())
-        self.scheduler = Scheduler(
+        scheduler = JobScheduler if model.step_range.whole_jobs else Scheduler
+        self.scheduler = scheduler(
             model, self.budget, max_running_sequences=max_running_sequences, patience_s=patience_s
         )
         self.loop = StepLoop(model, self.scheduler, self.budget, self, self.clock)
@@ -72,10 +74,9 @@ class LoopHarness:
             )
             self.emit((finished,))
 
-    def granted(self, state: RequestState, units: int) -> None:
-        ticket = self.tickets.get(state.request.request_id)
-        if ticket is not None:
-            self.admission.consume(ticket, units)
+    def granted(self, grants: Sequence[tuple[RequestState, int]]) -> None:
+        found = [(self.tickets.get(state.request.request_id), units) for state, units in grants]
+        self.admission.consume([(ticket, units) for ticket, units in found if ticket is not None])
 
     def stepped(self, units: int, seconds: float) -> None:
         self.admission.observe_step(units, seconds)

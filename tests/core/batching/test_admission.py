@@ -33,7 +33,7 @@ def test_a_request_over_the_bound_is_admitted_only_alone() -> None:
 def test_leaving_gives_back_what_was_not_done() -> None:
     admission = Admission(100)
     ticket = admission.admit(60)
-    admission.consume(ticket, 20)
+    admission.consume([(ticket, 20)])
     assert admission.queued_units == 40
     admission.leave(ticket)
     assert (admission.queued_units, admission.num_requests) == (0, 0)
@@ -42,7 +42,7 @@ def test_leaving_gives_back_what_was_not_done() -> None:
 def test_more_work_than_was_estimated_is_never_counted_below_zero() -> None:
     admission = Admission(100)
     ticket = admission.admit(10)
-    admission.consume(ticket, 25)
+    admission.consume([(ticket, 25)])
     assert admission.queued_units == 0
     admission.leave(ticket)
     assert admission.queued_units == 0

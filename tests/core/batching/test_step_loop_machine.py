@@ -10,7 +10,7 @@ from sixfold.core.batching.model import StepRange
 from sixfold.core.errors import DeadlineExceeded, InvalidRequest, QueueFull, RequestCancelled, RequestError, StepFailed
 from sixfold.core.messages import Failed, Finished, Priority
 from tests.core.batching.loop_harness import LoopHarness
-from tests.fakes import FakeInput, FakePiece, FakeStepModel, FakeWork
+from tests.fakes import FakeAheadModel, FakeInput, FakePiece, FakeStepModel, FakeWork
 
 BUDGET_UNITS = 16
 MEMORY_UNITS = 40
@@ -23,6 +23,8 @@ WORKS = st.builds(
     key=st.sampled_from([None, None, "a", "b"]),
     poisoned_at=st.sampled_from([None] * 7 + [0, 1]),
     error_at=st.sampled_from([None] * 7 + [0, 1]),
+    looks_back=st.sampled_from([False, False, True]),
+    ends_unforeseen=st.booleans(),
 )
 PIECES = st.one_of(
     st.builds(FakePiece, sequences=st.lists(WORKS, max_size=4).map(tuple)),
@@ -36,10 +38,11 @@ class StepLoopMachine(RuleBasedStateMachine):
     """A client, a pool and a clock that behave at random around one step loop."""
 
     open_ids: Bundle[str] = Bundle("open_ids")
+    make_model: type[FakeStepModel] = FakeStepModel
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = FakeStepModel(
+        self.model = self.make_model(
             memory_units=MEMORY_UNITS,
             step_range=StepRange(min_units=1, initial_units=BUDGET_UNITS, max_units=BUDGET_UNITS),
         )
@@ -103,8 +106,8 @@ class StepLoopMachine(RuleBasedStateMachine):
                 assert deadline_s is None or deadline_s > now_s - self.longest_step_s()
 
     def longest_step_s(self) -> float:
-        # a poisoned batch is bisected, so one turn may run many steps
-        return 2 * 6 * 6 * (self.model.fixed_s + self.model.unit_s * (BUDGET_UNITS + 20))
+        # a poisoned batch is bisected, so one turn may run many steps, also of the step that was begun on top
+        return 2 * 2 * 6 * 6 * (self.model.fixed_s + self.model.unit_s * (BUDGET_UNITS + 20))
 
     @rule(seconds=st.sampled_from([0.01, 0.3, 5.0]))
     def time_passes(self, seconds: float) -> None:
@@ -172,5 +175,13 @@ def fault(work: FakeWork) -> bool:
     return any(at < work.num_steps for at in faults) or work.total_units > MEMORY_UNITS
 
 
+class StepsAheadMachine(StepLoopMachine):
+    """The same on a model that begins a step before the one before is settled."""
+
+    make_model = FakeAheadModel
+
+
 TestStepLoopMachine = StepLoopMachine.TestCase
 TestStepLoopMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestStepsAheadMachine = StepsAheadMachine.TestCase
+TestStepsAheadMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from sixfold.core.batching.model import Granted
 from sixfold.core.errors import ConfigError, ContextLengthExceeded, InvalidRequest, RequestError, StepFailed
-from sixfold.core.messages import Request
-from sixfold.plugins.embedding.model import EmbeddingModel, EmbeddingSequence
+from sixfold.core.messages import Cost, Request
+from sixfold.plugins.embedding.model import EmbeddingModel
 from sixfold.plugins.embedding.pieces import Piece
 from sixfold.plugins.embedding.schema import EmbeddingInput
+from sixfold.plugins.embedding.sequence import EmbeddingSequence
 
 
 def request(**fields: Any) -> Request[Any]:
@@ -135,7 +136,7 @@ def test_a_shorter_limit_of_the_operator_holds(bert_path: Any, load_folder: Any)
 def test_costs_and_estimates_are_in_tokens(bert: EmbeddingModel) -> None:
     wanted = request(texts=("w1 w2 w3", "w4"))
     sequences = bert.prepare(wanted, Piece(0, 2))
-    assert [(c.units, c.min_units) for c in map(bert.cost, sequences)] == [(5, 5), (3, 3)]
+    assert [bert.cost(each) for each in sequences] == [Cost(units=5, min_units=5), Cost(units=3, min_units=3)]
     assert 8 / 2 <= bert.estimate_units(wanted) <= 8 * 2
     assert bert.estimate_units(request(texts=("w1 " * 10_000,))) == 60
 

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from sixfold.plugins.llm.detokenizer import Detokenizer
+from sixfold.plugins.llm.text_codec import TextCodec
 
 
 def byte_level() -> Tokenizer:
     vocab = {char: place for place, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def byte_words() -> Tokenizer:
+    """Bytes, some words, a whole character of two bytes, a part of one, and a special token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*alphabet, "\u0120cat", "\u00c3\u00a9", "a\u00c3", "\u00a9\u0120b", "<end>"]
+    tokenizer = Tokenizer(models.BPE(vocab={word: place for place, word in enumerate(words)}, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -84,3 +96,23 @@ def test_bytes_that_never_become_a_character_do_not_hold_the_text_forever() -> N
     deltas = [detokenizer.push(stray) for _ in range(20)]
     assert "\ufffd" in "".join(deltas)
     assert detokenizer.push(BYTES.encode("a").ids[0]).endswith("a")
+
+
+FastTokenizer: Any = PreTrainedTokenizerFast  # typed in part
+WORDS_AND_BYTES = FastTokenizer(tokenizer_object=byte_words(), eos_token="<end>")
+
+
+@given(st.lists(st.integers(0, len(WORDS_AND_BYTES) - 1)), st.lists(st.integers(0, len(WORDS_AND_BYTES) - 1)))
+def test_text_of_tokens_by_themselves_is_that_of_all_together(prompt: list[int], answer: list[int]) -> None:
+    codec = TextCodec(WORDS_AND_BYTES)
+    slow, fast = Detokenizer(codec.decode, prompt), Detokenizer(codec.decode, prompt, codec.piece)
+    assert [fast.push(token) for token in answer] == [slow.push(token) for token in answer]
+    assert fast.flush() == slow.flush()
+
+
+def test_only_whole_ordinary_tokens_have_a_text_by_themselves() -> None:
+    codec = TextCodec(WORDS_AND_BYTES)
+    name = {codec.piece(token) for token in range(len(WORDS_AND_BYTES))}
+    assert {" cat", "\u00e9", "a", None} <= name
+    assert codec.piece(WORDS_AND_BYTES.convert_tokens_to_ids("<end>")) is None
+    assert codec.piece(WORDS_AND_BYTES.convert_tokens_to_ids("\u00c3")) is None  # half of a character

@@ -18,7 +18,7 @@ from sixfold.plugins.llm.answer_parser import ParsedAnswer, ParserChoice
 from sixfold.plugins.llm.call_watch import CallWatch
 from sixfold.plugins.llm.generation import ChatInput, ChatMessage, SamplingParams, ToolCall, ToolSpec
 from sixfold.plugins.llm.model import TransformersModel
-from sixfold.plugins.llm.sampler import SampledToken
+from sixfold.plugins.llm.sampler import PendingSample
 from sixfold.plugins.llm.text_codec import TextCodec
 from sixfold.plugins.llm.tool_formats import HERMES, LLAMA3, ToolFormat
 from tests.plugins.llm.conftest import byte_tokenizer, numbered
@@ -73,21 +73,21 @@ def load(folder: Path, load_tiny: Load) -> Load:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], list[int]]:
     """Lets a model say these tokens, where it is free to; returns the masked rows' number of allowed tokens."""
-    real = sampler.sample
+    real = sampler.begin_sample
 
     def follow(tokens: Sequence[int]) -> list[int]:
         allowed: list[int] = []
 
-        def sample(logits: Any, rows: Sequence[Any], masks: Mapping[int, Any]) -> list[SampledToken]:
+        def begin_sample(logits: Any, rows: Sequence[Any], masks: Mapping[int, Any], unknown: Any) -> PendingSample:
             allowed.extend(int(mask.sum()) for mask in masks.values())
-            chosen: list[SampledToken] = real(logits, rows, masks)
+            chosen = real(logits, rows, masks, unknown).tokens
             for place, row in enumerate(rows):
-                number: int = row.num_output_tokens
+                number: int = row.num_before
                 if place not in masks and number < len(tokens):
-                    chosen[place] = SampledToken(token_id=tokens[number], logprobs=chosen[place].logprobs)
-            return chosen
+                    chosen[place] = tokens[number]
+            return PendingSample(chosen, None)
 
-        monkeypatch.setattr(model_module, "sample", sample)
+        monkeypatch.setattr(model_module, "begin_sample", begin_sample)
         return allowed
 
     return follow

@@ -16,7 +16,7 @@ from sixfold.plugins.llm import model as model_module
 from sixfold.plugins.llm.generation import ChatInput, ChatMessage, CompletionInput, SamplingParams
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.plugin import FAMILY
-from sixfold.plugins.llm.sampler import sample
+from sixfold.plugins.llm.sampler import begin_sample
 from sixfold.plugins.llm.text_codec import TextCodec
 
 Run = Callable[..., list[Any]]
@@ -185,15 +185,15 @@ def test_a_failed_step_changes_nothing_and_can_be_repeated(
     request = request_of(item)
     (sequence,) = llama.prepare(request, llama.split(request)[0])
     fail = iter([True, False] * 100)
-    real = sample
+    real = begin_sample
 
-    def sometimes(logits: torch.Tensor, rows: Sequence[Any], masks: Any) -> Any:
-        tokens = real(logits, rows, masks)
+    def sometimes(logits: torch.Tensor, rows: Sequence[Any], masks: Any, unknown: Any) -> Any:
+        tokens = real(logits, rows, masks, unknown)
         if next(fail):
             raise RuntimeError("out of luck")
         return tokens
 
-    monkeypatch.setattr(model_module, "sample", sometimes)
+    monkeypatch.setattr(model_module, "begin_sample", sometimes)
     done = False
     while not done:
         cost = llama.cost(sequence)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.llm import paged_kernels, step_graphs
 from sixfold.plugins.llm.cache_policy import CacheScheme
 from sixfold.plugins.llm.kv_layer import dequantize, make_layer, quantize
@@ -198,7 +199,7 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     def always(_device: torch.device) -> bool:
         return True
 
-    def recorder(_device: torch.device) -> step_graphs.Capture:
+    def recorder(_device: torch.device) -> Capture:
         return lambda call: call
 
     monkeypatch.setattr("sixfold.plugins.llm.decoder.has_kernels", always)

@@ -18,7 +18,7 @@ from sixfold.core.messages import Request
 from sixfold.plugins.llm import model as model_module
 from sixfold.plugins.llm.generation import CompletionInput, SamplingParams
 from sixfold.plugins.llm.model import TransformersModel
-from sixfold.plugins.llm.sampler import sample
+from sixfold.plugins.llm.sampler import begin_sample
 from tests.servers import DemoServer, start_server, stop_server
 
 Run = Callable[..., list[Any]]
@@ -108,12 +108,12 @@ def test_a_failed_step_of_choices_that_share_is_repeated_in_parts(
     item = completion(TEXT[:70], num_choices=3, seed=3, temperature=1.0)
     (expected,) = run(load_tiny(model_folder("llama")), [item])
     model: TransformersModel = load_tiny(model_folder("llama"), speculation={"method": "off"})
-    real, step = sample, model.step
+    real, step = begin_sample, model.step
 
-    def alone_only(logits: torch.Tensor, rows: Any, masks: Any) -> Any:
+    def alone_only(logits: torch.Tensor, rows: Any, masks: Any, unknown: Any) -> Any:
         if len(rows) > 1:
             raise RuntimeError("too many")
-        return real(logits, rows, masks)
+        return real(logits, rows, masks, unknown)
 
     def bisect(batch: Any) -> Any:
         try:
@@ -122,7 +122,7 @@ def test_a_failed_step_of_choices_that_share_is_repeated_in_parts(
             middle = len(batch) // 2
             return [*bisect(batch[:middle]), *bisect(batch[middle:])]
 
-    monkeypatch.setattr(model_module, "sample", alone_only)
+    monkeypatch.setattr(model_module, "begin_sample", alone_only)
     monkeypatch.setattr(model, "step", bisect)
     (got,) = run(model, [item])
     assert [raw_tokens(got, n) for n in range(3)] == [raw_tokens(expected, n) for n in range(3)]

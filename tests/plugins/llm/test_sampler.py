@@ -25,7 +25,8 @@ class Row:
     """A sequence as the sampler sees it."""
 
     sampling: Sampling
-    num_output_tokens: int = 0
+    num_before: int = 0
+    has_unknown: bool = False
     token_counts: TokenCounts | None = field(default=None)
 
 
@@ -35,7 +36,7 @@ def row(prompt: Sequence[int] = (), output: Sequence[int] = (), choice: int = 0,
     for token in output:
         if counts is not None:
             counts.add(token)
-    return Row(sampling=sampling, num_output_tokens=len(output), token_counts=counts)
+    return Row(sampling=sampling, num_before=len(output), token_counts=counts)
 
 
 def random_logits(rows: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:

@@ -29,6 +29,8 @@ PROMPTS = [tuple(random.Random(n).randrange(256) for _ in range(3 + 7 * n)) for 
 class Oracle:
     """Knows the answers, and is wrong at random places."""
 
+    learns_from_every_step = False
+
     def __init__(self, answers: Sequence[Sequence[int]], wrong: float = 0.3, wrong_token: int = 99) -> None:
         self.answers = answers
         self.wrong = wrong
@@ -198,6 +200,8 @@ def test_the_distribution_of_sampled_answers_is_kept(
 
     class Fixed:
         """Always guesses the same: now right, now wrong."""
+
+        learns_from_every_step = False
 
         def follow(self, sequences: Sequence[SequenceState]) -> None:
             return

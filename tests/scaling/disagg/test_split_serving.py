@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -17,8 +18,11 @@ import httpx
 import pytest
 
 from sixfold.scaling.disagg.bodies import can_split, decode_body, handle_of, prefill_body
+from sixfold.scaling.gateway.app import Gateway
+from sixfold.scaling.gateway.settings import GatewaySettings
 from tests.plugins.llm.conftest import write_model
 from tests.scaling.disagg.stopping_relay import StoppingRelay
+from tests.scaling.gateway.scripted import run_gateway
 from tests.servers import DemoServer, start_server, stop_server
 
 PATH = "/v1/completions"
@@ -152,6 +156,25 @@ def test_split_answers_are_those_of_one_server_and_memory_returns(
     until(prefill, "kv_transfer_held_blocks", 0.0)
     for server in (prefill, decode):
         until(server, "kv_blocks_used", 0.0)
+
+
+async def test_the_gateway_splits_what_a_busy_server_would_have_to_compute(
+    alone: DemoServer, prefill: DemoServer, decode: DemoServer
+) -> None:
+    asked = bodies(16, seed=5)
+    settings = GatewaySettings.model_validate(
+        {
+            "server": {"port": 0},
+            "replicas": [{"url": prefill.url, "role": "prefill"}, {"url": decode.url}],
+            "disaggregation": {"prefill_tokens_per_s": 100.0, "kv_bytes_per_token": 100.0, "min_prompt_tokens": 16},
+        }
+    )
+    async with run_gateway(Gateway(settings)) as gateway:
+        answers = await asyncio.gather(*(gateway.ask_json(body) for body in asked))
+        assert await gateway.metric("sixfold:gateway_split_prompts_total", outcome="split") > 0
+        assert await gateway.metric("sixfold:gateway_split_prompts_total", outcome="failed") == 0
+    expected = [await asyncio.to_thread(ask, alone, body) for body in asked]
+    assert [text_of(answer) for answer in answers] == [text_of(answer) for answer in expected]
 
 
 def test_a_prefill_server_that_dies_in_mid_transfer_costs_no_answer(

@@ -69,8 +69,9 @@ class ScriptedReplica:
         go: Lets answers that wait end.
     """
 
-    def __init__(self, name: str, *script: Reply, models: Sequence[str] = ("m",)) -> None:
+    def __init__(self, name: str, *script: Reply, models: Sequence[str] = ("m",), role: str = "any") -> None:
         self.name = name
+        self.role = role
         self.script = list(script) or [Reply(parts=(json.dumps({"by": name}).encode(),))]
         self.listing: list[dict[str, Any]] = [{"id": model, "object": "model"} for model in models]
         self.ready: tuple[int, dict[str, Any]] = (200, {"status": "ready"})
@@ -215,7 +216,7 @@ async def fleet(*replicas: ScriptedReplica, **settings: Any) -> AsyncGenerator[R
     settings = {
         "routing": {"policy": "round_robin"},
         "health": {"interval_s": 1000.0},
-        "replicas": [replica.url for replica in replicas],
+        "replicas": [{"url": replica.url, "role": replica.role} for replica in replicas],
         "server": ServerSettings(port=0, drain_timeout_s=5.0),
         **settings,
     }

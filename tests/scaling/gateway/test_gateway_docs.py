@@ -23,6 +23,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "retries": gateway_settings.RetrySettings,
     "hedging": gateway_settings.HedgeSettings,
     "outliers": gateway_settings.OutlierSettings,
+    "disaggregation": gateway_settings.DisaggregationSettings,
     "health": gateway_settings.HealthSettings,
 }
 

@@ -1,0 +1,176 @@
+"""The device code of `gpu_layers`, in Triton's dialect of Python: its arguments are pointers, strides and constants.
+
+Types and style are Triton's, so checkers leave this file alone.
+"""
+# mypy: ignore-errors
+# pyright: basic, reportOperatorIssue=false, reportArgumentType=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def attend_spans_kernel(
+    query,
+    key,
+    value,
+    starts,
+    ends,
+    output,
+    query_row_stride,
+    query_head_stride,
+    key_row_stride,
+    key_head_stride,
+    value_row_stride,
+    value_head_stride,
+    num_rows,
+    scale,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    head = tl.program_id(0)
+    first = tl.program_id(1) * ROWS
+    row = first + tl.arange(0, ROWS)
+    real = row < num_rows
+    start = tl.load(starts + row, mask=real, other=num_rows).to(tl.int32)
+    end = tl.load(ends + row, mask=real, other=0).to(tl.int32)
+    # The keys that any row of the tile sees; rows of padding have an empty span behind all others.
+    low = tl.min(start, axis=0)
+    high = tl.max(end, axis=0)
+    if CAUSAL:
+        high = tl.minimum(high, first + ROWS)
+        end = tl.minimum(end, row + 1)
+    if WINDOW > 0:
+        low = tl.maximum(low, first - WINDOW + 1)
+        start = tl.maximum(start, row - WINDOW + 1)
+        if not CAUSAL:
+            high = tl.minimum(high, first + ROWS + WINDOW - 1)
+            end = tl.minimum(end, row + WINDOW)
+
+    dim = tl.arange(0, DIM_PADDED)
+    inside = dim < DIM
+    q = tl.load(
+        query + row.to(tl.int64)[:, None] * query_row_stride + head * query_head_stride + dim[None, :],
+        mask=real[:, None] & inside[None, :],
+        other=0.0,
+    )
+    kv_head = head // GROUP
+    exponent = scale * 1.4426950408889634  # powers of 2 are cheaper than powers of e
+    running_max = tl.full([ROWS], -float("inf"), tl.float32)
+    running_sum = tl.zeros([ROWS], tl.float32)
+    result = tl.zeros([ROWS, DIM_PADDED], tl.float32)
+    for at in range(low, high, KEYS):
+        position = at + tl.arange(0, KEYS)
+        known = position < high
+        present = known[:, None] & inside[None, :]
+        place = position.to(tl.int64)[:, None]
+        k = tl.load(key + place * key_row_stride + kv_head * key_head_stride + dim[None, :], mask=present, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        seen = (position[None, :] >= start[:, None]) & (position[None, :] < end[:, None])
+        scores = tl.where(seen, scores, -float("inf"))
+        new_max = tl.maximum(running_max, tl.max(scores, axis=1) * exponent)
+        # Rows that have seen nothing yet: their maximum is minus infinity, and infinity minus infinity is no number.
+        base = tl.where(new_max == -float("inf"), 0.0, new_max)
+        weights = tl.exp2(scores * exponent - base[:, None])
+        decay = tl.exp2(running_max - base)
+        v = tl.load(
+            value + place * value_row_stride + kv_head * value_head_stride + dim[None, :], mask=present, other=0.0
+        )
+        running_sum = running_sum * decay + tl.sum(weights, axis=1)
+        result = result * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        running_max = new_max
+    total = tl.where(running_sum == 0.0, 1.0, running_sum)
+    target = (row.to(tl.int64) * HEADS + head) * DIM
+    tl.store(
+        output + target[:, None] + dim[None, :],
+        (result / total[:, None]).to(output.dtype.element_ty),
+        mask=real[:, None] & inside[None, :],
+    )
+
+
+@triton.jit
+def rms_norm_kernel(x, weight, output, eps, DIM: tl.constexpr, DIM_PADDED: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * DIM
+    at = tl.arange(0, DIM_PADDED)
+    inside = at < DIM
+    values = tl.load(x + row + at, mask=inside, other=0.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(values * values, axis=0) / DIM + eps)
+    factor = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(output + row + at, (values * scale * factor).to(output.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_layer_norm_kernel(x, residual, weight, bias, output, eps, DIM: tl.constexpr, DIM_PADDED: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * DIM
+    at = tl.arange(0, DIM_PADDED)
+    inside = at < DIM
+    values = tl.load(x + row + at, mask=inside, other=0.0).to(tl.float32)
+    values += tl.load(residual + row + at, mask=inside, other=0.0).to(tl.float32)
+    centred = tl.where(inside, values - tl.sum(values, axis=0) / DIM, 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / DIM + eps)
+    factor = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    shift = tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(output + row + at, (centred * scale * factor + shift).to(output.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gate_kernel(x, output, DIM: tl.constexpr, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = at < DIM
+    gate = tl.load(x + row * 2 * DIM + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(x + row * 2 * DIM + DIM + at, mask=inside, other=0.0).to(tl.float32)
+    result = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(output + row * DIM + at, result.to(output.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def rotate_kernel(
+    qkv,
+    cos,
+    sin,
+    query_norm,
+    key_norm,
+    eps,
+    row_stride,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    HALF_PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NORMED: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.arange(0, HALF_PADDED)
+    narrow = at < HALF
+    inside = (head < HEADS + KV_HEADS)[:, None] & narrow[None, :]
+    place = qkv + row * row_stride + head[:, None] * (2 * HALF) + at[None, :]
+    left = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    right = tl.load(place + HALF, mask=inside, other=0.0).to(tl.float32)
+    if NORMED:
+        squares = tl.sum(left * left, axis=1) + tl.sum(right * right, axis=1)
+        scale = (1.0 / tl.sqrt(squares / (2 * HALF) + eps))[:, None]
+        is_query = (head < HEADS)[:, None]
+        query_left = tl.load(query_norm + at, mask=narrow, other=0.0).to(tl.float32)[None, :]
+        query_right = tl.load(query_norm + HALF + at, mask=narrow, other=0.0).to(tl.float32)[None, :]
+        key_left = tl.load(key_norm + at, mask=narrow, other=0.0).to(tl.float32)[None, :]
+        key_right = tl.load(key_norm + HALF + at, mask=narrow, other=0.0).to(tl.float32)[None, :]
+        left = left * scale * tl.where(is_query, query_left, key_left)
+        right = right * scale * tl.where(is_query, query_right, key_right)
+    angles = row * 2 * HALF + at
+    cos_left = tl.load(cos + angles, mask=narrow, other=0.0).to(tl.float32)[None, :]
+    cos_right = tl.load(cos + angles + HALF, mask=narrow, other=0.0).to(tl.float32)[None, :]
+    sin_left = tl.load(sin + angles, mask=narrow, other=0.0).to(tl.float32)[None, :]
+    sin_right = tl.load(sin + angles + HALF, mask=narrow, other=0.0).to(tl.float32)[None, :]
+    tl.store(place, (left * cos_left - right * sin_left).to(qkv.dtype.element_ty), mask=inside)
+    tl.store(place + HALF, (right * cos_right + left * sin_right).to(qkv.dtype.element_ty), mask=inside)

@@ -1,0 +1,189 @@
+"""Sends a prompt to a replica that only computes, where that pays, and gives the answering replica the way to its blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from sixfold.core.errors import InvalidRequest
+from sixfold.scaling.disagg.bodies import TRANSFER_FIELD, can_split, decode_body, handle_of, prefill_body
+from sixfold.scaling.disagg.planner import PromptShape, ReplicaLoad, SplitCosts, SplitDecision, decide_split
+from sixfold.scaling.gateway.fleet import Fleet
+from sixfold.scaling.gateway.metrics import GatewayMetrics
+from sixfold.scaling.gateway.settings import DisaggregationSettings
+from sixfold.scaling.gateway.upstream import AnswerTorn, Outgoing, ReplicaFailed, Upstream
+from sixfold.scaling.route.policy import Decision, RequestShape
+from sixfold.scaling.route.router import Router
+
+_LOG = logging.getLogger(__name__)
+
+_FIELD = f'"{TRANSFER_FIELD}"'.encode()
+_MAX_ANSWER_BYTES = 1024 * 1024
+
+
+class PromptSplitter:
+    """Decides for each try of a request. Used in one event loop.
+
+    A prompt that can't be computed elsewhere, for whatever reason, is computed where the answer is written: no failure here is
+    ever a client's.
+
+    Args:
+        settings: Speeds and bounds.
+        fleet: Who is there.
+        decode_router: Reserves at those who answer.
+        prefill_router: Reserves at those who compute.
+        upstream: Connections.
+        metrics: Counted on the way.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: DisaggregationSettings,
+        *,
+        fleet: Fleet,
+        decode_router: Router,
+        prefill_router: Router,
+        upstream: Upstream,
+        metrics: GatewayMetrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._costs = SplitCosts(
+            kv_bytes_per_token=settings.kv_bytes_per_token,
+            link_bytes_per_s=settings.link_bytes_per_s,
+            overhead_s=settings.overhead_s,
+            interference=settings.interference,
+            min_gain=settings.min_gain,
+        )
+        self._fleet = fleet
+        self._decode_router = decode_router
+        self._prefill_router = prefill_router
+        self._upstream = upstream
+        self._metrics = metrics
+        self._clock = clock
+
+    @staticmethod
+    def check(body: bytes) -> None:
+        """Refuses what only gateways may say.
+
+        Raises:
+            InvalidRequest: The client speaks of transfers itself.
+        """
+        if _FIELD in body and TRANSFER_FIELD in _decoded(body):
+            raise InvalidRequest(
+                f"{TRANSFER_FIELD!r} is said by the gateway alone: it decides who computes a prompt. Leave it out.",
+                param=TRANSFER_FIELD,
+            )
+
+    async def outgoing_of(self, request_id: str, shape: RequestShape, outgoing: Outgoing, decode: Decision) -> Outgoing:
+        """What to send to the replica that answers, after the prompt was computed elsewhere if that pays.
+
+        Args:
+            request_id: For logs.
+            shape: Of the request.
+            outgoing: What would be sent to a replica that does it all.
+            decode: The reservation where the answer will be written.
+        """
+        path = outgoing.target.partition("?")[0]
+        candidates = self._fleet.prefillers(shape.model)
+        if not candidates or shape.prompt_units < self._settings.min_prompt_tokens:
+            return outgoing
+        body = _decoded(outgoing.body)
+        if not can_split(path, body):
+            return outgoing
+        prefill = self._prefill_router.select(replace(shape, output_units=0), candidates, self._clock())
+        try:
+            verdict = self._decide(shape, decode, prefill)
+            _LOG.debug("request %s: %s", request_id, verdict.reason)
+            if not verdict.split:
+                self._count(shape, "stayed")
+                return outgoing
+            handle = await self._computed(request_id, shape, replace_body(outgoing, prefill_body(body)), prefill)
+        finally:
+            self._prefill_router.complete(prefill)
+        if handle is None:
+            self._count(shape, "failed")
+            return outgoing
+        self._count(shape, "split")
+        self._decode_router.started(decode)  # there is nothing left to compute before the first token
+        return replace_body(outgoing, decode_body(body, handle))
+
+    def _decide(self, shape: RequestShape, decode: Decision, prefill: Decision) -> SplitDecision:
+        rate = self._settings.prefill_tokens_per_s
+        here, there = self._decode_router.load(decode.replica_id), self._prefill_router.load(prefill.replica_id)
+        return decide_split(
+            PromptShape(
+                num_tokens=shape.prompt_units,
+                cached_at_decode=int(decode.cached * shape.prompt_units),
+                cached_at_prefill=int(prefill.cached * shape.prompt_units),
+            ),
+            # Without what this request has reserved itself.
+            ReplicaLoad(
+                prefill_tokens_per_s=rate,
+                queued_tokens=max(here.prefill_units - decode.prefill_units, 0.0),
+                num_streams=here.num_running - 1,
+            ),
+            ReplicaLoad(prefill_tokens_per_s=rate, queued_tokens=max(there.prefill_units - prefill.prefill_units, 0.0)),
+            self._costs,
+        )
+
+    async def _computed(self, request_id: str, shape: RequestShape, outgoing: Outgoing, prefill: Decision) -> Any:
+        """The handle of the computed prompt; None if there is none."""
+        replica = self._fleet.get(prefill.replica_id)
+        assert replica is not None  # nothing was awaited since it was listed
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                status, answer = await self._ask(replica.record.url, outgoing)
+        except ReplicaFailed as failure:
+            self._fleet.failed(prefill.replica_id)
+            if not failure.begun:
+                self._fleet.unreachable(replica)
+            reason = str(failure)
+        except (AnswerTorn, TimeoutError) as failure:
+            self._fleet.failed(prefill.replica_id)
+            reason = str(failure) or "it took too long"
+        else:
+            self._fleet.succeeded(prefill.replica_id)
+            handle = handle_of(_decoded(answer)) if status == 200 else None
+            if handle is not None:
+                return handle
+            reason = f"it answered {status} without a handle"
+        _LOG.warning(
+            "request %s: its prompt of about %d tokens is computed where it is answered; prefill replica %s: %s",
+            *(request_id, shape.prompt_units, prefill.replica_id, reason),
+        )
+        return None
+
+    async def _ask(self, url: str, outgoing: Outgoing) -> tuple[int, bytes]:
+        with contextlib.closing(await self._upstream.send(url, outgoing)) as answer:
+            body = answer.first
+            async for chunk in answer.rest():
+                body += chunk
+                if len(body) > _MAX_ANSWER_BYTES:
+                    raise AnswerTorn("it answers more than one token takes")
+            return answer.status, body
+
+    def _count(self, shape: RequestShape, outcome: str) -> None:
+        self._metrics.splits.labels(shape.model, outcome).inc()
+
+
+def replace_body(outgoing: Outgoing, body: object) -> Outgoing:
+    """The same request with another JSON body."""
+    headers: Sequence[tuple[str, str]] = [
+        (name, value) for name, value in outgoing.headers if name.lower() != "content-length"
+    ]
+    return Outgoing(method=outgoing.method, target=outgoing.target, headers=headers, body=msgspec.json.encode(body))
+
+
+def _decoded(body: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.DecodeError:  # the replica says what is wrong with it
+        return {}

@@ -1,0 +1,60 @@
+"""The fp8 layer computes with numbers rounded by row and channel, and nothing else changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sixfold.core.runtime.fp8_linear import Fp8Linear, can_hold, from_linear, quantize_rows
+
+
+def stock(bias: bool = True) -> nn.Linear:
+    linear = nn.Linear(64, 48, bias=bias)
+    for parameter in linear.parameters():
+        nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    return linear.to(torch.bfloat16)
+
+
+def relative(found: Any, expected: Any) -> float:
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+def exact(layer: Fp8Linear, inputs: Tensor) -> Tensor:
+    """The product of the rounded numbers in float32."""
+    values, scale = quantize_rows(inputs)
+    product = functional.linear(values.float() * scale, layer.weight.float() * layer.weight_scale.T)
+    return product if layer.bias is None else product + layer.bias.float()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(64,), (7, 64), (2, 3, 64)])
+def test_the_product_is_that_of_the_rounded_numbers(bias: bool, shape: tuple[int, ...]) -> None:
+    layer, inputs = from_linear(stock(bias)), torch.randn(shape, dtype=torch.bfloat16)
+    found = layer(inputs)
+    assert found.shape == (*shape[:-1], 48)
+    assert found.dtype == torch.bfloat16
+    assert relative(found.reshape(-1, 48), exact(layer, inputs.reshape(-1, 64))) < 5e-3
+
+
+@torch.no_grad()
+def test_rounding_moves_the_answer_by_a_few_percent_however_rows_differ_in_size() -> None:
+    linear = stock()
+    inputs = torch.randn(16, 64, dtype=torch.bfloat16) * torch.logspace(-4, 4, 16)[:, None].to(torch.bfloat16)
+    found, expected = from_linear(linear)(inputs), linear(inputs)
+    assert all(relative(one, other) < 0.06 for one, other in zip(found, expected, strict=True))
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    values, scale = quantize_rows(torch.zeros(2, 16))
+    assert not values.float().any()
+    assert torch.isfinite(scale).all()
+
+
+def test_sizes_that_the_matrix_units_cannot_take_are_refused() -> None:
+    assert not can_hold(nn.Linear(60, 48))
+    with pytest.raises(ValueError, match="multiples of 16"):
+        from_linear(nn.Linear(60, 48))
