@@ -235,7 +235,11 @@ def test_models_with_a_cache_of_bytes_answer_as_without_the_kernels(
 ) -> None:
     policy = {"scheme": "fp8", "what": "kv_cache"}
     found = [load_tiny(model_folder("llama"), quantization=policy)]
-    monkeypatch.setattr("sixfold.plugins.llm.decoder.has_kernels", lambda _device: False)  # pyright: ignore[reportUnknownLambdaType]
+
+    def never(_device: torch.device) -> bool:
+        return False
+
+    monkeypatch.setattr("sixfold.plugins.llm.decoder.has_kernels", never)
     found.append(load_tiny(model_folder("llama"), quantization=policy))
     logits = [getattr(model, "_decoder").run([list(range(40))], (25, 14, 1)) for model in found]  # noqa: B009
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-3, atol=1e-3)
