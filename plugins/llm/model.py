@@ -356,6 +356,9 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             outcomes.append(self._advance(sequence, units[i], own, its_logprobs))
             if filled and filled[i][1] and sequence.num_blocks:
                 self._cache.publish_checked(sequence, *filled[i])
+            # Behind that, since only what is published is offered.
+            if sequence.finish_reason is not None and sequence.wants_kv_handle and self._transfer is not None:
+                sequence.kv_handle = self._transfer.offer(sequence, sequence.num_prompt_tokens)
         for row in found.changed:
             sequences[step.sampled[row]].drop_in_flight()
         if not step.may_be_followed:
@@ -434,8 +437,6 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
     def _outcome(self, sequence: SequenceState) -> Outcome[TextDelta | Generation]:
         """What a step with a token brings."""
         sequence.suspect = sequence.num_in_flight > 0
-        if sequence.finish_reason is not None and sequence.wants_kv_handle and self._transfer is not None:
-            sequence.kv_handle = self._transfer.offer(sequence, sequence.num_prompt_tokens)
         return Outcome(output=sequence.take_delta(), done=sequence.finish_reason is not None)
 
     def finish(
