@@ -107,8 +107,14 @@ class Attempts:
         self._hurry = hurry
         self._jitter = Random()
 
-    async def first_answer(self, work: Work, hedge: HedgeClock | None = None) -> Attempt:
+    async def first_answer(self, work: Work, hedge: HedgeClock | None = None, *, is_retry: bool = False) -> Attempt:
         """Returns an answer whose first bytes are here: a good one, or the last bad one when no more tries are left.
+
+        Args:
+            work: What is asked.
+            hedge: Says when a second replica is asked beside the first; None for never.
+            is_retry: Whether the first try is a retry already, which waits for its place in the budget. One request never
+                holds two places: those that wait for a second one would wait for each other.
 
         Raises:
             NotReady: No replica takes requests of this model.
@@ -120,6 +126,9 @@ class Attempts:
         tried: list[str] = []
         try:
             async with asyncio.timeout(timeout_s):
+                if is_retry:
+                    await self._budget.take()
+                    retrying = True
                 while True:
                     reason = ""
                     try:
