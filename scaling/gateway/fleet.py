@@ -30,6 +30,20 @@ class ServedName(msgspec.Struct, frozen=True, kw_only=True):
     state: str | None = None
 
 
+Listing = Mapping[str, tuple[ServedName, msgspec.Raw]]
+"""What a replica serves: what is read of each entry, and the entry as it came, by the name that clients use."""
+
+
+def read_listing(entries: Sequence[msgspec.Raw]) -> Listing:
+    """Reads the entries of a ``/v1/models``.
+
+    Raises:
+        ValueError: One is no model, or its text is no UTF-8.
+        RecursionError: One is nested too deep.
+    """
+    return {entry.id: (entry, raw) for raw in entries for entry in (msgspec.json.decode(raw, type=ServedName),)}
+
+
 class Replica:
     """What is known of one replica. Owned by its `Fleet`.
 
@@ -112,11 +126,10 @@ class Fleet:
         self._router.retain(self._replicas)
         self._on_change()
 
-    def probed(self, replica: Replica, listing: Sequence[msgspec.Raw], *, draining: bool) -> None:
+    def probed(self, replica: Replica, listing: Listing, *, draining: bool) -> None:
         """A probe was answered."""
-        named = {entry.id: (entry, raw) for raw in listing for entry in (msgspec.json.decode(raw, type=ServedName),)}
-        replica.names = {each: entry for each, (entry, _raw) in named.items() if entry.state not in _UNUSABLE}
-        replica.listing = {each: raw for each, (_entry, raw) in named.items()}
+        replica.names = {each: entry for each, (entry, _raw) in listing.items() if entry.state not in _UNUSABLE}
+        replica.listing = {each: raw for each, (_entry, raw) in listing.items()}
         replica.facts = _facts(replica.record, replica.names)
         replica.up = replica.was_seen = True
         replica.draining = draining or replica.record.draining

@@ -61,7 +61,10 @@ def announcer_of(record: ReplicaRecord) -> Announcer | None:
     """Where the replica announces, if it does; an address for all interfaces is taken on the replica's host."""
     if record.kv_events is None:
         return None
-    host = urlsplit(record.url).hostname or "127.0.0.1"
+    try:
+        host = urlsplit(record.url).hostname or "127.0.0.1"
+    except ValueError:  # no address at all: nobody reaches the replica
+        return None
     return Announcer(
         replica_id=record.replica_id,
         incarnation=record.incarnation,

@@ -128,3 +128,4 @@ def test_an_address_of_all_interfaces_is_sought_on_the_replicas_host() -> None:
     assert announcer is not None
     assert (announcer.events, announcer.replay) == ("tcp://10.1.2.3:5557", "tcp://10.1.2.3:1")
     assert announcer_of(ReplicaRecord(replica_id="r", url="http://a")) is None
+    assert announcer_of(ReplicaRecord(replica_id="r", url="http://[a", kv_events="tcp://*:5557")) is None
