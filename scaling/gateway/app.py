@@ -76,7 +76,10 @@ class Gateway:
         self._buffered = Buffered(settings.admission.max_buffered_bytes)
         self._router = Router(build_policy(settings.routing, self.kv_index))
         self._metrics = GatewayMetrics(self._gauges)
-        self.fleet = Fleet(self._router, OutlierDetector(settings.outliers), clock, self._on_change)
+        self.prefill_router = Router(build_policy(settings.routing, self.kv_index))
+        self.fleet = Fleet(
+            (self._router, self.prefill_router), OutlierDetector(settings.outliers), clock, self._on_change
+        )
         self._follow_caches: Callable[[list[ReplicaRecord]], None] | None = None
         self._upstream = Upstream(connect_timeout_s=settings.health.connect_timeout_s)
         self._prober = Prober(settings, self.fleet, self._upstream, registry, clock)
@@ -100,7 +103,7 @@ class Gateway:
             settings.disaggregation,
             fleet=self.fleet,
             decode_router=self._router,
-            prefill_router=Router(build_policy(settings.routing, self.kv_index)),
+            prefill_router=self.prefill_router,
             upstream=self._upstream,
             metrics=self._metrics,
             clock=self._clock,

@@ -206,7 +206,8 @@ class Attempts:
         except BaseException:
             self._router.fail(decision)
             raise
-        self._judge(replica, answer)
+        if self._fleet.judge(replica, answer):
+            self._metrics.lost.labels(replica.record.replica_id, str(answer.status)).inc()
         return Attempt(answer, decision, self._router)
 
     def _select(self, work: Work, tried: Sequence[str]) -> tuple[Replica, Decision]:
@@ -248,17 +249,6 @@ class Attempts:
         if not failure.begun:
             self._fleet.unreachable(replica)
         self._hurry()
-
-    def _judge(self, replica: Replica, answer: Answer) -> None:
-        """Counts an answer for or against the replica. What it says is the request's own fault is not its."""
-        replica_id = replica.record.replica_id
-        if answer.status == 503 and b'"draining"' in answer.first:
-            self._fleet.refuses(replica)
-        elif answer.status >= 500 and answer.status != 504 and answer.header("x-should-retry") != "false":
-            self._metrics.lost.labels(replica_id, str(answer.status)).inc()
-            self._fleet.failed(replica_id)
-        else:
-            self._fleet.succeeded(replica_id)
 
 
 def _lost(failure: ReplicaFailed, work: Work) -> RequestError:
