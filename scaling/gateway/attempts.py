@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError, WorkerDied
@@ -170,11 +171,11 @@ class Attempts:
             winner = await self._race(tasks, work)
             return winner
         finally:
+            # Nothing is awaited here: a cancellation at that moment would lose the winner, and a loser that is slow to
+            # stop would hold it up.
             for task in tasks:
+                task.add_done_callback(partial(_close_loser, winner))
                 task.cancel()
-            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(outcome, Attempt) and outcome is not winner:
-                    outcome.close(failed=True)
 
     async def _race(self, tasks: Sequence[asyncio.Task[Attempt]], work: Work) -> Attempt:
         """The first task that has an answer; the last failure if none has."""
@@ -249,6 +250,11 @@ class Attempts:
         if not failure.begun:
             self._fleet.unreachable(replica)
         self._hurry()
+
+
+def _close_loser(winner: Attempt | None, task: asyncio.Task[Attempt]) -> None:
+    if not task.cancelled() and task.exception() is None and task.result() is not winner:
+        task.result().close(failed=True)
 
 
 def _lost(failure: ReplicaFailed, work: Work) -> RequestError:
