@@ -78,7 +78,7 @@ class Fleet:
         routers: All who route to its replicas; told which are gone or begin anew.
         outliers: Told what came of requests.
         clock: Monotonic seconds.
-        on_change: Called when there may be room for more requests.
+        on_change: Called when there may be room for more or fewer requests.
     """
 
     def __init__(
@@ -146,7 +146,9 @@ class Fleet:
 
     def unreachable(self, replica: Replica) -> None:
         """A probe or a connection failed: it gets no requests until a probe is answered."""
-        replica.up = False
+        if replica.up:
+            replica.up = False
+            self._on_change()
 
     def judge(self, replica: Replica, answer: Answer) -> bool:
         """Counts an answer for or against the replica; says whether the replica failed.
@@ -155,7 +157,9 @@ class Fleet:
         """
         replica_id = replica.record.replica_id
         if answer.status == 503 and b'"draining"' in answer.first:
-            replica.draining = True
+            if not replica.draining:
+                replica.draining = True
+                self._on_change()
         elif answer.status >= 500 and answer.status != 504 and answer.header("x-should-retry") != "false":
             self.failed(replica_id)
             return True
