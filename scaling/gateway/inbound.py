@@ -8,12 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import parse_qs
 
 import msgspec
 
 from sixfold.core.errors import InvalidRequest
-from sixfold.core.serving.form_reader import is_form
+from sixfold.scaling.gateway.form_peek import peek_urlencoded
 from sixfold.scaling.route.policy import RequestShape
 from sixfold.scaling.route.prefix import hash_blocks
 
@@ -89,21 +88,37 @@ class Inbound:
         return self.prompt is not None and self.prompt.stream is True
 
 
-def read_inbound(method: str, path: str, query: bytes, headers: Mapping[str, str], body: bytes) -> Inbound:
+def read_inbound(
+    method: str,
+    path: str,
+    query: bytes,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    form: Mapping[str, str] | None = None,
+) -> Inbound:
     """Looks into a request.
+
+    Args:
+        method: Upper case.
+        path: Without the query.
+        query: As it came.
+        headers: Lower-case names.
+        body: All of it.
+        form: What `peek_form` found, if the body is a form.
 
     Raises:
         InvalidRequest: The body is no JSON object, or its model is no name.
     """
     prompt: Prompt | None = None
     model: str | None = None
-    if body and is_form(headers):
-        model = form_model(headers.get("content-type", ""), body)
+    if form is not None:
+        model = form.get("model")
     elif body:
         prompt = _decode(body)
         model = prompt.model
     else:
-        model = next(iter(parse_qs(query.decode("latin-1")).get("model", ())), None)
+        model = peek_urlencoded(query).get("model")
     if model is not None and not 0 < len(model) <= _MAX_NAME:
         raise InvalidRequest("The parameter 'model' is no name of a model. GET /v1/models lists all.", param="model")
     if model is None and method == "POST" and REPLAYABLE.fullmatch(path):
@@ -156,25 +171,6 @@ def shape_of(
         adapter=adapter,
         region=region,
     )
-
-
-def form_model(content_type: str, body: bytes) -> str | None:
-    """The field ``model`` of a multipart form, found without copying its files; None if there is none."""
-    found = re.search(r'boundary="?([^";,\s]{1,70})"?', content_type)
-    if found is None:
-        return None
-    border = b"--" + found[1].encode("latin-1")
-    start = body.find(border)
-    while start >= 0:
-        start += len(border)
-        end = body.find(b"\r\n" + border, start)
-        head_end = body.find(b"\r\n\r\n", start, start + 4096)
-        if end < 0 or head_end < 0:
-            return None
-        if re.search(rb';\s*name="?model"?\s*(;|\r\n|$)', body[start:head_end], re.IGNORECASE):
-            return body[head_end + 4 : min(end, head_end + 4 + _MAX_NAME + 1)].decode("utf-8", "replace")
-        start = end + 2
-    return None
 
 
 def _decode(body: bytes) -> Prompt:

@@ -6,12 +6,13 @@ import asyncio
 
 from starlette.types import Receive, Scope, Send
 
-from sixfold.core.errors import ModelNotFound, NotFound, NotReady, RequestCancelled, RequestError
+from sixfold.core.errors import InvalidRequest, ModelNotFound, NotFound, NotReady, RequestCancelled, RequestError
 from sixfold.core.serving.body import BodyStream
 from sixfold.core.serving.form_reader import is_form
 from sixfold.core.serving.keys import Principal
 from sixfold.core.serving.request_facts import read_headers
 from sixfold.scaling.gateway.attempts import Work
+from sixfold.scaling.gateway.form_peek import peek_form
 from sixfold.scaling.gateway.forwarding import Buffered, deadline_of, forwarded_headers
 from sixfold.scaling.gateway.inbound import Inbound, read_inbound, shape_of
 from sixfold.scaling.gateway.parts import Parts
@@ -97,6 +98,10 @@ class ProxiedRequest:
             raise NotFound("This is no path of a server. GET /v1/models lists the models.")
         if path in _EVERY_REPLICA:
             raise NotFound(f"{path} concerns single servers. Send it to each of them, not to the gateway.")
+        if sum(name == b"content-type" for name, _value in scope["headers"]) > 1:
+            raise InvalidRequest(
+                "The header content-type is given more than once. Give it once."
+            )  # whom would one believe?
         form = is_form(self._headers)
         stream = BodyStream(
             self._receive,
@@ -113,7 +118,12 @@ class ProxiedRequest:
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         raw: bytes = scope.get("raw_path") or path.encode()
         return read_inbound(
-            scope["method"], raw.partition(b"?")[0].decode("latin-1"), scope["query_string"], self._headers, body
+            scope["method"],
+            raw.partition(b"?")[0].decode("latin-1"),
+            scope["query_string"],
+            self._headers,
+            body,
+            form=await peek_form(self._headers, body) if form and body else None,
         )
 
     async def _admit_and_answer(self, inbound: Inbound) -> None:
@@ -126,6 +136,12 @@ class ProxiedRequest:
                     f"The model {model[:200]!r} does not exist. GET /v1/models lists all.", param="model"
                 )
             self._label = model
+        elif principal.models is not None and inbound.body:
+            raise InvalidRequest(
+                "The API key is for certain models only. Name one of them in the parameter 'model'.",
+                param="model",
+                code="missing_required_parameter",
+            )
         if parts.settings.disaggregation is not None:
             PromptSplitter.check(inbound.body)
         work = self._work(inbound)
