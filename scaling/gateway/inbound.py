@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from sixfold.core.errors import InvalidRequest
+from sixfold.scaling.disagg.bodies import TRANSFER_FIELD
 from sixfold.scaling.gateway.form_peek import peek_urlencoded
 from sixfold.scaling.route.policy import RequestShape
 from sixfold.scaling.route.prefix import hash_blocks
@@ -43,6 +44,7 @@ class Prompt(msgspec.Struct, frozen=True):
         tools: Of a chat; templates put them before the messages.
         max_tokens: Most tokens of the answer, as JSON.
         previous_response_id: What a response continues.
+        kv_transfer_params: Who computes the prompt: said by gateways only.
     """
 
     model: str | None = None
@@ -53,6 +55,7 @@ class Prompt(msgspec.Struct, frozen=True):
     tools: msgspec.Raw = msgspec.Raw(b"")
     max_tokens: msgspec.Raw = msgspec.Raw(b"")
     previous_response_id: msgspec.Raw = msgspec.Raw(b"")
+    kv_transfer_params: msgspec.Raw = msgspec.Raw(b"")
 
 
 _DECODE = msgspec.json.Decoder(Prompt).decode
@@ -108,7 +111,7 @@ def read_inbound(
         form: What `peek_form` found, if the body is a form.
 
     Raises:
-        InvalidRequest: The body is no JSON object, or its model is no name.
+        InvalidRequest: The body is no JSON object, its model is no name, or it says what only the gateway may say.
     """
     prompt: Prompt | None = None
     model: str | None = None
@@ -116,6 +119,7 @@ def read_inbound(
         model = form.get("model")
     elif body:
         prompt = _decode(body)
+        _refuse_what_gateways_say(prompt)
         model = prompt.model
     else:
         model = peek_urlencoded(query).get("model")
@@ -188,6 +192,14 @@ def _decode(body: bytes) -> Prompt:
         ) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as failure:
         raise InvalidRequest(f"The request body is not valid JSON: {failure}.", code="invalid_json") from None
+
+
+def _refuse_what_gateways_say(prompt: Prompt) -> None:
+    if bytes(prompt.kv_transfer_params):
+        raise InvalidRequest(
+            f"{TRANSFER_FIELD!r} is said by the gateway alone: it decides who computes a prompt. Leave it out.",
+            param=TRANSFER_FIELD,
+        )
 
 
 def _listed_ids(prompt: Prompt) -> tuple[int, ...] | None:

@@ -18,7 +18,6 @@ from sixfold.scaling.gateway.inbound import Inbound, read_inbound, shape_of
 from sixfold.scaling.gateway.parts import Parts
 from sixfold.scaling.gateway.relay import Relay
 from sixfold.scaling.gateway.resume import is_resumable
-from sixfold.scaling.gateway.splitter import PromptSplitter
 from sixfold.scaling.gateway.upstream import Outgoing
 
 _EVERY_REPLICA = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/sleep", "/wake_up", "/metrics"))
@@ -142,8 +141,6 @@ class ProxiedRequest:
                 param="model",
                 code="missing_required_parameter",
             )
-        if parts.settings.disaggregation is not None:
-            PromptSplitter.check(inbound.body)
         work = self._work(inbound)
         principal.limiter.begin()
         admission = parts.admission_of(self._label)
