@@ -15,6 +15,7 @@ from sixfold.scaling.gateway.attempts import Work
 from sixfold.scaling.gateway.form_peek import peek_form
 from sixfold.scaling.gateway.forwarding import Buffered, deadline_of, forwarded_headers
 from sixfold.scaling.gateway.inbound import Inbound, read_inbound, shape_of
+from sixfold.scaling.gateway.owners import named_object
 from sixfold.scaling.gateway.parts import Parts
 from sixfold.scaling.gateway.relay import Relay
 from sixfold.scaling.gateway.resume import is_resumable
@@ -58,6 +59,7 @@ class ProxiedRequest:
         self._tenant = tenant
         self._arrived_s = parts.clock()
         self._headers = read_headers(scope)
+        self._priority = principal.priority
         self._num_held = 0
         self._label = ""  # the model's name in metrics: only of models that exist
         self._reason: RequestError | None = None
@@ -135,18 +137,19 @@ class ProxiedRequest:
                     f"The model {model[:200]!r} does not exist. GET /v1/models lists all.", param="model"
                 )
             self._label = model
-        elif principal.models is not None and inbound.body:
+        elif principal.models is not None and inbound.body and named_object(inbound.path) is None:
             raise InvalidRequest(
                 "The API key is for certain models only. Name one of them in the parameter 'model'.",
                 param="model",
                 code="missing_required_parameter",
             )
+        self._priority = principal.priority_of(self._headers.get("x-priority"))
         work = self._work(inbound)
         principal.limiter.begin()
         admission = parts.admission_of(self._label)
         try:
             cost = float(work.shape.prompt_units + work.shape.output_units)
-            weight = principal.weight * principal.priority_of(self._headers.get("x-priority")).weight
+            weight = principal.weight * self._priority.weight
             try:
                 await admission.enter(self._tenant, weight=weight, cost=cost, deadline_s=work.deadline_s)
             except RequestError as error:
@@ -174,7 +177,10 @@ class ProxiedRequest:
             token_ids=parts.token_ids,
         )
         headers = forwarded_headers(
-            self._scope["headers"], request_id=self._request_id, replica_key=parts.settings.replica_key
+            self._scope["headers"],
+            request_id=self._request_id,
+            replica_key=parts.settings.replica_key,
+            priority=self._priority if parts.settings.server.api_keys else None,
         )
         limit_s = parts.settings.server.request_timeout_s
         return Work(
@@ -184,7 +190,7 @@ class ProxiedRequest:
             outgoing=Outgoing(method=inbound.method, target=inbound.target, headers=headers, body=inbound.body),
             replayable=inbound.replayable,
             deadline_s=deadline_of(self._headers, limit_s=limit_s, arrived_s=self._arrived_s),
-            only=parts.owners.owner_of(inbound),
+            only=parts.owners.owner_of(inbound, tenant=self._tenant),
         )
 
     async def _answer(self, inbound: Inbound, work: Work) -> None:
@@ -198,7 +204,7 @@ class ProxiedRequest:
         try:
             if attempt.answer.status < 400:
                 hedge.answered(delay_s)
-            parts.owners.learn(inbound, attempt)
+            parts.owners.learn(inbound, attempt, tenant=self._tenant)
             await self._relay.pass_on(attempt, work, resumes=resumes)
             if attempt.answer.status < 400:
                 parts.metrics.successes.labels(self._label).inc()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+from yarl import URL
+
+from sixfold.core.messages import Priority
 from sixfold.core.serving.settings import ApiKeySettings, ServerSettings, hash_key
 from tests.scaling.gateway.scripted import Reply, ScriptedReplica, fleet
 
@@ -74,3 +78,74 @@ async def test_a_form_for_a_model_of_the_key_passes_unchanged(kind: str, body: s
     async with fleet(replica, server=ServerSettings(port=0, api_keys=(WARD,)), replica_key="inner") as gateway:
         await gateway.ask_json(body.encode(), "/v1/videos", authorization="Bearer k1", content_type=kind)
     assert [seen.body for seen in replica.seen] == [body.encode()]
+
+
+BOTH = (
+    ApiKeySettings(name="a", sha256=hash_key("ka"), models=("m",), priority=Priority.INTERACTIVE),
+    ApiKeySettings(name="b", sha256=hash_key("kb"), priority=Priority.BATCH),
+)
+MADE = Reply(parts=(b'{"id": "video_1", "object": "video"}',))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/videos/video_1", None),
+        ("GET", "/v1/videos/video_1/content?variant=video", None),
+        ("GET", "/v1/%76ideos/video%5F1", None),
+        ("GET", "/v1//videos/video_1", None),
+        ("GET", "/v1/videos/../videos/video_1", None),
+        ("DELETE", "/v1/videos/video_1", None),
+        ("POST", "/v1/videos/video_1/remix", {"prompt": "x"}),
+        ("POST", "/v1/responses", {"model": "m", "previous_response_id": "video_1"}),
+        ("POST", "/v1/responses", b'{"model": "m", "previous_\\u0072esponse_id": "video\\u005f1"}'),
+        ("GET", "/v1/responses/never_seen", None),
+        ("GET", "/v1/videos", None),
+        ("GET", "/v1/videos/", None),
+        ("GET", "/v1/files?limit=3", None),
+    ],
+)
+async def test_an_object_is_for_the_key_that_made_it_alone_and_nobody_lists_them(
+    method: str, path: str, body: object
+) -> None:
+    replica = ScriptedReplica("r", MADE)
+    async with fleet(replica, server=ServerSettings(port=0, api_keys=BOTH), replica_key="inner") as gateway:
+        await gateway.ask_json({"model": "m"}, "/v1/videos", authorization="Bearer ka")
+        async with gateway.session.request(
+            method,
+            URL(gateway.url + path, encoded=True),
+            data=body if isinstance(body, bytes) else None if body is None else json.dumps(body),
+            headers={"authorization": "Bearer kb"},
+        ) as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (404, "not_found")
+    assert len(replica.seen) == 1
+
+
+async def test_the_key_that_made_an_object_has_all_of_it() -> None:
+    replica = ScriptedReplica("r", MADE)
+    async with fleet(replica, server=ServerSettings(port=0, api_keys=BOTH), replica_key="inner") as gateway:
+        key = {"authorization": "Bearer ka"}
+        await gateway.ask_json({"model": "m"}, "/v1/videos", **key)
+        await gateway.ask_json(path="/v1/videos/video_1", method="GET", **key)
+        await gateway.ask_json({"prompt": "x"}, "/v1/videos/video_1/remix", **key)
+        await gateway.ask_json({"model": "m", "previous_response_id": "video_1"}, "/v1/responses", **key)
+        await gateway.ask_json({"model": "m", "previous_response_id": None}, "/v1/responses", **key)
+    assert len(replica.seen) == 5
+
+
+async def test_the_replica_is_told_the_priority_of_the_clients_key() -> None:
+    replica = ScriptedReplica("r")
+    async with fleet(replica, server=ServerSettings(port=0, api_keys=BOTH), replica_key="inner") as gateway:
+        await gateway.ask(authorization="Bearer ka")
+        await gateway.ask(authorization="Bearer kb")
+        await gateway.ask(authorization="Bearer ka", x_priority="standard")
+        assert (await gateway.ask(authorization="Bearer kb", x_priority="interactive"))[0] == 403
+    assert [seen.headers["x-priority"] for seen in replica.seen] == ["interactive", "batch", "standard"]
+
+
+async def test_without_keys_the_priority_is_the_replicas_to_decide() -> None:
+    replica = ScriptedReplica("r")
+    async with fleet(replica) as gateway:
+        await gateway.ask()
+        await gateway.ask(x_priority="batch")
+    assert [seen.headers.get("x-priority") for seen in replica.seen] == [None, "batch"]
