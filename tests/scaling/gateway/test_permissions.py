@@ -149,3 +149,20 @@ async def test_without_keys_the_priority_is_the_replicas_to_decide() -> None:
         await gateway.ask()
         await gateway.ask(x_priority="batch")
     assert [seen.headers.get("x-priority") for seen in replica.seen] == [None, "batch"]
+
+
+async def test_replicas_with_keys_are_probed_with_one_and_check_the_clients_themselves() -> None:
+    replica = ScriptedReplica("r")
+    replica.keys = ("probe", "k1")
+    async with fleet(replica, probe_key="probe") as gateway:
+        assert (await gateway.ask(authorization="Bearer k1"))[0] == 200
+        assert (await gateway.ask(authorization="Bearer wrong"))[0] == 401
+        assert (await gateway.ask())[0] == 401
+    assert [seen.headers["authorization"] for seen in replica.seen] == ["Bearer k1"]
+
+
+async def test_the_replicas_key_serves_for_probes_where_no_other_is_set() -> None:
+    replica = ScriptedReplica("r")
+    replica.keys = ("inner",)
+    async with fleet(replica, server=ServerSettings(port=0, api_keys=BOTH), replica_key="inner") as gateway:
+        assert (await gateway.ask(authorization="Bearer ka"))[0] == 200
