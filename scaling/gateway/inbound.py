@@ -44,6 +44,7 @@ class Prompt(msgspec.Struct, frozen=True):
         tools: Of a chat; templates put them before the messages.
         max_tokens: Most tokens of the answer, as JSON.
         previous_response_id: What a response continues.
+        response_format: How a picture is sent, or the form of an answer, as JSON.
         kv_transfer_params: Who computes the prompt: said by gateways only.
     """
 
@@ -55,6 +56,7 @@ class Prompt(msgspec.Struct, frozen=True):
     tools: msgspec.Raw = msgspec.Raw(b"")
     max_tokens: msgspec.Raw = msgspec.Raw(b"")
     previous_response_id: msgspec.Raw = msgspec.Raw(b"")
+    response_format: msgspec.Raw = msgspec.Raw(b"")
     kv_transfer_params: msgspec.Raw = msgspec.Raw(b"")
 
 
@@ -111,18 +113,28 @@ def read_inbound(
         form: What `peek_form` found, if the body is a form.
 
     Raises:
-        InvalidRequest: The body is no JSON object, its model is no name, or it says what only the gateway may say.
+        InvalidRequest: The body is no JSON object, its model is no name, it says what only the gateway may say,
+            or it wants what can't be had through a gateway.
     """
     prompt: Prompt | None = None
     model: str | None = None
+    wants_url = False
     if form is not None:
         model = form.get("model")
+        wants_url = form.get("response_format") == "url"
     elif body:
         prompt = _decode(body)
         _refuse_what_gateways_say(prompt)
         model = prompt.model
+        wants_url = _text(prompt.response_format) == "url"
     else:
         model = peek_urlencoded(query).get("model")
+    if wants_url:
+        raise InvalidRequest(
+            "Pictures have no addresses at the gateway: they lie on the server that drew them. Set 'response_format' to "
+            "'b64_json'.",
+            param="response_format",
+        )
     if model is not None and not 0 < len(model) <= _MAX_NAME:
         raise InvalidRequest("The parameter 'model' is no name of a model. GET /v1/models lists all.", param="model")
     if model is None and method == "POST" and REPLAYABLE.fullmatch(path):
@@ -200,6 +212,13 @@ def _refuse_what_gateways_say(prompt: Prompt) -> None:
             f"{TRANSFER_FIELD!r} is said by the gateway alone: it decides who computes a prompt. Leave it out.",
             param=TRANSFER_FIELD,
         )
+
+
+def _text(raw: msgspec.Raw) -> str | None:
+    try:
+        return msgspec.json.decode(raw, type=str) if bytes(raw) else None
+    except msgspec.DecodeError:
+        return None
 
 
 def _listed_ids(prompt: Prompt) -> tuple[int, ...] | None:

@@ -99,6 +99,10 @@ class ProxiedRequest:
             raise NotFound("This is no path of a server. GET /v1/models lists the models.")
         if path in _EVERY_REPLICA:
             raise NotFound(f"{path} concerns single servers. Send it to each of them, not to the gateway.")
+        if path.startswith("/v1/images/files/"):
+            raise NotFound(
+                "Pictures have no addresses at the gateway. Set 'response_format' to 'b64_json' when they are drawn."
+            )
         if sum(name == b"content-type" for name, _value in scope["headers"]) > 1:
             raise InvalidRequest(
                 "The header content-type is given more than once. Give it once."
