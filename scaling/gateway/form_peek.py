@@ -90,7 +90,7 @@ class _Parts:
         self._header_value += data[start:end]
 
     def header_end(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
+        if bytes(self._header_name).lower() == b"content-disposition":
             self._disposition = bytes(self._header_value)
         self._header_name.clear()
         self._header_value.clear()

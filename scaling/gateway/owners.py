@@ -56,25 +56,27 @@ class Owners:
         Raises:
             NotFound: Objects are guarded, and this one is another's or unknown, or the request would list them.
         """
-        object_id = named_object(inbound.path) or _continued(inbound)
-        kept = None if object_id is None else self._objects.get(object_id)
+        named = [each for each in (named_object(inbound.path), _continued(inbound)) if each is not None]
         if self._guards:
-            self._check(inbound, object_id, kept, tenant)
+            self._check(inbound, named, tenant)
+        kept = self._objects.get(named[0]) if named else None
         return None if kept is None else kept.replica_id
 
-    def _check(self, inbound: Inbound, object_id: str | None, kept: _Kept | None, tenant: str) -> None:
+    def _check(self, inbound: Inbound, named: Sequence[str], tenant: str) -> None:
         segments = _segments(inbound.path)
         if ".." in segments:
             raise NotFound("A path with '..' leads nowhere here.")
-        if object_id is None and _below_kind(segments) is not None and inbound.method != "POST":
+        if not named and _below_kind(segments) is not None and inbound.method != "POST":
             raise NotFound(
                 "With API keys the gateway lists no objects: a server does not know whose they are. Ask for each by its id."
             )
-        if object_id is not None and (kept is None or kept.tenant != tenant):
-            raise NotFound(
-                f"The gateway knows no object {object_id[:128]!r} of this API key. It knows those that were made through it "
-                "since it started."
-            )
+        for object_id in named:
+            kept = self._objects.get(object_id)
+            if kept is None or kept.tenant != tenant:
+                raise NotFound(
+                    f"The gateway knows no object {object_id[:128]!r} of this API key. It knows those that were made through "
+                    "it since it started."
+                )
 
 
 def named_object(path: str) -> str | None:

@@ -99,6 +99,7 @@ MADE = Reply(parts=(b'{"id": "video_1", "object": "video"}',))
         ("POST", "/v1/videos/video_1/remix", {"prompt": "x"}),
         ("POST", "/v1/responses", {"model": "m", "previous_response_id": "video_1"}),
         ("POST", "/v1/responses", b'{"model": "m", "previous_\\u0072esponse_id": "video\\u005f1"}'),
+        ("POST", "/v1/videos/video_2/remix", {"model": "m", "previous_response_id": "video_1"}),
         ("GET", "/v1/responses/never_seen", None),
         ("GET", "/v1/videos", None),
         ("GET", "/v1/videos/", None),
@@ -108,9 +109,10 @@ MADE = Reply(parts=(b'{"id": "video_1", "object": "video"}',))
 async def test_an_object_is_for_the_key_that_made_it_alone_and_nobody_lists_them(
     method: str, path: str, body: object
 ) -> None:
-    replica = ScriptedReplica("r", MADE)
+    replica = ScriptedReplica("r", MADE, Reply(parts=(b'{"id": "video_2", "object": "video"}',)))
     async with fleet(replica, server=ServerSettings(port=0, api_keys=BOTH), replica_key="inner") as gateway:
         await gateway.ask_json({"model": "m"}, "/v1/videos", authorization="Bearer ka")
+        await gateway.ask_json({"model": "m"}, "/v1/videos", authorization="Bearer kb")
         async with gateway.session.request(
             method,
             URL(gateway.url + path, encoded=True),
@@ -118,7 +120,7 @@ async def test_an_object_is_for_the_key_that_made_it_alone_and_nobody_lists_them
             headers={"authorization": "Bearer kb"},
         ) as response:
             assert (response.status, (await response.json())["error"]["code"]) == (404, "not_found")
-    assert len(replica.seen) == 1
+    assert len(replica.seen) == 2
 
 
 async def test_the_key_that_made_an_object_has_all_of_it() -> None:
