@@ -129,7 +129,7 @@ class Gateway:
             attempts=attempts,
             budget=budget,
             metrics=self._metrics,
-            owners=Owners(),
+            owners=Owners(guards=bool(settings.server.api_keys)),
             admission_of=self._admission_of,
             hedge_of=self._hedge_of,
             token_ids=token_ids,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from sixfold.core.errors import DeadlineExceeded, InvalidRequest, QueueFull
+from sixfold.core.messages import Priority
 from sixfold.core.serving.request_facts import read_timeout_s
 from sixfold.scaling.gateway.upstream import Headers
 
@@ -18,22 +19,31 @@ _NOT_FORWARDED = _OF_CONNECTION | {
     "host",
     "content-length",
     "expect",
-    "x-request-id",
     "x-request-timeout-s",
     "x-request-deadline",
 }
 _NOT_PASSED_BACK = _OF_CONNECTION | {"date", "server", "x-request-id"}
 
 
-def forwarded_headers(raw: Iterable[tuple[bytes, bytes]], *, request_id: str, replica_key: str | None) -> Headers:
-    """The headers for a replica: the client's without those of its connection, under the gateway's key if it has one."""
-    dropped = _NOT_FORWARDED if replica_key is None else _NOT_FORWARDED | {"authorization"}
-    named = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in raw)
-    headers = [(name, value) for name, value in named if name not in dropped]
-    headers.append(("x-request-id", request_id))
+def forwarded_headers(
+    raw: Iterable[tuple[bytes, bytes]], *, request_id: str, replica_key: str | None, priority: Priority | None = None
+) -> Headers:
+    """The headers for a replica: the client's without those of its connection, and what the gateway says in their place.
+
+    Args:
+        raw: The client's.
+        request_id: The gateway's for it.
+        replica_key: Goes in the place of the client's key, if there is one.
+        priority: The class that the client's key gives it, which the replica can't know; None leaves that to the replica.
+    """
+    own = {"x-request-id": request_id}
     if replica_key is not None:
-        headers.append(("authorization", f"Bearer {replica_key}"))
-    return headers
+        own["authorization"] = f"Bearer {replica_key}"
+    if priority is not None:
+        own["x-priority"] = priority.name.lower()
+    named = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in raw)
+    kept = [(name, value) for name, value in named if name not in _NOT_FORWARDED and name not in own]
+    return [*kept, *own.items()]
 
 
 def passed_back(headers: Headers) -> list[tuple[bytes, bytes]]:

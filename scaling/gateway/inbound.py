@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import parse_qs
 
 import msgspec
 
 from sixfold.core.errors import InvalidRequest
-from sixfold.core.serving.form_reader import is_form
+from sixfold.scaling.disagg.bodies import TRANSFER_FIELD
+from sixfold.scaling.gateway.form_peek import peek_urlencoded
 from sixfold.scaling.route.policy import RequestShape
 from sixfold.scaling.route.prefix import hash_blocks
 
@@ -44,6 +44,8 @@ class Prompt(msgspec.Struct, frozen=True):
         tools: Of a chat; templates put them before the messages.
         max_tokens: Most tokens of the answer, as JSON.
         previous_response_id: What a response continues.
+        response_format: How a picture is sent, or the form of an answer, as JSON.
+        kv_transfer_params: Who computes the prompt: said by gateways only.
     """
 
     model: str | None = None
@@ -54,6 +56,8 @@ class Prompt(msgspec.Struct, frozen=True):
     tools: msgspec.Raw = msgspec.Raw(b"")
     max_tokens: msgspec.Raw = msgspec.Raw(b"")
     previous_response_id: msgspec.Raw = msgspec.Raw(b"")
+    response_format: msgspec.Raw = msgspec.Raw(b"")
+    kv_transfer_params: msgspec.Raw = msgspec.Raw(b"")
 
 
 _DECODE = msgspec.json.Decoder(Prompt).decode
@@ -89,21 +93,48 @@ class Inbound:
         return self.prompt is not None and self.prompt.stream is True
 
 
-def read_inbound(method: str, path: str, query: bytes, headers: Mapping[str, str], body: bytes) -> Inbound:
+def read_inbound(
+    method: str,
+    path: str,
+    query: bytes,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    form: Mapping[str, str] | None = None,
+) -> Inbound:
     """Looks into a request.
 
+    Args:
+        method: Upper case.
+        path: Without the query.
+        query: As it came.
+        headers: Lower-case names.
+        body: All of it.
+        form: What `peek_form` found, if the body is a form.
+
     Raises:
-        InvalidRequest: The body is no JSON object, or its model is no name.
+        InvalidRequest: The body is no JSON object, its model is no name, it says what only the gateway may say,
+            or it wants what can't be had through a gateway.
     """
     prompt: Prompt | None = None
     model: str | None = None
-    if body and is_form(headers):
-        model = form_model(headers.get("content-type", ""), body)
+    wants_url = False
+    if form is not None:
+        model = form.get("model")
+        wants_url = form.get("response_format") == "url"
     elif body:
         prompt = _decode(body)
+        _refuse_what_gateways_say(prompt)
         model = prompt.model
+        wants_url = _text(prompt.response_format) == "url"
     else:
-        model = next(iter(parse_qs(query.decode("latin-1")).get("model", ())), None)
+        model = peek_urlencoded(query).get("model")
+    if wants_url:
+        raise InvalidRequest(
+            "Pictures have no addresses at the gateway: they lie on the server that drew them. Set 'response_format' to "
+            "'b64_json'.",
+            param="response_format",
+        )
     if model is not None and not 0 < len(model) <= _MAX_NAME:
         raise InvalidRequest("The parameter 'model' is no name of a model. GET /v1/models lists all.", param="model")
     if model is None and method == "POST" and REPLAYABLE.fullmatch(path):
@@ -158,25 +189,6 @@ def shape_of(
     )
 
 
-def form_model(content_type: str, body: bytes) -> str | None:
-    """The field ``model`` of a multipart form, found without copying its files; None if there is none."""
-    found = re.search(r'boundary="?([^";,\s]{1,70})"?', content_type)
-    if found is None:
-        return None
-    border = b"--" + found[1].encode("latin-1")
-    start = body.find(border)
-    while start >= 0:
-        start += len(border)
-        end = body.find(b"\r\n" + border, start)
-        head_end = body.find(b"\r\n\r\n", start, start + 4096)
-        if end < 0 or head_end < 0:
-            return None
-        if re.search(rb';\s*name="?model"?\s*(;|\r\n|$)', body[start:head_end], re.IGNORECASE):
-            return body[head_end + 4 : min(end, head_end + 4 + _MAX_NAME + 1)].decode("utf-8", "replace")
-        start = end + 2
-    return None
-
-
 def _decode(body: bytes) -> Prompt:
     try:
         return _DECODE(body)
@@ -192,6 +204,21 @@ def _decode(body: bytes) -> Prompt:
         ) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as failure:
         raise InvalidRequest(f"The request body is not valid JSON: {failure}.", code="invalid_json") from None
+
+
+def _refuse_what_gateways_say(prompt: Prompt) -> None:
+    if bytes(prompt.kv_transfer_params):
+        raise InvalidRequest(
+            f"{TRANSFER_FIELD!r} is said by the gateway alone: it decides who computes a prompt. Leave it out.",
+            param=TRANSFER_FIELD,
+        )
+
+
+def _text(raw: msgspec.Raw) -> str | None:
+    try:
+        return msgspec.json.decode(raw, type=str) if bytes(raw) else None
+    except msgspec.DecodeError:
+        return None
 
 
 def _listed_ids(prompt: Prompt) -> tuple[int, ...] | None:

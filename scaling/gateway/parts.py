@@ -25,7 +25,7 @@ class Parts:
         attempts: Tries requests.
         budget: Counts requests and bounds their retries.
         metrics: Counted on the way.
-        owners: Where objects live.
+        owners: Where objects live, and whose they are.
         admission_of: The door of each model, by its name; "" is for requests that name none.
         hedge_of: When requests of each model are late.
         token_ids: Tokenizes prompts, if anything does.

@@ -48,7 +48,7 @@ class Prober:
         self._upstream = upstream
         self._registry = registry
         self._clock = clock
-        key = settings.replica_key
+        key = settings.probe_key or settings.replica_key
         self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
         ttl_s = settings.registry.ttl_s if settings.registry else 1.0
         self._leases = LeaseView(ttl_s)

@@ -6,18 +6,19 @@ import asyncio
 
 from starlette.types import Receive, Scope, Send
 
-from sixfold.core.errors import ModelNotFound, NotFound, NotReady, RequestCancelled, RequestError
+from sixfold.core.errors import InvalidRequest, ModelNotFound, NotFound, NotReady, RequestCancelled, RequestError
 from sixfold.core.serving.body import BodyStream
 from sixfold.core.serving.form_reader import is_form
 from sixfold.core.serving.keys import Principal
 from sixfold.core.serving.request_facts import read_headers
 from sixfold.scaling.gateway.attempts import Work
+from sixfold.scaling.gateway.form_peek import peek_form
 from sixfold.scaling.gateway.forwarding import Buffered, deadline_of, forwarded_headers
 from sixfold.scaling.gateway.inbound import Inbound, read_inbound, shape_of
+from sixfold.scaling.gateway.owners import named_object
 from sixfold.scaling.gateway.parts import Parts
 from sixfold.scaling.gateway.relay import Relay
 from sixfold.scaling.gateway.resume import is_resumable
-from sixfold.scaling.gateway.splitter import PromptSplitter
 from sixfold.scaling.gateway.upstream import Outgoing
 
 _EVERY_REPLICA = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/sleep", "/wake_up", "/metrics"))
@@ -58,6 +59,7 @@ class ProxiedRequest:
         self._tenant = tenant
         self._arrived_s = parts.clock()
         self._headers = read_headers(scope)
+        self._priority = principal.priority
         self._num_held = 0
         self._label = ""  # the model's name in metrics: only of models that exist
         self._reason: RequestError | None = None
@@ -97,6 +99,14 @@ class ProxiedRequest:
             raise NotFound("This is no path of a server. GET /v1/models lists the models.")
         if path in _EVERY_REPLICA:
             raise NotFound(f"{path} concerns single servers. Send it to each of them, not to the gateway.")
+        if path.startswith("/v1/images/files/"):
+            raise NotFound(
+                "Pictures have no addresses at the gateway. Set 'response_format' to 'b64_json' when they are drawn."
+            )
+        if sum(name == b"content-type" for name, _value in scope["headers"]) > 1:
+            raise InvalidRequest(
+                "The header content-type is given more than once. Give it once."
+            )  # whom would one believe?
         form = is_form(self._headers)
         stream = BodyStream(
             self._receive,
@@ -113,7 +123,12 @@ class ProxiedRequest:
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         raw: bytes = scope.get("raw_path") or path.encode()
         return read_inbound(
-            scope["method"], raw.partition(b"?")[0].decode("latin-1"), scope["query_string"], self._headers, body
+            scope["method"],
+            raw.partition(b"?")[0].decode("latin-1"),
+            scope["query_string"],
+            self._headers,
+            body,
+            form=await peek_form(self._headers, body) if form and body else None,
         )
 
     async def _admit_and_answer(self, inbound: Inbound) -> None:
@@ -126,14 +141,19 @@ class ProxiedRequest:
                     f"The model {model[:200]!r} does not exist. GET /v1/models lists all.", param="model"
                 )
             self._label = model
-        if parts.settings.disaggregation is not None:
-            PromptSplitter.check(inbound.body)
+        elif principal.models is not None and inbound.body and named_object(inbound.path) is None:
+            raise InvalidRequest(
+                "The API key is for certain models only. Name one of them in the parameter 'model'.",
+                param="model",
+                code="missing_required_parameter",
+            )
+        self._priority = principal.priority_of(self._headers.get("x-priority"))
         work = self._work(inbound)
         principal.limiter.begin()
         admission = parts.admission_of(self._label)
         try:
             cost = float(work.shape.prompt_units + work.shape.output_units)
-            weight = principal.weight * principal.priority_of(self._headers.get("x-priority")).weight
+            weight = principal.weight * self._priority.weight
             try:
                 await admission.enter(self._tenant, weight=weight, cost=cost, deadline_s=work.deadline_s)
             except RequestError as error:
@@ -161,7 +181,10 @@ class ProxiedRequest:
             token_ids=parts.token_ids,
         )
         headers = forwarded_headers(
-            self._scope["headers"], request_id=self._request_id, replica_key=parts.settings.replica_key
+            self._scope["headers"],
+            request_id=self._request_id,
+            replica_key=parts.settings.replica_key,
+            priority=self._priority if parts.settings.server.api_keys else None,
         )
         limit_s = parts.settings.server.request_timeout_s
         return Work(
@@ -171,7 +194,7 @@ class ProxiedRequest:
             outgoing=Outgoing(method=inbound.method, target=inbound.target, headers=headers, body=inbound.body),
             replayable=inbound.replayable,
             deadline_s=deadline_of(self._headers, limit_s=limit_s, arrived_s=self._arrived_s),
-            only=parts.owners.owner_of(inbound),
+            only=parts.owners.owner_of(inbound, tenant=self._tenant),
         )
 
     async def _answer(self, inbound: Inbound, work: Work) -> None:
@@ -185,7 +208,7 @@ class ProxiedRequest:
         try:
             if attempt.answer.status < 400:
                 hedge.answered(delay_s)
-            parts.owners.learn(inbound, attempt)
+            parts.owners.learn(inbound, attempt, tenant=self._tenant)
             await self._relay.pass_on(attempt, work, resumes=resumes)
             if attempt.answer.status < 400:
                 parts.metrics.successes.labels(self._label).inc()

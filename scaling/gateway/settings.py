@@ -1,18 +1,14 @@
-"""What an operator may set about the gateway: one file, read once, checked whole."""
+"""What an operator may set about the gateway, with defaults and bounds."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from sixfold.core.errors import ConfigError
 from sixfold.core.serving.settings import ServerSettings
-from sixfold.core.validation import validate
-from sixfold.core.yaml_document import Location, read_document
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -223,7 +219,11 @@ class GatewaySettings(BaseModel):
     """The HTTP side, as of ``sixfold serve``. With ``api_keys`` the gateway checks keys and sends ``replica_key`` on."""
 
     replica_key: str | None = None
-    """The bearer key that replicas want; null: what the client sent is passed on."""
+    """The bearer key that replicas want; null: what the client sent is passed on. Without ``server.api_keys`` it would let
+    everyone in, so it is refused then, but on a loopback address."""
+
+    probe_key: str | None = None
+    """A key of the replicas for the gateway's own probes, where clients send theirs; null: ``replica_key``."""
 
     region: str | None = None
     """Where this gateway is: replicas of this region are preferred, unless a request's ``x-region`` names another."""
@@ -267,36 +267,18 @@ class GatewaySettings(BaseModel):
             raise ValueError("there are neither 'replicas' nor a 'registry'. Name at least one replica's address")
         return self
 
+    @model_validator(mode="after")
+    def _lends_its_key_to_nobody(self) -> GatewaySettings:
+        if self.replica_key is not None and not self.server.api_keys and not _is_loopback(self.server.host):
+            raise ValueError(
+                f"with 'replica_key' and no 'server.api_keys', whoever reaches {self.server.host} uses the replicas under that "
+                "key. Set 'server.api_keys'; or, where clients have keys of the replicas, 'probe_key' in place of 'replica_key'"
+            )
+        return self
 
-def load_gateway_config(
-    path: Path, *, environ: Mapping[str, str] | None = None, flags: Mapping[str, JsonValue] | None = None
-) -> GatewaySettings:
-    """Reads the gateway's configuration file.
 
-    Args:
-        path: The YAML file; ``${NAME}`` is filled in from the environment.
-        environ: Environment variables; those of the process unless given.
-        flags: Fields of ``server`` from the command line; a None is no flag.
-
-    Raises:
-        ConfigError: With file, line, dotted path and what to do; all problems at once where possible.
-    """
-    document = read_document(path, os.environ if environ is None else environ)
-    data: dict[str, JsonValue] = dict(document.root)
-    if "models" in data:
-        raise ConfigError(
-            f"{document.where(('models',))}: a gateway has no 'models': its replicas tell it theirs. Start the models with "
-            "'sixfold serve', and list the addresses of those servers under 'replicas'."
-        )
-    server = data.get("server")
-    if server is None or isinstance(server, dict):
-        given = {name: value for name, value in (flags or {}).items() if value is not None}
-        data["server"] = {"port": 8080, **(server or {}), **given}
-    registry = data.get("registry")
-    if isinstance(registry, dict) and isinstance(registry.get("path"), str):
-        data["registry"] = {**registry, "path": str((path.resolve().parent / str(registry["path"])).resolve())}
-
-    def where(location: Location) -> str:
-        return document.where(location)
-
-    return validate(GatewaySettings, data, where=where)
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

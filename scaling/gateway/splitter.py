@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sixfold.core.errors import InvalidRequest
-from sixfold.scaling.disagg.bodies import TRANSFER_FIELD, can_split, decode_body, handle_of, prefill_body
+from sixfold.scaling.disagg.bodies import can_split, decode_body, handle_of, prefill_body
 from sixfold.scaling.disagg.planner import PromptShape, ReplicaLoad, SplitCosts, SplitDecision, decide_split
 from sixfold.scaling.gateway.fleet import Fleet
 from sixfold.scaling.gateway.metrics import GatewayMetrics
@@ -23,7 +22,6 @@ from sixfold.scaling.route.router import Router
 
 _LOG = logging.getLogger(__name__)
 
-_FIELD = f'"{TRANSFER_FIELD}"'.encode()
 _MAX_ANSWER_BYTES = 1024 * 1024
 
 
@@ -68,19 +66,6 @@ class PromptSplitter:
         self._upstream = upstream
         self._metrics = metrics
         self._clock = clock
-
-    @staticmethod
-    def check(body: bytes) -> None:
-        """Refuses what only gateways may say.
-
-        Raises:
-            InvalidRequest: The client speaks of transfers itself.
-        """
-        if _FIELD in body and TRANSFER_FIELD in _decoded(body):
-            raise InvalidRequest(
-                f"{TRANSFER_FIELD!r} is said by the gateway alone: it decides who computes a prompt. Leave it out.",
-                param=TRANSFER_FIELD,
-            )
 
     async def outgoing_of(self, request_id: str, shape: RequestShape, outgoing: Outgoing, decode: Decision) -> Outgoing:
         """What to send to the replica that answers, after the prompt was computed elsewhere if that pays.

@@ -65,6 +65,7 @@ class ScriptedReplica:
 
     Attributes:
         seen: What it was asked, without probes.
+        keys: The bearer keys that it takes; empty for any or none.
         left: Set when a peer has left a stalled answer.
         go: Lets answers that wait end.
     """
@@ -77,6 +78,7 @@ class ScriptedReplica:
         self.raw_listing: bytes | None = None  # sent in place of `listing`
         self.ready: tuple[int, dict[str, Any]] = (200, {"status": "ready"})
         self.seen: list[Seen] = []
+        self.keys: tuple[str, ...] = ()
         self.left = asyncio.Event()
         self.go = asyncio.Event()
         self.asked = asyncio.Condition()
@@ -131,6 +133,8 @@ class ScriptedReplica:
         if seen.target == "/ready":
             status, state = self.ready
             return await self._send(Reply(status=status, parts=(json.dumps(state).encode(),)), reader, writer)
+        if self.keys and seen.headers.get("authorization", "").removeprefix("Bearer ") not in self.keys:
+            return await self._send(Reply(status=401, parts=(b'{"error": {}}',)), reader, writer)
         if seen.target == "/v1/models":
             listing = json.dumps({"object": "list", "data": self.listing}).encode()
             return await self._send(Reply(parts=(self.raw_listing or listing,)), reader, writer)

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from sixfold.core.errors import ConfigError
 from sixfold.scaling.gateway import settings as gateway_settings
-from sixfold.scaling.gateway.settings import GatewaySettings, load_gateway_config
+from sixfold.scaling.gateway.config_file import load_gateway_config
+from sixfold.scaling.gateway.settings import GatewaySettings
 from tests.core.test_config_docs import written
 
 DOC = (Path(__file__).parents[3] / "docs" / "gateway.md").read_text(encoding="utf-8")
@@ -56,6 +57,7 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
         ("replicas: [http://a]\nretrys: {}", "Did you mean 'retries'"),
         ("replicas: [http://a/v1]", r"replicas\[0\].url"),
         ("replicas: [http://a, http://a]", "given twice"),
+        ("replicas: [http://a]\nreplica_key: k\nserver: {host: 0.0.0.0}", "whoever reaches 0.0.0.0 uses the replicas"),
         ("replicas: [http://a]\nrouting: {policy: fast}", "routing.policy"),
     ],
 )

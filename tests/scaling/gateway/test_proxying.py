@@ -137,6 +137,33 @@ async def test_requests_about_an_object_go_to_the_replica_that_made_it() -> None
     assert (len(owner.seen), len(other.seen)) == (5, 0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", b'{"model": "m", "prompt": "x", "response_format": "url"}'),
+        ("application/json", b'{"model": "m", "prompt": "x", "response_forma\\u0074": "\\u0075rl"}'),
+        ("application/x-www-form-urlencoded", b"model=m&prompt=x&response_format=url"),
+    ],
+)
+async def test_pictures_by_an_address_that_no_client_reaches_are_refused(kind: str, body: bytes) -> None:
+    replica = ScriptedReplica("a")
+    async with fleet(replica) as gateway:
+        status, content, _headers = await gateway.ask(body, "/v1/images/generations", content_type=kind)
+        assert (status, json.loads(content)["error"]["param"]) == (400, "response_format")
+        status, content, _headers = await gateway.ask(path="/v1/images/files/f.png", method="GET")
+        assert (status, json.loads(content)["error"]["code"]) == (404, "not_found")
+        assert b"b64_json" in content
+    assert replica.seen == []
+
+
+async def test_other_response_formats_pass() -> None:
+    replica = ScriptedReplica("a")
+    async with fleet(replica) as gateway:
+        await gateway.ask_json({"model": "m", "response_format": "b64_json"}, "/v1/images/generations")
+        await gateway.ask_json({"model": "m", "response_format": {"type": "json_object"}}, "/v1/chat/completions")
+    assert len(replica.seen) == 2
+
+
 async def test_what_changes_every_server_is_not_sent_to_one_of_them() -> None:
     async with fleet(ScriptedReplica("a")) as gateway:
         status, content, _headers = await gateway.ask({"lora_name": "x"}, "/v1/load_lora_adapter")

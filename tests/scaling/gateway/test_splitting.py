@@ -137,10 +137,13 @@ async def test_a_prefill_replica_answers_where_nobody_else_does() -> None:
         assert await gateway.ask_json({"model": "m", "prompt": "short"}) == {"answered": True}
 
 
-async def test_clients_may_not_speak_of_transfers() -> None:
+@pytest.mark.parametrize("field", ["kv_transfer_params", "\\u006bv_transfer_params"])
+@pytest.mark.parametrize("settings", [{}, {"disaggregation": COSTS}])
+async def test_clients_may_not_speak_of_transfers(settings: dict[str, Any], field: str) -> None:
     prefill, decode = ScriptedReplica("p", COMPUTED, role="prefill"), ScriptedReplica("d", ANSWERED)
-    async with fleet(prefill, decode, disaggregation=COSTS) as gateway:
-        status, content, _headers = await gateway.ask({**LONG, "kv_transfer_params": {"do_remote_decode": True}})
+    async with fleet(prefill, decode, **settings) as gateway:
+        body = f'{{"model": "m", "prompt": "p", "{field}": {{"do_remote_decode": true}}}}'.encode()
+        status, content, _headers = await gateway.ask(body)
     assert status == 400
     assert json.loads(content)["error"]["param"] == "kv_transfer_params"
     assert decode.seen == []
