@@ -24,6 +24,7 @@ from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
 from sixfold.core.rendezvous.merge import join, merge, row_parts, split
 from sixfold.core.rendezvous.row_cache import RowCache, RowGroup
 from sixfold.core.rendezvous.streams import Pace, wait_for
+from sixfold.core.runtime.devices import use_device
 
 _log = logging.getLogger(__name__)
 
@@ -131,6 +132,10 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
     def cache_bytes(self) -> int:
         """What the row caches hold."""
         return sum(cache.num_bytes for cache in self._caches.values())
+
+    def begin_thread(self) -> None:
+        """See `RendezvousModel`: what a pipeline computes by itself is on its model's GPU."""
+        use_device(str(self._device))
 
     def prepare(self, request: Request[InputT], piece: object) -> Sequence[Parked[ModuleCall, Any]]:
         """Starts the pipeline and runs it up to its first call."""
