@@ -90,8 +90,10 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         """Times forwards of 1, 2, 4, ... calls of this form, for the budget; part of a warm-up.
 
         Ends where the memory or the given units or seconds do, or where twice the calls take twice as long twice: from
-        there on the slope is known.
+        there on the slope is known. Over ranks nothing is timed: memory that ends in one rank alone would part them.
         """
+        if max_seconds <= 0 or self._parallel is not None:
+            return
         num_forwards, began_s = self.num_forwards, time.monotonic()
         if self._graphs is not None:
             self._graphs.records_at_once = True
@@ -228,7 +230,7 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
     def _cached(self, function: Callable[..., Any], calls: Sequence[ModuleCall]) -> list[Any]:
         cache = self._caches.get(id(function))
         if self._graphs is not None and not any(self._caching(call) for call in calls):
-            answers = self._graphs.run(calls)
+            answers = self._graphs.run(calls, pads=len(calls) > 1 and self._merges.get(_kind(calls[0]), False))
             if answers is not None:
                 return answers
         if cache is None:
