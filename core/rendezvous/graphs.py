@@ -20,35 +20,13 @@ from sixfold.core.rendezvous.calls import ModuleCall, has_rows, is_row_list
 from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
 from sixfold.core.rendezvous.merge import cut, merge, split
 from sixfold.core.rendezvous.streams import rebuilt, recreated
+from sixfold.core.runtime.cuda_graphs import Capture
 
 _log = logging.getLogger(__name__)
-
-Capture = Callable[[Callable[[], None]], Callable[[], None]]
-"""Makes a call repeatable: the result does on the device what the argument does, with the same tensors."""
 
 # A recording costs about three forwards; a shape that came so often comes again.
 _RECORD_AT = 6
 _MAX_REMEMBERED = 512
-
-
-def capture_cuda_graph(device: torch.device) -> Capture:
-    """Records calls as CUDA graphs that share their memory: one runs at a time, and its answers are copied out."""
-    pool: Any = torch.cuda.graph_pool_handle()
-
-    def capture(call: Callable[[], None]) -> Callable[[], None]:
-        current = torch.cuda.current_stream(device)
-        stream: Any = cast(Any, torch.cuda.Stream)(device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            call()  # kernels compile and libraries make their workspaces outside of the graph
-        current.wait_stream(stream)
-        graph: Any = torch.cuda.CUDAGraph()
-        # Other threads encode and decode meanwhile, on streams of their own.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            call()
-        return cast("Callable[[], None]", graph.replay)
-
-    return capture
 
 
 @dataclass(slots=True)
