@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -46,18 +46,23 @@ class FakeCuda:
         self.active: list[tuple[FakeStream | None, bool]] = []
         self.recordings: list[tuple[FakeGraph, dict[str, Any]]] = []
         self.num_pools = 0
-        for name, fake in {
+        fakes: dict[str, Callable[..., Any]] = {
             "Stream": FakeStream,
             "CUDAGraph": FakeGraph,
-            "current_stream": lambda _device: self.current,
-            "stream": lambda stream: self.inside(stream, recorded=False),
+            "current_stream": self.current_stream,
+            "stream": self.inside,
             "graph": self.graph,
             "graph_pool_handle": self.new_pool,
-        }.items():
+        }
+        for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
 
+    def current_stream(self, device: torch.device) -> FakeStream:
+        assert device.index == 1, "that of the model"
+        return self.current
+
     @contextlib.contextmanager
-    def inside(self, stream: FakeStream | None, *, recorded: bool) -> Iterator[None]:
+    def inside(self, stream: FakeStream | None, *, recorded: bool = False) -> Generator[None]:
         before = list(self.active)
         self.active.append((stream, recorded))
         try:

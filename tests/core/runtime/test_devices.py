@@ -26,6 +26,10 @@ class FakeEvent:
         self.num_waits += 1
 
 
+def stream_of(device: torch.device) -> str:
+    return f"the stream of {device}"
+
+
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[FakeEvent]:
     """All events that are made, in order."""
@@ -36,7 +40,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[FakeEvent]:
         return made[-1]
 
     monkeypatch.setattr(torch.cuda, "Event", new_event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    monkeypatch.setattr(torch.cuda, "current_stream", stream_of)
     return made
 
 
