@@ -122,7 +122,8 @@ def ablate(subject: Any, sizes: Sequence[int], tiny: bool, modes: Sequence[str],
 
 def graphs_on(subject: Any) -> Any:
     """Recorded forwards on a GPU; None on a CPU."""
-    from sixfold.core.rendezvous.graphs import RowGraphs, capture_cuda_graph
+    from sixfold.core.rendezvous.graphs import RowGraphs
+    from sixfold.core.runtime.cuda_graphs import capture_cuda_graph
 
     if subject.device.type != "cuda":
         return None

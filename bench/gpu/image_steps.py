@@ -121,7 +121,8 @@ def _forward(denoiser: Any, arguments: dict[str, Any], graphs: bool) -> Callable
     if not graphs:
         return lambda: denoiser(**arguments)
     from sixfold.core.rendezvous.calls import TensorDigests, capture
-    from sixfold.core.rendezvous.graphs import RowGraphs, capture_cuda_graph
+    from sixfold.core.rendezvous.graphs import RowGraphs
+    from sixfold.core.runtime.cuda_graphs import capture_cuda_graph
     from sixfold.plugins.image.rules import call_rules
 
     rules = call_rules(16).get(type(denoiser).__name__)

@@ -229,6 +229,9 @@ class RendezvousModel(StepModel[Parked[CallT, AnswerT], InputT, OutputT], Generi
     ) -> Finish[OutputT]:
         """Runs the unmodified pipeline for one piece, with ``side.call`` in place of its heavy module. [own thread]"""
 
+    def begin_thread(self) -> None:
+        """Called first in the thread of each pipeline. [own thread]"""
+
     @abstractmethod
     def call_cost(self, call: CallT) -> Cost:
         """What one call asks of a step; its batch key holds all that calls must agree on to be merged. [device]"""
@@ -247,7 +250,12 @@ class RendezvousModel(StepModel[Parked[CallT, AnswerT], InputT, OutputT], Generi
 
     def prepare(self, request: Request[InputT], piece: object) -> Sequence[Parked[CallT, AnswerT]]:
         """Starts the pipeline and runs it up to its first call: prompts are encoded here."""
-        parked: Parked[CallT, AnswerT] = Parked(lambda side: self.run_pipeline(request, piece, side), self._on_news)
+
+        def run(side: PipelineSide[CallT, AnswerT]) -> Finish[OutputT]:
+            self.begin_thread()
+            return self.run_pipeline(request, piece, side)
+
+        parked: Parked[CallT, AnswerT] = Parked(run, self._on_news)
         if isinstance(parked.error, Exception):
             raise parked.error
         return (parked,)

@@ -1,8 +1,8 @@
 """Forwards recorded as CUDA graphs: a replay starts thousands of kernels by one call of the host.
 
 A denoiser's step is bound by the host until its rows fill the card. A graph has a fixed number of rows and reads its
-arguments from fixed places, so a forward is padded to the next recorded number. What stands in the padding are rows of
-earlier forwards: rows do not see each other, which `TorchPipelineModel` checks before it merges any.
+arguments from fixed places, so a merged forward is padded to the next recorded number. What stands in the padding are rows
+of earlier forwards: rows must not see each other, which `TorchPipelineModel` checks when it first merges any.
 """
 
 from __future__ import annotations
@@ -17,38 +17,16 @@ import torch
 from torch import Tensor
 
 from sixfold.core.rendezvous.calls import ModuleCall, has_rows, is_row_list
-from sixfold.core.rendezvous.memory import is_out_of_memory
+from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
 from sixfold.core.rendezvous.merge import cut, merge, split
 from sixfold.core.rendezvous.streams import rebuilt, recreated
+from sixfold.core.runtime.cuda_graphs import Capture
 
 _log = logging.getLogger(__name__)
-
-Capture = Callable[[Callable[[], None]], Callable[[], None]]
-"""Makes a call repeatable: the result does on the device what the argument does, with the same tensors."""
 
 # A recording costs about three forwards; a shape that came so often comes again.
 _RECORD_AT = 6
 _MAX_REMEMBERED = 512
-
-
-def capture_cuda_graph(device: torch.device) -> Capture:
-    """Records calls as CUDA graphs that share their memory: one runs at a time, and its answers are copied out."""
-    pool: Any = torch.cuda.graph_pool_handle()
-
-    def capture(call: Callable[[], None]) -> Callable[[], None]:
-        current = torch.cuda.current_stream(device)
-        stream: Any = cast(Any, torch.cuda.Stream)(device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            call()  # kernels compile and libraries make their workspaces outside of the graph
-        current.wait_stream(stream)
-        graph: Any = torch.cuda.CUDAGraph()
-        # Other threads encode and decode meanwhile, on streams of their own.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            call()
-        return cast("Callable[[], None]", graph.replay)
-
-    return capture
 
 
 @dataclass(slots=True)
@@ -104,8 +82,12 @@ class RowGraphs:
         """Graphs that are kept."""
         return len(self._graphs)
 
-    def run(self, calls: Sequence[ModuleCall]) -> list[Any] | None:
+    def run(self, calls: Sequence[ModuleCall], *, pads: bool = False) -> list[Any] | None:
         """Replays the forward of merged calls, after recording it if its shape has come often enough.
+
+        Args:
+            calls: Their keys are equal.
+            pads: Whether their rows are known not to see each other; else only a graph of as many rows will do.
 
         Returns:
             One answer a call; None if the forward must be computed.
@@ -113,7 +95,7 @@ class RowGraphs:
         first = calls[0]
         num_rows = sum(call.rows for call in calls)
         size = next((count for count in self._row_counts if count >= num_rows), None)
-        if size is None or first.alone or not _is_plain(first):
+        if size is None or (size > num_rows and not pads) or first.alone or not _is_plain(first):
             return None
         units = sum(call.units for call in calls)
         if units // num_rows * size > self._max_units:
@@ -123,7 +105,7 @@ class RowGraphs:
         if recorded is None:
             if not self._is_due(key):
                 return None
-            recorded = self._record(key, calls, size)
+            recorded = self._recorded(key, calls, size)
             if recorded is None:
                 return None
         self._graphs.move_to_end(key)
@@ -141,7 +123,23 @@ class RowGraphs:
             self._sightings.clear()
         return self.records_at_once or self._sightings[key] >= _RECORD_AT
 
-    def _record(self, key: Hashable, calls: Sequence[ModuleCall], size: int) -> _Recorded | None:
+    def _recorded(self, key: Hashable, calls: Sequence[ModuleCall], size: int) -> _Recorded | None:
+        """Records and keeps a forward; None if that can't be done, which is not tried again: it is computed all the same."""
+        try:
+            recorded = self._record(calls, size)
+        except Exception as error:  # the border between the core and a model's code
+            if len(self._refused) < _MAX_REMEMBERED:
+                self._refused.add(key)
+            _log.warning("%s can't be recorded as a CUDA graph: %s", type(calls[0].function).__name__, error)
+            if is_out_of_memory(error):
+                free_memory(error, self._device)
+            return None
+        self._graphs[key] = recorded
+        if len(self._graphs) > self._max_graphs:
+            self._graphs.popitem(last=False)
+        return recorded
+
+    def _record(self, calls: Sequence[ModuleCall], size: int) -> _Recorded:
         first = calls[0]
         merged = merge(calls)
         num_rows = sum(call.rows for call in calls)
@@ -154,19 +152,8 @@ class RowGraphs:
         def compute() -> None:
             found[:] = [first.function(**arguments)]
 
-        try:
-            replay = self._capture(compute)
-        except Exception as error:  # the border between the core and a model's code
-            if len(self._refused) < _MAX_REMEMBERED:
-                self._refused.add(key)
-            if is_out_of_memory(error):
-                raise
-            _log.warning("%s can't be recorded as a CUDA graph: %s", type(first.function).__name__, error)
-            return None
-        self._graphs[key] = recorded = _Recorded(arguments=arguments, rows=size, replay=replay, answer=found[0])
-        if len(self._graphs) > self._max_graphs:
-            self._graphs.popitem(last=False)
-        return recorded
+        replay = self._capture(compute)
+        return _Recorded(arguments=arguments, rows=size, replay=replay, answer=found[0])
 
     def _placed(self, name: str, value: Any, own: Any, call: ModuleCall, num_padding: int) -> Any:
         """A copy of a merged argument at a place of its own, with the first row in the padding.

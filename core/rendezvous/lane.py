@@ -18,6 +18,7 @@ from sixfold.core.rendezvous.calls import ModuleCall
 from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
 from sixfold.core.rendezvous.merge import merge, split
 from sixfold.core.rendezvous.streams import hand_over, new_stream
+from sixfold.core.runtime.devices import use_device
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Lane:
 
     def _run(self) -> None:
         torch.set_num_threads(self._num_threads)
+        use_device(str(self._device))
         own = new_stream(self._device) if self._device.type == "cuda" else None
         with torch.no_grad():
             while jobs := self._take():

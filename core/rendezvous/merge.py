@@ -50,7 +50,7 @@ def row_parts(arguments: Mapping[str, Any], call: ModuleCall, num_parts: int) ->
 
     Args:
         arguments: Of `merge`.
-        call: One of the merged calls.
+        call: One of the merged calls; its own arguments tell which of theirs have rows.
         num_parts: Shares.
     """
     first = next(iter(call.arguments))
@@ -58,32 +58,46 @@ def row_parts(arguments: Mapping[str, Any], call: ModuleCall, num_parts: int) ->
     if num_parts == 1:
         return [dict(arguments)]
     ends = [-(-num_rows * (index + 1) // num_parts) for index in range(num_parts)]  # the first get the rows more
-    cutter = _Cutter(call.rules, num_rows, first)
+    cutter = _Cutter(call.rules, call.rows, first)
+    own = call.arguments
     return [
-        {name: cutter.cut(name, arguments[name], start, stop) for name in arguments} if stop > start else None
+        {name: cutter.cut(name, arguments[name], own[name], start, stop) for name in arguments}
+        if stop > start
+        else None
         for start, stop in zip([0, *ends], ends, strict=False)
     ]
 
 
 class _Cutter:
-    def __init__(self, rules: CallRules, num_rows: int, first: str) -> None:
+    """Takes rows out of merged arguments.
+
+    Args:
+        rules: Of the calls.
+        rows: Of one of the calls, whose own arguments `cut` gets beside the merged ones: these may have as many rows by
+            chance.
+        first: Name of the first argument.
+    """
+
+    def __init__(self, rules: CallRules, rows: int, first: str) -> None:
         self._rules = rules
-        self._num_rows = num_rows
+        self._rows = rows
         self._first = first
 
-    def cut(self, name: str, value: Any, start: int, stop: int) -> Any:
+    def cut(self, name: str, value: Any, own: Any, start: int, stop: int) -> Any:
         if name in self._rules.ignored:
             return value
         if isinstance(value, Tensor):
-            return value[start:stop] if has_rows(name, value, self._rules, self._num_rows) else value
+            return value[start:stop] if has_rows(name, own, self._rules, self._rows) else value
         if isinstance(value, Mapping):
             keys = cast("Mapping[str, Any]", value)
-            return {key: self.cut(key, keys[key], start, stop) for key in keys}
+            return {key: self.cut(key, keys[key], own[key], start, stop) for key in keys}
         if isinstance(value, list | tuple):
             items = cast("Sequence[Any]", value)
             if is_row_list(name, items, self._rules, self._first):
                 return list(items[start:stop])
-            return rebuilt(value, (self.cut(name, item, start, stop) for item in items))
+            return rebuilt(
+                value, (self.cut(name, item, mine, start, stop) for item, mine in zip(items, own, strict=True))
+            )
         return value
 
 

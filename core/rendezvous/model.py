@@ -24,6 +24,7 @@ from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
 from sixfold.core.rendezvous.merge import join, merge, row_parts, split
 from sixfold.core.rendezvous.row_cache import RowCache, RowGroup
 from sixfold.core.rendezvous.streams import Pace, wait_for
+from sixfold.core.runtime.devices import use_device
 
 _log = logging.getLogger(__name__)
 
@@ -89,8 +90,10 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         """Times forwards of 1, 2, 4, ... calls of this form, for the budget; part of a warm-up.
 
         Ends where the memory or the given units or seconds do, or where twice the calls take twice as long twice: from
-        there on the slope is known.
+        there on the slope is known. Over ranks nothing is timed: memory that ends in one rank alone would part them.
         """
+        if max_seconds <= 0 or self._parallel is not None:
+            return
         num_forwards, began_s = self.num_forwards, time.monotonic()
         if self._graphs is not None:
             self._graphs.records_at_once = True
@@ -131,6 +134,10 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
     def cache_bytes(self) -> int:
         """What the row caches hold."""
         return sum(cache.num_bytes for cache in self._caches.values())
+
+    def begin_thread(self) -> None:
+        """See `RendezvousModel`: what a pipeline computes by itself is on its model's GPU."""
+        use_device(str(self._device))
 
     def prepare(self, request: Request[InputT], piece: object) -> Sequence[Parked[ModuleCall, Any]]:
         """Starts the pipeline and runs it up to its first call."""
@@ -223,7 +230,7 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
     def _cached(self, function: Callable[..., Any], calls: Sequence[ModuleCall]) -> list[Any]:
         cache = self._caches.get(id(function))
         if self._graphs is not None and not any(self._caching(call) for call in calls):
-            answers = self._graphs.run(calls)
+            answers = self._graphs.run(calls, pads=len(calls) > 1 and self._merges.get(_kind(calls[0]), False))
             if answers is not None:
                 return answers
         if cache is None:

@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from sixfold.core.runtime.events import recorded_event
+
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors in nested containers."""
@@ -68,7 +70,7 @@ class Pace:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._is_cuda = device.type == "cuda"
+        self._device = device
         self._last: Any = None
         self._last_but_one: Any = None
 
@@ -79,8 +81,5 @@ class Pace:
 
     def mark(self) -> None:
         """After a forward was given to the device."""
-        if self._is_cuda:
-            new_event: Any = torch.cuda.Event
-            event = new_event()
-            event.record()
-            self._last_but_one, self._last = self._last, event
+        if self._device.type == "cuda":
+            self._last_but_one, self._last = self._last, recorded_event(self._device)

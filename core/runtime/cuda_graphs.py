@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -18,22 +18,26 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def capture_cuda_graph(device: torch.device) -> Capture:
-    """Records calls as CUDA graphs that share their memory: one runs at a time.
+    """Records calls as CUDA graphs that share their memory: one runs at a time, and what it made holds until the next.
 
     Record the largest first: the memory of the others is then part of its.
     """
-    pool: list[Any] = []
+    cuda: Any = torch.cuda  # ships no types
+    pool = cuda.graph_pool_handle()
+    # One for all: memory is shared by recordings of one stream, and libraries make a workspace for each.
+    stream = cuda.Stream(device)
 
     def capture(call: Callable[[], None]) -> Callable[[], None]:
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # ships no types
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
+        current = cuda.current_stream(device)
+        stream.wait_stream(current)
+        graph = cuda.CUDAGraph()
+        # Around both: a recording that fails leaves torch's stream the current one, and it waits for the current device.
+        with cuda.stream(stream):
             call()  # kernels compile and libraries make their workspaces outside of the graph
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool[0] if pool else None):
-            call()
-        pool.append(graph.pool())
-        return graph.replay
+            current.wait_stream(stream)
+            # Other threads encode and decode meanwhile, on streams of their own.
+            with cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                call()
+        return cast("Callable[[], None]", graph.replay)
 
     return capture

@@ -1,4 +1,4 @@
-"""Names the device that a replica runs on, and says how much of it the replica has. Used in the worker only."""
+"""Names the device of a replica, binds threads to it, and says how much of it the replica has. Used in workers only."""
 
 from __future__ import annotations
 
@@ -19,6 +19,22 @@ def resolve_device(device: str) -> str:
     import torch  # heavy: only a worker pays for it
 
     return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def use_device(device: str) -> None:
+    """Makes a GPU the calling thread's own; called first in every thread that computes, and harmless again.
+
+    CUDA's current device is a thread's, and in a new one it is the first GPU: what names no device would go there.
+    """
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not int(index or 0):
+        return  # a new thread has the first GPU, and to ask for it would take memory beside an engine's own processes
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    if int(index) < torch.cuda.device_count():  # of one that is not there the loader tells
+        torch.cuda.set_device(int(index))
 
 
 def device_bytes(device: str) -> int | None:

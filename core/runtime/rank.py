@@ -18,6 +18,7 @@ from sixfold.core.parallel.mesh import join
 from sixfold.core.parallel.messages import Loaded, LoadingFailed
 from sixfold.core.parallel.modules import RankModules
 from sixfold.core.plugins import load_plugins
+from sixfold.core.runtime.devices import use_device
 from sixfold.core.runtime.loading import imported, load_context
 from sixfold.core.runtime.ranks import RankStart
 
@@ -34,6 +35,7 @@ def main(fd: int) -> int:
     orders = Orders(sock)
     torch.set_num_threads(start.load.num_threads)
     try:
+        use_device(start.load.device)
         family = load_plugins().families[start.load.family]
         modules = imported(family.rank_loader)(load_context(family, start.load))
     except Exception as error:  # a model's code may raise anything while it loads; rank 0 must hear it

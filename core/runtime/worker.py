@@ -33,7 +33,7 @@ from sixfold.core.messages import Event, Failed, Increment, Priority, Request
 from sixfold.core.plugins import load_plugins
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.allocator import keep_freed_memory, use_one_arena
-from sixfold.core.runtime.devices import device_bytes, resolve_device
+from sixfold.core.runtime.devices import device_bytes, resolve_device, use_device
 from sixfold.core.runtime.loading import load_model, split_threads
 from sixfold.core.tokenization.pool import ThreadPiecePool
 
@@ -173,15 +173,15 @@ class Worker:
             self._on_failed()
             return
         self.manager.run(
-            on_running=lambda: self._writer.put(
-                wire.Ready.of(model.info, device_bytes=device_bytes(resolve_device(self._load.device)))
-            ),
+            on_running=lambda: self._writer.put(wire.Ready.of(model.info, device_bytes=device_bytes(self._device))),
             # A lost device ends the process at once: the serving process sees the closed socket and replaces it.
             on_lost=lambda: threading.Thread(target=self._die, daemon=True).start(),
         )
 
     def _prepare(self) -> StepModel[Any, Any, Any]:
         load = self._load
+        self._device = resolve_device(load.device)
+        use_device(self._device)
         family = load_plugins().families.get(load.family)
         if family is None:
             raise UsageError(f"The worker's Python has no plugin with the family {load.family!r}. Install it there.")
@@ -203,7 +203,7 @@ class Worker:
         keep_freed_memory()
         model.warm_up()
         self._pool: ThreadPiecePool[tuple[Request[Any], object], Any] = ThreadPiecePool(
-            lambda work: model.prepare(*work),
+            self._prepare_piece,
             num_workers=load.num_pool_threads,
             max_pending_pieces=_MAX_PENDING_PIECES,
             name="prepare",
@@ -227,6 +227,10 @@ class Worker:
         )
         self._writer.stats = self._stats_if_changed
         return model
+
+    def _prepare_piece(self, work: tuple[Request[Any], object]) -> Any:
+        use_device(self._device)  # the thread is the pool's
+        return self._model.prepare(*work)
 
     def _die(self) -> None:
         if self._leader is not None:
@@ -279,6 +283,7 @@ class Worker:
     def _adjust(self, message: wire.Adjust) -> None:
         refusal: str | None = None
         try:
+            use_device(self._device)
             self._model.adjust(self._family.options.model_validate(message.options))
         except SixfoldError as error:
             refusal = str(error)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sixfold.core.runtime.cuda_graphs import Capture, capture_cuda_graph
+from sixfold.core.runtime.events import recorded_event
 from sixfold.plugins.embedding.attention import PackedAttention
 from sixfold.plugins.embedding.forward import Forward, RecordableForward
 from sixfold.plugins.embedding.outputs.heads import MultiVectorHead, Sparse, SparseHead
@@ -70,8 +71,7 @@ class VectorsToCome:
         if vectors.is_cuda:
             self._host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
             self._host.copy_(vectors, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # ships no types
-            self._arrived.record()
+            self._arrived = recorded_event(vectors.device)
 
     @property
     def is_there(self) -> bool:

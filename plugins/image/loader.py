@@ -13,9 +13,10 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, InvalidRequest, SourceError
 from sixfold.core.family import LoadContext
 from sixfold.core.parallel.modules import RankModule
-from sixfold.core.rendezvous.graphs import RowGraphs, capture_cuda_graph
+from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.core.rendezvous.splitting import left_out, split_plan
+from sixfold.core.runtime.cuda_graphs import capture_cuda_graph
 from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.core.runtime.quantization.modules import held_bytes, quantize_loaded

@@ -57,7 +57,7 @@ class ImageOptions(BaseModel):
     compile: bool = False
     """Compiles the blocks of the denoiser (``torch.compile``, for any number of rows). Takes minutes at the start."""
     cuda_graph_rows: tuple[Annotated[int, Field(ge=1, le=256)], ...] | None = None
-    """Rows of denoiser calls that are recorded as CUDA graphs; calls of fewer rows are padded to the next of these. None
-    takes 1, 2, 3, 4, 6, 8, 12 and 16 on a GPU; an empty list records nothing. Without effect on a CPU."""
+    """Rows of denoiser calls that are recorded as CUDA graphs; merged calls of fewer rows are padded to the next of these.
+    None takes 1, 2, 3, 4, 6, 8, 12 and 16 on a GPU; an empty list records nothing. Without effect on a CPU."""
     decode_threads: int = Field(default=1, ge=1)
     """CPU threads of the lane that decodes finished pictures beside the steps."""

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sixfold.core.runtime.events import recorded_event
+
 
 class HostCopy:
     """A tensor on its way to the host: the copy is begun at once, and waited for when it is read.
@@ -24,8 +26,7 @@ class HostCopy:
             # Only pinned memory is filled beside the host.
             self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._tensor.copy_(tensor, non_blocking=True)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # ships no types
-            self._copied.record()
+            self._copied = recorded_event(tensor.device)
 
     def wait(self) -> Tensor:
         """The tensor on the host. Other threads run meanwhile."""

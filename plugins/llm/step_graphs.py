@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sixfold.core.runtime.cuda_graphs import Capture
+from sixfold.core.runtime.events import recorded_event
 from sixfold.plugins.llm.batch_layout import BatchLayout
 from sixfold.plugins.llm.rows import AttentionRows, runs_of
 from sixfold.plugins.llm.tensors import to_tensor
@@ -103,7 +104,7 @@ class StepGraphs:
         self._ones = torch.ones(max_rows, dtype=torch.int32, device=device)
         self._logit_rows = torch.arange(max_rows, device=device)
         self._sizes = row_counts(max_rows)
-        self._copied: Any = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]  # ships no types
+        self._copied: Any = None
         self._logits: Tensor | None = None
         # The largest first: the others' memory is then part of its.
         self._replays = {size: capture(self._call(compute, size)) for size in reversed(self._sizes)}
@@ -140,8 +141,8 @@ class StepGraphs:
         tables = self._host_tables[: num_sequences * num_blocks].view(num_sequences, num_blocks)
         tables.copy_(to_tensor(contexts.tables, torch.device("cpu")))
         self._tables[:num_sequences, :num_blocks].copy_(tables, non_blocking=True)
-        if self._copied is not None:
-            self._copied.record()
+        if self._tables.is_cuda:
+            self._copied = recorded_event(self._tables.device)
         self._replays[size]()
         assert self._logits is not None, "made by the first capture"
         wanted = layout.logit_rows

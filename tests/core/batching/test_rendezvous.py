@@ -57,6 +57,7 @@ class FakePipelineModel(RendezvousModel[Call, int, Picture, Total]):
         super().__init__()
         self.forwards: list[list[str]] = []
         self.threads: list[threading.Thread] = []
+        self.begun: list[threading.Thread] = []
         self.doors: dict[str, threading.Event] = defaultdict(threading.Event)
         self.num_answers_missing = 0
 
@@ -93,6 +94,9 @@ class FakePipelineModel(RendezvousModel[Call, int, Picture, Total]):
             self.doors[request.request_id].wait(20.0)  # a decode, as long as the test wants it
             side.emit(Total(-1))
         return Finish(result=Total(total), usage=Usage())
+
+    def begin_thread(self) -> None:
+        self.begun.append(threading.current_thread())
 
     def call_cost(self, call: Call) -> Cost:
         return Cost(units=1, min_units=1, batch_key=call.size)
@@ -244,6 +248,15 @@ def test_a_pipeline_that_never_calls_still_finishes() -> None:
     rig.submit("r", Picture(start=5, num_steps=0))
     rig.run_until_idle()
     assert rig.result("r") == 5
+
+
+def test_the_thread_of_each_pipeline_is_made_ready_by_the_model() -> None:
+    rig = Rig()
+    for name in "ab":
+        rig.submit(name, Picture())
+    rig.run_until_idle()
+    assert rig.model.begun == rig.model.threads
+    assert len(set(rig.model.begun)) == 2
 
 
 @pytest.mark.parametrize("stubborn", [False, True])

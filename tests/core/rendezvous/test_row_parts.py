@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sixfold.core.rendezvous.calls import CallRules, TensorDigests, capture
-from sixfold.core.rendezvous.merge import join, row_parts
+from sixfold.core.rendezvous.merge import join, merge, row_parts
 
 
 class Mixed(torch.nn.Module):
@@ -17,6 +17,25 @@ class Mixed(torch.nn.Module):
     def forward(self, hidden: Tensor, timestep: Tensor, table: Tensor, extra: dict[str, Tensor]) -> Any:
         rows = hidden * timestep[:, None] + table.sum() + extra["added"]
         return rows, (rows + 1, None), {"rows": rows * 2}
+
+
+def test_what_has_as_many_rows_as_the_merged_calls_but_no_row_of_a_call_is_not_cut() -> None:
+    module = Mixed()
+    table = torch.arange(4.0).reshape(4, 1)  # by no rule shared: its 4 rows are none of a call's 2
+    calls = [
+        capture(
+            module,
+            (torch.full((2, 3), float(index)), torch.tensor(2.0), table, {"added": torch.ones(2, 3)}),
+            {},
+            rules=CallRules(),
+            digests=TensorDigests(),
+        )
+        for index in range(2)
+    ]
+    cut = row_parts(merge(calls), calls[0], 2)
+    assert all(part is not None and torch.equal(part["table"], table) for part in cut)
+    answer = join([module(**part) for part in cut if part is not None])
+    assert torch.equal(answer[0], torch.cat([module(**call.arguments)[0] for call in calls]))
 
 
 @given(rows=st.integers(1, 9), parts=st.integers(1, 5))
