@@ -234,6 +234,11 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
             for sequence in sequences
         ]
         found = self._encoder.encode(inputs)
+        if len(inputs) > 1:  # as `_keep_each`
+            found = [
+                outputs if outputs.is_finite else self._encoder.encode([alone])[0]
+                for alone, outputs in zip(inputs, found, strict=True)
+            ]
         for sequence, outputs in zip(sequences, found, strict=True):
             sequence.outputs = outputs
         return [_DONE if outputs.is_finite else _NOT_FINITE for outputs in found]
