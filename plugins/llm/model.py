@@ -335,7 +335,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         tier = self._cache.tier
         # Only then was the device waited for, and for this step alone.
         if tier is not None and step.pending is not None and not step.may_be_followed:
-            tier.observe_step(sum(units), time.perf_counter() - step.began_s)
+            tier.observe_step(units, time.perf_counter() - step.began_s)
         # Nothing above has changed a sequence: had it failed, the core could repeat it. From here on nothing fails.
         for span in step.spans:
             span.keep(self._cache)
