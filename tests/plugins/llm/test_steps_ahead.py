@@ -13,7 +13,7 @@ import transformers
 
 from sixfold.core.batching.budget import Objective, StepBudget
 from sixfold.core.batching.entry import RequestState
-from sixfold.core.batching.model import StepRange
+from sixfold.core.batching.model import Granted, StepRange
 from sixfold.core.batching.scheduler import Scheduler
 from sixfold.core.batching.step_loop import StepLoop
 from sixfold.core.errors import RequestCancelled
@@ -242,3 +242,34 @@ def test_greedy_tokens_equal_those_of_generate(model_folder: Callable[[str], Pat
         assert answer is not None
         tokens = [codec.token_bytes(token) for token in made[0, ids.shape[1] :].tolist()]
         assert [place.chosen.raw for place in answer.choices[0].logprobs] == tokens
+
+
+def test_a_step_that_waited_behind_another_is_timed_from_that_ones_end(
+    model_folder: Callable[[str], Path], load_tiny: Callable[..., TransformersModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_tiny(model_folder("llama"), steps_ahead=True, speculation={"method": "off"})
+    tier = model._cache.keep_on_host(1 << 20)  # pyright: ignore[reportPrivateUsage]
+    timed: list[tuple[list[int], float]] = []
+    monkeypatch.setattr(tier, "observe_step", lambda units, seconds: timed.append((list(units), seconds)))
+    clock = FakeClock()
+    monkeypatch.setattr("time.perf_counter", clock)
+    requests = [Request(request_id=str(i), input=item, arrived_s=0.0) for i, item in enumerate(inputs(2))]
+    batches: list[list[Granted[Any]]] = []
+    for request in requests:
+        sequences = [s for piece in model.split(request) for s in model.prepare(request, piece)]
+        batches.append([Granted(s, model.reserve(s, s.num_prompt_tokens)) for s in sequences])
+
+    first = model.begin(batches[0])
+    assert first.may_be_followed
+    clock.advance(1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(model._decoder, "starts_at_once", lambda _layout: False)  # pyright: ignore[reportPrivateUsage]
+        second = model.begin(batches[1])
+    clock.advance(9.0)
+    first.finish()
+    clock.advance(2.0)
+    second.finish()
+
+    assert timed == [([granted.units for granted in batches[1]], 2.0)]
+    for granted in (*batches[0], *batches[1]):
+        model.release(granted.sequence)
