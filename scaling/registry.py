@@ -8,15 +8,18 @@ incarnation: a replica that was replaced can't come back over its successor.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
 
 from sixfold.core.errors import ConfigError, SixfoldError
+
+_LOG = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS replicas (
@@ -26,6 +29,10 @@ CREATE TABLE IF NOT EXISTS replicas (
 _BUSY_TIMEOUT_S = 2.0
 _KEPT_LEASES = 10
 """A row that stood still for so many lease times is removed by whoever sees it."""
+
+
+class RegistryUnavailable(SixfoldError):
+    """The registry can't be read or written at this moment; what was known still holds."""
 
 
 class LeaseLost(SixfoldError):
@@ -68,7 +75,10 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Registry(Protocol):
-    """A small table that many processes share. Calls may block for a moment: call them in a thread."""
+    """A small table that many processes share. Calls may block for a moment: call them in a thread.
+
+    Each raises `RegistryUnavailable` where the table can't be had at the moment.
+    """
 
     def publish(self, record: ReplicaRecord) -> None:
         """Adds or replaces the replica's row, and raises its count.
@@ -100,17 +110,15 @@ class SqliteRegistry:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            with closing(self._connect()) as connection, connection:
+            with self._transaction() as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute(_SCHEMA)
-        except sqlite3.Error as error:
-            raise ConfigError(
-                f"registry: {path} can't be used: {error}. Name a file in a folder that exists."
-            ) from error
+        except RegistryUnavailable as error:
+            raise ConfigError(f"registry: {error} Name a file in a folder that exists.") from error
 
     def publish(self, record: ReplicaRecord) -> None:
         """See `Registry.publish`."""
-        with closing(self._connect()) as connection, connection:
+        with self._transaction() as connection:
             changed = connection.execute(
                 "INSERT INTO replicas VALUES (?, ?, 1, ?) ON CONFLICT (replica_id) DO UPDATE SET "
                 "incarnation = excluded.incarnation, renewals = renewals + 1, record = excluded.record "
@@ -122,7 +130,7 @@ class SqliteRegistry:
 
     def withdraw(self, replica_id: str, incarnation: int, *, renewals: int | None = None) -> bool:
         """See `Registry.withdraw`."""
-        with closing(self._connect()) as connection, connection:
+        with self._transaction() as connection:
             cursor = connection.execute(
                 "DELETE FROM replicas WHERE replica_id = ? AND incarnation = ? AND renewals = COALESCE(?, renewals)",
                 (replica_id, incarnation, renewals),
@@ -131,13 +139,18 @@ class SqliteRegistry:
 
     def rows(self) -> Sequence[Row]:
         """See `Registry.rows`."""
-        with closing(self._connect()) as connection:
+        with self._transaction() as connection:
             found = connection.execute("SELECT record, renewals FROM replicas ORDER BY replica_id").fetchall()
         return [Row(msgspec.json.decode(record, type=ReplicaRecord), renewals) for record, renewals in found]
 
-    def _connect(self) -> sqlite3.Connection:
+    @contextmanager
+    def _transaction(self) -> Generator[sqlite3.Connection]:
         # One connection a call: SQLite's are bound to threads, and this is called a few times a second.
-        return sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S)
+        try:
+            with closing(sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S)) as connection, connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise RegistryUnavailable(f"{self._path} can't be used: {error}.") from error
 
 
 class LeaseView:
@@ -178,14 +191,18 @@ class LeaseView:
 async def lease(registry: Registry, record: ReplicaRecord, *, ttl_s: float) -> AsyncGenerator[None]:
     """Holds a replica's lease while the block runs, and gives it back at the end.
 
-    The block is cancelled with `LeaseLost` when another process has taken the id over.
+    The block is cancelled with `LeaseLost` when another process has taken the id over. A registry that is not there for a while
+    costs renewals and not the lease's holder: it is tried again at the next beat.
     """
     await asyncio.to_thread(registry.publish, record)
 
     async def renew() -> None:
         while True:
             await asyncio.sleep(ttl_s / 3.0)
-            await asyncio.to_thread(registry.publish, record)
+            try:
+                await asyncio.to_thread(registry.publish, record)
+            except RegistryUnavailable as error:
+                _LOG.warning("the lease of %s is not renewed: %s", record.replica_id, error)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -197,4 +214,7 @@ async def lease(registry: Registry, record: ReplicaRecord, *, ttl_s: float) -> A
     except* LeaseLost as lost:
         raise lost.exceptions[0] from None
     finally:
-        await asyncio.to_thread(registry.withdraw, record.replica_id, record.incarnation)
+        try:
+            await asyncio.to_thread(registry.withdraw, record.replica_id, record.incarnation)
+        except RegistryUnavailable as error:
+            _LOG.warning("the lease of %s ends by itself: %s", record.replica_id, error)

@@ -3,7 +3,7 @@
 Types and style are Triton's, so checkers leave this file alone.
 """
 # mypy: ignore-errors
-# pyright: basic, reportOperatorIssue=false
+# pyright: basic, reportOperatorIssue=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

@@ -98,9 +98,13 @@ class ProcessEngine:
 
     async def close(self) -> None:
         """Stops every replica and waits for them."""
-        tasks = [replica.task for replica in self._replicas if replica.task is not None]
-        for task in tasks:
-            task.cancel()
+        tasks: list[asyncio.Task[None]] = []
+        for replica in self._replicas:
+            if replica.task is not None:
+                tasks.append(replica.task)
+                if not replica.stopping:  # one that drains already must not be told twice: that would cut its requests
+                    replica.stopping = True
+                    replica.task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, replica: _Replica) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from sixfold.core.autoscaling.load import ModelLoad
+from sixfold.core.errors import ConfigError
 from sixfold.core.validation import validate
 from sixfold.scaling.autoscale.decide import decide, restarted
 from sixfold.scaling.autoscale.fleet import Fleet, State
@@ -97,6 +98,10 @@ class RayServePolicy:
 
     def __init__(self, scaling: Mapping[str, Any]) -> None:
         self._spec = validate(ScalingSpec, scaling, prefix=("policy_kwargs", "scaling"))
+        if self._spec.slo is not None:
+            raise ConfigError(
+                "policy_kwargs.scaling.slo: Ray Serve tells policies no times, so none can be kept by it. Remove it."
+            )
 
     def __call__(self, context: RayContext) -> tuple[int, dict[str, Any]]:
         """The number of replicas, and the state for the next call."""

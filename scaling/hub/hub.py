@@ -110,7 +110,9 @@ class Hub:
 
     async def _refresh(self) -> None:
         stored = await self._store.get(PLAN_KEY)
-        if stored is not None and stored.version > self._version:
+        if stored is None:
+            self._version = ABSENT  # the store was lost: the next plan is written where there is none
+        elif stored.version != self._version:
             plan = msgspec.json.decode(stored.value, type=Plan)
             if self.plan is None:
                 self._view.remember(plan, self._clock())

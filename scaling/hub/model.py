@@ -199,7 +199,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True):
-    """Regions that a model's data may enter; sites and gateways hold it themselves, whatever a plan says."""
+    """Regions that a model's data may enter; sites and who routes by `georoute` hold it, whatever a plan says."""
 
     model: str
     regions: tuple[str, ...]

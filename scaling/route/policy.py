@@ -1,7 +1,7 @@
 """The words that all routing shares: what a request looks like, what a replica looks like, and what was decided.
 
-A policy is a function of (request, candidates, now) and of what it was told before; it reads no clock and no network. So the
-gateway and the simulator run the same code. `sixfold.scaling.route.router.Router` adds the reservations.
+A policy is a function of (request, candidates, now) and of what it was told before; it reads no clock and no network.
+`sixfold.scaling.route.router.Router` adds the reservations.
 """
 
 from __future__ import annotations

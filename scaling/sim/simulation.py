@@ -250,13 +250,18 @@ class Simulation:
         jobs = site.lose(now_s)
         detected_s = now_s + loss.detect_s
         self._detected_s[site.name] = detected_s
-        self._at(detected_s, lambda _now_s: self._known_lost.add(site.name))
+        self._at(detected_s, partial(self._detect, site))
         for job in jobs:
             if job.first_token_s is not None and not self._rules.replay_streams:
                 self._end(job, Outcome.LOST, now_s)
             else:
                 self._at(detected_s, partial(self._send, job))
         self._at(now_s + loss.duration_s, partial(self._found, site))
+
+    def _detect(self, site: Site, _now_s: float) -> None:
+        """Its absence is noticed, unless it is back by then."""
+        if not site.up:
+            self._known_lost.add(site.name)
 
     def _found(self, site: Site, now_s: float) -> None:
         """The site may start replicas again; requests come when the first is ready."""

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sixfold.core.errors import ConfigError
-from sixfold.scaling.registry import LeaseLost, LeaseView, ReplicaRecord, Row, SqliteRegistry, lease
+from sixfold.scaling.registry import (
+    LeaseLost,
+    LeaseView,
+    RegistryUnavailable,
+    ReplicaRecord,
+    Row,
+    SqliteRegistry,
+    lease,
+)
 
 
 def record(name: str = "a", *, incarnation: int = 1, url: str = "http://a") -> ReplicaRecord:
@@ -94,6 +102,32 @@ async def test_a_replica_whose_id_was_taken_over_stops(registry: SqliteRegistry)
             registry.publish(record(incarnation=2))
             await asyncio.Event().wait()
     assert [row.record.incarnation for row in registry.rows()] == [2]
+
+
+async def test_a_registry_that_is_away_for_a_while_costs_no_lease(tmp_path: Path) -> None:
+    class Failing(SqliteRegistry):
+        num_failures = 0
+
+        def publish(self, record: ReplicaRecord) -> None:
+            if self.rows() and self.num_failures < 3:
+                self.num_failures += 1
+                raise RegistryUnavailable("The disk is full.")
+            super().publish(record)
+
+    registry = Failing(tmp_path / "replicas.db")
+    async with lease(registry, record(), ttl_s=0.003):
+        while registry.rows()[0].renewals < 3:
+            await asyncio.sleep(0)
+    assert registry.num_failures == 3
+    assert registry.rows() == []
+
+
+def test_a_file_that_is_no_registry_any_more_is_said_to_be_unavailable(tmp_path: Path) -> None:
+    path = tmp_path / "replicas.db"
+    registry = SqliteRegistry(path)
+    path.write_bytes(b"no database " * 1000)
+    with pytest.raises(RegistryUnavailable, match="can't be used"):
+        registry.publish(record())
 
 
 def test_a_file_that_cant_be_made_is_the_operators_mistake(tmp_path: Path) -> None:

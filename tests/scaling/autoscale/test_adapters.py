@@ -118,3 +118,8 @@ def test_the_command_prints_a_manifest_and_names_the_line_of_a_mistake(
     file.write_text("model: chat\nscaling: {max_replica: 4}\n", encoding="utf-8")
     assert main(["scaled-object", str(file), "--name", "chat"]) == 2
     assert "max_replicas" in capsys.readouterr().err
+
+
+def test_an_objective_that_ray_can_not_tell_about_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"policy_kwargs\.scaling\.slo"):
+        RayServePolicy({"slo": {"ttft_s": 1.0}})

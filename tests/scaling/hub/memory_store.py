@@ -24,6 +24,12 @@ class MemoryStore:
         self._lease_ids = count(1)
         self.changed = asyncio.Event()
 
+    def lose_all(self) -> None:
+        """As when its disks are gone and it starts from nothing, versions included."""
+        self._entries.clear()
+        self._ends_s.clear()
+        self._versions = count(1)
+
     def expire(self) -> None:
         for lease_id in [key for key, ends_s in self._ends_s.items() if ends_s <= self._clock()]:
             self._end(lease_id)

@@ -216,6 +216,22 @@ async def test_a_lost_store_does_not_strand_the_sites_at_their_epochs(scene: Sce
     assert sum(replicas(hub.plan).values()) == 9 - min(6, FLEET.weights.max_stops)
 
 
+async def test_a_hub_that_lives_through_the_loss_of_its_store_goes_on_planning(scene: Scene) -> None:
+    hub = scene.hub("a")
+    for load in (2, 3, 4):
+        scene.tell(hub, "eu", "us", "ap", load=load)
+        await hub.step()
+        scene.clock.advance(3)
+    before = await scene.stored()
+    scene.store.lose_all()
+    for _ in range(4):  # it learns that its lead is gone, wins it again, and plans
+        scene.tell(hub, "eu", "us", "ap", load=6)
+        await hub.step()
+        scene.clock.advance(3)
+    assert (await scene.stored()).epoch > before.epoch
+    assert replicas(hub.plan) == {"eu": 6, "us": 6, "ap": 6}
+
+
 def test_a_solver_that_takes_longer_than_the_lead_lives_does_not_lose_it() -> None:
     async def plan_slowly(loop: VirtualLoop) -> bool:
         async def slow(snapshot: Snapshot) -> Plan:
