@@ -274,11 +274,14 @@ def test_a_model_whose_device_died_under_a_flight_says_so(
     def refuse(*_arguments: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
+    def begin(*_arguments: object) -> ByHand:
+        return Dying()
+
     with monkeypatch.context() as patched:
         patched.setattr(Encoder, "begin", refuse)
         with pytest.raises(RuntimeError, match="illegal"):  # nothing else is under way: the step itself is to blame
             model.step(sequences[:1])
-        patched.setattr(Encoder, "begin", lambda *_arguments: Dying())
+        patched.setattr(Encoder, "begin", begin)
         model.step(sequences[:1])
         patched.setattr(Encoder, "begin", refuse)
         with pytest.raises(DeviceLost):

@@ -296,7 +296,8 @@ def test_tight_memory_changes_no_token_and_blocks_nobody(
     flips = itertools.cycle(costs)
     observe = tier.observe_step
 
-    def flip(_units: Sequence[int], seconds: float) -> None:
+    def flip(units: Sequence[int], seconds: float) -> None:
+        del units  # too few to be measured
         tier.cost.copy_s = next(flips)
         observe([256], seconds)
 

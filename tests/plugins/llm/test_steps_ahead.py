@@ -250,12 +250,19 @@ def test_a_step_that_waited_behind_another_is_timed_from_that_ones_end(
     model = load_tiny(model_folder("llama"), steps_ahead=True, speculation={"method": "off"})
     tier = model._cache.keep_on_host(1 << 20)  # pyright: ignore[reportPrivateUsage]
     timed: list[tuple[list[int], float]] = []
-    monkeypatch.setattr(tier, "observe_step", lambda units, seconds: timed.append((list(units), seconds)))
+
+    def observe(units: Sequence[int], seconds: float) -> None:
+        timed.append((list(units), seconds))
+
+    def starts_slowly(_layout: object) -> bool:
+        return False
+
+    monkeypatch.setattr(tier, "observe_step", observe)
     clock = FakeClock()
     monkeypatch.setattr("time.perf_counter", clock)
-    requests = [Request(request_id=str(i), input=item, arrived_s=0.0) for i, item in enumerate(inputs(2))]
     batches: list[list[Granted[Any]]] = []
-    for request in requests:
+    for item in inputs(2):
+        request: Request[ChatInput | CompletionInput] = Request(request_id="r", input=item, arrived_s=0.0)
         sequences = [s for piece in model.split(request) for s in model.prepare(request, piece)]
         batches.append([Granted(s, model.reserve(s, s.num_prompt_tokens)) for s in sequences])
 
@@ -263,7 +270,7 @@ def test_a_step_that_waited_behind_another_is_timed_from_that_ones_end(
     assert first.may_be_followed
     clock.advance(1.0)
     with monkeypatch.context() as patched:
-        patched.setattr(model._decoder, "starts_at_once", lambda _layout: False)  # pyright: ignore[reportPrivateUsage]
+        patched.setattr(model._decoder, "starts_at_once", starts_slowly)  # pyright: ignore[reportPrivateUsage]
         second = model.begin(batches[1])
     clock.advance(9.0)
     first.finish()
