@@ -141,7 +141,7 @@ class SqliteRegistry:
         """See `Registry.rows`."""
         with self._transaction() as connection:
             found = connection.execute("SELECT record, renewals FROM replicas ORDER BY replica_id").fetchall()
-        return [Row(msgspec.json.decode(record, type=ReplicaRecord), renewals) for record, renewals in found]
+        return [Row(record, renewals) for raw, renewals in found if (record := _record_of(raw)) is not None]
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
@@ -151,6 +151,15 @@ class SqliteRegistry:
                 yield connection
         except sqlite3.Error as error:
             raise RegistryUnavailable(f"{self._path} can't be used: {error}.") from error
+
+
+def _record_of(raw: bytes) -> ReplicaRecord | None:
+    """A row's record; None for one that another version or program has written, which must not hide the others."""
+    try:
+        return msgspec.json.decode(raw, type=ReplicaRecord)
+    except (ValueError, RecursionError) as error:
+        _LOG.warning("a row of the registry can't be read and is passed over: %s", error)
+        return None
 
 
 class LeaseView:

@@ -63,7 +63,7 @@ class Admission:
     Args:
         capacity: How many may be at replicas now; 0 when there is no replica.
         max_waiting: How many may wait.
-        hold_s: How long they wait for a first replica.
+        hold_s: How long they wait when there is no replica, those too that wait when the last one goes.
         clock: Monotonic seconds.
     """
 
@@ -79,6 +79,7 @@ class Admission:
         self._virtual = 0.0
         self._num_pushed = 0
         self._rate = DrainRate()
+        self._holds: dict[_Ticket, asyncio.TimerHandle] = {}
         self.num_running = 0
         self.num_waiting = 0
 
@@ -103,7 +104,9 @@ class Admission:
         if capacity == 0 and not self._hold_s:
             raise self._no_replica()
         ticket = self._push(tenant, weight, cost)
-        await self._wait(ticket, deadline_s, holds=capacity == 0)
+        if capacity == 0:
+            self._hold(ticket)
+        await self._wait(ticket, deadline_s)
 
     def leave(self) -> None:
         """A request has ended."""
@@ -112,7 +115,14 @@ class Admission:
         self.pump()
 
     def pump(self) -> None:
-        """Lets waiting requests in for whom there is room; to be called when replicas come."""
+        """Lets waiting requests in for whom there is room; to be called when replicas come or go."""
+        if self._capacity() == 0:
+            for ticket in [each for tenant in self._tenants.values() for each in tenant.tickets]:
+                self._hold(ticket)
+            return
+        for timer in self._holds.values():
+            timer.cancel()
+        self._holds.clear()
         while self.num_waiting and self.num_running < self._capacity():
             ticket = self._pop()
             self._virtual = max(self._virtual, ticket.tag)
@@ -147,21 +157,26 @@ class Admission:
         self._drop(ticket)
         ticket.done.set_exception(self._full())
 
-    async def _wait(self, ticket: _Ticket, deadline_s: float | None, *, holds: bool) -> None:
-        now_s = self._clock()
-        until_s = min(
-            float("inf") if deadline_s is None else deadline_s, now_s + self._hold_s if holds else float("inf")
-        )
+    def _hold(self, ticket: _Ticket) -> None:
+        """There is no replica: refuses the request, unless one comes before its hold ends."""
+        if not self._hold_s:
+            self._refuse(ticket)
+        elif ticket not in self._holds:
+            self._holds[ticket] = asyncio.get_running_loop().call_later(self._hold_s, self._refuse, ticket)
+
+    def _refuse(self, ticket: _Ticket) -> None:
+        self._drop(ticket)
+        ticket.done.set_exception(self._no_replica())
+
+    async def _wait(self, ticket: _Ticket, deadline_s: float | None) -> None:
         try:
-            async with asyncio.timeout(None if until_s == float("inf") else max(0.0, until_s - now_s)):
+            async with asyncio.timeout(None if deadline_s is None else max(0.0, deadline_s - self._clock())):
                 await asyncio.shield(ticket.done)
         except TimeoutError:
             if ticket.done.done():
                 return ticket.done.result()  # let in, or refused, in the same moment
             self._give_up(ticket)
-            if deadline_s is not None and until_s == deadline_s:
-                raise DeadlineExceeded("The request's deadline passed while it waited for a replica.") from None
-            raise self._no_replica() from None
+            raise DeadlineExceeded("The request's deadline passed while it waited for a replica.") from None
         except asyncio.CancelledError:
             if not ticket.done.done():
                 self._give_up(ticket)
@@ -183,6 +198,9 @@ class Admission:
     def _drop(self, ticket: _Ticket) -> None:
         """Takes a ticket out of the counts; its row in the heap goes when it is met, once its future is done."""
         ticket.tenant.tickets.remove(ticket)
+        timer = self._holds.pop(ticket, None)
+        if timer is not None:
+            timer.cancel()
         self.num_waiting -= 1
         self._forget_idle()
 

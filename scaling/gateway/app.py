@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
 
 import msgspec
@@ -76,7 +76,10 @@ class Gateway:
         self._buffered = Buffered(settings.admission.max_buffered_bytes)
         self._router = Router(build_policy(settings.routing, self.kv_index))
         self._metrics = GatewayMetrics(self._gauges)
-        self.fleet = Fleet(self._router, OutlierDetector(settings.outliers), clock, self._on_change)
+        self.prefill_router = Router(build_policy(settings.routing, self.kv_index))
+        self.fleet = Fleet(
+            (self._router, self.prefill_router), OutlierDetector(settings.outliers), clock, self._on_change
+        )
         self._follow_caches: Callable[[list[ReplicaRecord]], None] | None = None
         self._upstream = Upstream(connect_timeout_s=settings.health.connect_timeout_s)
         self._prober = Prober(settings, self.fleet, self._upstream, registry, clock)
@@ -100,7 +103,7 @@ class Gateway:
             settings.disaggregation,
             fleet=self.fleet,
             decode_router=self._router,
-            prefill_router=Router(build_policy(settings.routing, self.kv_index)),
+            prefill_router=self.prefill_router,
             upstream=self._upstream,
             metrics=self._metrics,
             clock=self._clock,
@@ -136,7 +139,10 @@ class Gateway:
 
     @asynccontextmanager
     async def lifespan(self, _app: object) -> AsyncGenerator[None]:
-        """Watches the replicas while the block runs; it begins when each was looked at once."""
+        """Watches the replicas while the block runs; it begins when each was looked at once.
+
+        A defect that ends the watching ends the block: with a picture that stands still, nobody is served for long.
+        """
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._upstream)
             if self._gateway_settings.routing.policy == "kv":
@@ -146,14 +152,16 @@ class Gateway:
                 stack.push_async_callback(subscriber.close)
                 self._follow_caches = subscriber.follow
             looked = asyncio.Event()
-            watching = asyncio.create_task(self._prober.run(looked.set))
             try:
-                await _first_of(looked, watching)
-                yield
-            finally:
-                watching.cancel()
-                with suppress(asyncio.CancelledError):
-                    await watching
+                async with asyncio.TaskGroup() as group:
+                    watching = group.create_task(self._prober.run(looked.set))
+                    await looked.wait()
+                    try:
+                        yield
+                    finally:
+                        watching.cancel()
+            except ExceptionGroup as ended:
+                raise ended.exceptions[0] from None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, or passes it on."""
@@ -284,14 +292,3 @@ def _state(up: bool, draining: bool) -> str:
 
 def _json(body: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(body), status, media_type="application/json")
-
-
-async def _first_of(event: asyncio.Event, task: asyncio.Task[None]) -> None:
-    """Waits for the event; if the task ends first, its failure is raised."""
-    waiting = asyncio.create_task(event.wait())
-    try:
-        await asyncio.wait((waiting, task), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-    finally:
-        waiting.cancel()

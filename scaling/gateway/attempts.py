@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError, WorkerDied
@@ -107,8 +108,14 @@ class Attempts:
         self._hurry = hurry
         self._jitter = Random()
 
-    async def first_answer(self, work: Work, hedge: HedgeClock | None = None) -> Attempt:
+    async def first_answer(self, work: Work, hedge: HedgeClock | None = None, *, is_retry: bool = False) -> Attempt:
         """Returns an answer whose first bytes are here: a good one, or the last bad one when no more tries are left.
+
+        Args:
+            work: What is asked.
+            hedge: Says when a second replica is asked beside the first; None for never.
+            is_retry: Whether the first try is a retry already, which waits for its place in the budget. One request never
+                holds two places: those that wait for a second one would wait for each other.
 
         Raises:
             NotReady: No replica takes requests of this model.
@@ -120,6 +127,9 @@ class Attempts:
         tried: list[str] = []
         try:
             async with asyncio.timeout(timeout_s):
+                if is_retry:
+                    await self._budget.take()
+                    retrying = True
                 while True:
                     reason = ""
                     try:
@@ -161,11 +171,11 @@ class Attempts:
             winner = await self._race(tasks, work)
             return winner
         finally:
+            # Nothing is awaited here: a cancellation at that moment would lose the winner, and a loser that is slow to
+            # stop would hold it up.
             for task in tasks:
+                task.add_done_callback(partial(_close_loser, winner))
                 task.cancel()
-            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(outcome, Attempt) and outcome is not winner:
-                    outcome.close(failed=True)
 
     async def _race(self, tasks: Sequence[asyncio.Task[Attempt]], work: Work) -> Attempt:
         """The first task that has an answer; the last failure if none has."""
@@ -197,7 +207,8 @@ class Attempts:
         except BaseException:
             self._router.fail(decision)
             raise
-        self._judge(replica, answer)
+        if self._fleet.judge(replica, answer):
+            self._metrics.lost.labels(replica.record.replica_id, str(answer.status)).inc()
         return Attempt(answer, decision, self._router)
 
     def _select(self, work: Work, tried: Sequence[str]) -> tuple[Replica, Decision]:
@@ -240,16 +251,10 @@ class Attempts:
             self._fleet.unreachable(replica)
         self._hurry()
 
-    def _judge(self, replica: Replica, answer: Answer) -> None:
-        """Counts an answer for or against the replica. What it says is the request's own fault is not its."""
-        replica_id = replica.record.replica_id
-        if answer.status == 503 and b'"draining"' in answer.first:
-            self._fleet.refuses(replica)
-        elif answer.status >= 500 and answer.status != 504 and answer.header("x-should-retry") != "false":
-            self._metrics.lost.labels(replica_id, str(answer.status)).inc()
-            self._fleet.failed(replica_id)
-        else:
-            self._fleet.succeeded(replica_id)
+
+def _close_loser(winner: Attempt | None, task: asyncio.Task[Attempt]) -> None:
+    if not task.cancelled() and task.exception() is None and task.result() is not winner:
+        task.result().close(failed=True)
 
 
 def _lost(failure: ReplicaFailed, work: Work) -> RequestError:

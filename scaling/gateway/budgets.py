@@ -59,7 +59,7 @@ class RetryBudget:
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
                 self.give_back()  # it was given a place in the same moment
-            else:
+            elif place in self._waiting:  # `give_back` clears away those that it meets
                 self._waiting.remove(place)
             raise
 
@@ -67,8 +67,10 @@ class RetryBudget:
         """A retry has its answer or is given up."""
         self._num_retries -= 1
         while self._waiting and self._has_room():
-            self._num_retries += 1
-            self._waiting.popleft().set_result(None)
+            place = self._waiting.popleft()
+            if not place.done():  # one whose waiter was cancelled, and has not run since, is still in the queue
+                self._num_retries += 1
+                place.set_result(None)
 
     def _has_room(self) -> bool:
         return self._num_retries < max(self._settings.min_concurrent, int(self._settings.budget * self._num_requests))

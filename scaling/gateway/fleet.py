@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import msgspec
 
 from sixfold.scaling.gateway.outlier import OutlierDetector
+from sixfold.scaling.gateway.upstream import Answer
 from sixfold.scaling.registry import ReplicaRecord
 from sixfold.scaling.route.router import ReplicaFacts, Router
 
@@ -28,6 +29,20 @@ class ServedName(msgspec.Struct, frozen=True, kw_only=True):
     root: str | None = None
     parent: str | None = None
     state: str | None = None
+
+
+Listing = Mapping[str, tuple[ServedName, msgspec.Raw]]
+"""What a replica serves: what is read of each entry, and the entry as it came, by the name that clients use."""
+
+
+def read_listing(entries: Sequence[msgspec.Raw]) -> Listing:
+    """Reads the entries of a ``/v1/models``.
+
+    Raises:
+        ValueError: One is no model, or its text is no UTF-8.
+        RecursionError: One is nested too deep.
+    """
+    return {entry.id: (entry, raw) for raw in entries for entry in (msgspec.json.decode(raw, type=ServedName),)}
 
 
 class Replica:
@@ -60,16 +75,20 @@ class Fleet:
     """All replicas. Used in one event loop.
 
     Args:
-        router: Told which replicas are gone or begin anew.
+        routers: All who route to its replicas; told which are gone or begin anew.
         outliers: Told what came of requests.
         clock: Monotonic seconds.
-        on_change: Called when there may be room for more requests.
+        on_change: Called when there may be room for more or fewer requests.
     """
 
     def __init__(
-        self, router: Router, outliers: OutlierDetector, clock: Callable[[], float], on_change: Callable[[], None]
+        self,
+        routers: Sequence[Router],
+        outliers: OutlierDetector,
+        clock: Callable[[], float],
+        on_change: Callable[[], None],
     ) -> None:
-        self._router = router
+        self._routers = tuple(routers)
         self._outliers = outliers
         self._clock = clock
         self._on_change = on_change
@@ -97,26 +116,26 @@ class Fleet:
         wanted = {record.replica_id: record for record in records}
         for replica_id in [each for each in self._replicas if each not in wanted]:
             del self._replicas[replica_id]
-            self._router.forget(replica_id)
+            self._forget(replica_id)
         for replica_id, record in wanted.items():
             replica = self._replicas.get(replica_id)
             if replica is None or (replica.record.incarnation, replica.record.url) != (record.incarnation, record.url):
                 if replica is not None:
-                    self._router.forget(replica_id)
+                    self._forget(replica_id)
                 self._replicas[replica_id] = Replica(record)
             elif replica.record != record:
                 replica.record = record
                 replica.draining = record.draining
                 replica.facts = _facts(record, replica.names)
         self._outliers.retain(tuple(self._replicas))
-        self._router.retain(self._replicas)
+        for router in self._routers:
+            router.retain(self._replicas)
         self._on_change()
 
-    def probed(self, replica: Replica, listing: Sequence[msgspec.Raw], *, draining: bool) -> None:
+    def probed(self, replica: Replica, listing: Listing, *, draining: bool) -> None:
         """A probe was answered."""
-        named = {entry.id: (entry, raw) for raw in listing for entry in (msgspec.json.decode(raw, type=ServedName),)}
-        replica.names = {each: entry for each, (entry, _raw) in named.items() if entry.state not in _UNUSABLE}
-        replica.listing = {each: raw for each, (_entry, raw) in named.items()}
+        replica.names = {each: entry for each, (entry, _raw) in listing.items() if entry.state not in _UNUSABLE}
+        replica.listing = {each: raw for each, (_entry, raw) in listing.items()}
         replica.facts = _facts(replica.record, replica.names)
         replica.up = replica.was_seen = True
         replica.draining = draining or replica.record.draining
@@ -127,15 +146,26 @@ class Fleet:
 
     def unreachable(self, replica: Replica) -> None:
         """A probe or a connection failed: it gets no requests until a probe is answered."""
-        replica.up = False
+        if replica.up:
+            replica.up = False
+            self._on_change()
 
-    def refuses(self, replica: Replica) -> None:
-        """It said that it is draining."""
-        replica.draining = True
+    def judge(self, replica: Replica, answer: Answer) -> bool:
+        """Counts an answer for or against the replica; says whether the replica failed.
 
-    def succeeded(self, replica_id: str) -> None:
-        """It answered a request."""
-        self._outliers.succeeded(replica_id)
+        What it says is the request's own fault is not its. One that says that it drains gets no new requests.
+        """
+        replica_id = replica.record.replica_id
+        if answer.status == 503 and b'"draining"' in answer.first:
+            if not replica.draining:
+                replica.draining = True
+                self._on_change()
+        elif answer.status >= 500 and answer.status != 504 and answer.header("x-should-retry") != "false":
+            self.failed(replica_id)
+            return True
+        else:
+            self._outliers.succeeded(replica_id)
+        return False
 
     def failed(self, replica_id: str) -> None:
         """It failed a request by its own fault."""
@@ -157,6 +187,10 @@ class Fleet:
     def prefillers(self, model: str) -> list[ReplicaFacts]:
         """Who computes prompts of the model for others."""
         return self._preferred([each for each in self._usable(model, ()) if each.record.role == "prefill"])
+
+    def _forget(self, replica_id: str) -> None:
+        for router in self._routers:
+            router.forget(replica_id)
 
     def _usable(self, model: str | None, without: Collection[str]) -> list[Replica]:
         return [

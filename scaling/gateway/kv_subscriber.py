@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-import msgspec
 import zmq
 import zmq.asyncio
 
@@ -61,7 +60,10 @@ def announcer_of(record: ReplicaRecord) -> Announcer | None:
     """Where the replica announces, if it does; an address for all interfaces is taken on the replica's host."""
     if record.kv_events is None:
         return None
-    host = urlsplit(record.url).hostname or "127.0.0.1"
+    try:
+        host = urlsplit(record.url).hostname or "127.0.0.1"
+    except ValueError:  # no address at all: nobody reaches the replica
+        return None
     return Announcer(
         replica_id=record.replica_id,
         incarnation=record.incarnation,
@@ -113,7 +115,7 @@ class KvSubscriber:
                     frames = await socket.recv_multipart()
                     if len(frames) == 3 and len(frames[1]) == 8:
                         await self._take(announcer, order, int.from_bytes(frames[1], "big"), frames[2])
-        except (zmq.ZMQError, msgspec.DecodeError) as error:
+        except (zmq.ZMQError, ValueError, RecursionError) as error:  # the latter two are what decoders raise
             # Another wire format must not pass for an empty cache: it is said, and requests go by guesses.
             self._index.forget(announcer.replica_id)
             _LOG.error("cache events of %s can't be read, its cache is guessed: %s", announcer.replica_id, error)
@@ -152,7 +154,10 @@ class KvSubscriber:
             try:
                 while True:
                     async with asyncio.timeout(_REPLAY_TIMEOUT_S):
-                        _empty, number_bytes, payload = await socket.recv_multipart()
+                        frames = await socket.recv_multipart()
+                    if len(frames) != 3:
+                        raise ValueError(f"a replay has {len(frames)} frames instead of 3")
+                    _empty, number_bytes, payload = frames
                     number = int.from_bytes(number_bytes, "big", signed=True)
                     if number == _END_OF_REPLAY:
                         return

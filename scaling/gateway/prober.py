@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from sixfold.scaling.gateway.fleet import Fleet, Replica
+from sixfold.scaling.gateway.fleet import Fleet, Replica, read_listing
 from sixfold.scaling.gateway.settings import GatewaySettings
 from sixfold.scaling.gateway.upstream import ReplicaFailed, Upstream
-from sixfold.scaling.registry import LeaseView, Registry, ReplicaRecord
+from sixfold.scaling.registry import LeaseView, Registry, RegistryUnavailable, ReplicaRecord, Row
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,16 +87,21 @@ class Prober:
             return
         try:
             rows = await asyncio.to_thread(self._registry.rows)
-            now_s = self._clock()
-            alive = self._leases.observe(rows, now_s)
-            self._fleet.set_records((*self._static, *alive.values()))
-            for row in self._leases.abandoned(rows, now_s):
-                record, renewals = row.record, row.renewals
-                await asyncio.to_thread(
-                    self._registry.withdraw, record.replica_id, record.incarnation, renewals=renewals
-                )
-        except Exception as error:  # a store of any kind: what was known stays in force, which is what survives it
-            _LOG.warning("the registry can't be used, the known replicas stay: %s", error)
+        except RegistryUnavailable as error:  # what was known stays in force, which is what survives it
+            _LOG.warning("the registry can't be read, the known replicas stay: %s", error)
+            return
+        now_s = self._clock()
+        alive = self._leases.observe(rows, now_s)
+        self._fleet.set_records((*self._static, *alive.values()))
+        for row in self._leases.abandoned(rows, now_s):
+            await self._clear_away(self._registry, row)
+
+    async def _clear_away(self, registry: Registry, row: Row) -> None:
+        record = row.record
+        try:
+            await asyncio.to_thread(registry.withdraw, record.replica_id, record.incarnation, renewals=row.renewals)
+        except RegistryUnavailable as error:
+            _LOG.warning("the row of %s is left in the registry: %s", record.replica_id, error)
 
     async def probe_all(self) -> None:
         """Probes every replica once, all at the same time."""
@@ -126,11 +131,12 @@ class Prober:
             status, body = await self._upstream.get(url, "/v1/models", self._headers, timeout_s=timeout_s)
             if status != 200:
                 raise ReplicaFailed(f"/v1/models answers {status}", begun=False)
-            listing = msgspec.json.decode(body, type=_Listing).data
+            listing = read_listing(msgspec.json.decode(body, type=_Listing).data)
             ready, state = await self._upstream.get(url, "/ready", self._headers, timeout_s=timeout_s)
             draining = ready == 503 and msgspec.json.decode(state, type=_Readiness).status == "draining"
-            self._fleet.probed(replica, listing, draining=draining)
-        except (ReplicaFailed, msgspec.DecodeError) as error:
+        except (ReplicaFailed, ValueError, RecursionError) as error:  # the latter two are what decoders raise
             if replica.up:
                 _LOG.warning("replica %s is down: %s", replica.record.replica_id, error)
             self._fleet.unreachable(replica)
+        else:
+            self._fleet.probed(replica, listing, draining=draining)

@@ -98,11 +98,7 @@ class Relay:
         parts = self._parts
         attempt.close(failed=True)
         for _attempt in range(1, parts.settings.retries.max_attempts):
-            await parts.budget.take()
-            try:
-                again = await parts.attempts.first_answer(work)
-            finally:
-                parts.budget.give_back()
+            again = await parts.attempts.first_answer(work, is_retry=True)
             try:
                 await stream.resume(again.answer)
                 parts.metrics.resumes.labels(work.model or "", "done").inc()

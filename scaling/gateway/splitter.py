@@ -17,7 +17,7 @@ from sixfold.scaling.disagg.planner import PromptShape, ReplicaLoad, SplitCosts,
 from sixfold.scaling.gateway.fleet import Fleet
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.settings import DisaggregationSettings
-from sixfold.scaling.gateway.upstream import AnswerTorn, Outgoing, ReplicaFailed, Upstream
+from sixfold.scaling.gateway.upstream import Answer, AnswerTorn, Outgoing, ReplicaFailed, Upstream
 from sixfold.scaling.route.policy import Decision, RequestShape
 from sixfold.scaling.route.router import Router
 
@@ -140,7 +140,7 @@ class PromptSplitter:
         assert replica is not None  # nothing was awaited since it was listed
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                status, answer = await self._ask(replica.record.url, outgoing)
+                answer, body = await self._ask(replica.record.url, outgoing)
         except ReplicaFailed as failure:
             self._fleet.failed(prefill.replica_id)
             if not failure.begun:
@@ -150,25 +150,26 @@ class PromptSplitter:
             self._fleet.failed(prefill.replica_id)
             reason = str(failure) or "it took too long"
         else:
-            self._fleet.succeeded(prefill.replica_id)
-            handle = handle_of(_decoded(answer)) if status == 200 else None
+            self._fleet.judge(replica, answer)
+            handle = handle_of(_decoded(body)) if answer.status == 200 else None
             if handle is not None:
                 return handle
-            reason = f"it answered {status} without a handle"
+            reason = f"it answered {answer.status} without a handle"
         _LOG.warning(
             "request %s: its prompt of about %d tokens is computed where it is answered; prefill replica %s: %s",
             *(request_id, shape.prompt_units, prefill.replica_id, reason),
         )
         return None
 
-    async def _ask(self, url: str, outgoing: Outgoing) -> tuple[int, bytes]:
+    async def _ask(self, url: str, outgoing: Outgoing) -> tuple[Answer, bytes]:
+        """The answer, closed, and all of its body."""
         with contextlib.closing(await self._upstream.send(url, outgoing)) as answer:
             body = answer.first
             async for chunk in answer.rest():
                 body += chunk
                 if len(body) > _MAX_ANSWER_BYTES:
                     raise AnswerTorn("it answers more than one token takes")
-            return answer.status, body
+            return answer, body
 
     def _count(self, shape: RequestShape, outcome: str) -> None:
         self._metrics.splits.labels(shape.model, outcome).inc()

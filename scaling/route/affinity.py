@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,12 +35,12 @@ class Affinity:
         self._inner = inner
         self._session_ttl_s = session_ttl_s
         self._max_sessions = max_sessions
-        self._seats: OrderedDict[str, _Seat] = OrderedDict()
+        self._seats: OrderedDict[bytes, _Seat] = OrderedDict()
 
     def choose(self, request: RequestShape, candidates: Sequence[Candidate], now_s: float) -> Choice:
         """See `Policy.choose`."""
         bearable = _bearable(candidates)
-        seat = None if request.session is None else self._seats.get(request.session)
+        seat = None if request.session is None else self._seats.get(_digest(request.session))
         if seat is not None and now_s - seat.used_at_s <= self._session_ttl_s:
             for index, candidate in enumerate(candidates):
                 if candidate.replica_id == seat.replica_id and bearable(candidate):
@@ -54,8 +55,9 @@ class Affinity:
     def routed(self, request: RequestShape, replica_id: str, now_s: float) -> None:
         """See `Policy.routed`."""
         if request.session is not None:
-            self._seats[request.session] = _Seat(replica_id, now_s)
-            self._seats.move_to_end(request.session)
+            session = _digest(request.session)
+            self._seats[session] = _Seat(replica_id, now_s)
+            self._seats.move_to_end(session)
             if len(self._seats) > self._max_sessions:
                 self._seats.popitem(last=False)
         self._inner.routed(request, replica_id, now_s)
@@ -63,6 +65,11 @@ class Affinity:
     def forget(self, replica_id: str) -> None:
         """See `Policy.forget`. Its sessions stay where they were: the replica that takes its place may be there already."""
         self._inner.forget(replica_id)
+
+
+def _digest(session: str) -> bytes:
+    """What is kept of a session's name: clients may choose long ones, and many."""
+    return hashlib.blake2b(session.encode(errors="surrogatepass"), digest_size=8).digest()
 
 
 def _bearable(candidates: Sequence[Candidate]) -> Callable[[Candidate], bool]:

@@ -6,8 +6,11 @@ an unknown type fails the decoding, so that a new kind of event is noticed and n
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 DEVICE_TIER = "GPU"
 """vLLM's name for the memory that a model computes from."""
 
@@ -26,8 +29,8 @@ class BlockStored(msgspec.Struct, frozen=True, tag_field="type"):
 
     block_hashes: tuple[int | bytes, ...]
     parent_block_hash: int | bytes | None
-    token_ids: tuple[int, ...]
-    block_size: int
+    token_ids: tuple[TokenId, ...]
+    block_size: Annotated[int, msgspec.Meta(gt=0)]
     medium: str | None = DEVICE_TIER
     lora_name: str | None = None
 

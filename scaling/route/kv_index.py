@@ -100,7 +100,12 @@ def root_of(block_size: int, adapter: str | None) -> bytes:
 
 
 def _chain(before: bytes, token_ids: Sequence[int], block_size: int) -> Iterable[bytes]:
-    tokens = np.asarray(token_ids, dtype=np.uint32).tobytes()
+    try:
+        tokens = np.asarray(token_ids, dtype=np.uint32).tobytes()
+    except (
+        OverflowError
+    ):  # a client's numbers that are no tokens: nobody holds them, and the replica says what is wrong
+        return
     width = 4 * block_size
     for start in range(0, len(tokens) - width + 1, width):
         before = hashlib.blake2b(before + tokens[start : start + width], digest_size=8).digest()

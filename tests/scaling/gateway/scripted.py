@@ -74,6 +74,7 @@ class ScriptedReplica:
         self.role = role
         self.script = list(script) or [Reply(parts=(json.dumps({"by": name}).encode(),))]
         self.listing: list[dict[str, Any]] = [{"id": model, "object": "model"} for model in models]
+        self.raw_listing: bytes | None = None  # sent in place of `listing`
         self.ready: tuple[int, dict[str, Any]] = (200, {"status": "ready"})
         self.seen: list[Seen] = []
         self.left = asyncio.Event()
@@ -132,7 +133,7 @@ class ScriptedReplica:
             return await self._send(Reply(status=status, parts=(json.dumps(state).encode(),)), reader, writer)
         if seen.target == "/v1/models":
             listing = json.dumps({"object": "list", "data": self.listing}).encode()
-            return await self._send(Reply(parts=(listing,)), reader, writer)
+            return await self._send(Reply(parts=(self.raw_listing or listing,)), reader, writer)
         async with self.asked:
             self.seen.append(seen)
             self.asked.notify_all()

@@ -135,10 +135,56 @@ async def test_without_replicas_requests_wait_as_long_as_they_are_held() -> None
     await task
 
 
+async def test_who_queued_when_the_last_replica_went_is_refused_when_it_was_held_for_long_enough() -> None:
+    for hold_s in (0.0, 0.01):
+        door = Door(1, hold_s=hold_s)
+        await door.come("first")
+        waiting = [door.come(tenant) for tenant in "aab"]
+        await settle()
+        door.capacity = 0
+        door.admission.pump()
+        for task in waiting:
+            with pytest.raises(NotReady):
+                await task
+        assert (door.admission.num_running, door.admission.num_waiting) == (1, 0)
+
+
+async def test_a_replica_that_comes_back_in_time_ends_the_hold_of_all_who_wait() -> None:
+    door = Door(1, hold_s=0.02)
+    await door.come("first")
+    waiting = [door.come(tenant) for tenant in "ab"]
+    await settle()
+    door.capacity = 0
+    door.admission.pump()
+    door.capacity = 1
+    door.admission.pump()
+    with pytest.raises(DeadlineExceeded):  # comes when the hold would have ended long ago
+        await door.admission.enter("late", weight=1.0, cost=1.0, deadline_s=door.clock() + 0.05)
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        door.admission.leave()
+        await task
+
+
+async def test_requests_that_wait_at_a_full_replica_are_told_when_it_dies() -> None:
+    dying = ScriptedReplica("dying", Reply(then="wait"))
+    async with fleet(dying, admission={"max_running_per_replica": 1}, retries={"max_attempts": 1}) as gateway:
+        asking = [asyncio.create_task(gateway.ask()) for _request in range(3)]
+        await dying.wait_seen(1)
+        while await gateway.metric("sixfold:num_requests_waiting", model_name="m") < 2:
+            pass
+        await dying.kill()
+        answers = await asyncio.gather(*asking)
+    codes = Counter(json.loads(content)["error"]["code"] for _status, content, _headers in answers)
+    assert codes == {"worker_died": 1, "not_ready": 2}
+
+
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(("come", "leave", "cancel", "grow", "shrink")), st.sampled_from("abc"), st.integers(1, 9)
+            st.sampled_from(("come", "leave", "cancel", "grow", "shrink", "die")),
+            st.sampled_from("abc"),
+            st.integers(1, 9),
         ),
         max_size=60,
     )
@@ -163,6 +209,9 @@ def test_whatever_happens_bounds_hold_and_nothing_is_lost(steps: list[tuple[str,
                 door.admission.pump()
             elif kind == "shrink":
                 door.capacity = max(1, door.capacity - 1)
+            elif kind == "die":
+                door.capacity = 0
+                door.admission.pump()
             await settle()
             num_running += len(door.entered) - before
             assert num_running == door.admission.num_running

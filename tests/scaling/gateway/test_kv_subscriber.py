@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+import zmq
+import zmq.asyncio
 
 from sixfold.plugins.llm.kv_event_publisher import KvEventPublisher
 from sixfold.plugins.llm.kv_events import KvEventLog
@@ -87,6 +90,62 @@ async def test_another_process_under_the_address_begins_with_an_empty_cache(publ
     await listener.subscriber.close()
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        {
+            "type": "BlockStored",
+            "block_hashes": [1],
+            "parent_block_hash": None,
+            "token_ids": [-1] * SIZE,
+            "block_size": SIZE,
+        },
+        {"type": "BlockStored", "block_hashes": [1], "parent_block_hash": None, "token_ids": [2**32], "block_size": 1},
+        {"type": "BlockStored", "block_hashes": [1], "parent_block_hash": None, "token_ids": [1], "block_size": 0},
+        {"type": b"\xa1\xff"},
+    ],
+)
+async def test_events_that_no_runtime_sends_are_said_and_the_cache_is_guessed(
+    event: object,
+) -> None:
+    context = zmq.asyncio.Context()
+    with context.socket(zmq.ROUTER) as replay:
+        port = replay.bind_to_random_port("tcp://127.0.0.1")
+        payload = msgspec.msgpack.encode([0.0, [event]]).replace(b"\xc4\x02\xa1\xff", b"\xa1\xff")
+        await said_after(replay, port, ((0).to_bytes(8, "big"), payload))
+    context.destroy(linger=0)
+
+
+async def test_a_replay_of_another_form_is_said_and_the_cache_is_guessed() -> None:
+    context = zmq.asyncio.Context()
+    with context.socket(zmq.ROUTER) as replay:
+        port = replay.bind_to_random_port("tcp://127.0.0.1")
+        await said_after(replay, port, (b"only this",))
+    context.destroy(linger=0)
+
+
+async def said_after(replay: zmq.asyncio.Socket, port: int, frames: tuple[bytes, ...]) -> None:
+    """Answers a subscriber's question for a replay and waits until the end of the subscription is in the log."""
+    said = asyncio.Event()
+
+    def notice(record: logging.LogRecord) -> bool:
+        if "can't be read" in record.getMessage():
+            said.set()
+        return True
+
+    logger = logging.getLogger(KvSubscriber.__module__)
+    logger.addFilter(notice)
+    subscriber = KvSubscriber(KvIndex())
+    endpoint = f"tcp://127.0.0.1:{port}"
+    subscriber.follow([ReplicaRecord(replica_id="r", url="http://a", kv_events=endpoint, kv_replay=endpoint)])
+    async with asyncio.timeout(20):
+        peer, *_question = await replay.recv_multipart()
+        await replay.send_multipart((peer, b"", *frames))  # pyright: ignore[reportUnknownMemberType]  # untyped parts
+        await said.wait()
+    logger.removeFilter(notice)
+    await subscriber.close()
+
+
 async def test_requests_go_where_their_tokens_are_announced(publisher: KvEventPublisher) -> None:
     log = KvEventLog(SIZE, publisher.publish)
     log.stored([name(1), name(2)], b"", range(8))
@@ -108,6 +167,8 @@ async def test_requests_go_where_their_tokens_are_announced(publisher: KvEventPu
         hits = await gateway.metric("sixfold:prefix_cache_hits_total", model_name="m")
         queries = await gateway.metric("sixfold:prefix_cache_queries_total", model_name="m")
         assert (hits, queries) == (24, 27)
+        for prompt in ([-1], [*range(8), 2**32, 2**80]):  # no tokens: the replica says so
+            assert (await gateway.ask({"model": "m", "prompt": prompt}))[0] == 200
     await cold.kill()
     await warm.kill()
 
@@ -128,3 +189,4 @@ def test_an_address_of_all_interfaces_is_sought_on_the_replicas_host() -> None:
     assert announcer is not None
     assert (announcer.events, announcer.replay) == ("tcp://10.1.2.3:5557", "tcp://10.1.2.3:1")
     assert announcer_of(ReplicaRecord(replica_id="r", url="http://a")) is None
+    assert announcer_of(ReplicaRecord(replica_id="r", url="http://[a", kv_events="tcp://*:5557")) is None

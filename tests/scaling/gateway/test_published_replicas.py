@@ -9,7 +9,7 @@ from pathlib import Path
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.scaling.gateway.app import Gateway
 from sixfold.scaling.gateway.settings import GatewaySettings
-from sixfold.scaling.registry import ReplicaRecord, Row, SqliteRegistry, lease
+from sixfold.scaling.registry import RegistryUnavailable, ReplicaRecord, Row, SqliteRegistry, lease
 from tests.scaling.gateway.scripted import RunningGateway, ScriptedReplica, run_gateway
 
 
@@ -22,7 +22,7 @@ class BreakableRegistry(SqliteRegistry):
     def rows(self) -> Sequence[Row]:
         if self.is_broken:
             self.num_failed += 1
-            raise OSError("the disk is gone")
+            raise RegistryUnavailable("the disk is gone")
         return super().rows()
 
 

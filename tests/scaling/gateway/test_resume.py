@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sixfold.scaling.gateway.inbound import read_inbound
 from sixfold.scaling.gateway.resume import Diverged, Replay, StreamRecord, is_resumable
-from tests.scaling.gateway.scripted import Reply, ScriptedReplica, fleet
+from tests.scaling.gateway.scripted import NOTHING, Reply, ScriptedReplica, fleet
 
 GREEDY = {"model": "m", "prompt": "p", "stream": True, "temperature": 0}
 SSE = {"content-type": "text/event-stream"}
@@ -64,6 +64,15 @@ async def test_a_stream_survives_several_deaths_but_not_more_than_the_tries() ->
         content = (await gateway.ask(GREEDY))[1]
     assert b'"worker_died"' in content
     assert content.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_stream_that_goes_on_may_lose_a_second_replica_with_a_single_place_for_retries() -> None:
+    only = ScriptedReplica(
+        "only", stream(completion(["The "], end=False), "tear"), NOTHING, stream(completion(["The sea"]))
+    )
+    async with fleet(only, resume_streams=True, retries={"min_concurrent": 1, "budget": 0.0}) as gateway:
+        assert read((await gateway.ask(GREEDY))[1])[0] == "The sea"
+    assert len(only.seen) == 3
 
 
 async def test_an_answer_that_differs_ends_the_stream_loudly() -> None:

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from sixfold.scaling.route.policy import RequestShape
+from sixfold.scaling.route.router import ReplicaFacts
 from tests.scaling.gateway.scripted import (
+    JSON,
     NOTHING,
     SILENCE,
     Reply,
@@ -29,12 +32,16 @@ COSTS = {"prefill_tokens_per_s": 100.0, "kv_bytes_per_token": 10.0, "min_prompt_
 
 @asynccontextmanager
 async def split_fleet(
-    prefill: ScriptedReplica, decode: ScriptedReplica, **costs: float
+    prefill: ScriptedReplica,
+    decode: ScriptedReplica,
+    *others: ScriptedReplica,
+    timeout_s: float = 20.0,
+    **settings: Any,
 ) -> AsyncGenerator[RunningGateway]:
     """A gateway whose decode replica writes an answer already, which a prompt beside it would slow."""
     decode.script.insert(0, events("one", then="stall"))
     async with (
-        fleet(prefill, decode, disaggregation={**COSTS, **costs}) as gateway,
+        fleet(prefill, decode, *others, disaggregation={**COSTS, "timeout_s": timeout_s}, **settings) as gateway,
         gateway.session.post(gateway.url + "/v1/completions", json={"model": "m", "stream": True}) as running,
     ):
         await running.content.readuntil(b"\n\n")
@@ -89,6 +96,39 @@ async def test_a_prompt_that_can_not_be_computed_elsewhere_is_computed_where_it_
         assert await gateway.metric("sixfold:gateway_split_prompts_total", outcome="failed") == 1.0
     assert len(prefill.seen) == 1
     assert body_of(decode.seen[-1]) == LONG
+
+
+async def test_a_prefill_replica_that_fails_five_times_in_a_row_is_left_alone() -> None:
+    broken = ScriptedReplica("broken", Reply(status=500, parts=(b"{}",)), role="prefill")
+    whole, decode = ScriptedReplica("whole", COMPUTED, role="prefill"), ScriptedReplica("d", ANSWERED)
+    async with split_fleet(broken, decode, whole) as gateway:
+        for _request in range(16):
+            assert await gateway.ask_json(LONG) == {"answered": True}
+    assert (len(broken.seen), len(whole.seen)) == (5, 11)
+
+
+async def test_a_prompt_that_fails_by_its_own_fault_ejects_no_prefill_replica() -> None:
+    poisoned = Reply(status=500, parts=(b"{}",), headers={**JSON, "x-should-retry": "false"})
+    one, two = (ScriptedReplica(name, poisoned, role="prefill") for name in ("one", "two"))
+    async with split_fleet(one, ScriptedReplica("d", ANSWERED), two) as gateway:
+        for _request in range(16):
+            assert await gateway.ask_json(LONG) == {"answered": True}
+    assert len(one.seen) == len(two.seen) == 8
+
+
+async def test_what_was_routed_to_a_prefill_replica_is_forgotten_with_it() -> None:
+    prefill, decode = ScriptedReplica("p", COMPUTED, role="prefill"), ScriptedReplica("d", ANSWERED)
+    async with split_fleet(prefill, decode, routing={"policy": "prefix"}) as gateway:
+        await gateway.ask_json(LONG)
+        router = gateway.gateway.prefill_router
+        shape = RequestShape(model="m", prompt_units=10, blocks=(1, 2))
+        prefiller = ReplicaFacts(replica_id=prefill.url)
+        for expected in (0.0, 1.0):
+            decision = router.select(shape, [prefiller], 0.0)
+            router.complete(decision)
+            assert decision.cached == expected
+        gateway.gateway.fleet.set_records([])
+        assert router.select(shape, [prefiller], 0.0).cached == 0.0
 
 
 async def test_a_prefill_replica_answers_where_nobody_else_does() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random
@@ -199,6 +200,16 @@ def test_a_session_stays_until_it_is_forgotten_or_its_replica_is_a_hot_spot() ->
     assert policy.choose(shape, calm, 30.0).index == 1
     assert policy.choose(shape, calm, 61.0).reason == "round_robin"
     assert policy.choose(shape, candidates([(0, 0.0), (50, 0.0), (0, 0.0)]), 30.0).reason == "round_robin"
+
+
+def test_a_session_is_remembered_in_few_bytes_however_long_its_name_is() -> None:
+    policy = Affinity(RoundRobin())
+    tracemalloc.start()
+    for number in range(50):
+        policy.routed(RequestShape(model="m", session=f"{number}{'x' * 60_000}"), "r1", 0.0)
+    held_bytes, _peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held_bytes < 100_000
 
 
 def test_the_longest_silent_session_makes_room() -> None:
