@@ -64,6 +64,8 @@ class MemoryNeed:
         cache_token_bytes: What one token takes of the cache; 0 where it does not hold tokens.
         cache_option: The option by which people set the size of the cache; empty if there is none.
         working_bytes: On the device, for the largest step.
+        loading_bytes: The weights as they lie on the device until they are quantized, before there is a cache; 0 where
+            loading takes no more than serving.
         process_bytes: In host memory: the interpreter and its libraries.
     """
 
@@ -73,18 +75,24 @@ class MemoryNeed:
     cache_token_bytes: int = 0
     cache_option: str = ""
     working_bytes: int = 0
+    loading_bytes: int = 0
     process_bytes: int = TORCH_PROCESS_BYTES
 
     def claims(self, device: str, free_bytes: int, *, num_replicas: int = 1) -> tuple[Claim, ...]:
-        """What all replicas take of each device, with a cache that fills its share of ``free_bytes``."""
+        """What all replicas take of each device, with a cache that fills its share of ``free_bytes``.
+
+        What loading takes beyond that counts as working memory.
+        """
         n = num_replicas
         fixed_bytes = self.weights_bytes + self.working_bytes + (self.process_bytes if device == HOST else 0)
         elastic_bytes = math.floor(self.cache_share * max(0, free_bytes // n - fixed_bytes))
+        cache_bytes = max(self.cache_bytes, elastic_bytes)
+        working_bytes = self.working_bytes + max(0, self.loading_bytes - self.weights_bytes - cache_bytes)
         parts = (
             Claim(device=HOST, kind=MemoryKind.PROCESS, num_bytes=n * self.process_bytes),
             Claim(device=device, kind=MemoryKind.WEIGHTS, num_bytes=n * self.weights_bytes),
-            Claim(device=device, kind=MemoryKind.CACHE, num_bytes=n * max(self.cache_bytes, elastic_bytes)),
-            Claim(device=device, kind=MemoryKind.WORKING, num_bytes=n * self.working_bytes),
+            Claim(device=device, kind=MemoryKind.CACHE, num_bytes=n * cache_bytes),
+            Claim(device=device, kind=MemoryKind.WORKING, num_bytes=n * working_bytes),
         )
         return tuple(claim for claim in parts if claim.num_bytes)
 

@@ -30,6 +30,7 @@ class Fp8Linear(nn.Module):
     """
 
     weight: Tensor
+    rounded: Tensor
     weight_scale: Tensor
     bias: Tensor | None
 
@@ -39,7 +40,10 @@ class Fp8Linear(nn.Module):
             raise ValueError(f"fp8 needs sizes that are multiples of {_MULTIPLE}, not {tuple(weight.shape)}")
         self.out_features, self.in_features = weight.shape
         values, scale = quantize_rows(weight)
-        self.register_buffer("weight", values)
+        # Libraries cast what they give a layer to the type of its weight: bare fp8 would take inputs without a scale.
+        # This one has the type and device alone, and no numbers.
+        self.register_buffer("weight", weight.new_empty(0, self.in_features), persistent=False)
+        self.register_buffer("rounded", values)
         self.register_buffer("weight_scale", scale.T.contiguous())  # [1, out]
         self.register_buffer("bias", bias)
 
@@ -49,7 +53,7 @@ class Fp8Linear(nn.Module):
         multiply: Any = torch._scaled_mm  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # no public name
         product: Tensor = multiply(
             values,
-            self.weight.T,
+            self.rounded.T,
             scale_a=scale,
             scale_b=self.weight_scale,
             out_dtype=torch.bfloat16,

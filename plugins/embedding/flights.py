@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sixfold.core.batching.model import DeviceLost
 
 SequenceT = TypeVar("SequenceT")
 
@@ -47,6 +49,33 @@ class Flight(Generic[SequenceT]):
     sequences: tuple[SequenceT, ...]
     vectors: ToCome
 
+    def block(self) -> None:
+        """Returns when it has arrived.
+
+        Raises:
+            DeviceLost: The device failed on it.
+        """
+        with _loses_device():
+            self.vectors.block()
+
+    def has_landed(self) -> bool:
+        """Whether it has arrived.
+
+        Raises:
+            DeviceLost: The device failed on it.
+        """
+        with _loses_device():
+            return self.vectors.is_there
+
+    def wait(self) -> NDArray[np.float32]:
+        """Its vectors, one row a sequence.
+
+        Raises:
+            DeviceLost: The device failed on it.
+        """
+        with _loses_device():
+            return self.vectors.wait()
+
 
 class Flights(Generic[SequenceT]):
     """The steps under way. Used by the device thread, apart from one thread of its own that only waits.
@@ -68,18 +97,35 @@ class Flights(Generic[SequenceT]):
         return len(self._under_way)
 
     def start(self, sequences: Sequence[SequenceT], vectors: ToCome) -> None:
-        """Takes a step that was started; returns when at most two are under way."""
+        """Takes a step that was started; returns when at most two are under way.
+
+        Raises:
+            DeviceLost: The device failed on an earlier one.
+        """
         self._under_way.append(Flight(tuple(sequences), vectors))
         with self._has_news:
             self._watched.append(vectors)
             self._has_news.notify()
         if len(self._under_way) > _MAX_FLIGHTS:
-            self._under_way[-_MAX_FLIGHTS - 1].vectors.block()
+            self._under_way[-_MAX_FLIGHTS - 1].block()
+
+    def check(self) -> None:
+        """Waits for all that are under way. For a step that could not start: the reason may be one before it.
+
+        Raises:
+            DeviceLost: The device failed on one of them.
+        """
+        for flight in self._under_way:
+            flight.block()
 
     def landed(self) -> list[Flight[SequenceT]]:
-        """Takes those that have arrived, in the order of their start."""
+        """Takes those that have arrived, in the order of their start.
+
+        Raises:
+            DeviceLost: The device failed on one of them.
+        """
         found: list[Flight[SequenceT]] = []
-        while self._under_way and self._under_way[0].vectors.is_there:
+        while self._under_way and self._under_way[0].has_landed():
             found.append(self._under_way.popleft())
         return found
 
@@ -103,3 +149,12 @@ class Flights(Generic[SequenceT]):
             with contextlib.suppress(RuntimeError):  # the device thread meets the same error, and answers for it
                 vectors.block()
             self._wake()
+
+
+@contextlib.contextmanager
+def _loses_device() -> Iterator[None]:
+    """What fails while a flight is waited for has failed on the device, which answers nobody any more after that."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DeviceLost(f"a step failed on the device: {error}") from error

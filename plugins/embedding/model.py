@@ -164,7 +164,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
             return ()
         found: list[tuple[EmbeddingSequence, Outcome[AnyOutput]]] = []
         for flight in self._flights.landed():
-            outcomes = self._keep_each(flight.sequences, flight.vectors.wait())
+            outcomes = self._keep_each(flight.sequences, flight.wait())
             for sequence, outcome in zip(flight.sequences, outcomes, strict=True):
                 sequence.is_flying = False
                 found.append((sequence, outcome))
@@ -206,7 +206,12 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
     def _start_dense(
         self, sequences: Sequence[EmbeddingSequence], flights: Flights[EmbeddingSequence]
     ) -> list[Outcome[AnyOutput]]:
-        flights.start(sequences, self._encoder.begin(*texts_of(sequences)))
+        try:
+            vectors = self._encoder.begin(*texts_of(sequences))
+        except RuntimeError:
+            flights.check()
+            raise
+        flights.start(sequences, vectors)
         for sequence in sequences:
             sequence.is_flying = True
         return [_UNDER_WAY] * len(sequences)
@@ -234,6 +239,11 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
             for sequence in sequences
         ]
         found = self._encoder.encode(inputs)
+        if len(inputs) > 1:  # as `_keep_each`
+            found = [
+                outputs if outputs.is_finite else self._encoder.encode([alone])[0]
+                for alone, outputs in zip(inputs, found, strict=True)
+            ]
         for sequence, outputs in zip(sequences, found, strict=True):
             sequence.outputs = outputs
         return [_DONE if outputs.is_finite else _NOT_FINITE for outputs in found]

@@ -102,9 +102,9 @@ class HostTier:
             self._synchronize()
             self.cost.copy_s = (time.perf_counter() - began_s) / count
 
-    def observe_step(self, num_tokens: int, seconds: float) -> None:
-        """A step of the model took so long; if computing is the cheaper way now, what is kept is of no use."""
-        if not self.cost.observe_step(num_tokens, seconds):
+    def observe_step(self, units: Sequence[int], seconds: float) -> None:
+        """A step of so many tokens for each sequence took so long; if computing is cheaper now, what is kept is of no use."""
+        if not self.cost.observe_step(units, seconds):
             return
         _LOG.debug("%s", self.cost)
         if not self.cost.pays:

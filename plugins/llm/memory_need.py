@@ -51,7 +51,9 @@ def need(question: MemoryQuestion) -> MemoryNeed:
     config = _text_config(question.path)
     weights = _decoder_bytes(question.path, itemsize, packs=packs)
     policy = split(question.quantization, place="quantization")
+    loading = 0
     if policy.weights is not None:
+        loading = _loading_bytes(question, itemsize)
         weights -= _saved_bytes(question, policy.weights, itemsize, packs=packs)
     token_bytes = _token_bytes(config, itemsize, policy.scheme)
     cache_bytes = options.kv_cache_bytes or (
@@ -70,6 +72,7 @@ def need(question: MemoryQuestion) -> MemoryNeed:
         cache_token_bytes=token_bytes,
         cache_option="kv_cache_bytes",
         working_bytes=_step_bytes(config, itemsize) + (_KEPT_BYTES if on_cpu else _CUDA_BYTES),
+        loading_bytes=loading,
         process_bytes=TORCH_PROCESS_BYTES + (options.kv_offload_bytes or 0),
     )
 
@@ -109,6 +112,16 @@ def _decoder_bytes(path: Path, itemsize: int, *, packs: bool) -> int:
     if packs and table is not None:
         size += table.bytes_as(itemsize)  # the head's packed copy comes on top
     return size
+
+
+def _loading_bytes(question: MemoryQuestion, itemsize: int) -> int:
+    """The weights that lie on the device before the first of them is quantized: the reference is computed with them."""
+    tensors = folder_tensors(question.path)
+    if question.device == HOST and tensors:
+        # What is stored in the model's own type stays in the pages of its file, which the system takes back at will.
+        own_type = "F32" if itemsize == 4 else "BF16"
+        return sum(tensor.bytes_as(itemsize) for tensor in tensors if tensor.dtype != own_type)
+    return weights_bytes(question.path, itemsize=itemsize)
 
 
 def _tied_table(tensors: Sequence[StoredTensor]) -> StoredTensor | None:

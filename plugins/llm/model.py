@@ -107,6 +107,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._adapters = adapters
         self._begins_steps = begins_steps
         self._chosen: Tensor | None = None  # by the last step, on the device
+        self._waited_s = 0.0  # when the device was last waited for, by ``time.perf_counter``
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
 
@@ -332,10 +333,13 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         except BaseException:
             step.abandon(self._cache)
             raise
+        # A step in flight waited for the one before: the device was busy with it only since then.
+        began_s = max(step.began_s, self._waited_s)
+        self._waited_s = time.perf_counter()
         tier = self._cache.tier
         # Only then was the device waited for, and for this step alone.
         if tier is not None and step.pending is not None and not step.may_be_followed:
-            tier.observe_step(sum(units), time.perf_counter() - step.began_s)
+            tier.observe_step(units, self._waited_s - began_s)
         # Nothing above has changed a sequence: had it failed, the core could repeat it. From here on nothing fails.
         for span in step.spans:
             span.keep(self._cache)

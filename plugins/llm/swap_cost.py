@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # A measurement's weight: the memory is about five of them.
 _BLEND = 0.2
-# Of fewer tokens, reading the weights is most of a step's time, which a prompt's token hardly pays for.
-_MIN_MEASURED_TOKENS = 32
+# A sequence with fewer tokens in a step is taken for one that decodes, with its drafts: its tokens say nothing of a prompt's.
+_MIN_CHUNK_TOKENS = 32
+# Of fewer prompt tokens, reading the weights is most of a step's time, which a token of a large chunk hardly pays for.
+_MIN_MEASURED_TOKENS = 256
 # Either way must be so much cheaper than the other before the decision changes: what is kept is lost by a change.
 _MARGIN = 1.25
 
@@ -27,9 +31,15 @@ class SwapCost:
         self.copy_s = copy_s
         self.pays = True
 
-    def observe_step(self, num_tokens: int, seconds: float) -> bool:
-        """A step of the model took so long, waited for to its end; says whether the decision has changed."""
-        if num_tokens < _MIN_MEASURED_TOKENS:
+    def observe_step(self, units: Sequence[int], seconds: float) -> bool:
+        """A step of the model took so long, waited for to its end; says whether the decision has changed.
+
+        Args:
+            units: Tokens of each sequence in it. Steps that are not mostly chunks of prompts are left out.
+            seconds: That the device took for this step alone.
+        """
+        num_tokens = sum(n for n in units if n >= _MIN_CHUNK_TOKENS)
+        if num_tokens < _MIN_MEASURED_TOKENS or 2 * num_tokens < sum(units):
             return False
         measured_s = seconds / num_tokens
         self._token_s = measured_s if self._token_s is None else self._token_s + _BLEND * (measured_s - self._token_s)

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from sixfold.core.memory.ledger import MemoryLedger
 from sixfold.core.memory.need import Claim, MemoryKind, MemoryNeed, format_bytes
 
@@ -58,6 +63,23 @@ def test_an_elastic_cache_takes_its_share_of_what_the_rest_leaves() -> None:
     assert cache(130) == 50
     assert cache(32) == 5  # the least that it works with
     assert cache(-10) == 5
+
+
+@given(
+    weights=st.integers(0, 100),
+    loading=st.integers(0, 200),
+    cache=st.integers(0, 50),
+    share=st.sampled_from([0.0, 0.5]),
+    num_replicas=st.integers(1, 3),
+)
+def test_claims_hold_what_is_there_before_weights_are_quantized_or_what_serves_whichever_is_more(
+    weights: int, loading: int, cache: int, share: float, num_replicas: int
+) -> None:
+    need = MemoryNeed(weights_bytes=weights, cache_bytes=cache, cache_share=share, working_bytes=10, process_bytes=0)
+    serving = sum(c.num_bytes for c in need.claims("cuda:0", 150, num_replicas=num_replicas))
+    need = dataclasses.replace(need, loading_bytes=loading)
+    claims = need.claims("cuda:0", 150, num_replicas=num_replicas)
+    assert sum(c.num_bytes for c in claims) == max(serving, num_replicas * (loading + 10))
 
 
 def test_sizes_are_written_for_people() -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import T5Config
+from transformers.models.t5.modeling_t5 import T5LayerFF
 
 from sixfold.core.runtime.fp8_linear import Fp8Linear, can_hold, from_linear, quantize_rows
 
@@ -26,7 +28,7 @@ def relative(found: Any, expected: Any) -> float:
 def exact(layer: Fp8Linear, inputs: Tensor) -> Tensor:
     """The product of the rounded numbers in float32."""
     values, scale = quantize_rows(inputs)
-    product = functional.linear(values.float() * scale, layer.weight.float() * layer.weight_scale.T)
+    product = functional.linear(values.float() * scale, layer.rounded.float() * layer.weight_scale.T)
     return product if layer.bias is None else product + layer.bias.float()
 
 
@@ -58,3 +60,26 @@ def test_sizes_that_the_matrix_units_cannot_take_are_refused() -> None:
     assert not can_hold(nn.Linear(60, 48))
     with pytest.raises(ValueError, match="multiples of 16"):
         from_linear(nn.Linear(60, 48))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gated-gelu"])
+@pytest.mark.parametrize("type_of_wo", [torch.bfloat16, torch.float32])
+@torch.no_grad()
+def test_a_module_that_casts_its_inputs_to_the_type_of_the_weight_computes_the_same(
+    activation: str, type_of_wo: torch.dtype
+) -> None:
+    config = T5Config(d_model=64, d_ff=128, feed_forward_proj=activation, dropout_rate=0.0)
+    block: Any = T5LayerFF(config).DenseReluDense.eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in block.parameters():
+        # So small that what is between the products is below what fp8 holds without a scale.
+        nn.init.normal_(parameter, std=0.002, generator=generator)
+    block.to(torch.bfloat16).wo.to(type_of_wo)  # which T5 keeps in float32
+    inputs = torch.randn(5, 64, dtype=torch.bfloat16, generator=generator)
+    expected = block(inputs)
+    for name, linear in list(block.named_children()):
+        if isinstance(linear, nn.Linear):
+            setattr(block, name, from_linear(linear))
+    found = block(inputs)
+    assert found.dtype == expected.dtype
+    assert relative(found, expected) < 0.1

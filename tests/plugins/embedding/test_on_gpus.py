@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from sixfold.core.batching.model import Granted
+from sixfold.core.batching.model import DeviceLost, Granted
 from sixfold.core.messages import Request
 from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.embedding import gpu_layers
@@ -224,4 +224,68 @@ def test_a_text_that_shared_a_tile_with_a_broken_one_is_computed_again(
     assert [outcome.error for _sequence, outcome in landed] == [None, None]
     vectors = np.stack([each.vector for each in sequences if each.vector is not None])
     np.testing.assert_allclose(vectors, library(bert_path, TEXTS[:2]), atol=1e-5)
+    model.close()
+
+
+class Dead(ByHand):
+    """Vectors of a step that killed the device."""
+
+    def __init__(self) -> None:
+        super().__init__(np.zeros((1, 2), np.float32))
+
+    @property
+    def is_there(self) -> bool:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def block(self) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_a_flight_that_killed_the_device_is_not_blamed_on_the_next_step() -> None:
+    flights: Flights[int] = Flights(lambda: None)
+    flights.start([0], Dead())
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        flights.landed()
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        flights.check()
+    flights.start([1], Dead())
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        flights.start([2], Dead())
+    flights.close()
+
+
+class Dying(Dead):
+    """Arrives, and can't be read."""
+
+    @property
+    def is_there(self) -> bool:
+        return True
+
+
+def test_a_model_whose_device_died_under_a_flight_says_so(
+    bert_path: Path, load_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: EmbeddingModel = load_folder(bert_path)
+    model.flies = True
+    model.attach(lambda: None)
+    request: Request[Any] = Request(request_id="r", input=EmbeddingInput(texts=tuple(TEXTS[:2])), arrived_s=0.0)
+    sequences = [Granted(sequence, 9) for sequence in model.prepare(request, model.split(request)[0])]
+
+    def refuse(*_arguments: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def begin(*_arguments: object) -> ByHand:
+        return Dying()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Encoder, "begin", refuse)
+        with pytest.raises(RuntimeError, match="illegal"):  # nothing else is under way: the step itself is to blame
+            model.step(sequences[:1])
+        patched.setattr(Encoder, "begin", begin)
+        model.step(sequences[:1])
+        patched.setattr(Encoder, "begin", refuse)
+        with pytest.raises(DeviceLost):
+            model.step(sequences[1:])
+    with pytest.raises(DeviceLost):
+        model.collect()
     model.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from torch import nn
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from sixfold.core.batching.model import Granted
-from sixfold.core.errors import InvalidRequest, SourceError
+from sixfold.core.errors import InvalidRequest, SourceError, StepFailed
 from sixfold.core.messages import Request
+from sixfold.plugins.embedding.encoder import Encoder, EncoderInput, Outputs
 from sixfold.plugins.embedding.model import EmbeddingModel
 from sixfold.plugins.embedding.rerank.schema import ScoreInput
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
+from sixfold.plugins.embedding.sequence import EmbeddingSequence
 from tests.plugins.embedding import rerank_models as tiny
 
 
@@ -105,6 +108,25 @@ def test_token_vectors_equal_the_librarys(
     encode = {None: library.encode, "query": library.encode_query, "document": library.encode_document}[task]
     for found, expected in zip(token_vectors(run(model, wanted)), encode(texts, show_progress_bar=False), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_text_that_shared_a_tile_with_a_broken_one_is_computed_again(
+    tmp_path: Path, load_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_folder(save_multi_vector(tmp_path))
+    model._encoder._forward._model.get_input_embeddings().weight.data[5] = float("nan")
+    sequences = [EmbeddingSequence(np.array(ids), 0, ("multi_vector",)) for ids in ([0, 4, 2], [0, 5, 2], [0, 6, 2])]
+    encode, broken = Encoder.encode, Outputs(dense=np.full(1, np.nan, np.float32))
+
+    def encode_in_one_tile(encoder: Encoder, inputs: Sequence[EncoderInput]) -> list[Outputs]:
+        found = encode(encoder, inputs)
+        return found if all(each.is_finite for each in found) else [broken] * len(found)
+
+    monkeypatch.setattr(Encoder, "encode", encode_in_one_tile)
+    outcomes = model.step([Granted(sequence, 3) for sequence in sequences])
+
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), StepFailed, type(None)]
+    assert [sequence.outputs.is_finite for sequence in sequences] == [True, False, True]
 
 
 def test_queries_are_expanded_and_cut_as_in_the_library(tmp_path: Path, load_folder: Any, texts: list[str]) -> None:

@@ -135,7 +135,7 @@ class TierMachine(RuleBasedStateMachine):
     def copying_or_computing_becomes_the_cheaper_way(self, copy_s: float) -> None:
         assert self.cache.tier is not None
         self.cache.tier.cost.copy_s = copy_s
-        self.cache.tier.observe_step(32, 32 * 0.05 / BLOCK_SIZE)
+        self.cache.tier.observe_step([256], 256 * 0.05 / BLOCK_SIZE)
 
     @invariant()
     def every_sequence_reads_what_was_computed_for_its_tokens(self) -> None:
@@ -232,28 +232,40 @@ def test_blocks_are_dropped_while_computing_them_is_faster_than_copying_them() -
     assert tier.num_kept == 4
     known = Known(cache)
     known.contents = dict.fromkeys([*tier._slot_of, *cache.pool._block_of], b"")  # pyright: ignore[reportPrivateUsage]
-    tier.observe_step(64, 64 * tier.cost.copy_s / BLOCK_SIZE / 10)
+    tier.observe_step([256], 256 * tier.cost.copy_s / BLOCK_SIZE / 10)
     assert "dropped, to be computed again" in str(tier.cost)
     assert tier.num_kept == 0 and len(known.contents) == 4
     cache.free(compute(cache, "cccccccc"))
     assert tier.num_kept == 0
     assert tier.stats()["kv_offload_dropped_blocks_total"] == 4
     for _ in range(30):
-        tier.observe_step(64, 64 * tier.cost.copy_s / BLOCK_SIZE * 10)
+        tier.observe_step([256], 256 * tier.cost.copy_s / BLOCK_SIZE * 10)
     cache.free(compute(cache, "dddddddd"))
     assert tier.num_kept == 4
 
 
 def test_the_decision_stays_while_both_ways_cost_about_the_same() -> None:
     cost = SwapCost(block_tokens=16, copy_s=1.0)
-    assert not cost.observe_step(31, 1e-6)  # too few tokens to tell
+    assert not cost.observe_step([255], 1e-6)  # too few tokens to tell
     for compute_s in (1.0, 0.9, 1.0, 1.2, 0.9):
-        assert not cost.observe_step(160, 10 * compute_s)
+        assert not cost.observe_step([320], 20 * compute_s)
     while cost.pays:
-        cost.observe_step(160, 5.0)
+        cost.observe_step([320], 10.0)
     for compute_s in (0.8, 1.0, 1.2):
-        assert not cost.observe_step(160, 10 * compute_s)
+        assert not cost.observe_step([320], 20 * compute_s)
     assert not cost.pays
+
+
+def test_steps_that_decode_say_nothing_of_what_a_prompt_costs() -> None:
+    cost = SwapCost(block_tokens=16, copy_s=1.0)
+    cost.observe_step([256], 256.0)  # a block takes 16 s
+    before = str(cost)
+    for units in ([1] * 512, [5] * 200, [64, 64, 64, 64] + [1] * 257):
+        assert not cost.observe_step(units, 1e-6)
+    assert str(cost) == before
+    mixed = SwapCost(block_tokens=16, copy_s=1.0)
+    mixed.observe_step([128, 64, 64] + [1] * 200, 256.0)  # the tokens of the others ride along
+    assert str(mixed) == before
 
 
 @settings(max_examples=12, deadline=None)
@@ -284,9 +296,10 @@ def test_tight_memory_changes_no_token_and_blocks_nobody(
     flips = itertools.cycle(costs)
     observe = tier.observe_step
 
-    def flip(num_tokens: int, seconds: float) -> None:
+    def flip(units: Sequence[int], seconds: float) -> None:
+        del units  # too few to be measured
         tier.cost.copy_s = next(flips)
-        observe(max(num_tokens, 32), seconds)
+        observe([256], seconds)
 
     tier.observe_step = flip  # type: ignore[method-assign]
     tight_model._cache = tight_model._decoder.cache = fresh  # pyright: ignore[reportPrivateUsage]

@@ -100,6 +100,26 @@ def check_quantized(path: Path, policy: dict[str, Any], *, rel: float) -> None:
     model.close()
 
 
+def test_a_quantized_model_claims_the_whole_weights_that_loading_puts_on_a_gpu(
+    model_folder: Callable[[str], Path],
+) -> None:
+    asked = question(model_folder("llama"), of(kv_cache_bytes=1 << 10), device="cuda:0")
+    plain = memory_need.need(asked)
+    said = memory_need.need(dataclasses.replace(asked, quantization=QuantizationPolicy(scheme="int4")))
+    assert said.weights_bytes < plain.weights_bytes
+    claimed = sum(claim.num_bytes for claim in said.claims("cuda:0", GIB) if claim.device == "cuda:0")
+    assert claimed == plain.weights_bytes + plain.working_bytes
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("float32", 0), ("bfloat16", 1)])
+def test_on_a_cpu_weights_of_the_stored_type_are_pages_of_their_file_while_it_loads(
+    model_folder: Callable[[str], Path], dtype: str, share: int
+) -> None:
+    asked = question(model_folder("llama"), of(dtype=dtype, compute_packed=False))  # the folder has float32
+    said = memory_need.need(dataclasses.replace(asked, quantization=QuantizationPolicy(scheme="int8")))
+    assert said.loading_bytes == share * memory_need.need(asked).weights_bytes
+
+
 def test_the_size_of_a_block_is_that_of_the_kernels() -> None:
     layer = LinearShape("a", 64, 96)
     for scheme, num_bits in (("int8", 8), ("int4", 4)):

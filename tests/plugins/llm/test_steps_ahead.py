@@ -13,7 +13,7 @@ import transformers
 
 from sixfold.core.batching.budget import Objective, StepBudget
 from sixfold.core.batching.entry import RequestState
-from sixfold.core.batching.model import StepRange
+from sixfold.core.batching.model import Granted, StepRange
 from sixfold.core.batching.scheduler import Scheduler
 from sixfold.core.batching.step_loop import StepLoop
 from sixfold.core.errors import RequestCancelled
@@ -242,3 +242,41 @@ def test_greedy_tokens_equal_those_of_generate(model_folder: Callable[[str], Pat
         assert answer is not None
         tokens = [codec.token_bytes(token) for token in made[0, ids.shape[1] :].tolist()]
         assert [place.chosen.raw for place in answer.choices[0].logprobs] == tokens
+
+
+def test_a_step_that_waited_behind_another_is_timed_from_that_ones_end(
+    model_folder: Callable[[str], Path], load_tiny: Callable[..., TransformersModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_tiny(model_folder("llama"), steps_ahead=True, speculation={"method": "off"})
+    tier = model._cache.keep_on_host(1 << 20)  # pyright: ignore[reportPrivateUsage]
+    timed: list[tuple[list[int], float]] = []
+
+    def observe(units: Sequence[int], seconds: float) -> None:
+        timed.append((list(units), seconds))
+
+    def starts_slowly(_layout: object) -> bool:
+        return False
+
+    monkeypatch.setattr(tier, "observe_step", observe)
+    clock = FakeClock()
+    monkeypatch.setattr("time.perf_counter", clock)
+    batches: list[list[Granted[Any]]] = []
+    for item in inputs(2):
+        request: Request[ChatInput | CompletionInput] = Request(request_id="r", input=item, arrived_s=0.0)
+        sequences = [s for piece in model.split(request) for s in model.prepare(request, piece)]
+        batches.append([Granted(s, model.reserve(s, s.num_prompt_tokens)) for s in sequences])
+
+    first = model.begin(batches[0])
+    assert first.may_be_followed
+    clock.advance(1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(model._decoder, "starts_at_once", starts_slowly)  # pyright: ignore[reportPrivateUsage]
+        second = model.begin(batches[1])
+    clock.advance(9.0)
+    first.finish()
+    clock.advance(2.0)
+    second.finish()
+
+    assert timed == [([granted.units for granted in batches[1]], 2.0)]
+    for granted in (*batches[0], *batches[1]):
+        model.release(granted.sequence)
