@@ -53,7 +53,9 @@ async def alone_and_together(
     doomed = asyncio.ensure_future(cancelled())
     company = [asyncio.ensure_future(leaves()), asyncio.ensure_future(refused())]
     running = [asyncio.ensure_future(request()) for request in requests]
-    await asyncio.wait(company[1:])  # what is refused is refused at once: the first of all to come is far from its end then
+    await asyncio.wait(
+        company[1:]
+    )  # what is refused is refused at once: the first of all to come is far from its end then
     assert doomed.cancel(), "it was to be cancelled while it ran, and had ended"
     together = await asyncio.gather(*running)
     await company[0]
