@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -152,7 +152,7 @@ class Flights(Generic[SequenceT]):
 
 
 @contextlib.contextmanager
-def _loses_device() -> Iterator[None]:
+def _loses_device() -> Generator[None]:
     """What fails while a flight is waited for has failed on the device, which answers nobody any more after that."""
     try:
         yield

@@ -87,7 +87,9 @@ def measure(
     Raises:
         ConfigError: The policy does not fit the model, the hardware or what is installed.
     """
-    layers = probe.layers() if policy.what != "kv_cache" else {}  # a cache is one group
+    layers: Mapping[str, tuple[LinearShape, ...]] = {}
+    if policy.what != "kv_cache":  # a cache is one group
+        layers = probe.layers()
     report(BASE)
     yield Row(name=BASE, num_layers=0, quality=probe.measure(None, timed=True))
     report(WHOLE)
