@@ -206,7 +206,8 @@ def test_a_client_that_stops_reading_is_cut_off_after_its_deadline(monkeypatch: 
     replica = FakeReplica(by_hand=True)
     with ServerThread(FakeModel("parrot", replicas=[replica])) as served:
         connection = served.connect()
-        connection.request("POST", "/v1/echo", json.dumps(ASK), {"x-request-timeout-s": "0.1"})
+        # Long enough for the answer to begin on a busy machine: a deadline before that would be a 504.
+        connection.request("POST", "/v1/echo", json.dumps(ASK), {"x-request-timeout-s": "1"})
         submitted = replica.next()
         submitted.say("x" * 16_000_000)  # more than all buffers on the way hold
         while served.metric("sixfold:http_requests_total", route="/v1/echo", status="200") == 0:
