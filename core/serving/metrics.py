@@ -160,7 +160,12 @@ class ServingMetrics:
 
     def exposition(self) -> bytes:
         """All current values as Prometheus text, version 0.0.4."""
-        return generate_latest(_WithoutCreated(self.registry))
+        return exposition_of(self.registry)
+
+
+def exposition_of(registry: Collector) -> bytes:
+    """All current values of a registry as Prometheus text, version 0.0.4."""
+    return generate_latest(_WithoutCreated(registry))
 
 
 class _WithoutCreated(CollectorRegistry):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from sixfold.core.serving.metrics import exposition_of
 
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 
@@ -72,17 +74,4 @@ class GatewayMetrics:
 
     def exposition(self) -> bytes:
         """All current values as Prometheus text, version 0.0.4."""
-        return generate_latest(_WithoutCreated(self._registry))
-
-
-class _WithoutCreated(CollectorRegistry):
-    """A view of a registry without the ``_created`` samples."""
-
-    def __init__(self, registry: Collector) -> None:
-        super().__init__(auto_describe=False)
-        self._registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            yield metric
+        return exposition_of(self._registry)
