@@ -77,6 +77,11 @@ def ranks_of(server: DemoServer) -> list[int]:
     return found
 
 
+ENCODED_ROUNDING = 1.5
+"""Levels of 255. The order of sums moves frames by some 1e-5, and the lossy encoder, in which that turns a choice, makes up
+to 1.2 levels of such noise. How near the splits are to one process is a matter of `tests/core/parallel`, without an encoder.
+"""
+
 JOBS: list[dict[str, Any]] = [
     {"prompt": "a red ball moves right", "size": "32x32", "steps": 6},
     {"prompt": "a blue square", "size": "48x32", "steps": 4},
@@ -113,9 +118,8 @@ def test_clips_that_join_and_leave_over_ranks_equal_those_of_one_process(
         futures = [pool.submit(make, server, split, **job) for job in JOBS]
         together = [future.result() for future in futures]
     for expected, actual in zip(alone, together, strict=True):
-        # Frames went through a lossy encoder, in which rounding may turn a choice: single values may differ.
-        assert mean_difference(expected, actual) <= 0.2
-    assert mean_difference(alone[0], alone[2]) > 2.0  # prompts matter, so equality says something
+        assert mean_difference(expected, actual) <= ENCODED_ROUNDING
+    assert mean_difference(alone[0], alone[2]) > 1.5 * ENCODED_ROUNDING  # prompts matter, so equality says something
 
 
 def test_a_rank_that_dies_in_a_step_ends_the_clip_and_the_replica_comes_back(
@@ -138,7 +142,7 @@ def test_a_rank_that_dies_in_a_step_ends_the_clip_and_the_replica_comes_back(
     while victim in ranks_of(server) or len(ranks_of(server)) < len(SPLITS):
         assert time.monotonic() < until_s
         time.sleep(0.1)
-    assert mean_difference(make_when_ready(server, "context", until_s), alone[0]) <= 0.2
+    assert mean_difference(make_when_ready(server, "context", until_s), alone[0]) <= ENCODED_ROUNDING
     assert len(set(ranks_of(server)) & set(before)) == len(SPLITS) - 1
 
 
