@@ -369,6 +369,25 @@ class SocketRoute:
     query_params: type[BaseModel] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """A tab of the playground.
+
+    Attributes:
+        title: One word, unlike that of any other tab.
+        operation: The tab is there while a model of the modality offers it.
+        script: An ES module in a folder of the plugin's package. Its ``mount(root, context)`` fills the element ``root``;
+            ``context`` has ``api`` (calls of this server), ``models`` (as in ``/v1/models``) and ``announce(text)``. It may return
+            ``{show, hide, update(models)}``. It may import what lies beside it, and the page's own modules from ``../``.
+        order: Tabs stand from the lowest to the highest.
+    """
+
+    title: str
+    operation: str
+    script: Path
+    order: int = 100
+
+
 class ModalityAPI(ls.LitAPI):  # type: ignore[misc]  # litserve ships no types
     """Base of the one LitAPI that each modality has; a subclass lists its routes.
 
@@ -380,6 +399,10 @@ class ModalityAPI(ls.LitAPI):  # type: ignore[misc]  # litserve ships no types
     def routes(self) -> Sequence[Route | SocketRoute]:
         """The modality's routes. Called once, before the server listens."""
         raise NotImplementedError
+
+    def panels(self) -> Sequence[Panel]:
+        """The modality's tabs of the playground. Called once, when the server is made."""
+        return ()
 
     async def startup(self, services: Services) -> None:
         """Called once in the serving loop before the server answers; models are still loading then.

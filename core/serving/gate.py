@@ -15,6 +15,7 @@ from sixfold.core.errors import PayloadTooLarge, RequestCancelled, RequestError
 from sixfold.core.serving.context import SCOPE_KEY, Admitted, ServingContext
 from sixfold.core.serving.error_responses import error_response, internal_error_response
 from sixfold.core.serving.handshake import check_origin, key_of_subprotocol
+from sixfold.core.serving.playground import PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ class Gate:
         context = self._context
         if (context.drain.begun or context.directory.draining) and path not in self._answering_when_draining:
             raise context.drain.refusal()
-        principal = context.keys.everyone if path in self._open else context.keys.authenticate(authorization)
+        is_open = path in self._open or path.startswith(PREFIX)
+        principal = context.keys.everyone if is_open else context.keys.authenticate(authorization)
         scope[SCOPE_KEY] = Admitted(request_id=request_id, principal=principal, arrived_s=monotonic())
 
 

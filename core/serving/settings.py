@@ -138,6 +138,10 @@ class ServerSettings(BaseModel):
     """Where jobs and generated files are kept, for one server at a time; a relative path starts at the folder of the
     configuration file. Unless set, a temporary folder that is removed when the server ends."""
 
+    playground: bool = True
+    """Whether browsers find a page at ``/`` for trying the models and watching their batches. It calls what clients call, with a
+    key that its user types."""
+
     access_log: bool = False
     """Whether each request is logged; it costs about a tenth of a millisecond each."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from starlette.responses import Response
 
 from sixfold.core.errors import InvalidRequest
-from sixfold.core.serving.api import Call, ModalityAPI, Route, SocketRoute
+from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, SocketRoute
 from sixfold.plugins.asr import formats
 from sixfold.plugins.asr.forms import TranscriptionForm, TranslationForm
 from sixfold.plugins.asr.realtime import RealtimeQuery, serve_realtime
@@ -39,6 +40,11 @@ class AsrAPI(ModalityAPI):
             ),
             SocketRoute(path="/v1/realtime", endpoint=serve_realtime, query_params=RealtimeQuery),
         )
+
+    def panels(self) -> Sequence[Panel]:
+        """The tab Transcribe."""
+        script = Path(__file__).parent / "playground" / "transcribe.js"
+        return (Panel(title="Transcribe", operation="transcribe", script=script, order=30),)
 
     async def transcribe(self, call: Call) -> Response:
         """Writes down what is said in a file.

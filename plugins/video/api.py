@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 from starlette.responses import Response
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from sixfold.core.errors import InvalidRequest, NotFound
 from sixfold.core.files import FileStore
 from sixfold.core.jobs import JobStore
-from sixfold.core.serving.api import Call, ModalityAPI, Route, ServedModel, Services, Upload
+from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, ServedModel, Services, Upload
 from sixfold.plugins.video.assets import VideoAssets
 from sixfold.plugins.video.capabilities import Capabilities
 from sixfold.plugins.video.jobs import OPERATION, VideoJobs
@@ -55,6 +56,11 @@ class VideoAPI(ModalityAPI):
             ),
             Route(path=f"{one}/remix", endpoint=self.remix, body=RemixBody, form=RemixBody),
         )
+
+    def panels(self) -> Sequence[Panel]:
+        """The tab Film."""
+        script = Path(__file__).parent / "playground" / "film.js"
+        return (Panel(title="Film", operation="video", script=script, order=60),)
 
     async def startup(self, services: Services) -> None:
         """Opens the jobs, and takes up what a former server left."""
