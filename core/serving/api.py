@@ -377,8 +377,8 @@ class Panel:
         title: One word, unlike that of any other tab.
         operation: The tab is there while a model of the modality offers it.
         script: An ES module in a folder of the plugin's package. Its ``mount(root, context)`` fills the element ``root``;
-            ``context`` has ``api`` (calls of this server), ``models`` (as in ``/v1/models``) and ``announce(text)``. It may return
-            ``{show, hide, update(models)}``. It may import what lies beside it, and the page's own modules from ``../``.
+            ``context`` has ``api`` (calls of this server), ``models`` (as in ``/v1/models``) and ``announce(text)``. It may
+            return ``{show, hide, update(models)}``. It may import what lies beside it, and the page's own modules from ``../``.
         order: Tabs stand from the lowest to the highest.
     """
 

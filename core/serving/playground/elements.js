@@ -63,12 +63,15 @@ export function modelPicker(models) {
         control.replaceChildren(...found.map((model) => el("option", { value: model.id }, model.id)));
         if (found.some((model) => model.id === before)) control.value = before;
       }
+      const known = JSON.stringify(picker.model.details);
       models = found;
       say();
+      if (JSON.stringify(picker.model.details) !== known) picker.onchange(); // it was loaded and told more
     },
   };
   function say() {
-    state.textContent = { ready: "", unloaded: "Loads with the first request." }[picker.model.state] ?? picker.model.state;
+    const states = { ready: "", unloaded: "Loads with the first request.", loading: "It is being loaded." };
+    state.textContent = states[picker.model.state] ?? picker.model.state;
   }
   control.addEventListener("change", () => {
     say();

@@ -136,11 +136,11 @@ class LiveView {
     if (this.hasNoDecisions) return;
     try {
       const found = await this.api.json("decisions");
-      const rows = found.decisions ?? found.data ?? [];
+      const rows = found.data;
       this.decisionsPart.hidden = rows.length === 0;
       this.decisions.replaceChildren(...rows.slice(-20).reverse().map((row) => el("li", {},
-        el("time", {}, timeOf(row)), el("strong", {}, row.what ?? ""), ` ${shown(row.from)} to ${shown(row.to)}`,
-        el("span", { class: "reason" }, row.reason ?? ""), row.objective ? el("small", {}, shown(row.objective)) : null)));
+        el("time", {}, new Date(row.time * 1000).toLocaleTimeString()), `${row.source} `, el("strong", {}, row.what), ` ${row.from} to ${row.to}`,
+        el("span", { class: "reason" }, row.reason), row.objective ? el("small", {}, row.objective) : null)));
     } catch (error) {
       if (error.status === 404) this.hasNoDecisions = true;
     }
@@ -229,13 +229,4 @@ function dial(name, text, share = null) {
 function words(name, ending) {
   const text = name.slice(0, -ending.length).replaceAll("_", " ");
   return text.startsWith("kv ") ? `KV ${text.slice(3)}` : text[0].toUpperCase() + text.slice(1);
-}
-
-function shown(value) {
-  return typeof value === "object" && value !== null ? JSON.stringify(value) : String(value ?? "");
-}
-
-function timeOf(row) {
-  const at = row.time ?? row.at_s;
-  return typeof at === "number" && at > 1e9 ? new Date(at * 1000).toLocaleTimeString() : String(at ?? "");
 }

@@ -5,6 +5,7 @@ import { el } from "./elements.js";
 import * as live from "./live.js";
 
 const POLL_MS = 4000;
+const USABLE = ["ready", "unloaded", "loading"]; // a model that loads for a request must not lose its tab
 const api = new Api(new URL(".", location.href.split("#")[0]));
 const stage = document.getElementById("stage");
 const tablist = document.querySelector("[role=tablist]");
@@ -37,7 +38,8 @@ async function refresh(known) {
     if (error.status !== 401) document.getElementById("models").textContent = `The server does not answer: ${error.message}`;
     return;
   }
-  const usable = models.filter((model) => model.state === "ready" || model.state === "unloaded");
+  // Aliases are further names of the same; adapters and their like have answers of their own.
+  const usable = models.filter((model) => USABLE.includes(model.state) && (model.id === model.root || model.parent));
   for (const panel of known) {
     const its = usable.filter((model) => model.modality === panel.modality && model.capabilities.includes(panel.operation));
     const tab = tabs.get(panel.id);

@@ -86,6 +86,7 @@ export function mount(root, { api, models, announce }) {
         return el("li", {}, share, input[other]);
       }));
       list.dataset.of = input[index];
+      declutter([index, ...order], places, points);
     }
 
     const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": "Map of the texts" }, lines, ...points);
@@ -98,6 +99,20 @@ export function mount(root, { api, models, announce }) {
     el("form", { class: "side", onsubmit: embed, "aria-label": "Texts" }, picker.node,
       field("Texts", texts, `One a line, up to ${MAX_TEXTS}.`), el("div", { class: "row" }, button), code.node)));
   return { update: picker.update };
+}
+
+/** Shows the labels that find room, the most alike first; the others come when their points are chosen. */
+function declutter(order, places, points) {
+  const taken = [];
+  for (const index of order) {
+    const label = points[index].querySelector("text");
+    const width = 6.4 * label.textContent.length + 12;
+    const [x, y] = places[index];
+    const left = label.getAttribute("text-anchor") === "start" ? x : x - width;
+    const hides = taken.some((box) => Math.abs(box.y - y) < 15 && left < box.left + box.width && box.left < left + width);
+    label.style.display = hides ? "none" : "";
+    if (!hides) taken.push({ left, width, y });
+  }
 }
 
 function floats(base64) {

@@ -25,7 +25,7 @@ class Draw {
     this.size = el("input", { placeholder: "auto", size: 10 });
     this.steps = number(undefined, { min: 1, step: 1, placeholder: "the model's" });
     this.seed = number(undefined, { min: 0, step: 1, placeholder: "random" });
-    this.preview = select([["linear", "Each step, rough"], ["decode", "Three times, exact"]]);
+    this.preview = select([["linear", "Rough, at no cost"], ["decode", "Exact, a decode each"]]);
     this.go = el("button", { class: "main" }, "Draw");
     this.gallery = el("div", { class: "gallery", "aria-live": "off" }, el("p", { class: "empty" }, "Pictures appear here while they are drawn."));
     this.figures = el("p", { class: "figures", role: "status" });

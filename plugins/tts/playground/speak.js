@@ -25,7 +25,7 @@ class Speak {
     this.picker.onchange = () => this.listVoices();
     this.text = el("textarea", { rows: 6, "aria-label": "Text" });
     this.text.value = SAMPLE;
-    this.voice = select([]);
+    this.voice = select([["", "the model's own"]]);
     this.speed = number(1, { min: 0.25, max: 4, step: 0.05 });
     this.go = el("button", { class: "main" }, "Speak");
     this.replay = el("audio", { controls: true, hidden: true });
@@ -38,17 +38,19 @@ class Speak {
         field("Speed", this.speed), this.code.node)));
   }
 
+  /** Asks only where the model is in memory: asking would load it. */
   async listVoices() {
+    if (this.picker.model.state !== "ready") {
+      this.voice.replaceChildren(el("option", { value: "" }, "the model's own"));
+      return;
+    }
     try {
       const found = await this.api.json(`v1/audio/voices?model=${encodeURIComponent(this.picker.model.id)}`);
       const before = this.voice.value;
       const names = found.voices.map((voice) => voice.id);
-      const options = names.map((name) => el("option", { value: name }, name));
-      if (!names.length) options.push(el("option", { value: "" }, "the model's own"));
+      const options = [["", "the model's own"], ...names.map((name) => [name, name])].map(([value, text]) => el("option", { value }, text));
       this.voice.replaceChildren(...options);
-      const details = this.picker.model.details ?? {};
-      const wanted = [before, details.default_voice].find((name) => names.includes(name));
-      if (wanted) this.voice.value = wanted;
+      if (names.includes(before)) this.voice.value = before;
     } catch (error) {
       this.problem.show(error);
     }
