@@ -186,7 +186,7 @@ class Card {
     this.timeline.update();
     const running = [...history.sequences.values()];
     this.rows.replaceChildren(...running.slice(0, NUM_ROWS).map((sequence) => el("tr", {},
-      el("td", { class: "id" }, nameOf(sequence)), el("td", {}, sequence.step ?? ""), el("td", {}, sequence.numSteps),
+      el("td", { class: "id" }, el("i", { class: `part-${sequence.request % 8}` }), nameOf(sequence)), el("td", {}, sequence.step ?? ""), el("td", {}, sequence.numSteps),
       el("td", {}, `${count(sequence.done)} of ~${count(sequence.units)}`), el("td", {}, duration(sequence.waited_s)))));
     if (!running.length) this.rows.append(el("tr", {}, el("td", { colspan: 5, class: "hint" }, "nobody")));
     if (running.length > NUM_ROWS) this.rows.append(el("tr", {}, el("td", { colspan: 5, class: "hint" }, `and ${running.length - NUM_ROWS} more`)));
@@ -217,13 +217,13 @@ function dials(replica, history) {
 }
 
 function dial(name, text, share = null) {
-  const node = el("div", {}, el("dt", {}, name), el("dd", {}, text));
+  const said = el("dd", {}, text);
   if (share !== null) {
     const bar = el("span", { class: "gauge" });
     bar.style.setProperty("--share", Math.max(0, Math.min(1, share)));
-    node.append(bar);
+    said.append(bar);
   }
-  return node;
+  return el("div", {}, el("dt", {}, name), said);
 }
 
 function words(name, ending) {

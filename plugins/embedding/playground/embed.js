@@ -73,7 +73,7 @@ export function mount(root, { api, models, announce }) {
         .sort((a, b) => alike[index][b] - alike[index][a]);
       for (const [other, point] of points.entries()) {
         point.classList.toggle("chosen", other === index);
-        point.style.opacity = other === index ? 1 : 0.25 + 0.75 * Math.max(0, alike[index][other]);
+        point.style.opacity = other === index ? 1 : 0.55 + 0.45 * Math.max(0, alike[index][other]);
         const [x1, y1] = places[index];
         const [x2, y2] = places[other];
         const line = svg("line", { x1, y1, x2, y2 });

@@ -62,7 +62,7 @@ def test_cancelled_and_failed_sequences_leave_with_the_code_of_the_error() -> No
     harness.cancel("gone")
     harness.run()
     reasons = [event.reason for event in news_of(harness) if isinstance(event, Left)]
-    assert sorted(reasons) == ["model_step_failed", "request_cancelled"]
+    assert sorted(reasons) == ["request_cancelled", "server_error"]
 
 
 def test_a_sequence_that_lost_its_memory_leaves_as_preempted_and_joins_anew() -> None:
