@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.browser import PHONE, WHY_SKIPPED, barriers, find_chromium, open_page, scrolls_sideways, start_browser
 

@@ -101,7 +101,7 @@ async function open(id) {
   if (!tab.panel) {
     try {
       const module = await tab.load();
-      tab.panel ??= module.mount(tab.section, { api, models: tab.models, announce });
+      tab.panel ??= module.mount(tab.section, { api, models: tab.models, announce }) ?? {};
     } catch (error) {
       tab.section.replaceChildren(el("p", { class: "problem", role: "alert" }, `This tab could not be loaded: ${error.message}`));
       return;
