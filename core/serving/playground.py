@@ -31,7 +31,15 @@ _HEADERS = {
     "permissions-policy": "microphone=(self), camera=(), geolocation=()",
     "cache-control": "no-cache",  # asked for each time, answered by 304 while nothing has changed
 }
+_OFF = "The playground is off here: the operator can turn it on by server.playground."
 _PLAIN = b"sixfold is running; see /docs\n"
+
+
+class PageFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page must know of this server: its tabs, and whether ``GET /decisions`` would answer."""
+
+    panels: tuple[PanelEntry, ...]
+    tells_decisions: bool
 
 
 class PanelEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +83,7 @@ class Playground:
 
     def __init__(self, apis: Iterable[ModalityAPI], *, enabled: bool) -> None:
         self._files: dict[str, PageFile] = {}
+        self._panels: tuple[PanelEntry, ...] = ()
         if not enabled:
             return
         self._files |= _read_folder(_FOLDER, "")
@@ -95,8 +104,7 @@ class Playground:
                         script=PREFIX.lstrip("/") + name,
                     )
                 )
-        entries.sort(key=lambda entry: entry.order)
-        self._files["panels.json"] = _page_file(msgspec.json.encode(entries), "application/json")
+        self._panels = tuple(sorted(entries, key=lambda entry: entry.order))
 
     @property
     def files(self) -> Mapping[str, PageFile]:
@@ -110,6 +118,18 @@ class Playground:
             return Response(_PLAIN, media_type="text/plain", headers={"vary": "accept"})
         return _answer(request, page, vary="accept, accept-encoding")
 
+    async def facts(self, request: Request) -> Response:
+        """``GET /playground/page.json``: the tabs.
+
+        Raises:
+            NotFound: The page is off.
+        """
+        if not self._files:
+            raise NotFound(_OFF)
+        tells_decisions = any(getattr(route, "path", None) == "/decisions" for route in request.app.routes)
+        body = msgspec.json.encode(PageFacts(panels=self._panels, tells_decisions=tells_decisions))
+        return Response(body, media_type="application/json", headers={"cache-control": "no-cache"})
+
     async def file(self, request: Request) -> Response:
         """``GET /playground/...``: one of the page's files.
 
@@ -118,7 +138,7 @@ class Playground:
         """
         found = self._files.get(request.path_params["path"])
         if found is None:
-            raise NotFound("The playground has no such file." if self._files else "The playground is off here.")
+            raise NotFound("The playground has no such file." if self._files else _OFF)
         return _answer(request, found, vary="accept-encoding")
 
 

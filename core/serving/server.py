@@ -122,6 +122,7 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
             ("/metrics", probes.metrics),
             ("/v1/models", models.list_models),
             ("/v1/models/{model_id:path}", models.get_model),
+            (PREFIX + "page.json", page.facts),
             (PREFIX + "{path:path}", page.file),
         ):
             self._claim(path, "GET", _OWN)

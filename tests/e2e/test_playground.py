@@ -49,7 +49,7 @@ def test_stopping_an_answer_frees_its_place_in_the_batch(browser: Browser, demo_
         ask(page, "Count from one to a thousand in words.")
         page.locator(".said.model .words p").first.wait_for(timeout=WAIT_MS)
         page.get_by_role("button", name="Stop").click()
-        page.get_by_text("stopped").wait_for()
+        page.locator(".figures", has_text="stopped").wait_for()
         page.get_by_role("button", name="Send").wait_for()
         running = 1
         while running:  # pytest's own time limit ends it

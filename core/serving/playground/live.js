@@ -13,9 +13,10 @@ export function mount(root, context) {
 }
 
 class LiveView {
-  constructor(root, { api, announce }) {
+  constructor(root, { api, announce, tellsDecisions }) {
     this.api = api;
     this.announce = announce;
+    this.tellsDecisions = tellsDecisions;
     this.cards = new Map(); // by model and replica
     this.feed = null;
     this.isPaused = false;
@@ -131,9 +132,9 @@ class LiveView {
     }));
   }
 
-  /** Servers that place and scale tell why; others have no such route, and the part stays hidden. */
+  /** What the server has changed about itself, and why; hidden while it has changed nothing. */
   async askForDecisions() {
-    if (this.hasNoDecisions) return;
+    if (!this.tellsDecisions) return;
     try {
       const found = await this.api.json("decisions");
       const rows = found.data;
@@ -141,8 +142,8 @@ class LiveView {
       this.decisions.replaceChildren(...rows.slice(-20).reverse().map((row) => el("li", {},
         el("time", {}, new Date(row.time * 1000).toLocaleTimeString()), `${row.source} `, el("strong", {}, row.what), ` ${row.from} to ${row.to}`,
         el("span", { class: "reason" }, row.reason), row.objective ? el("small", {}, row.objective) : null)));
-    } catch (error) {
-      if (error.status === 404) this.hasNoDecisions = true;
+    } catch {
+      // the feed says what is wrong with the connection
     }
   }
 }

@@ -9,6 +9,7 @@ const USABLE = ["ready", "unloaded", "loading"]; // a model that loads for a req
 const api = new Api(new URL(".", location.href.split("#")[0]));
 const stage = document.getElementById("stage");
 const tablist = document.querySelector("[role=tablist]");
+let tellsDecisions = false;
 const tabs = new Map(); // id -> {button, section, module, panel, models}
 
 start();
@@ -18,13 +19,14 @@ async function start() {
   setUpKey();
   let known;
   try {
-    known = await (await fetch(api.url("playground/panels.json"))).json();
+    known = await (await fetch(api.url("playground/page.json"))).json();
   } catch (error) {
     document.getElementById("start").textContent = `The server does not answer: ${error.message}`;
     return;
   }
   tablist.addEventListener("keydown", moveBetweenTabs);
   addEventListener("hashchange", () => open(location.hash.slice(1)));
+  tellsDecisions = known.tells_decisions;
   await refresh(known);
   setInterval(() => document.visibilityState === "visible" && refresh(known), POLL_MS);
 }
@@ -40,7 +42,7 @@ async function refresh(known) {
   }
   // Aliases are further names of the same; adapters and their like have answers of their own.
   const usable = models.filter((model) => USABLE.includes(model.state) && (model.id === model.root || model.parent));
-  for (const panel of known) {
+  for (const panel of known.panels) {
     const its = usable.filter((model) => model.modality === panel.modality && model.capabilities.includes(panel.operation));
     const tab = tabs.get(panel.id);
     if (tab) {
@@ -101,7 +103,7 @@ async function open(id) {
   if (!tab.panel) {
     try {
       const module = await tab.load();
-      tab.panel ??= module.mount(tab.section, { api, models: tab.models, announce }) ?? {};
+      tab.panel ??= module.mount(tab.section, { api, models: tab.models, announce, tellsDecisions }) ?? {};
     } catch (error) {
       tab.section.replaceChildren(el("p", { class: "problem", role: "alert" }, `This tab could not be loaded: ${error.message}`));
       return;

@@ -2,7 +2,7 @@
 
 import { codeBox } from "../code.js";
 import { duration, el, field, modelPicker, problemBox } from "../elements.js";
-import { record } from "./wav.js";
+import { record } from "./recorder.js";
 
 export function mount(root, context) {
   const panel = new Transcribe(root, context);

@@ -1,6 +1,7 @@
 // Principal components of a few long vectors, from their products with each other: as many rows as texts, not as numbers.
 
-const NUM_ITERATIONS = 200;
+const MAX_ITERATIONS = 5000;
+const CLOSE_ENOUGH = 1e-8;
 
 /** How alike two vectors are, -1 to 1. */
 export function cosine(a, b) {
@@ -26,11 +27,13 @@ export function project(vectors) {
 function leading(matrix) {
   let vector = matrix.map((_, index) => Math.sin(1 + 2.4 * index));
   let value = 0;
-  for (let turn = 0; turn < NUM_ITERATIONS; turn += 1) {
+  for (let turn = 0; turn < MAX_ITERATIONS; turn += 1) {
     const next = matrix.map((row) => dot(row, vector));
     value = Math.sqrt(dot(next, next));
     if (value < 1e-12) return { value: 0, vector };
+    const before = vector;
     vector = next.map((each) => each / value);
+    if (vector.every((each, index) => Math.abs(each - before[index]) < CLOSE_ENOUGH)) break;
   }
   return { value, vector };
 }

@@ -1,5 +1,7 @@
 // Plays samples while they arrive, and keeps them so that they can be heard again.
 
+import { wavHead } from "../wav.js";
+
 const RATE_HZ = 24000;
 const LEAD_S = 0.05; // of the first piece: the next one must be there before it ends
 
@@ -44,21 +46,7 @@ export class PcmPlayer {
   }
 
   file() {
-    const num_bytes = this.pieces.reduce((sum, piece) => sum + piece.byteLength, 0);
-    const head = new DataView(new ArrayBuffer(44));
-    const text = (at, letters) => [...letters].forEach((letter, index) => head.setUint8(at + index, letter.charCodeAt(0)));
-    text(0, "RIFF");
-    head.setUint32(4, 36 + num_bytes, true);
-    text(8, "WAVEfmt ");
-    head.setUint32(16, 16, true);
-    head.setUint16(20, 1, true);
-    head.setUint16(22, 1, true);
-    head.setUint32(24, RATE_HZ, true);
-    head.setUint32(28, 2 * RATE_HZ, true);
-    head.setUint16(32, 2, true);
-    head.setUint16(34, 16, true);
-    text(36, "data");
-    head.setUint32(40, num_bytes, true);
-    return new Blob([head, ...this.pieces], { type: "audio/wav" });
+    const numBytes = this.pieces.reduce((sum, piece) => sum + piece.byteLength, 0);
+    return new Blob([wavHead(numBytes, RATE_HZ), ...this.pieces], { type: "audio/wav" });
   }
 }

@@ -128,7 +128,7 @@ def test_the_live_view_draws_steps_and_names_who_runs(
         assert page.locator(".tip").inner_text().startswith("Step 28")
         page.get_by_role("button", name="Pause").click()
         page.get_by_text("paused").wait_for()
-        assert seen.elsewhere == []
+        seen.assert_none()
 
 
 def test_the_feed_stops_when_the_live_view_is_left(

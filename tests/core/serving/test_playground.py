@@ -91,7 +91,7 @@ def test_the_page_needs_no_key_and_what_it_calls_does() -> None:
     settings = ServerSettings(api_keys=(ApiKeySettings(name="ward", sha256=hash_key("k")),))
     with ServerThread(FakeModel("parrot"), settings=settings) as served:
         assert served.ask("GET", "/", headers=HTML).status == 200
-        assert served.ask("GET", "/playground/panels.json").status == 200
+        assert served.ask("GET", "/playground/page.json").status == 200
         assert served.ask("GET", "/v1/models").status == 401
 
 
@@ -99,11 +99,14 @@ def test_an_operator_can_turn_the_page_off() -> None:
     with ServerThread(FakeModel("parrot"), settings=ServerSettings(playground=False)) as served:
         assert served.ask("GET", "/", headers=HTML).headers["content-type"].startswith("text/plain")
         assert served.ask("GET", "/playground/main.js").status == 404
+        assert served.ask("GET", "/playground/page.json").status == 404
 
 
 def test_a_plugin_brings_a_tab_with_the_files_beside_it(tabbed: TabbedAPI) -> None:
     with ServerThread(FakeModel("parrot"), apis=[tabbed]) as served:
-        (entry,) = served.ask("GET", "/playground/panels.json").json
+        facts = served.ask("GET", "/playground/page.json").json
+        (entry,) = facts["panels"]
+        assert facts["tells_decisions"] is False
         assert entry == {
             "id": "echo",
             "title": "Echo",
