@@ -21,14 +21,15 @@ FOLDER = Path(__file__).parents[1] / "docs" / "images"
 WAIT_MS = 180_000
 NUM_CLIENTS = 14
 LOAD_S = 45.0
-QUESTION = "Name three things that float on water, and say of each in one sentence why."
+QUESTIONS = ("What is the capital of France?", "What is it known for? Answer in two sentences.")
 
 
 def chat(page: Page) -> None:
-    """A question and its answer."""
-    page.get_by_label("Your question").fill(QUESTION)
-    page.keyboard.press("Enter")
-    page.get_by_text("tokens/s").wait_for(timeout=WAIT_MS)
+    """Questions and their answers."""
+    for number, question in enumerate(QUESTIONS, start=1):
+        page.get_by_label("Your question").fill(question)
+        page.keyboard.press("Enter")
+        page.locator(".figures", has_text="tokens/s").nth(number - 1).wait_for(timeout=WAIT_MS)
 
 
 def embed(page: Page) -> None:
@@ -41,7 +42,7 @@ def draw(page: Page) -> None:
     """Two pictures."""
     page.get_by_label("Seed").fill("7")
     page.get_by_role("button", name="Draw", exact=True).click()
-    page.get_by_text("2 pictures in").wait_for(timeout=WAIT_MS)
+    page.locator(".figures", has_text="2 pictures in").wait_for(timeout=WAIT_MS)
 
 
 def speak_to(url: str, until_s: float, number: int) -> None:

@@ -9,9 +9,8 @@ export function mount(root, context) {
 }
 
 class Draw {
-  constructor(root, { api, models, announce }) {
+  constructor(root, { api, models }) {
     this.api = api;
-    this.announce = announce;
     this.running = null;
     this.build(root, models);
   }
@@ -82,7 +81,6 @@ class Draw {
         frames.get(data.image_index ?? 0)?.take(data);
       }
       this.figures.textContent = `${frames.size} ${frames.size === 1 ? "picture" : "pictures"} in ${duration((performance.now() - began) / 1000)}`;
-      this.announce(this.figures.textContent);
     } catch (error) {
       if (![...frames.values()].some((frame) => frame.hasPicture)) row.remove();
       this.problem.show(error);

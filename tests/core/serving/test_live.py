@@ -43,7 +43,12 @@ class WatchedFake(FakeReplica):
 
     def tell(self, served: ServerThread, *news: StepNews, num_dropped: int = 0) -> None:
         batch = BatchNews(news=news, num_dropped=num_dropped)
-        served.in_loop(lambda: [listener(batch) for listener in self.listeners] and None)
+
+        def tell_all() -> None:
+            for listener in self.listeners:
+                listener(batch)
+
+        served.in_loop(tell_all)
 
 
 class Feed:

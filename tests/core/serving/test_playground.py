@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from starlette.responses import Response
 
 from sixfold.core.errors import PluginConflict, UsageError
 from sixfold.core.serving.api import Call, Panel, Route
@@ -131,7 +132,7 @@ def test_no_plugin_may_put_a_route_where_no_key_is_asked_for() -> None:
         def routes(self) -> Sequence[Route]:
             return (Route(path="/playground/secrets", endpoint=self.secrets),)
 
-        async def secrets(self, call: Call) -> None:  # type: ignore[misc]
+        async def secrets(self, call: Call) -> Response:
             raise AssertionError
 
     with pytest.raises(PluginConflict, match="need no key"):
