@@ -1,15 +1,16 @@
 """Takes the pictures of the playground in docs/images from a running demo.
 
 sixfold serve examples/demo.yaml
-python -m tests.screenshots http://127.0.0.1:8000
+python -m tests.screenshots http://127.0.0.1:8000 [NAME ...]
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -64,7 +65,7 @@ def speak_to(url: str, until_s: float, number: int) -> None:
         )
 
 
-def shoot(browser: Browser, url: str, tab: str, name: str, *, phone: bool = False, scheme: str = "light") -> None:
+def shoot(browser: Browser, url: str, *, tab: str, name: str, phone: bool = False, scheme: str = "light") -> None:
     """One picture."""
     options = {**(PHONE if phone else {}), "color_scheme": scheme, "device_scale_factor": 2 if phone else 1}
     with open_page(browser, f"{url}#{tab}", **options) as (page, seen):
@@ -77,23 +78,30 @@ def shoot(browser: Browser, url: str, tab: str, name: str, *, phone: bool = Fals
         print(name, seen)
 
 
-def main(url: str) -> None:
-    """All of them."""
+def main(url: str, wanted: Sequence[str]) -> None:
+    """All of them, or those whose names are given."""
+    plain = {
+        "playground-chat": partial(shoot, tab="chat"),
+        "playground-embed-dark": partial(shoot, tab="embed", scheme="dark"),
+        "playground-draw": partial(shoot, tab="draw"),
+        "playground-phone": partial(shoot, tab="chat", phone=True),
+    }
+    under_load = {
+        "playground-live": partial(shoot, tab="live"),
+        "playground-live-dark": partial(shoot, tab="live", scheme="dark"),
+    }
     with sync_playwright() as playwright:
         browser = start_browser(playwright)
-        shoot(browser, url, "chat", "playground-chat")
-        shoot(browser, url, "embed", "playground-embed-dark", scheme="dark")
-        shoot(browser, url, "draw", "playground-draw")
-        shoot(browser, url, "chat", "playground-phone", phone=True)
-        for name, scheme in (("playground-live", "light"), ("playground-live-dark", "dark")):
-            until_s = time.monotonic() + LOAD_S
+        for name, take in (plain | under_load).items():
+            if wanted and name not in wanted:
+                continue
             with ThreadPoolExecutor(NUM_CLIENTS) as clients:
-                for number in range(NUM_CLIENTS):
-                    threading.Event().wait(0.2)
+                until_s = time.monotonic() + LOAD_S
+                for number in range(NUM_CLIENTS if name in under_load else 0):
                     clients.submit(speak_to, url, until_s, number)
-                shoot(browser, url, "live", name, scheme=scheme)
+                take(browser, url, name=name)
         browser.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].rstrip("/"))
+    main(sys.argv[1].rstrip("/"), sys.argv[2:])
