@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -56,7 +56,7 @@ class Complaints:
 
 
 @contextmanager
-def open_page(browser: Browser, url: str, **options: Any) -> Iterator[tuple[Page, Complaints]]:
+def open_page(browser: Browser, url: str, **options: Any) -> Generator[tuple[Page, Complaints]]:
     """A page in a context of its own, with the tab that the address names.
 
     Args:
