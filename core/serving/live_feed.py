@@ -6,6 +6,7 @@ Nothing here holds a text of a client. A key is shown the models that it may use
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ _OTHERS = "other models"
 class _Watched:
     """A replica that is being watched, and what it told since the last message."""
 
+    number: int
     stop: Callable[[], None]
     news: deque[StepNews] = field(default_factory=lambda: deque[StepNews](maxlen=_MAX_NEWS))
     num_dropped_there: int = 0
@@ -69,6 +71,7 @@ class LiveFeed:
         self._principal = principal
         self._ledger = ledger
         self._watched: dict[Replica, _Watched] = {}
+        self._numbers = itertools.count(1)
 
     async def frames(self) -> AsyncIterator[bytes]:
         """A message at once and then four a second, until the server drains."""
@@ -104,7 +107,7 @@ class LiveFeed:
             self._watched.pop(replica).stop()
         for replica in present:
             if replica not in self._watched and isinstance(replica, WatchedReplica):
-                watched = self._watched[replica] = _Watched(stop=lambda: None)
+                watched = self._watched[replica] = _Watched(number=next(self._numbers), stop=lambda: None)
                 watched.stop = replica.watch(watched.take)
 
     def _model(self, model: HostedModel) -> LiveModel:
@@ -134,6 +137,7 @@ class LiveFeed:
             metrics=_declared_values(model, snapshot.metrics),
             events=events,
             num_dropped=num_dropped,
+            watch=0 if watched is None else watched.number,
         )
 
     def _shown(self, event: StepNews) -> LiveNews:

@@ -68,6 +68,7 @@ class LiveReplica(msgspec.Struct, frozen=True, kw_only=True):
         metrics: Values that ``/metrics`` has as well, without histograms.
         events: In order; empty in an answer as JSON, and for replicas that cannot be watched.
         num_dropped: Events that came too fast to be told.
+        watch: Another number is another process: its sequences are numbered anew.
     """
 
     replica: int
@@ -78,6 +79,7 @@ class LiveReplica(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float]
     events: tuple[LiveNews, ...]
     num_dropped: int
+    watch: int
 
 
 class LiveModel(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,9 +13,18 @@ export class BatchHistory {
     this.numLanes = 0; // most that were in use in the steps that are kept
     this.numAdded = 0; // steps, ever
     this.numDropped = 0;
+    this.watch = 0;
+  }
+
+  /** Sequences are numbered anew: another process, or another connection. */
+  restart() {
+    this.sequences.clear();
+    this.lanes = [];
   }
 
   take(part) {
+    if (part.watch !== this.watch) this.restart();
+    this.watch = part.watch;
     this.numDropped = part.num_dropped;
     for (const event of part.events) this[event.kind](event);
   }

@@ -67,6 +67,7 @@ class LiveView {
     this.askForDecisions();
     this.asking = setInterval(() => this.askForDecisions(), DECISIONS_MS);
     while (!feed.signal.aborted) {
+      this.cards.forEach((card) => card.history.restart());
       try {
         for await (const { event, data } of this.api.events("live", { signal: feed.signal })) {
           if (event === "live") this.take(data);

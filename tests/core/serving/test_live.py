@@ -109,6 +109,7 @@ def test_one_moment_is_json_for_whoever_does_not_ask_for_a_stream() -> None:
             "metrics": {"echo_depth": 3.0},
             "events": [],
             "num_dropped": 0,
+            "watch": 0,
         }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from sixfold.core.batching.step_watch import Joined
 from sixfold.core.memory.ledger import MemoryLedger
 from sixfold.core.memory.need import Claim, MemoryKind
 from sixfold.core.serving.settings import ApiKeySettings, ServerSettings, hash_key
@@ -138,6 +139,23 @@ def test_the_feed_stops_when_the_live_view_is_left(
         assert replica.is_watched.wait(20)
         page.get_by_role("tab", name="Echo").click()
         assert replica.is_left.wait(20)
+
+
+def test_whoever_comes_back_to_the_live_view_sees_who_runs_now(
+    browser: Browser, served: ServerThread, replica: WatchedFake
+) -> None:
+    with open_page(browser, f"{served.url}#live") as (page, _seen):
+        show_steps(replica, served)
+        page.get_by_role("cell", name="req_1").wait_for()
+        replica.is_watched.clear()
+        page.get_by_role("tab", name="Echo").click()
+        assert replica.is_left.wait(20)
+        page.get_by_role("tab", name="Live").click()
+        assert replica.is_watched.wait(20)
+        other = Joined(sequence=1, request=9, request_id="later/1#1", tenant="anonymous", units=4, waited_s=0.0)
+        replica.tell(served, other, stepped(30, (1, 1)))
+        page.get_by_role("cell", name="later").wait_for()
+        assert page.get_by_role("cell", name="req_1").count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
