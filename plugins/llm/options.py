@@ -141,6 +141,10 @@ class TransformersOptions(BaseModel):
     tokens are the same and come at shorter intervals, but new prompts start later, and in all fewer tokens a second were
     measured so far."""
 
+    parallel_prompt_tokens: int | None = Field(default=None, ge=2)
+    """Where the entry has `parallel`: chunks of prompts of at least so many tokens are computed by all ranks, shorter ones by the
+    first alone. 2048 on GPUs and 256 on CPUs unless given."""
+
     kv_events: KvEventOptions | None = None
     """Announces cached prefixes to routers."""
 

@@ -1,0 +1,95 @@
+"""Decoders whose long prompts several ranks compute, beside the same decoders in one process; runs in every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sixfold.core.errors import SixfoldError
+from sixfold.core.family import LoadContext
+from sixfold.core.parallel.mesh import Mesh
+from sixfold.plugins.llm.generation import CompletionInput, SamplingParams
+from sixfold.plugins.llm.loader import load
+from sixfold.plugins.llm.model import TransformersModel
+from sixfold.plugins.llm.options import TransformersOptions
+from sixfold.plugins.llm.rank_loader import load_rank
+from tests.core.parallel.orders import FakeLeader, follow
+from tests.plugins.llm.conftest import Driver
+
+MIN_TOKENS = 24
+Case = Callable[[TransformersModel, FakeLeader], Any]
+
+
+def context_of(path: Path, leader: FakeLeader | None, **options: Any) -> LoadContext:
+    given: dict[str, Any] = {"dtype": "float32", "kv_cache_bytes": 1 << 20, "parallel_prompt_tokens": MIN_TOKENS}
+    parallel: Any = leader
+    chosen = TransformersOptions.model_validate(given | options)
+    return LoadContext(model_name="tiny", path=path, device="cpu", num_threads=1, options=chosen, parallel=parallel)
+
+
+def run_case(path: Path, case: Case, options: dict[str, Any], mesh: Mesh) -> Any:
+    """What the case gives in rank 0; None in the others, which follow. An error of loading is given as its text."""
+    if mesh.rank > 0:
+        follow(mesh, load_rank(context_of(path, None, **options)))
+        return None
+    leader = FakeLeader(mesh)
+    try:
+        model = load(context_of(path, leader, **options))
+        return case(model, leader)
+    except SixfoldError as error:
+        return str(error)
+    finally:
+        leader.close()
+
+
+def prompt(length: int, seed: int) -> tuple[int, ...]:
+    return tuple(torch.randint(0, 250, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
+
+
+def asked(length: int, seed: int, max_tokens: int = 6, **more: Any) -> CompletionInput:
+    params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
+    return CompletionInput(prompts=(prompt(length, seed),), params=params, stream=True, **more)
+
+
+COMPANY = [asked(150, 1), asked(7, 2, 20), asked(90, 3), asked(3, 4, 20), asked(40, 5), asked(150, 1)]
+
+
+def answers_in_company(model: TransformersModel, leader: FakeLeader) -> Any:
+    """Answers of prompts long and short that come and go in random steps with preemptions, and how many steps were divided."""
+    before = leader.num_orders
+    driver = WideDriver(model, seed=3)
+    texts = [driven.texts for driven in driver.run(COMPANY)]
+    return texts, leader.num_orders - before, driver.num_preemptions, model.stats()["prefix_cache_hits_total"]
+
+
+def answers_alone(model: TransformersModel) -> list[list[str]]:
+    return [driven.texts for driven in Driver(model).run(COMPANY)]
+
+
+class WideDriver(Driver):
+    """Steps of enough tokens for a divided chunk beside decodes."""
+
+    budgets = (30, 80)
+
+
+def logits_of_chunks(model: TransformersModel, leader: FakeLeader) -> Any:
+    """Logits after a prompt cut in several ways; the tokens of each way that went over ranks do not matter to them."""
+    decoder: Any = model._decoder
+    tokens = list(prompt(131, 9))
+    return [decoder.run([tokens], chunks).tolist() for chunks in CUTS]
+
+
+CUTS = ((131,), (60, 71), (25, 31, 1, 74), (33, 33, 33, 32), (130, 1))
+
+
+def all_cases(folders: dict[str, Path], mesh: Mesh) -> dict[str, Any]:
+    """What every case gives for every model in this rank."""
+    cases: dict[str, Case] = {"company": answers_in_company, "logits": logits_of_chunks}
+    found: dict[str, Any] = {}
+    for name, path in folders.items():
+        for case, run in cases.items():
+            found[f"{name} {case}"] = run_case(path, run, {}, mesh)
+    return found
