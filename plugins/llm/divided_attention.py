@@ -102,12 +102,12 @@ def attend_divided(
         what = "look back through a window only" if sliding_window is not None else "cap their scores"
         raise UnsupportedAttention(f"its layers {what}, which can't be divided among ranks yet")
     lengths = rows.lengths
-    kv = torch.stack((key[0], value[0])).split(lengths, dim=2)
+    kv = torch.split(torch.stack((key[0], value[0])), lengths, dim=2)
     # All chunks before any attends: one may begin with blocks that another one fills.
     for index, chunk in enumerate(rows.chunks):
         _keep(rows, index, chunk, kv[index], cache)
     attended: list[Tensor] = []
-    for index, (chunk, own) in enumerate(zip(rows.chunks, query.split(lengths, dim=2), strict=True)):
+    for index, (chunk, own) in enumerate(zip(rows.chunks, torch.split(query, lengths, dim=2), strict=True)):
         past = _past(rows, index, chunk, own, kv[index], cache)
         read = kv[index] if rows.scheme is None else as_read(kv[index], rows.scheme)
         found = parallel_attention(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
 
+from sixfold.core.parallel.attention import UnsupportedAttention
 from sixfold.core.parallel.degrees import Degrees
 from sixfold.core.parallel.mesh import Mesh
 from sixfold.core.parallel.modules import RankModule, RankModules
@@ -55,4 +57,5 @@ def follow(mesh: Mesh, modules: Mapping[str, RankModule]) -> None:
         if order[0] is None:
             own.close()
             return
-        own.run(*order[0])
+        with contextlib.suppress(UnsupportedAttention):  # which all ranks raise alike
+            own.run(*order[0])

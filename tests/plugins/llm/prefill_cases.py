@@ -10,7 +10,9 @@ import torch
 
 from sixfold.core.errors import SixfoldError
 from sixfold.core.family import LoadContext
+from sixfold.core.parallel.degrees import Degrees
 from sixfold.core.parallel.mesh import Mesh
+from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.plugins.llm.generation import CompletionInput, SamplingParams
 from sixfold.plugins.llm.loader import load
 from sixfold.plugins.llm.model import TransformersModel
@@ -20,24 +22,39 @@ from tests.core.parallel.orders import FakeLeader, follow
 from tests.plugins.llm.conftest import Driver
 
 MIN_TOKENS = 24
+FIRST = Degrees(context=2)
+CACHE_OF_BYTES = QuantizationPolicy.model_validate({"scheme": "int8", "what": "kv_cache"})
 Case = Callable[[TransformersModel, FakeLeader], Any]
 
 
-def context_of(path: Path, leader: FakeLeader | None, **options: Any) -> LoadContext:
-    given: dict[str, Any] = {"dtype": "float32", "kv_cache_bytes": 1 << 20, "parallel_prompt_tokens": MIN_TOKENS}
+def context_of(path: Path, leader: FakeLeader | None, quantization: QuantizationPolicy | None) -> LoadContext:
     parallel: Any = leader
-    chosen = TransformersOptions.model_validate(given | options)
-    return LoadContext(model_name="tiny", path=path, device="cpu", num_threads=1, options=chosen, parallel=parallel)
+    return LoadContext(
+        model_name="tiny",
+        path=path,
+        device="cpu",
+        num_threads=1,
+        options=TransformersOptions(dtype="float32", kv_cache_bytes=1 << 20, parallel_prompt_tokens=MIN_TOKENS),
+        quantization=quantization,
+        parallel=parallel,
+    )
 
 
-def run_case(path: Path, case: Case, options: dict[str, Any], mesh: Mesh) -> Any:
+def run_case(
+    path: Path,
+    case: Case,
+    mesh: Mesh,
+    *,
+    followers_path: Path | None = None,
+    quantization: QuantizationPolicy | None = None,
+) -> Any:
     """What the case gives in rank 0; None in the others, which follow. An error of loading is given as its text."""
     if mesh.rank > 0:
-        follow(mesh, load_rank(context_of(path, None, **options)))
+        follow(mesh, load_rank(context_of(followers_path or path, None, quantization)))
         return None
     leader = FakeLeader(mesh)
     try:
-        model = load(context_of(path, leader, **options))
+        model = load(context_of(path, leader, quantization))
         return case(model, leader)
     except SixfoldError as error:
         return str(error)
@@ -85,11 +102,22 @@ def logits_of_chunks(model: TransformersModel, leader: FakeLeader) -> Any:
 CUTS = ((131,), (60, 71), (25, 31, 1, 74), (33, 33, 33, 32), (130, 1))
 
 
+def facts(model: TransformersModel, leader: FakeLeader) -> Any:
+    """What loading says, where loading is the point: ranks were tried, then."""
+    assert leader.num_orders > 0
+    return model.info.details["kv_cache_tokens"]
+
+
 def all_cases(folders: dict[str, Path], mesh: Mesh) -> dict[str, Any]:
-    """What every case gives for every model in this rank."""
-    cases: dict[str, Case] = {"company": answers_in_company, "logits": logits_of_chunks}
-    found: dict[str, Any] = {}
-    for name, path in folders.items():
-        for case, run in cases.items():
-            found[f"{name} {case}"] = run_case(path, run, {}, mesh)
+    """What every case of this mesh gives."""
+
+    def run(name: str, case: Case, **more: Any) -> Any:
+        return run_case(folders[name], case, mesh, **more)
+
+    name = "llama" if mesh.degrees.context == 2 else "qwen3"
+    found = {"company": run(name, answers_in_company), "logits": run(name, logits_of_chunks)}
+    if mesh.degrees == FIRST:
+        found["window"] = run("mistral-sliding", facts)
+        found["other weights"] = run("llama", facts, followers_path=folders["qwen3"])
+        found["cache of bytes"] = run("llama", logits_of_chunks, quantization=CACHE_OF_BYTES)
     return found
