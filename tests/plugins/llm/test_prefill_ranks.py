@@ -31,7 +31,7 @@ MODES = {
 def found(model_folder: Callable[[str], Path]) -> dict[str, dict[str, Any]]:
     """What rank 0 gives in each mode."""
     work = functools.partial(all_cases, {name: model_folder(name) for name in ("llama", "qwen3", "mistral-sliding")})
-    return {mode: ranks[0] for mode, ranks in zip(MODES, run_ranks(work, *MODES.values()), strict=True)}
+    return {mode: ranks[0] for mode, ranks in zip(MODES, run_ranks(work, *MODES.values(), timeout_s=300), strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_ranks_that_compute_something_else_are_refused_when_the_model_starts(fou
         (Degrees(data=2, context=2), {}, "or use 'replicas' for more requests at once"),
         (
             Degrees(context=2),
-            {"speculation": {"method": "eagle3", "source": "file:x"}},
+            {"speculation": {"method": "eagle3", "source": "file:/x"}},
             "Choose another speculation.method",
         ),
     ],
