@@ -17,7 +17,7 @@ _MODULE = "encoder"
 _MAX_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
 # The convolutions before the layers are a hundredth of the work: every rank computes them for all tokens.
-_PLAN = SplitPlan(
+PLAN = SplitPlan(
     parts={"layers.0": [SplitInput(name="hidden_states", dim=1)], "layer_norm": [GatherOutput(index=0, dim=1)]},
     splits_text=False,
 )
@@ -25,7 +25,7 @@ _PLAN = SplitPlan(
 
 def rank_modules(model: Any) -> dict[str, RankModule]:
     """What all ranks have of a Whisper of transformers."""
-    return {_MODULE: RankModule(module=model.model.encoder, plan=_PLAN)}
+    return {_MODULE: RankModule(module=model.model.encoder, plan=PLAN)}
 
 
 class EncoderRanks:
@@ -53,7 +53,7 @@ class EncoderRanks:
             DeviceLost: A rank is gone or hangs.
         """
         counts = even_lengths(len(mels), self._leader.num_row_groups)
-        parts = [{"input_features": part} if len(part) else None for part in torch.split(mels, counts)]
+        parts = [{"input_features": part} if len(part) else None for part in torch.split(mels, list(counts))]
         answers = self._leader.run(self._encoder, parts)
         return torch.cat([answer.last_hidden_state for answer in answers])
 

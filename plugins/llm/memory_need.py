@@ -23,10 +23,10 @@ _CPU_CACHE_BYTES = 1 << 30
 GPU_CACHE_SHARE = 0.8
 """Of what is free beside the weights."""
 
-GPU_PARALLEL_TOKENS = 2048
-"""Chunks of so many tokens are worth the exchange between ranks: a 1B model computes them in 10 ms on an H100, and an exchange
-takes 0.1 ms a layer."""
-
+# Chunks of so many tokens are worth the exchange between ranks: a 1B model computes them in 10 ms on an H100, and an exchange
+# takes 0.1 ms a layer. On a host ranks share the cores, so no prompt is worth it; there it is for trying out.
+_GPU_PARALLEL_TOKENS = 2048
+_CPU_PARALLEL_TOKENS = 256
 _LONG_PROMPT_TOKENS = 16_384
 _STEP_TOKENS = 4096
 _LOGITS_ROWS = 64
@@ -83,6 +83,11 @@ def need(question: MemoryQuestion) -> MemoryNeed:
     )
 
 
+def parallel_tokens(options: TransformersOptions, device: str) -> int:
+    """From how many tokens on a chunk of a prompt is computed by all ranks."""
+    return options.parallel_prompt_tokens or (_CPU_PARALLEL_TOKENS if device == HOST else _GPU_PARALLEL_TOKENS)
+
+
 def parallel_shape(question: MemoryQuestion) -> ParallelShape:
     """For the planner of ranks: a long prompt, as long as the model takes; the chunks that steps cut it into are alike."""
     options = cast(TransformersOptions, question.options)
@@ -90,7 +95,6 @@ def parallel_shape(question: MemoryQuestion) -> ParallelShape:
     config = _text_config(question.path)
     heads = _Heads.of_config(config)
     longest = options.max_model_len or int(config.get("max_position_embeddings") or _LONG_PROMPT_TOKENS)
-    least = options.parallel_prompt_tokens or (2 if question.device == HOST else GPU_PARALLEL_TOKENS)
     return ParallelShape(
         num_heads=heads.num_heads,
         num_kv_heads=heads.num_kv_heads,
@@ -100,7 +104,7 @@ def parallel_shape(question: MemoryQuestion) -> ParallelShape:
         num_rows=1,
         parameters=weights_bytes(question.path, itemsize=itemsize) // itemsize,
         itemsize=itemsize,
-        can_split_tokens=longest >= least and not _looks_back(config),
+        can_split_tokens=longest >= parallel_tokens(options, question.device) and not _looks_back(config),
     )
 
 

@@ -19,7 +19,7 @@ from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.divided_attention import DividedRows
 from sixfold.plugins.llm.divided_chunks import num_divided, stored_chunk
 from sixfold.plugins.llm.divided_decoder import ComputeRows, DividedDecoder
-from sixfold.plugins.llm.memory_need import GPU_PARALLEL_TOKENS
+from sixfold.plugins.llm.memory_need import parallel_tokens
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.tensors import index_tensor, int_list
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 MODULE = "decoder"
 """Name of the module that all ranks have."""
-
-# On a host ranks share the cores, so no prompt is worth it; there it is for trying out.
-_CPU_PARALLEL_TOKENS = 256
 
 # A first chunk, and one that follows it: the ways that a chunk can go over ranks.
 _CHECKED_CHUNKS = (61, 47)
@@ -155,9 +152,7 @@ def divide_prefill(context: LoadContext, options: TransformersOptions, decoder: 
     """
     if context.parallel is None:
         return
-    usual = _CPU_PARALLEL_TOKENS if decoder.device.type == "cpu" else GPU_PARALLEL_TOKENS
-    min_tokens = options.parallel_prompt_tokens or usual
-    ranks = PrefillRanks(context.parallel, decoder, min_tokens)
+    ranks = PrefillRanks(context.parallel, decoder, parallel_tokens(options, context.device))
     context.report(0.9, "waiting for the other ranks")
     context.parallel.share({MODULE: RankModule(module=ranks.module, splits_itself=True)})
     decoder.divide(ranks)

@@ -22,14 +22,14 @@ from tests.servers import DemoServer, start_server, stop_server
 OPTIONS = {"dtype": "float32", "kv_cache_bytes": 8 << 20, "parallel_prompt_tokens": 64, "prefix_cache": "off"}
 LONG = [(7 * n * n + 3 * n) % 251 for n in range(3000)]
 NUM_ANSWERED = 30
-_WAIT_S = 120.0
+_WAIT_S = 240.0
 
 
 @pytest.fixture(scope="module")
 def server(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
     root = tmp_path_factory.mktemp("parallel")
     entry = {"source": f"file:{model_folder('llama-long')}", "options": OPTIONS}
-    models = {"divided": {**entry, "parallel": {"context": 2, "step_timeout_s": 20}}}
+    models = {"divided": {**entry, "parallel": {"context": 2, "step_timeout_s": 60}}}
     config = root / "llm.yaml"
     config.write_text(yaml.safe_dump({"models": models, "server": {"port": 0, "data_dir": str(root / "data")}}))
     server = start_server(config)
