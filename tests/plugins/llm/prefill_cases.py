@@ -71,15 +71,31 @@ def asked(length: int, seed: int, max_tokens: int = 6, **more: Any) -> Completio
     return CompletionInput(prompts=(prompt(length, seed),), params=params, stream=True, **more)
 
 
-COMPANY = [asked(150, 1), asked(7, 2, 20), asked(90, 3), asked(3, 4, 20), asked(40, 5), asked(150, 1)]
+def asked_in_part(length: int) -> CompletionInput:
+    """The head of the first prompt of the company."""
+    params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+    return CompletionInput(prompts=(prompt(150, 1)[:length],), params=params, stream=True)
+
+
+# The first is too short to be divided, and fills a block with which the second begins in the same step.
+COMPANY = [
+    asked_in_part(20),
+    asked(150, 1),
+    asked(7, 2, 20),
+    asked(90, 3),
+    asked(3, 4, 20),
+    asked(40, 5),
+    asked(150, 1),
+]
 
 
 def answers_in_company(model: TransformersModel, leader: FakeLeader) -> Any:
-    """Answers of prompts long and short that come and go in random steps with preemptions, and how many steps were divided."""
+    """Answers of prompts long and short, in one large step and in random ones with preemptions; and how many steps were divided."""
+    at_once = answers_alone(model)
     before = leader.num_orders
     driver = WideDriver(model, seed=3)
     texts = [driven.texts for driven in driver.run(COMPANY)]
-    return texts, leader.num_orders - before, driver.num_preemptions, model.stats()["prefix_cache_hits_total"]
+    return at_once, texts, leader.num_orders - before, driver.num_preemptions, model.stats()["prefix_cache_hits_total"]
 
 
 def answers_alone(model: TransformersModel) -> list[list[str]]:

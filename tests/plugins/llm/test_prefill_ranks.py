@@ -45,8 +45,8 @@ def alone(model_folder: Callable[[str], Path], load_tiny: Callable[..., Any]) ->
 def test_answers_in_any_company_are_those_of_one_process_token_for_token(
     found: dict[str, dict[str, Any]], alone: Callable[[str], Any], mode: str
 ) -> None:
-    texts, num_divided, num_preemptions, num_found = found[mode]["company"]
-    assert texts == answers_alone(alone(mode))
+    at_once, texts, num_divided, num_preemptions, num_found = found[mode]["company"]
+    assert at_once == texts == answers_alone(alone(mode))
     assert num_divided >= 5
     assert num_preemptions >= 1
     assert num_found > 0  # prompts that began alike, or had been preempted, went on behind what was there
