@@ -90,7 +90,7 @@ COMPANY = [
 
 
 def answers_in_company(model: TransformersModel, leader: FakeLeader) -> Any:
-    """Answers of prompts long and short, in one large step and in random ones with preemptions; and how many steps were divided."""
+    """Answers of prompts long and short, in one large step and in random ones with preemptions; how many steps were divided."""
     at_once = answers_alone(model)
     before = leader.num_orders
     driver = WideDriver(model, seed=3)
