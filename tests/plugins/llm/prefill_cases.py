@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from sixfold.core.errors import SixfoldError
@@ -71,35 +72,31 @@ def asked(length: int, seed: int, max_tokens: int = 6, **more: Any) -> Completio
     return CompletionInput(prompts=(prompt(length, seed),), params=params, stream=True, **more)
 
 
-def asked_in_part(length: int) -> CompletionInput:
-    """The head of the first prompt of the company."""
-    params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
-    return CompletionInput(prompts=(prompt(150, 1)[:length],), params=params, stream=True)
+def head_of(item: CompletionInput, length: int) -> CompletionInput:
+    """A prompt that is the begin of another's."""
+    tokens = item.prompts[0][:length]
+    return msgspec.structs.replace(item, prompts=(tokens,))
 
 
-# The first is too short to be divided, and fills a block with which the second begins in the same step.
-COMPANY = [
-    asked_in_part(20),
-    asked(150, 1),
-    asked(7, 2, 20),
-    asked(90, 3),
-    asked(3, 4, 20),
-    asked(40, 5),
-    asked(150, 1),
-]
+COMPANY = [asked(150, 1), asked(7, 2, 20), asked(90, 3), asked(3, 4, 20), asked(40, 5), asked(150, 1)]
+
+# The first is too short to be divided, and fills a block with which the second begins in the same step; the last is the second.
+TOGETHER = [head_of(asked(150, 6), 20), asked(150, 6), asked(5, 7, 20), asked(110, 8), asked(150, 6)]
 
 
 def answers_in_company(model: TransformersModel, leader: FakeLeader) -> Any:
-    """Answers of prompts long and short, in one large step and in random ones with preemptions; how many steps were divided."""
-    at_once = answers_alone(model)
+    """Answers of prompts long and short, in one large step and in random ones; how many were divided, and what else happened."""
     before = leader.num_orders
+    at_once = answers_alone(model, TOGETHER)
+    num_at_once = leader.num_orders - before
     driver = WideDriver(model, seed=3)
     texts = [driven.texts for driven in driver.run(COMPANY)]
-    return at_once, texts, leader.num_orders - before, driver.num_preemptions, model.stats()["prefix_cache_hits_total"]
+    num_found = model.stats()["prefix_cache_hits_total"]
+    return at_once, num_at_once, texts, leader.num_orders - num_at_once - before, driver.num_preemptions, num_found
 
 
-def answers_alone(model: TransformersModel) -> list[list[str]]:
-    return [driven.texts for driven in Driver(model).run(COMPANY)]
+def answers_alone(model: TransformersModel, company: Sequence[CompletionInput]) -> list[list[str]]:
+    return [driven.texts for driven in Driver(model).run(company)]
 
 
 class WideDriver(Driver):
@@ -109,7 +106,7 @@ class WideDriver(Driver):
 
 
 def logits_of_chunks(model: TransformersModel, leader: FakeLeader) -> Any:
-    """Logits after a prompt cut in several ways; the tokens of each way that went over ranks do not matter to them."""
+    """Logits after a prompt that is cut in several ways."""
     decoder: Any = model._decoder
     tokens = list(prompt(131, 9))
     return [decoder.run([tokens], chunks).tolist() for chunks in CUTS]

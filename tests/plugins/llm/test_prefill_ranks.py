@@ -17,7 +17,16 @@ from sixfold.core.parallel.degrees import Degrees
 from sixfold.plugins.llm.loader import load
 from sixfold.plugins.llm.options import TransformersOptions
 from tests.core.parallel.processes import run_ranks
-from tests.plugins.llm.prefill_cases import CACHE_OF_BYTES, CUTS, FIRST, all_cases, answers_alone, prompt
+from tests.plugins.llm.prefill_cases import (
+    CACHE_OF_BYTES,
+    COMPANY,
+    CUTS,
+    FIRST,
+    TOGETHER,
+    all_cases,
+    answers_alone,
+    prompt,
+)
 
 MODES = {
     "ring of 2": FIRST,
@@ -45,8 +54,10 @@ def alone(model_folder: Callable[[str], Path], load_tiny: Callable[..., Any]) ->
 def test_answers_in_any_company_are_those_of_one_process_token_for_token(
     found: dict[str, dict[str, Any]], alone: Callable[[str], Any], mode: str
 ) -> None:
-    at_once, texts, num_divided, num_preemptions, num_found = found[mode]["company"]
-    assert at_once == texts == answers_alone(alone(mode))
+    at_once, num_at_once, texts, num_divided, num_preemptions, num_found = found[mode]["company"]
+    assert at_once == answers_alone(alone(mode), TOGETHER)
+    assert num_at_once == 1
+    assert texts == answers_alone(alone(mode), COMPANY)
     assert num_divided >= 5
     assert num_preemptions >= 1
     assert num_found > 0  # prompts that began alike, or had been preempted, went on behind what was there
