@@ -8,11 +8,13 @@ from sixfold.core.hookspecs import Command, hookimpl
 from sixfold.scaling.autoscale import command as scaled_object
 from sixfold.scaling.hub import command as hub
 from sixfold.scaling.sim import command as simulate
+from sixfold.scaling.up import command as up
 
 
 @hookimpl
 def register_commands(register: Callable[[Command], None]) -> None:
-    """``sixfold simulate``, ``sixfold scaled-object``, ``sixfold hub`` and ``sixfold agent``."""
+    """``sixfold up``, ``sixfold simulate``, ``sixfold scaled-object``, ``sixfold hub`` and ``sixfold agent``."""
+    register(up.COMMAND)
     register(simulate.COMMAND)
     register(scaled_object.COMMAND)
     register(hub.HUB)

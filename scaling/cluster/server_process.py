@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
+from sixfold.core.config import SERVER_VARIABLE
 from sixfold.core.errors import SixfoldError
 
 _READY_MARK = " on http://"
@@ -27,7 +29,8 @@ class ServerProcess:
     counted its accelerator as taken does so no more.
 
     Args:
-        config: The text of its configuration file, YAML or JSON. ``server.port`` should be 0.
+        config: The text of its configuration file, YAML or JSON; ``server.port`` should be 0. Variables that set fields of
+            ``server`` are kept from the child: they are meant for who listens to clients.
     """
 
     def __init__(self, config: str) -> None:
@@ -69,6 +72,7 @@ class ServerProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            env={name: value for name, value in os.environ.items() if not name.startswith(SERVER_VARIABLE)},
         )
         assert self._process.stdout is not None
         assert self._process.stderr is not None

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
 
@@ -94,6 +94,10 @@ class Gateway:
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"],
             )
+
+    def num_waiting(self, models: Iterable[str]) -> int:
+        """Requests of models, by the names that clients use, that wait at the door."""
+        return sum(self._admissions[model].num_waiting for model in models if model in self._admissions)
 
     def _build_splitter(self) -> PromptSplitter | None:
         settings = self._gateway_settings

@@ -1,0 +1,58 @@
+"""From a configuration file's models to what each replica is started with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sixfold.core.serving.settings import hash_key
+from sixfold.scaling.cluster.document import DeployedService
+from sixfold.scaling.cluster.replica import ReplicaSettings
+from sixfold.scaling.up.settings import Site
+
+_OWN_TO_THE_GATEWAY = {"host", "port", "api_keys", "cors_origins", "protect_metrics", "access_log", "data_dir"}
+_STOP_MARGIN_S = 10.0
+
+
+def deployed(
+    site: Site, model: str, *, num_replicas: int, registry: Path, replica_key: str | None, has_gpus: bool
+) -> DeployedService:
+    """A model as what the cluster is told to run.
+
+    Args:
+        site: The configuration.
+        model: The model's name.
+        num_replicas: How many, 0 for none now.
+        registry: Where replicas publish themselves.
+        replica_key: What they demand of whoever asks; None for nothing.
+        has_gpus: See `Site.service`.
+    """
+    replicas = ReplicaSettings(
+        config=replica_config(site, model, replica_key),
+        registry=registry,
+        start_timeout_s=site.cluster.start_timeout_s,
+        drain_s=site.settings.server.drain_timeout_s + _STOP_MARGIN_S,
+        lease_s=site.cluster.lease_s,
+    )
+    return DeployedService(spec=site.service(model, has_gpus=has_gpus), replicas=replicas, num_replicas=num_replicas)
+
+
+def replica_config(site: Site, model: str, replica_key: str | None) -> str:
+    """The configuration file of a server with this model alone, on a free port that only this machine reaches."""
+    settings = site.settings
+    entry = settings.models[model]
+    server = settings.server.model_dump(mode="json", exclude_defaults=True, exclude=_OWN_TO_THE_GATEWAY)
+    server |= {"host": "127.0.0.1", "port": 0}
+    if replica_key is not None:
+        # The gateway has checked who asks, and passes on the priority that it may have.
+        holder = {"name": "gateway", "sha256": hash_key(replica_key), "priority": "interactive"}
+        server["api_keys"] = [holder]
+    document = {
+        "models": {model: entry.model_dump(mode="json", exclude_defaults=True, exclude={"name"})},
+        "server": server,
+        "cache_dir": str(settings.cache_dir),
+    }
+    if settings.memory_limits_bytes:
+        document["memory_limits_bytes"] = dict(settings.memory_limits_bytes)
+    # What is a reference in this text would be filled in a second time.
+    return json.dumps(document).replace("${", "$${")
