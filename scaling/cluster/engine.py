@@ -82,7 +82,7 @@ class RayEngine:
             ClusterError: The head does not say.
         """
         nodes = self._ask("GET", _NODES).json()["data"]["result"]["result"]
-        return sum(node["resources_total"].get("GPU", 0.0) for node in nodes if node["state"] == "ALIVE")
+        return float(sum(node["resources_total"].get("GPU", 0.0) for node in nodes if node["state"] == "ALIVE"))
 
     def close(self) -> None:
         """Closes connections; the services run on."""

@@ -107,6 +107,7 @@ def test_one_command_serves_two_models_and_drains_without_leaving_a_process(runn
             started = [os.pidfd_open(pid) for pid in descendants(running.process.pid)]
             running.process.send_signal(signal.SIGTERM)
             assert [line for line in lines if line][-1] == "data: [DONE]"
+    running.process.wait(_WAIT_S)
     assert stop_server(running) == 0
     assert "draining the replicas" in running.log
     assert len(started) > 6, "a head, its helpers, and three replicas with their servers"
