@@ -157,7 +157,7 @@ class RolloutSpec(BaseModel):
     """Least time in each step, and with all requests before the old replicas leave."""
 
     min_requests: Annotated[int, Field(ge=1)] = 20
-    """Requests that the new replicas must have answered in a step before the next one; where few come, ten times ``step_s`` do."""
+    """Requests that the new replicas must have answered in a step before the next; where few come, ten times ``step_s`` do."""
 
     max_error_rate: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Share of failures that the new replicas may have beyond that of the old ones."""

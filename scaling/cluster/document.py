@@ -32,6 +32,7 @@ class DeployedService:
     Attributes:
         spec: What and where.
         replicas: Settings of each replica; changed ones replace the replicas one after the other.
+        name: Of its own in the cluster; two revisions of one model are two services. Empty: the model's.
         num_replicas: How many; a change starts or drains some and leaves the others alone. With 0 the service is not in the
             document: Ray Serve knows no deployment without replicas.
     """
@@ -39,6 +40,12 @@ class DeployedService:
     spec: ServiceSpec
     replicas: ReplicaSettings
     num_replicas: int
+    name: str = ""
+
+    @property
+    def application(self) -> str:
+        """Ray Serve's name of it."""
+        return self.name or self.spec.model
 
 
 def serve_document(
@@ -67,7 +74,7 @@ def _application(service: DeployedService) -> dict[str, Any]:
         "graceful_shutdown_wait_loop_s": 0.1,
     }
     return {
-        "name": service.spec.model,
+        "name": service.application,
         "route_prefix": None,
         "import_path": IMPORT_PATH,
         "args": replicas.model_dump(mode="json"),

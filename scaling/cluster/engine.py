@@ -56,9 +56,9 @@ class RayEngine:
         found = self._ask("GET", _APPLICATIONS).json()
         others = {name: each for name, each in found.get("applications", {}).items() if not _is_ours(each)}
         for service in services:
-            if service.spec.model in others:
+            if service.application in others:
                 raise ClusterError(
-                    f"The cluster runs an application {service.spec.model!r} that is not of Sixfold. Rename the model, or "
+                    f"The cluster runs an application {service.application!r} that is not of Sixfold. Rename the model, or "
                     "end that application."
                 )
         # What was deployed from Python has no configuration here, and Ray Serve leaves it alone.
@@ -67,7 +67,7 @@ class RayEngine:
         self._ask("PUT", _APPLICATIONS, json=serve_document(services, others=kept, proxies=proxies))
 
     def status(self) -> Mapping[str, ServiceStatus]:
-        """Of each service of ours, by its model's name.
+        """Of each service of ours, by its name (the model's, unless it has one of its own).
 
         Raises:
             ClusterError: The head does not say.

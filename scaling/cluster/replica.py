@@ -31,6 +31,9 @@ class ReplicaSettings(BaseModel):
     registry: Path
     """The file of the registry that gateways watch."""
 
+    revision: str = ""
+    """Published with its address: what a rollout tells old and new replicas apart by."""
+
     start_timeout_s: Seconds = 600.0
     """Longest start, the loading of the model included."""
 
@@ -78,7 +81,9 @@ class Replica:
         """
         url = await self._server.start(self._settings.start_timeout_s)
         published = asyncio.Event()
-        record = ReplicaRecord(replica_id=self._replica_id, url=url, region=self._region)
+        record = ReplicaRecord(
+            replica_id=self._replica_id, url=url, region=self._region, revision=self._settings.revision
+        )
         self._holding = asyncio.create_task(self._hold(record, published))
         waiting = asyncio.create_task(published.wait())
         await asyncio.wait((self._holding, waiting), return_when=asyncio.FIRST_COMPLETED)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from sixfold.scaling.spec import RolloutSpec
 
 _QUIET_STEPS = 10.0
-"""Where too few requests come to judge by, a step lasts so many times its least time: the new replicas were well for that long."""
+"""Where too few requests come to judge by, a step lasts so many times its least time: so long the new replicas were well."""
 
 
 class Phase(StrEnum):

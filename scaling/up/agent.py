@@ -75,6 +75,20 @@ class Agent:
         self._seen: dict[str, ServerLoad] = {}
         self._http = http
 
+    def change(self, specs: Mapping[str, ScalingSpec]) -> None:
+        """Takes changed models over; the cluster is told at the next step."""
+        self._specs = specs
+        self._states = {model: state for model, state in self._states.items() if model in specs}
+        self.counts = {
+            model: min(max(self.counts.get(model, 1), spec.min_replicas), spec.max_replicas)
+            for model, spec in specs.items()
+        }
+        self.tell_again()
+
+    def tell_again(self) -> None:
+        """The cluster must be told anew: something else than a number has changed."""
+        self._asked = None
+
     async def step(self) -> Mapping[str, ServiceStatus]:
         """One round: what is missing at the cluster is said again, and what the load asks for is said anew.
 
@@ -96,6 +110,9 @@ class Agent:
 
     async def _decide(self, model: str) -> None:
         loads = await self._loads(model)
+        spec = self._specs.get(model)
+        if spec is None:  # the file was changed meanwhile
+            return
         count = self.counts[model]
         held = self._observer.num_held(model)
         if not loads and not held and count:
@@ -104,7 +121,7 @@ class Agent:
         now_s = self._clock()
         # What it begins with counts as wanted just now: it stays for the delay even if nothing comes.
         state = self._states.get(model, State(peaks=((now_s, count),)))
-        decision = decide(self._specs[model], state, fleet, now_s)
+        decision = decide(spec, state, fleet, now_s)
         self._states[model] = decision.state
         if decision.num_replicas != count:
             _LOG.info("%s: %d replicas instead of %d: %s", model, decision.num_replicas, count, decision.reason)

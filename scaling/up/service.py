@@ -20,7 +20,7 @@ from sixfold.core.registry import check_entry
 from sixfold.core.serving.lifecycle import run
 from sixfold.scaling.gateway.app import Gateway
 from sixfold.scaling.registry import SqliteRegistry
-from sixfold.scaling.up.settings import load_site
+from sixfold.scaling.up.settings import Site, load_site
 from sixfold.scaling.up.site import RunningSite
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -28,10 +28,15 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 def run_up(config: Path, *, flags: Mapping[str, JsonValue], address: str | None, keep: bool, log_level: str) -> int:
     """See `sixfold.scaling.up.command.run`."""
-    site = load_site(config, flags=flags)
     plugins = load_plugins()
-    for entry in site.settings.models.values():
-        check_entry(entry, plugins)
+
+    def read() -> Site:
+        site = load_site(config, flags=flags)
+        for entry in site.settings.models.values():
+            check_entry(entry, plugins)
+        return site
+
+    site = read()
     configure_logging(log_level)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each call, and the agent's are a few a second
     with ExitStack() as stack:
@@ -50,13 +55,15 @@ def run_up(config: Path, *, flags: Mapping[str, JsonValue], address: str | None,
 
         running = RunningSite(
             *(site, gateway),
+            config=config,
+            read=read,
             registry=registry,
             replica_key=replica_key,
             address=address,
             keep=keep,
             on_ready=on_ready,
         )
-        status = run(gateway, models=running, on_listening=running.on_listening)
+        status = run(gateway, models=running, on_listening=running.on_listening, on_reload=running.reload)
     if running.error is not None:
         raise running.error
     return status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,29 +13,29 @@ from sixfold.scaling.up.settings import Site
 
 _OWN_TO_THE_GATEWAY = {"host", "port", "api_keys", "cors_origins", "protect_metrics", "access_log", "data_dir"}
 _STOP_MARGIN_S = 10.0
+_REVISION_BYTES = 5
 
 
-def deployed(
-    site: Site, model: str, *, num_replicas: int, registry: Path, replica_key: str | None, has_gpus: bool
-) -> DeployedService:
-    """A model as what the cluster is told to run.
+def deployed(site: Site, model: str, *, registry: Path, replica_key: str | None, has_gpus: bool) -> DeployedService:
+    """A model as what the cluster is told to run, without replicas yet. Its revision names all that its server is told.
 
     Args:
         site: The configuration.
         model: The model's name.
-        num_replicas: How many, 0 for none now.
         registry: Where replicas publish themselves.
         replica_key: What they demand of whoever asks; None for nothing.
         has_gpus: See `Site.service`.
     """
+    config = replica_config(site, model, replica_key)
     replicas = ReplicaSettings(
-        config=replica_config(site, model, replica_key),
+        config=config,
+        revision=hashlib.blake2b(config.encode(), digest_size=_REVISION_BYTES).hexdigest(),
         registry=registry,
         start_timeout_s=site.cluster.start_timeout_s,
         drain_s=site.settings.server.drain_timeout_s + _STOP_MARGIN_S,
         lease_s=site.cluster.lease_s,
     )
-    return DeployedService(spec=site.service(model, has_gpus=has_gpus), replicas=replicas, num_replicas=num_replicas)
+    return DeployedService(spec=site.service(model, has_gpus=has_gpus), replicas=replicas, num_replicas=0)
 
 
 def replica_config(site: Site, model: str, replica_key: str | None) -> str:

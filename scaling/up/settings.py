@@ -25,7 +25,7 @@ from sixfold.scaling.gateway.settings import (
     RetrySettings,
     RoutingSettings,
 )
-from sixfold.scaling.spec import PlacementSpec, ScalingSpec, ServiceSpec
+from sixfold.scaling.spec import PlacementSpec, RolloutSpec, ScalingSpec, ServiceSpec
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -43,6 +43,9 @@ class ServicePart(BaseModel):
 
     placement: PlacementSpec | None = None
     """On which machines; null: anywhere, with one GPU a rank where the cluster has GPUs and the model is not bound to ``cpu``."""
+
+    rollout: RolloutSpec = RolloutSpec()
+    """How a changed model replaces the one that runs; docs/scaling.md."""
 
 
 class GatewayPart(BaseModel):
@@ -122,7 +125,7 @@ class Site:
         """
         part, entry = self.part(model), self.settings.models[model]
         placement = part.placement or PlacementSpec(num_gpus=num_gpus(entry) if has_gpus else 0.0)
-        return ServiceSpec(model=model, scaling=part.scaling, placement=placement)
+        return ServiceSpec(model=model, scaling=part.scaling, placement=placement, rollout=part.rollout)
 
     def gateway(self, registry: Path, *, replica_key: str | None) -> GatewaySettings:
         """The settings of the gateway.

@@ -7,17 +7,20 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import httpx
 
 from sixfold.core.errors import SixfoldError, UsageError
 from sixfold.core.serving.lifecycle import Listening
+from sixfold.core.watcher import content_digest, watch_file
 from sixfold.scaling.cluster.engine import ClusterError, RayEngine, ServiceStatus
 from sixfold.scaling.cluster.local_ray import LocalRay, RayFailed
 from sixfold.scaling.gateway.app import Gateway
+from sixfold.scaling.spec import ScalingSpec
 from sixfold.scaling.up.agent import Agent
-from sixfold.scaling.up.services import deployed
+from sixfold.scaling.up.revisions import Revisions
 from sixfold.scaling.up.settings import Site
 
 _LOG = logging.getLogger(__name__)
@@ -31,50 +34,15 @@ _GIVEN_UP = frozenset(("DEPLOY_FAILED",))
 """Ray Serve's word for a service that it has stopped trying to start."""
 
 
-class Services:
-    """The models of a file as services of one cluster; what an `Agent` tells what to run.
-
-    Args:
-        engine: Reaches the cluster.
-        site: The configuration.
-        registry: Where replicas publish themselves.
-        replica_key: What they demand.
-    """
-
-    def __init__(self, engine: RayEngine, site: Site, registry: Path, replica_key: str | None) -> None:
-        self._engine = engine
-        self._site = site
-        self._registry = registry
-        self._replica_key = replica_key
-        self._has_gpus = engine.num_gpus() > 0
-
-    def run(self, counts: Mapping[str, int]) -> None:
-        """See `sixfold.scaling.up.agent.Cluster`."""
-        self._engine.apply(
-            [
-                deployed(
-                    *(self._site, model),
-                    num_replicas=count,
-                    registry=self._registry,
-                    replica_key=self._replica_key,
-                    has_gpus=self._has_gpus,
-                )
-                for model, count in counts.items()
-            ]
-        )
-
-    def status(self) -> Mapping[str, ServiceStatus]:
-        """See `sixfold.scaling.up.agent.Cluster`."""
-        return self._engine.status()
-
-
 class RunningSite:
     """Brings services up beside a gateway, keeps them, and drains them at the end.
 
     A context manager for `sixfold.core.serving.lifecycle.run`; entering does not wait for anything to start.
 
     Args:
-        site: The configuration.
+        config: The configuration file; a change of it becomes true while requests go on.
+        read: Reads and checks it.
+        site: What ``read`` returned at first.
         gateway: What clients reach.
         registry: Where replicas publish themselves.
         replica_key: What replicas demand.
@@ -88,12 +56,17 @@ class RunningSite:
         site: Site,
         gateway: Gateway,
         *,
+        config: Path,
+        read: Callable[[], Site],
         registry: Path,
         replica_key: str | None,
         address: str | None,
         keep: bool,
         on_ready: Callable[[str, Sequence[str]], None],
     ) -> None:
+        self._config = config
+        self._read = read
+        self._seen = content_digest(config)
         self._site = site
         self._gateway = gateway
         self._registry = registry
@@ -104,7 +77,10 @@ class RunningSite:
         self._ray: LocalRay | None = None
         self._engine: RayEngine | None = None
         self._listening: Listening | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._agent: Agent | None = None
+        self._revisions: Revisions | None = None
+        self._stop_watching = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
         self._told: dict[str, str] = {}
         self._is_ready = False
         self.error: UsageError | None = None
@@ -112,15 +88,44 @@ class RunningSite:
     def on_listening(self, listening: Listening) -> None:
         """The port takes connections: now the services may start."""
         self._listening = listening
-        self._task = asyncio.create_task(self._run())
+        watching = watch_file(self._config, self._reload_async, self._stop_watching, seen=self._seen)
+        self._tasks += [asyncio.create_task(self._run()), asyncio.create_task(watching)]
+
+    def reload(self) -> None:
+        """Reads the configuration again and makes it true; a broken one changes nothing and says why."""
+        try:
+            site = self._read()
+        except UsageError as error:
+            _LOG.error("the changed configuration is not taken, the one before holds: %s", error)
+            return
+        fixed = [
+            name
+            for name in ("server", "cache_dir")
+            if getattr(site.settings, name) != getattr(self._site.settings, name)
+        ]
+        if site.cluster.model_copy(update={"services": self._site.cluster.services}) != self._site.cluster:
+            fixed.append("cluster (but for its services)")
+        if fixed:
+            _LOG.warning("these parts of the configuration changed and hold only after a restart: %s", ", ".join(fixed))
+        # What needs a restart stays as it was, or a replica that starts later would differ from the others.
+        settings = self._site.settings.model_copy(update={"models": site.settings.models})
+        cluster = self._site.cluster.model_copy(update={"services": site.cluster.services})
+        self._site = Site(settings=settings, cluster=cluster)
+        if self._revisions is not None and self._agent is not None:
+            self._revisions.change(self._site, time.monotonic())
+            self._agent.change(self._specs())
+
+    async def _reload_async(self) -> None:
+        self.reload()
 
     async def __aenter__(self) -> RunningSite:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        self._stop_watching.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         forced = self._listening is not None and self._listening.lifecycle.forced_by is not None
         if self._engine is not None:
             if not forced and not (self._keep and self._address):
@@ -135,7 +140,11 @@ class RunningSite:
 
     def num_held(self, model: str) -> int:
         """See `sixfold.scaling.up.agent.Observer`."""
-        return 0 if self.urls(model) else self._gateway.num_waiting(self._site.settings.models[model].names)
+        entry = self._site.settings.models.get(model)  # None once that the file names it no more
+        return 0 if entry is None or self.urls(model) else self._gateway.num_waiting(entry.names)
+
+    def _specs(self) -> Mapping[str, ScalingSpec]:
+        return {name: self._site.part(name).scaling for name in self._site.settings.models}
 
     async def _run(self) -> None:
         assert self._listening is not None
@@ -165,13 +174,17 @@ class RunningSite:
             head_url = self._ray.head_url
         self._engine = RayEngine(head_url)
         _tell(f"Ray's head is at {head_url}")
-        services = await asyncio.to_thread(Services, self._engine, self._site, self._registry, self._replica_key)
-        specs = {name: self._site.part(name).scaling for name in self._site.settings.models}
+        make = partial(Revisions, registry=self._registry, replica_key=self._replica_key)
+        revisions = await asyncio.to_thread(make, self._engine, self._site, self._gateway)
+        revisions.change(self._site, time.monotonic())  # what changed meanwhile
         async with httpx.AsyncClient(timeout=_LOAD_TIMEOUT_S) as http:
-            agent = Agent(specs, services, self, clock=time.monotonic, http=http)
+            agent = Agent(self._specs(), revisions, self, clock=time.monotonic, http=http)
+            self._agent, self._revisions = agent, revisions
             while self._ray is None or self._ray.is_running:
                 try:
                     self._follow(await agent.step(), agent.counts)
+                    if revisions.roll(agent.counts, time.monotonic()):
+                        agent.tell_again()
                 except ClusterError as error:
                     if not self._is_ready:
                         raise
