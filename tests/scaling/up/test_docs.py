@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
+from sixfold.scaling.spec import RolloutSpec
 from sixfold.scaling.up.settings import ClusterSettings, GatewayPart, ServicePart, load_site
 from tests.core.test_config_docs import written
 
@@ -27,6 +29,16 @@ def test_the_table_has_exactly_the_fields_with_their_defaults(title: str) -> Non
     for name, default in found:
         if default not in ("all defaults", "one replica"):
             assert default == written(fields[name].default), name
+
+
+def test_the_table_of_rollouts_has_exactly_the_fields_with_their_defaults() -> None:
+    text = re.split(r"^## ", DOC.partition("## Changing models\n")[2], flags=re.MULTILINE)[0]
+    found = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \| .+ \|$", text, flags=re.MULTILINE))
+    expected = {name: field.default for name, field in RolloutSpec.model_fields.items()}
+    assert list(found) == list(expected)
+    assert {name: yaml.safe_load(value) for name, value in found.items()} == {
+        name: list(value) if isinstance(value, tuple) else value for name, value in expected.items()
+    }
 
 
 def test_every_field_of_the_gateways_part_is_named() -> None:
