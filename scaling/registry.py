@@ -155,6 +155,28 @@ class SqliteRegistry:
             raise RegistryUnavailable(f"{self._path} can't be used: {error}.") from error
 
 
+def row_of(raw: bytes) -> Row | None:
+    """A whole row as JSON has it; None for one that another version or program has written."""
+    try:
+        return msgspec.json.decode(raw, type=Row)
+    except (ValueError, RecursionError) as error:
+        _LOG.warning("a row of the registry can't be read and is passed over: %s", error)
+        return None
+
+
+def open_registry(address: Path | str) -> Registry:
+    """The registry at an address: ``etcd://HOST:PORT`` for many machines, or a file of this one.
+
+    Raises:
+        ConfigError: It is no address, or the file can't be opened.
+    """
+    if str(address).startswith("etcd:"):
+        from sixfold.scaling.etcd_registry import EtcdRegistry  # imports this module
+
+        return EtcdRegistry(str(address))
+    return SqliteRegistry(Path(address))
+
+
 def _record_of(raw: bytes) -> ReplicaRecord | None:
     """A row's record; None for one that another version or program has written, which must not hide the others."""
     try:

@@ -23,7 +23,8 @@ class ServeReplica:
 
     async def __init__(self, settings: ReplicaSettings) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         region = ray.get_runtime_context().get_node_labels().get(REGION_LABEL, "")
-        self._replica = Replica(serve.get_replica_context().replica_id.unique_id, region, settings)
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        self._replica = Replica(replica_id, region, settings, node_ip=ray.util.get_node_ip_address())
         await self._replica.start()
 
     async def __call__(self) -> str:

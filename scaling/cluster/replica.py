@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import httpx
 from pydantic import BaseModel, ConfigDict
@@ -11,7 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from sixfold.core.config import Seconds
 from sixfold.core.errors import SixfoldError
 from sixfold.scaling.cluster.server_process import ServerProcess
-from sixfold.scaling.registry import Registry, ReplicaRecord, SqliteRegistry, lease
+from sixfold.scaling.registry import Registry, ReplicaRecord, lease, open_registry
+
+NODE_IP = "SIXFOLD_NODE_IP"
+"""Variable that a replica's configuration may name, as in ``host: ${SIXFOLD_NODE_IP}``: its machine's address."""
 
 _HEALTH_TIMEOUT_S = 5.0
 
@@ -28,8 +30,8 @@ class ReplicaSettings(BaseModel):
     config: str
     """The text of its server's configuration file."""
 
-    registry: Path
-    """The file of the registry that gateways watch."""
+    registry: str
+    """Where gateways find it: the file of a registry, or ``etcd://HOST:PORT``."""
 
     revision: str = ""
     """Published with its address: what a rollout tells old and new replicas apart by."""
@@ -52,18 +54,25 @@ class Replica:
     Args:
         replica_id: Of its own; another start has another one.
         region: Where it runs.
+        node_ip: Address of its machine, for the configuration that asks for it (`NODE_IP`).
         settings: Of the service.
         registry: Where it publishes itself; made of the settings unless given.
     """
 
     def __init__(
-        self, replica_id: str, region: str, settings: ReplicaSettings, *, registry: Registry | None = None
+        self,
+        replica_id: str,
+        region: str,
+        settings: ReplicaSettings,
+        *,
+        node_ip: str = "127.0.0.1",
+        registry: Registry | None = None,
     ) -> None:
         self._replica_id = replica_id
         self._region = region
         self._settings = settings
-        self._registry = registry or SqliteRegistry(settings.registry)
-        self._server = ServerProcess(settings.config)
+        self._registry = registry or open_registry(settings.registry)
+        self._server = ServerProcess(settings.config, variables={NODE_IP: node_ip})
         self._stopping = asyncio.Event()
         self._holding: asyncio.Task[None] | None = None
         self._http = httpx.AsyncClient(timeout=_HEALTH_TIMEOUT_S)

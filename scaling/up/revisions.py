@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from sixfold.scaling.cluster.document import DeployedService
 from sixfold.scaling.cluster.engine import RayEngine, ServiceStatus
@@ -57,7 +56,7 @@ class Revisions:
     """
 
     def __init__(
-        self, engine: RayEngine, site: Site, gateway: Gateway, *, registry: Path, replica_key: str | None
+        self, engine: RayEngine, site: Site, gateway: Gateway, *, registry: str, replica_key: str | None
     ) -> None:
         self._engine = engine
         self._gateway = gateway

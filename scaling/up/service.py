@@ -19,8 +19,8 @@ from sixfold.core.plugins import load_plugins
 from sixfold.core.registry import check_entry
 from sixfold.core.serving.lifecycle import run
 from sixfold.scaling.gateway.app import Gateway
-from sixfold.scaling.registry import SqliteRegistry
-from sixfold.scaling.up.settings import Site, load_site
+from sixfold.scaling.registry import open_registry
+from sixfold.scaling.up.settings import Site, is_etcd, load_site
 from sixfold.scaling.up.site import RunningSite
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -46,9 +46,9 @@ def run_up(config: Path, *, flags: Mapping[str, JsonValue], address: str | None,
                 raise UsageError(
                     "--keep: set cluster.registry, or the kept replicas publish themselves where nobody looks."
                 )
-            registry = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sixfold-up-"))) / "replicas.db"
-        replica_key = key_of(registry) if site.settings.server.api_keys else None
-        gateway = Gateway(site.gateway(registry, replica_key=replica_key), registry=SqliteRegistry(registry))
+            registry = f"{stack.enter_context(tempfile.TemporaryDirectory(prefix='sixfold-up-'))}/replicas.db"
+        replica_key = (site.cluster.replica_key or key_of(registry)) if site.settings.server.api_keys else None
+        gateway = Gateway(site.gateway(registry, replica_key=replica_key), registry=open_registry(registry))
 
         def on_ready(url: str, models: Sequence[str]) -> None:
             print(f"Sixfold serves {', '.join(models)} on {url}", flush=True)
@@ -69,13 +69,15 @@ def run_up(config: Path, *, flags: Mapping[str, JsonValue], address: str | None,
     return status
 
 
-def key_of(registry: Path) -> str:
-    """The key that replicas of a registry demand: made once, and kept beside it for other gateways and the next start.
+def key_of(registry: str) -> str:
+    """The key that replicas of a registry demand: made once, and kept beside its file for other gateways and the next start.
 
     Raises:
         ConfigError: The file can't be read or made.
     """
-    path = registry.with_name(f"{registry.name}.key")
+    if is_etcd(registry):
+        return secrets.token_urlsafe(32)
+    path = Path(f"{registry}.key")
     try:
         with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(32))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 from sixfold.core.serving.settings import hash_key
 from sixfold.scaling.cluster.document import DeployedService
-from sixfold.scaling.cluster.replica import ReplicaSettings
-from sixfold.scaling.up.settings import Site
+from sixfold.scaling.cluster.replica import NODE_IP, ReplicaSettings
+from sixfold.scaling.up.settings import Site, is_etcd
 
 _OWN_TO_THE_GATEWAY = {"host", "port", "api_keys", "cors_origins", "protect_metrics", "access_log", "data_dir"}
+_HOST = "\x00host"  # stands for what may be a variable until the rest is safe from being filled in
 _STOP_MARGIN_S = 10.0
 _REVISION_BYTES = 5
 
 
-def deployed(site: Site, model: str, *, registry: Path, replica_key: str | None, has_gpus: bool) -> DeployedService:
+def deployed(site: Site, model: str, *, registry: str, replica_key: str | None, has_gpus: bool) -> DeployedService:
     """A model as what the cluster is told to run, without replicas yet. Its revision names all that its server is told.
 
     Args:
@@ -26,7 +26,7 @@ def deployed(site: Site, model: str, *, registry: Path, replica_key: str | None,
         replica_key: What they demand of whoever asks; None for nothing.
         has_gpus: See `Site.service`.
     """
-    config = replica_config(site, model, replica_key)
+    config = replica_config(site, model, replica_key, host=f"${{{NODE_IP}}}" if is_etcd(registry) else "127.0.0.1")
     replicas = ReplicaSettings(
         config=config,
         revision=hashlib.blake2b(config.encode(), digest_size=_REVISION_BYTES).hexdigest(),
@@ -38,12 +38,20 @@ def deployed(site: Site, model: str, *, registry: Path, replica_key: str | None,
     return DeployedService(spec=site.service(model, has_gpus=has_gpus), replicas=replicas, num_replicas=0)
 
 
-def replica_config(site: Site, model: str, replica_key: str | None) -> str:
-    """The configuration file of a server with this model alone, on a free port that only this machine reaches."""
+def replica_config(site: Site, model: str, replica_key: str | None, *, host: str = "127.0.0.1", port: int = 0) -> str:
+    """The configuration file of a server with this model alone.
+
+    Args:
+        site: The configuration.
+        model: The model's name.
+        replica_key: See `deployed`.
+        host: Where it listens; may name a variable, as in ``${NAME}``.
+        port: On which port; 0 takes a free one.
+    """
     settings = site.settings
     entry = settings.models[model]
     server = settings.server.model_dump(mode="json", exclude_defaults=True, exclude=_OWN_TO_THE_GATEWAY)
-    server |= {"host": "127.0.0.1", "port": 0}
+    server |= {"host": _HOST, "port": port}
     if replica_key is not None:
         # The gateway has checked who asks, and passes on the priority that it may have.
         holder = {"name": "gateway", "sha256": hash_key(replica_key), "priority": "interactive"}
@@ -56,4 +64,4 @@ def replica_config(site: Site, model: str, replica_key: str | None) -> str:
     if settings.memory_limits_bytes:
         document["memory_limits_bytes"] = dict(settings.memory_limits_bytes)
     # What is a reference in this text would be filled in a second time.
-    return json.dumps(document).replace("${", "$${")
+    return json.dumps(document).replace("${", "$${").replace(json.dumps(_HOST), json.dumps(host))

@@ -15,6 +15,7 @@ from sixfold.core.config import CLUSTER_PART, ModelEntry, Seconds, Settings, loa
 from sixfold.core.errors import ConfigError
 from sixfold.core.validation import did_you_mean, validate
 from sixfold.core.yaml_document import read_document
+from sixfold.scaling.etcd_registry import ETCD_SCHEME
 from sixfold.scaling.gateway.settings import (
     AdmissionSettings,
     GatewaySettings,
@@ -89,9 +90,13 @@ class ClusterSettings(BaseModel):
     gateway: GatewayPart = GatewayPart()
     """What stands before them."""
 
-    registry: Path | None = None
-    """The file in which replicas publish themselves, where all machines of the cluster see it; null: one of this machine, for
-    as long as the command runs."""
+    registry: str | None = None
+    """Where replicas publish themselves: ``etcd://HOST:PORT`` for a cluster of many machines, or a file of this one; null: a file
+    for as long as the command runs."""
+
+    replica_key: str | None = None
+    """The bearer key that replicas demand where ``server.api_keys`` are set; null: made at the start, and kept beside a
+    registry's file."""
 
     start_timeout_s: Seconds = 1800.0
     """Longest start of a replica, fetching and loading included."""
@@ -127,7 +132,7 @@ class Site:
         placement = part.placement or PlacementSpec(num_gpus=num_gpus(entry) if has_gpus else 0.0)
         return ServiceSpec(model=model, scaling=part.scaling, placement=placement, rollout=part.rollout)
 
-    def gateway(self, registry: Path, *, replica_key: str | None) -> GatewaySettings:
+    def gateway(self, registry: str, *, replica_key: str | None) -> GatewaySettings:
         """The settings of the gateway.
 
         Args:
@@ -145,11 +150,21 @@ class Site:
             **{
                 **chosen,
                 "admission": admission,
-                "registry": RegistrySettings(path=registry, ttl_s=self.cluster.lease_s),
+                "registry": _registry_settings(registry, self.cluster.lease_s),
                 "server": self.settings.server,
                 "replica_key": replica_key,
             }
         )
+
+
+def is_etcd(registry: str) -> bool:
+    """Whether a registry is one of many machines."""
+    return registry.startswith(ETCD_SCHEME)
+
+
+def _registry_settings(registry: str, ttl_s: float) -> RegistrySettings:
+    where = {"etcd": registry} if is_etcd(registry) else {"path": Path(registry)}
+    return RegistrySettings.model_validate({**where, "ttl_s": ttl_s})
 
 
 def num_gpus(entry: ModelEntry) -> float:
@@ -195,7 +210,7 @@ def load_site(
         raise ConfigError(
             f"{document.where(('server', 'data_dir'))}: server.data_dir: replicas come and go and none keeps a folder. Remove it."
         )
-    if cluster.registry is not None:
-        registry = (path.resolve().parent / cluster.registry.expanduser()).resolve()
-        cluster = cluster.model_copy(update={"registry": registry})
+    if cluster.registry is not None and not is_etcd(cluster.registry):
+        registry = (path.resolve().parent / Path(cluster.registry).expanduser()).resolve()
+        cluster = cluster.model_copy(update={"registry": str(registry)})
     return Site(settings=settings, cluster=cluster)

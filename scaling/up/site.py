@@ -58,7 +58,7 @@ class RunningSite:
         *,
         config: Path,
         read: Callable[[], Site],
-        registry: Path,
+        registry: str,
         replica_key: str | None,
         address: str | None,
         keep: bool,

@@ -23,6 +23,8 @@ _SYSTEM = {
     "health_check_period_ms": 1000,
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 3,
+    # All others give themselves up when the head's memory is gone for a minute; on a busy machine its return takes as long.
+    "gcs_rpc_server_reconnect_timeout_s": 600,
 }
 
 

@@ -42,7 +42,7 @@ class Scene:
         options = {"dtype": "float32", "kv_cache_bytes": 4 << 20}
         models = {"tiny": {"source": f"file:{source}", "options": options}}
         config = json.dumps({"models": models, "server": {"host": "127.0.0.1", "port": 0}})
-        self.settings = ReplicaSettings(config=config, registry=folder / "registry.db", start_timeout_s=_WAIT_S)
+        self.settings = ReplicaSettings(config=config, registry=str(folder / "registry.db"), start_timeout_s=_WAIT_S)
         self.engine = RayEngine(cluster.head_url)
         self.apply(2)
         self.until(lambda: len(self.replicas()) == 2)
@@ -58,7 +58,7 @@ class Scene:
 
     def replicas(self) -> dict[str, str]:
         """Region by address, of the replicas that answer."""
-        rows = SqliteRegistry(self.settings.registry).rows()
+        rows = SqliteRegistry(Path(self.settings.registry)).rows()
         alive = LeaseView(2.0).observe(rows, 0.0).values()
         return {each.url: each.region for each in alive if answers(each.url)}
 

@@ -52,9 +52,9 @@ class Scene:
         self.now_s = 0.0
         self.engine = FakeEngine(*running)
         site = self.site("first")
-        self.gateway = Gateway(site.gateway(folder / "replicas.db", replica_key=None))
+        self.gateway = Gateway(site.gateway(str(folder / "replicas.db"), replica_key=None))
         self.revisions = Revisions(
-            *(self.engine, site, self.gateway), registry=folder / "replicas.db", replica_key=None
+            *(self.engine, site, self.gateway), registry=str(folder / "replicas.db"), replica_key=None
         )
         self.tell()
         self.come_up()

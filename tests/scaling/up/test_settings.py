@@ -77,7 +77,7 @@ def test_a_mistake_is_told_with_its_place(tmp_path: Path, parts: dict[str, Any],
 
 def test_requests_are_held_for_two_cold_starts_where_a_service_may_have_no_replica(tmp_path: Path) -> None:
     services = {"chat": {"scaling": {"min_replicas": 0, "cold_start_s": 20}}}
-    registry = tmp_path / "replicas.db"
+    registry = str(tmp_path / "replicas.db")
     held = site(tmp_path, cluster={"services": services}).gateway(registry, replica_key=None).admission
     assert held.hold_s == 40.0
     gateway = {"admission": {"hold_s": 3}}
@@ -117,5 +117,5 @@ def test_replicas_take_the_gateways_key_alone_and_every_priority_from_it(tmp_pat
 
 def test_a_replica_drains_longer_than_its_server(tmp_path: Path) -> None:
     whole = site(tmp_path, server={"drain_timeout_s": 7})
-    service = deployed(whole, "chat", registry=tmp_path / "r.db", replica_key=None, has_gpus=False)
+    service = deployed(whole, "chat", registry=str(tmp_path / "r.db"), replica_key=None, has_gpus=False)
     assert service.replicas.drain_s > 7.0
