@@ -11,6 +11,10 @@ import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
+# All others give themselves up when the head's memory is gone for a minute, and every replica with them. Only the environment
+# changes that: by the time that a node has the system's configuration, it has made up its mind.
+os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "600"
+
 import ray
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
@@ -23,8 +27,6 @@ _SYSTEM = {
     "health_check_period_ms": 1000,
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 3,
-    # All others give themselves up when the head's memory is gone for a minute; on a busy machine its return takes as long.
-    "gcs_rpc_server_reconnect_timeout_s": 600,
 }
 
 

@@ -12,6 +12,7 @@ from sixfold.core.config import load_config
 from sixfold.core.errors import ConfigError
 from sixfold.core.messages import Priority
 from sixfold.core.serving.keys import KeyRing
+from sixfold.core.serving.settings import hash_key
 from sixfold.scaling.up.services import deployed, replica_config
 from sixfold.scaling.up.settings import Site, load_site
 
@@ -90,7 +91,7 @@ def test_a_replica_serves_one_model_as_the_file_says_and_listens_on_a_free_port(
     whole = site(tmp_path, server={"port": 9000, "host": "0.0.0.0", "drain_timeout_s": 5, "cors_origins": ["*"]})
     for name in MODELS:
         path = tmp_path / f"{name}.json"
-        path.write_text(replica_config(whole, name, None))
+        path.write_text(replica_config(whole, name))
         own = load_config(path, environ={})
         assert own.models == {name: whole.settings.models[name]}
         assert (own.server.host, own.server.port, own.server.drain_timeout_s) == ("127.0.0.1", 0, 5.0)
@@ -100,7 +101,7 @@ def test_a_replica_serves_one_model_as_the_file_says_and_listens_on_a_free_port(
 def test_what_looks_like_a_variable_reaches_the_replica_as_it_is(tmp_path: Path) -> None:
     models = {"chat": {"source": "file:chat", "options": {"chat_template": "a $${b} c"}}}
     path = tmp_path / "replica.json"
-    path.write_text(replica_config(site(tmp_path, models=models), "chat", None))
+    path.write_text(replica_config(site(tmp_path, models=models), "chat"))
     assert load_config(path, environ={}).models["chat"].options == {"chat_template": "a ${b} c"}
 
 
@@ -108,7 +109,7 @@ def test_replicas_take_the_gateways_key_alone_and_every_priority_from_it(tmp_pat
     keys = [{"name": "ward", "sha256": "0" * 64, "models": ["chat"]}]
     whole = site(tmp_path, server={"api_keys": keys})
     path = tmp_path / "replica.json"
-    path.write_text(replica_config(whole, "chat", "secret"))
+    path.write_text(replica_config(whole, "chat", key_sha256=hash_key("secret")))
     ring = KeyRing(load_config(path, environ={}).server.api_keys, lambda: 0.0)
     holder = ring.authenticate(b"Bearer secret")
     assert (holder.name, holder.max_priority, holder.changes_models) == ("gateway", Priority.INTERACTIVE, False)
