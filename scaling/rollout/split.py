@@ -68,7 +68,7 @@ class Splitter:
     def _takes(self, session: str | None) -> bool:
         if session is not None:
             digest = hashlib.blake2b(session.encode(), digest_size=_HASH_BYTES).digest()
-            return int.from_bytes(digest) < self.split.share * 2 ** (8 * _HASH_BYTES)
+            return int.from_bytes(digest) < self.split.share * (1 << (8 * _HASH_BYTES))
         self._owed += self.split.share
         if self._owed < 1.0 - 1e-9:
             return False

@@ -1,7 +1,7 @@
 """Schemas of the custom objects, written for these tests from the projects' public API descriptions.
 
-They name the fields that the manifests use, and refuse all others: what is not here would have to be looked up first. Pods in them
-are checked by Kubernetes' own schemas.
+They name the fields that the manifests use, and refuse all others: what is not here would have to be looked up first. Pods in
+them are checked by Kubernetes' own schemas.
 """
 
 from __future__ import annotations

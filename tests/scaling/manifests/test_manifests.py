@@ -170,7 +170,7 @@ def test_no_manifest_holds_a_key(tmp_path: Path) -> None:
     ("kind", "parts", "complaint"),
     [
         ("deployment", {"services": {"notes": {"placement": {"num_gpus": 0.5}}}}, "whole GPUs, not 0.5"),
-        ("deployment", {"models": {"a/b": MODELS["notes"], "a-b": MODELS["notes"]}, "services": {}}, "would be named sixfold-a-b"),
+        ("deployment", {"models": {"a/b": MODELS["notes"], "a-b": MODELS["notes"]}, "services": {}}, "named sixfold-a-b"),
         ("deployment", {"models": {"gateway": MODELS["notes"]}, "services": {}}, "as those of the gateway"),
         ("kserve", {"api_keys": KEYS}, "no gateway of Sixfold"),
         ("kuberay", {"api_keys": KEYS}, "in plain text"),
