@@ -13,6 +13,7 @@ from sixfold.core.errors import ConfigError
 from sixfold.core.messages import Priority
 from sixfold.core.serving.keys import KeyRing
 from sixfold.core.serving.settings import hash_key
+from sixfold.scaling.cluster.replica import NODE_IP
 from sixfold.scaling.up.services import deployed, replica_config
 from sixfold.scaling.up.settings import Site, load_site
 
@@ -120,3 +121,26 @@ def test_a_replica_drains_longer_than_its_server(tmp_path: Path) -> None:
     whole = site(tmp_path, server={"drain_timeout_s": 7})
     service = deployed(whole, "chat", registry=str(tmp_path / "r.db"), replica_key=None, has_gpus=False)
     assert service.replicas.drain_s > 7.0
+
+
+def test_replicas_listen_on_their_machines_address_where_the_registry_spans_machines(tmp_path: Path) -> None:
+    whole = site(tmp_path, server={"api_keys": [{"name": "ward", "sha256": "0" * 64}]})
+    path = tmp_path / "replica.json"
+    for registry, host in (("etcd://10.0.0.9:2379", "10.0.0.7"), (str(tmp_path / "r.db"), "127.0.0.1")):
+        service = deployed(whole, "chat", registry=registry, replica_key="secret", has_gpus=False)
+        path.write_text(service.replicas.config)
+        server = load_config(path, environ={NODE_IP: "10.0.0.7"}).server
+        assert (server.host, [key.sha256 for key in server.api_keys]) == (host, [hash_key("secret")])
+
+
+def test_a_revision_is_another_whenever_its_server_is_told_something_else(tmp_path: Path) -> None:
+    def revision(**parts: Any) -> str:
+        whole = site(tmp_path, **parts)
+        return deployed(whole, "chat", registry="r.db", replica_key=None, has_gpus=False).replicas.revision
+
+    same = revision()
+    more = {"services": {"chat": {"scaling": {"max_replicas": 4}}}}
+    assert revision(cluster=more) == revision(server={"port": 9}) == same
+    assert revision(server={"drain_timeout_s": 9}) != same
+    assert revision(models={**MODELS, "chat": {"source": "file:other"}}) != same
+    assert revision(models={**MODELS, "embed": {"source": "file:other"}}) == same

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,41 @@ def test_one_command_serves_two_models_and_drains_without_leaving_a_process(runn
     assert all(ended(process) for process in started), "processes were left"
     for process in started:
         os.close(process)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray Serve starts a broken replica three times before it gives it up
+def test_a_changed_model_is_rolled_out_and_a_broken_one_rolled_back_while_no_request_fails(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    rollout = {"kind": "canary", "steps": [0.5], "step_s": 1, "min_requests": 5}
+    path = config(tmp_path, cluster={"services": {"first": {"rollout": rollout}}})
+    written = yaml.safe_load(path.read_text())
+    del written["models"]["second"]
+    path.write_text(yaml.safe_dump(written))
+    server = start_server(path, command="up", timeout_s=_WAIT_S)
+    try:
+        with httpx.Client(base_url=server.url, timeout=_WAIT_S) as http:
+
+            def until(word: str) -> None:
+                """Asks on and on, each time in vain for a failure, until the log has the word."""
+                end_s = time.monotonic() + 2 * _WAIT_S
+                while word not in server.log:
+                    assert time.monotonic() < end_s, server.log[-4000:]
+                    body = {"model": "first", "prompt": "a", "max_tokens": 4}
+                    answer = http.post("/v1/completions", json=body)
+                    assert answer.status_code == 200, answer.text
+
+            written["models"]["first"]["limits"] = {"max_running_sequences": 3}
+            path.write_text(yaml.safe_dump(written))
+            until(": done: ")
+            written["models"]["first"]["source"] = "file:/no-such-folder"
+            path.write_text(yaml.safe_dump(written))
+            until(": rolled_back: ")
+            until("rolled_back")
+    finally:
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(_WAIT_S)
+        assert stop_server(server) == 0
 
 
 @pytest.mark.slow
