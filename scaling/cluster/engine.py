@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,8 @@ class RayEngine:
 
     def __init__(self, head_url: str) -> None:
         self._http = httpx.Client(base_url=head_url, timeout=_TIMEOUT_S)
+        # One after the other, so that what was said last holds: a thread may still be at it when its caller has given up.
+        self._applying = threading.Lock()
 
     def apply(self, services: Sequence[DeployedService]) -> None:
         """Says what shall run, all of it, and returns before it does.
@@ -53,6 +56,10 @@ class RayEngine:
         Raises:
             ClusterError: It is not taken, or an application of somebody else has a service's name.
         """
+        with self._applying:
+            self._apply(services)
+
+    def _apply(self, services: Sequence[DeployedService]) -> None:
         found = self._ask("GET", _APPLICATIONS).json()
         others = {name: each for name, each in found.get("applications", {}).items() if not _is_ours(each)}
         for service in services:

@@ -165,10 +165,11 @@ class RunningSite:
 
     async def _run_once(self) -> None:
         """Starts or finds the cluster, and keeps it until it is lost."""
+        await self._end_cluster()
+        self._gateway.shares.clear()  # of rollouts on a cluster that was lost
         head_url = self._address
         if head_url is None:
             _tell("starting Ray on this machine")
-            await self._end_cluster()
             self._ray = LocalRay()
             await self._ray.start()
             head_url = self._ray.head_url

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 _WAIT_S = 180.0
 _POLL_S = 0.2
 _STREAM = {
-    "model": "tiny", "prompt": "a", "max_tokens": 150, "ignore_eos": True, "stream": True, "temperature": 0,
+    "model": "tiny", "prompt": "a", "max_tokens": 40, "ignore_eos": True, "stream": True, "temperature": 0,
 }  # fmt: skip
 
 
