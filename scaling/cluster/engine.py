@@ -43,10 +43,11 @@ class RayEngine:
 
     Args:
         head_url: Of Ray's dashboard, such as ``http://127.0.0.1:8265``.
+        transport: What carries the calls; httpx's own unless given.
     """
 
-    def __init__(self, head_url: str) -> None:
-        self._http = httpx.Client(base_url=head_url, timeout=_TIMEOUT_S)
+    def __init__(self, head_url: str, *, transport: httpx.BaseTransport | None = None) -> None:
+        self._http = httpx.Client(base_url=head_url, timeout=_TIMEOUT_S, transport=transport)
         # One after the other, so that what was said last holds: a thread may still be at it when its caller has given up.
         self._applying = threading.Lock()
 

@@ -43,9 +43,7 @@ def head() -> FakeHead:
 
 @pytest.fixture
 def engine(head: FakeHead) -> RayEngine:
-    found = RayEngine("http://head:8265")
-    found._http = httpx.Client(base_url="http://head:8265", transport=head)
-    return found
+    return RayEngine("http://head:8265", transport=head)
 
 
 def service(model: str, num_replicas: int = 1, name: str = "") -> DeployedService:
