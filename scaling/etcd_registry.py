@@ -10,13 +10,22 @@ import http.client
 import json
 import urllib.request
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from sixfold.core.errors import ConfigError
-from sixfold.scaling.registry import LeaseLost, RegistryUnavailable, ReplicaRecord, Row, row_of
+from sixfold.scaling.registry import (
+    LeaseLost,
+    Registry,
+    RegistryUnavailable,
+    ReplicaRecord,
+    Row,
+    SqliteRegistry,
+    row_of,
+)
 
 ETCD_SCHEME = "etcd://"
 _TIMEOUT_S = 1.0
@@ -106,6 +115,15 @@ class EtcdRegistry:
                 # Whether a write that was not answered has happened does not matter: a row is only ever raised or removed.
                 problem = f"{member}: {type(error).__name__}: {error}"
         raise RegistryUnavailable(f"etcd does not answer: {problem}.")
+
+
+def open_registry(address: Path | str) -> Registry:
+    """The registry at an address: ``etcd://HOST:PORT`` for many machines, or a file of this one.
+
+    Raises:
+        ConfigError: It is no address, or the file can't be opened.
+    """
+    return EtcdRegistry(str(address)) if str(address).startswith("etcd:") else SqliteRegistry(Path(address))
 
 
 def _text(key: str) -> str:

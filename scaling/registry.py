@@ -164,19 +164,6 @@ def row_of(raw: bytes) -> Row | None:
         return None
 
 
-def open_registry(address: Path | str) -> Registry:
-    """The registry at an address: ``etcd://HOST:PORT`` for many machines, or a file of this one.
-
-    Raises:
-        ConfigError: It is no address, or the file can't be opened.
-    """
-    if str(address).startswith("etcd:"):
-        from sixfold.scaling.etcd_registry import EtcdRegistry  # imports this module
-
-        return EtcdRegistry(str(address))
-    return SqliteRegistry(Path(address))
-
-
 def _record_of(raw: bytes) -> ReplicaRecord | None:
     """A row's record; None for one that another version or program has written, which must not hide the others."""
     try:

@@ -89,7 +89,7 @@ class RayEngine:
         Raises:
             ClusterError: The head does not say.
         """
-        nodes = self._ask("GET", _NODES).json()["data"]["result"]["result"]
+        nodes: list[dict[str, Any]] = self._ask("GET", _NODES).json()["data"]["result"]["result"]
         return float(sum(node["resources_total"].get("GPU", 0.0) for node in nodes if node["state"] == "ALIVE"))
 
     def close(self) -> None:
@@ -110,7 +110,8 @@ class RayEngine:
 
 
 def _is_ours(application: Mapping[str, Any]) -> bool:
-    return bool((application.get("deployed_app_config") or {}).get("import_path") == IMPORT_PATH)
+    config: Mapping[str, Any] = application.get("deployed_app_config") or {}
+    return bool(config.get("import_path") == IMPORT_PATH)
 
 
 def _status(application: Mapping[str, Any]) -> ServiceStatus:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from sixfold.core.config import Seconds
 from sixfold.core.errors import SixfoldError
 from sixfold.scaling.cluster.server_process import ServerProcess
-from sixfold.scaling.registry import Registry, ReplicaRecord, lease, open_registry
+from sixfold.scaling.etcd_registry import open_registry
+from sixfold.scaling.registry import Registry, ReplicaRecord, lease
 
 NODE_IP = "SIXFOLD_NODE_IP"
 """Variable that a replica's configuration may name, as in ``host: ${SIXFOLD_NODE_IP}``: its machine's address."""

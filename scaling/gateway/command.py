@@ -10,11 +10,11 @@ from pydantic import JsonValue
 from sixfold.core.cli.serve import configure_logging
 from sixfold.core.errors import ConfigError
 from sixfold.core.serving.lifecycle import Listening, run
+from sixfold.scaling.etcd_registry import open_registry
 from sixfold.scaling.gateway.app import Gateway
 from sixfold.scaling.gateway.config_file import load_gateway_config
 from sixfold.scaling.gateway.prompt_tokens import load_token_ids
 from sixfold.scaling.gateway.settings import GatewaySettings
-from sixfold.scaling.registry import open_registry
 
 
 def run_gateway(config: Path, *, flags: Mapping[str, JsonValue], log_level: str) -> int:

@@ -67,7 +67,7 @@ class RegistrySettings(BaseModel):
 
     @property
     def address(self) -> str:
-        """For `sixfold.scaling.registry.open_registry`."""
+        """For `sixfold.scaling.etcd_registry.open_registry`."""
         return str(self.path) if self.etcd is None else self.etcd
 
 

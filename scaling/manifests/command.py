@@ -8,13 +8,13 @@ from pathlib import Path
 
 from sixfold.core.hookspecs import Command
 
-_KINDS = ("deployment", "gateway-api", "kserve", "kuberay", "leaderworkerset")
+KINDS = ("deployment", "gateway-api", "kserve", "kuberay", "leaderworkerset")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sixfold manifests``."""
     parser.add_argument("config", type=Path, help="YAML file as of 'sixfold up'")
-    parser.add_argument("--kind", choices=_KINDS, default="deployment", help="what shall run the servers")
+    parser.add_argument("--kind", choices=KINDS, default="deployment", help="what shall run the servers")
     parser.add_argument("--image", required=True, help="container image with Sixfold and the models' extras")
     parser.add_argument("--namespace", default="default", help="of all objects")
     parser.add_argument(

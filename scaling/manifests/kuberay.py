@@ -8,7 +8,7 @@ from dataclasses import replace
 import yaml
 
 from sixfold.core.errors import ConfigError
-from sixfold.scaling.cluster.document import serve_document
+from sixfold.scaling.cluster.document import DeployedService, serve_document
 from sixfold.scaling.manifests.gateway import gateway_objects
 from sixfold.scaling.manifests.objects import (
     CACHE_FOLDER,
@@ -44,8 +44,8 @@ def kuberay(target: Target) -> list[Manifest]:
             "server.api_keys: the document of a RayService would hold the replicas' key in plain text. Leave them out and let "
             "only the gateway's pods reach the replicas (a NetworkPolicy), or choose another kind."
         )
-    services = []
-    groups = []
+    services: list[DeployedService] = []
+    groups: list[Manifest] = []
     for model, name in names_of(target).items():
         scaling = target.site.part(model).scaling
         service = deployed(
@@ -53,7 +53,7 @@ def kuberay(target: Target) -> list[Manifest]:
         )
         services.append(replace(service, num_replicas=max(1, scaling.min_replicas)))
         groups.append(_worker_group(name, model, target))
-    cluster = {
+    cluster: Manifest = {
         "rayVersion": _ray_version(),
         "headGroupSpec": {
             # No replica runs on the head: it may be lost and come back while they go on.

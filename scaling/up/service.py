@@ -18,8 +18,8 @@ from sixfold.core.errors import ConfigError, UsageError
 from sixfold.core.plugins import load_plugins
 from sixfold.core.registry import check_entry
 from sixfold.core.serving.lifecycle import run
+from sixfold.scaling.etcd_registry import open_registry
 from sixfold.scaling.gateway.app import Gateway
-from sixfold.scaling.registry import open_registry
 from sixfold.scaling.up.settings import Site, is_etcd, load_site
 from sixfold.scaling.up.site import RunningSite
 

@@ -146,8 +146,8 @@ class Site:
             hold_s = _HOLD_COLD_STARTS * max(spec.cold_start_s for spec in may_be_gone)
             admission = admission.model_copy(update={"hold_s": hold_s})
         chosen = {name: getattr(part, name) for name in GatewayPart.model_fields}
-        return GatewaySettings(
-            **{
+        return GatewaySettings.model_validate(
+            {
                 **chosen,
                 "admission": admission,
                 "registry": _registry_settings(registry, self.cluster.lease_s),

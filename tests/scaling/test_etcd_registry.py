@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from sixfold.core.errors import ConfigError
-from sixfold.scaling.etcd_registry import EtcdRegistry
-from sixfold.scaling.registry import LeaseLost, RegistryUnavailable, ReplicaRecord, SqliteRegistry, open_registry
+from sixfold.scaling.etcd_registry import EtcdRegistry, open_registry
+from sixfold.scaling.registry import LeaseLost, RegistryUnavailable, ReplicaRecord, SqliteRegistry
 from tests.scaling.hub.etcd_cluster import EtcdCluster
 
 _WAIT_S = 60.0
@@ -76,7 +76,7 @@ def test_fleets_with_prefixes_of_their_own_do_not_see_each_other(etcd: EtcdClust
 def test_many_replicas_that_publish_at_once_all_have_their_rows(etcd: EtcdCluster) -> None:
     registry = EtcdRegistry(address(etcd, "many"))
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda number: registry.publish(record(replica_id=str(number))), range(40)))
+        list(threads.map(registry.publish, [record(replica_id=str(number)) for number in range(40)]))
     assert {row.record.replica_id for row in registry.rows()} == {str(number) for number in range(40)}
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 # All others give themselves up when the head's memory is gone for a minute, and every replica with them. Only the environment
 # changes that: by the time that a node has the system's configuration, it has made up its mind.
@@ -36,7 +37,7 @@ class LabelledCluster:
     def __init__(self, regions: Mapping[str, int], gcs_folder: Path | None) -> None:
         # Ray's embedded database, alpha in 2.60: what the head knows outlives the process that knew it.
         kept = {"gcs_storage": "rocksdb", "gcs_storage_path": str(gcs_folder)} if gcs_folder is not None else {}
-        self._cluster = Cluster(
+        self._cluster: Any = Cluster(  # what of it is used here has no types
             initialize_head=True,
             head_node_args={
                 "num_cpus": 2,
@@ -86,9 +87,9 @@ class LabelledCluster:
 
     def lose_controller(self) -> None:
         """Ends Ray Serve's controller at once."""
-        (controller,) = list_actors(
-            self._cluster.address, filters=[("class_name", "=", "ServeController"), ("state", "=", "ALIVE")]
-        )
+        found: Any = [("class_name", "=", "ServeController"), ("state", "=", "ALIVE")]
+        controllers: Any = list_actors(self._cluster.address, filters=found)
+        (controller,) = controllers
         os.kill(controller.pid, signal.SIGKILL)
 
     def lose_gcs(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jsonschema
 import pytest
@@ -15,7 +15,7 @@ from sixfold.core.cli import main
 from sixfold.core.config import load_config
 from sixfold.core.errors import ConfigError
 from sixfold.scaling.gateway.config_file import load_gateway_config
-from sixfold.scaling.manifests.command import _KINDS
+from sixfold.scaling.manifests import command
 from sixfold.scaling.manifests.kinds import KINDS, render
 from sixfold.scaling.manifests.objects import KEY_SHA256_VARIABLE, KEY_VARIABLE, Manifest, Target
 from sixfold.scaling.up.settings import load_site
@@ -52,19 +52,20 @@ def named(found: list[Manifest], kind: str, name: str) -> Manifest:
     return one
 
 
-def pod_templates(value: Any) -> Iterator[Manifest]:
+def pod_templates(value: object) -> Iterator[Manifest]:
     if isinstance(value, dict):
-        if "containers" in value:
-            yield {key: part for key, part in value.items() if key not in INFERENCE_SERVICE_ONLY}
-        for part in value.values():
+        mapping = cast(Manifest, value)
+        if "containers" in mapping:
+            yield {key: part for key, part in mapping.items() if key not in INFERENCE_SERVICE_ONLY}
+        for part in mapping.values():
             yield from pod_templates(part)
     elif isinstance(value, list):
-        for part in value:
+        for part in cast(list[object], value):
             yield from pod_templates(part)
 
 
 def test_the_commands_kinds_are_those_that_there_are() -> None:
-    assert list(_KINDS) == sorted(KINDS)
+    assert list(command.KINDS) == sorted(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

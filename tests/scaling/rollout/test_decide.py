@@ -30,7 +30,8 @@ def answered(num_requests: int, num_failed: int = 0, *, old: Tally | None = None
 
 
 def test_a_canary_takes_its_shares_in_turn_and_then_all_and_the_old_ones_may_go() -> None:
-    state, shares = Rollout(since_s=0.0), []
+    state = Rollout(since_s=0.0)
+    shares: list[tuple[Phase, float]] = []
     for tick in range(5):
         state = advance(CANARY, state, answered(10 * tick), 10.0 * tick)
         shares.append((state.phase, state.share(CANARY)))

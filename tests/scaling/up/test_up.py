@@ -52,7 +52,10 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(
 
 
 def test_a_missing_extra_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    def nothing_is_installed(_name: str) -> None:
+        return None
+
+    monkeypatch.setattr(importlib.util, "find_spec", nothing_is_installed)
     with pytest.raises(UsageError, match=r"needs ray: pip install 'sixfold\[ray,gateway\]'"):
         run_command(str(tmp_path / "config.yaml"))
 
