@@ -186,7 +186,8 @@ class ModelAccess:
         except RequestError as rejection:
             metrics.rejected(rejection)
             raise
-        submission = Submission(stream, metrics, arrived_s, lambda ended: self._on_end(ended, replica))
+        submission = Submission(stream, metrics, arrived_s, lambda ended: self._on_end(ended, replica, hosted))
+        self._context.urgent.begin(hosted.name, self._priority)
         self._running[submission] = None
         return submission
 
@@ -222,7 +223,8 @@ class ModelAccess:
         for hosted in held:
             hosted.leave()
 
-    def _on_end(self, submission: Submission, replica: Replica) -> None:
+    def _on_end(self, submission: Submission, replica: Replica, hosted: HostedModel) -> None:
+        self._context.urgent.end(hosted.name, self._priority)
         self._context.chooser.done(replica)
         timer = self._running.pop(submission, None)
         if timer is not None:

@@ -76,6 +76,30 @@ class ApiKeySettings(BaseModel):
     """Its own limits."""
 
 
+class BatchSettings(BaseModel):
+    """What ``/v1/batches`` and ``/v1/files`` may take of the server."""
+
+    model_config = _FROZEN
+
+    max_rows: int = Field(default=16, ge=1)
+    """Lines of batches that run at the same time while nobody else uses their models."""
+
+    max_rows_beside_others: int = Field(default=1, ge=0)
+    """Of these, how many may run at a model while requests of other classes run there; 0 lets batches wait for quiet."""
+
+    max_lines: int = Field(default=50_000, ge=1)
+    """Longest input file of a batch."""
+
+    max_open_batches: int = Field(default=100, ge=1)
+    """Batches of one key that have not ended; more get 429."""
+
+    max_storage_bytes: int = Field(default=10 * 1024**3, ge=1024)
+    """Of all uploaded files and results together; uploads over it get 503, lines wait until there is room."""
+
+    keep_files_s: float = Field(default=30 * 86_400.0, gt=0)
+    """How long files and ended batches are kept where the client does not say so (``expires_after``)."""
+
+
 class ServerSettings(BaseModel):
     """The HTTP face of the server."""
 
@@ -137,6 +161,9 @@ class ServerSettings(BaseModel):
     data_dir: Path | None = None
     """Where jobs and generated files are kept, for one server at a time; a relative path starts at the folder of the
     configuration file. Unless set, a temporary folder that is removed when the server ends."""
+
+    batches: BatchSettings = BatchSettings()
+    """Bounds of the batches API."""
 
     access_log: bool = False
     """Whether each request is logged; it costs about a tenth of a millisecond each."""
