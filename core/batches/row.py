@@ -74,7 +74,7 @@ class RowRunner:
                 if not holding:
                     await self.gate.enter(place)
                     holding = True
-                answer = await self._ask(job, ref, line.body)
+                answer = await self._ask(job, ref, bytes(line.body))
                 num_tries += answer.error is not None and answer.error.code in _COUNTED
                 pause_s = _pause_s(answer, num_tries)
                 if pause_s is None:
