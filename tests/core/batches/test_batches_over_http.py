@@ -31,8 +31,12 @@ def jsonl(*lines: dict[str, Any]) -> bytes:
 
 
 def begin(client: openai.OpenAI, data: bytes, **rest: Any) -> Any:
-    file = client.files.create(file=("lines.jsonl", data), purpose="batch")
-    return client.batches.create(input_file_id=file.id, completion_window="24h", **{"endpoint": "/v1/echo", **rest})
+    return create(client, client.files.create(file=("lines.jsonl", data), purpose="batch").id, **rest)
+
+
+def create(client: openai.OpenAI, file_id: str, **rest: Any) -> Any:
+    given: dict[str, Any] = {"endpoint": "/v1/echo", "completion_window": "24h", **rest}
+    return client.batches.create(input_file_id=file_id, **given)
 
 
 def wait(client: openai.OpenAI, batch_id: str, until: Callable[[Any], bool]) -> Any:
@@ -184,9 +188,7 @@ def test_no_key_sees_another_keys_files_and_batches_and_lines_use_no_limits() ->
             lambda: lab.files.retrieve(done.input_file_id),
             lambda: lab.files.content(done.output_file_id),
             lambda: lab.files.delete(done.output_file_id),
-            lambda: lab.batches.create(
-                input_file_id=done.input_file_id, completion_window="24h", **{"endpoint": "/v1/echo"}
-            ),
+            lambda: create(lab, done.input_file_id),
         ]
         for ask in hidden:
             with pytest.raises(openai.NotFoundError):
@@ -252,9 +254,7 @@ def test_a_batch_that_makes_no_sense_is_refused_by_name(
 ) -> None:
     file = client.files.create(file=("lines.jsonl", jsonl(line("a"))), purpose="batch")
     with pytest.raises(openai.BadRequestError) as refused:
-        client.batches.create(
-            **{"input_file_id": file.id, "endpoint": "/v1/echo", "completion_window": "24h", **change}  # type: ignore[arg-type]
-        )
+        create(client, file.id, **change)
     assert refused.value.param == param
 
 
@@ -313,14 +313,15 @@ def test_bytes_come_as_base64_and_forms_take_files_by_id_and_data_url(monkeypatc
         assert answer["body"] == {"content_type": "audio/wav", "data": "YWI="}
 
         sound = client.files.create(file=("sound.wav", b"RIFF"), purpose="user_data")
+        forms: dict[str, dict[str, Any]] = {
+            "id": {"file": sound.id, "count": 2, "tags": ["x"], "vad": {"kind": "k"}},
+            "url": {"file": "data:audio/wav;base64,UklGRg==", "heat": 0.5, "loud": True},
+            "none": {"file": "file-none"},
+            "number": {"file": 7},
+        }
         lines = [
             {"custom_id": name, "method": "POST", "url": "/v1/upload", "body": {"model": "parrot", **fields}}
-            for name, fields in {
-                "id": {"file": sound.id, "count": 2, "tags": ["x"], "vad": {"kind": "k"}},
-                "url": {"file": "data:audio/wav;base64,UklGRg==", "heat": 0.5, "loud": True},
-                "none": {"file": "file-none"},
-                "number": {"file": 7},
-            }.items()
+            for name, fields in forms.items()
         ]
         done = ended(client, begin(client, jsonl(*lines), endpoint="/v1/upload").id)
         by_id, by_url = (each["response"]["body"] for each in results(client, done.output_file_id))
