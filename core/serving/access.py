@@ -225,9 +225,18 @@ class ModelAccess:
 
     def _on_end(self, submission: Submission, replica: Replica, hosted: HostedModel) -> None:
         self._context.urgent.end(hosted.name, self._priority)
+        self.principal.limiter.charge_tokens(_num_tokens(submission, hosted))
         self._context.chooser.done(replica)
         timer = self._running.pop(submission, None)
         if timer is not None:
             timer.cancel()
         if not self._running:
             self._on_idle()
+
+
+def _num_tokens(submission: Submission, hosted: HostedModel) -> int:
+    """What a request counts for the limits of its key; one that did not finish as many as it was seen to bring."""
+    if submission.usage is None:
+        return submission.num_increments
+    names = () if hosted.family is None else hosted.family.token_counts
+    return sum(submission.usage.counts.get(name, 0) for name in names)

@@ -16,7 +16,7 @@ from starlette.types import Receive
 
 from sixfold.core.errors import InvalidRequest, NotReady, PayloadTooLarge
 from sixfold.core.files import FileStore, FileWriter
-from sixfold.core.serving.body import BodyStream
+from sixfold.core.serving.body import BodyStream, check_encoding
 from sixfold.core.serving.upload import StoredUpload, Upload
 
 FormValue: TypeAlias = str | Upload | StoredUpload
@@ -85,6 +85,7 @@ async def read_form(
         NotReady: The store is full.
         RequestCancelled: The client went away.
     """
+    check_encoding(headers)
     kind = content_kind(headers)
     if kind == "multipart/form-data":
         stream = BodyStream(receive, headers, max_bytes=limits.max_upload_bytes, timeout_s=limits.timeout_s)

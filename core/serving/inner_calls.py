@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from sixfold.core.serving.error_responses import error_json
 from sixfold.core.serving.form_fields import parse_fields, takes_upload
 from sixfold.core.serving.form_reader import FormItem
 from sixfold.core.serving.keys import Principal
+from sixfold.core.serving.limits import KeyLimiter
+from sixfold.core.serving.settings import KeyLimits
 from sixfold.core.serving.upload import Upload
 
 logger = logging.getLogger(__name__)
@@ -98,6 +101,7 @@ class InnerCalls:
         sink = _Sink()
         try:
             route, principal = self._routes[path], self._context.keys.holder(tenant)
+            principal = dataclasses.replace(principal, limiter=KeyLimiter(tenant, KeyLimits(), monotonic))
             call = _InnerCall(self._context, principal, route, body, request_id, open_file)
             try:
                 response = await route.endpoint(call)

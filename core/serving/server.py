@@ -50,7 +50,10 @@ logger = logging.getLogger(__name__)
 _OWN = "Sixfold itself"
 _SHUTDOWN_S = 5.0
 """What a modality may take to put its things away."""
-_EXPOSED_HEADERS = ("x-request-id", "retry-after", "retry-after-ms", "x-should-retry")
+_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{figure}-{what}" for figure in ("limit", "remaining", "reset") for what in ("requests", "tokens")
+)
+_EXPOSED_HEADERS = ("x-request-id", "retry-after", "retry-after-ms", "x-should-retry", *_LIMIT_HEADERS)
 
 
 class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no types

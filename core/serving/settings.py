@@ -48,6 +48,10 @@ class KeyLimits(BaseModel):
     requests_per_minute: int | None = Field(default=None, ge=1)
     """Requests that this key may begin a minute, all at once or spread; more get 429. Unlimited unless set."""
 
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Tokens, read and written, that this key's requests may use a minute, as the models count them. They are known when a
+    request ends, so it is the next that gets 429. Unlimited unless set."""
+
 
 class ApiKeySettings(BaseModel):
     """One bearer key. The key itself is never written down: only its sha256 is."""
