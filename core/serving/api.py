@@ -152,6 +152,16 @@ class Caller(Protocol):
 class Call(Caller, Protocol):
     """One HTTP request, authenticated, with its request id, deadline and disconnect watch."""
 
+    @property
+    def priority(self) -> Priority:
+        """The class of what it submits; for work that it leaves to `Services.background`."""
+        ...
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether it is a line of a batch: nobody asks again, so the answer must be the last word."""
+        ...
+
     async def json(self, schema: type[BodyT]) -> BodyT:
         """Reads and validates a JSON body.
 

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope
 
 from sixfold.core.errors import DeadlineExceeded, NotFound, RequestCancelled, RequestError
 from sixfold.core.files import FileStore
-from sixfold.core.messages import Finished
+from sixfold.core.messages import Finished, Priority
 from sixfold.core.serving.access import WORKER_GRACE_S, ModelAccess
 from sixfold.core.serving.api import Fetched, Running, ServedModel
 from sixfold.core.serving.body import check_content_type, parse_json, read_body
@@ -106,6 +106,16 @@ class HttpCall:
     def path_params(self) -> Mapping[str, str]:
         """See `sixfold.core.serving.api.Call.path_params`."""
         return read_path_params(self._scope)
+
+    @property
+    def priority(self) -> Priority:
+        """See `sixfold.core.serving.api.Call.priority`."""
+        return self._access.priority
+
+    @property
+    def in_batch(self) -> bool:
+        """See `sixfold.core.serving.api.Call.in_batch`."""
+        return False
 
     @property
     def is_form(self) -> bool:

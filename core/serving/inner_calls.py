@@ -151,6 +151,10 @@ class _InnerCall(HttpCall):
         raise AssertionError("nobody sets this future")
 
     @property
+    def in_batch(self) -> bool:
+        return True
+
+    @property
     def is_form(self) -> bool:
         return self._route.body is None
 

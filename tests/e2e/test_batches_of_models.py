@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -76,3 +77,11 @@ def test_pictures_come_as_base64(client: openai.OpenAI) -> None:
     draw = {"model": "draw", "prompt": "a red circle", "size": "64x64", "n": 1, "response_format": "b64_json"}
     (drawn,) = answers(client, "/v1/images/generations", {**draw, "seed": 1})
     assert base64.b64decode(drawn["data"][0]["b64_json"]).startswith(b"\x89PNG")
+
+
+def test_a_video_is_finished_when_its_line_is(client: openai.OpenAI, six_server: DemoServer) -> None:
+    (made,) = answers(client, "/v1/videos", {"model": "film", "prompt": "a red circle moves right", "seed": 1})
+    assert (made["object"], made["status"], made["progress"]) == ("video", "completed", 100)
+    content = httpx.get(f"{six_server.url}/v1/videos/{made['id']}/content")
+    assert content.status_code == 200
+    assert b"ftyp" in content.content[:16]
