@@ -90,8 +90,8 @@ class RowRunner:
             leave()
 
     async def model_of(self, path: Path, ref: LineRef) -> str:
-        """The model whose place a line needs."""
-        return model_of(await asyncio.to_thread(read_line, path, ref))
+        """The model whose place a line needs, by the registry's name."""
+        return self._inner.registry_name(model_of(await asyncio.to_thread(read_line, path, ref)))
 
     async def wait_for_room(self) -> None:
         """Waits until the results of one more line will fit: they are kept twice for a moment, here and in their file."""

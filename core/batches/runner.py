@@ -13,16 +13,16 @@ for the lines without an outcome, and writes the same files.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from sixfold.core.batches.answers import UsageSum, outcome_without_answer
 from sixfold.core.batches.ledger import Batches, Files
-from sixfold.core.batches.lines import LineRef, Scan, read_line, scan
-from sixfold.core.batches.outcomes import Outcome, OutcomeStore
+from sixfold.core.batches.lines import Scan, scan
+from sixfold.core.batches.outcomes import OutcomeStore
 from sixfold.core.batches.records import (
     CANCELLED,
     CANCELLING,
@@ -34,10 +34,9 @@ from sixfold.core.batches.records import (
     OPEN,
     VALIDATING,
     BatchRecord,
-    FileRecord,
     LineError,
-    derived_id,
 )
+from sixfold.core.batches.results import ResultWriter
 from sixfold.core.batches.row import RowRunner, Sleep
 from sixfold.core.errors import NotFound, NotReady
 from sixfold.core.jobs import Job
@@ -46,9 +45,9 @@ from sixfold.core.serving.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 _SWEEP_EVERY_S = 5.0
+_SWEEPS_PER_REMOVAL = 12
+"""Removal reads every record; the end of windows only what runs."""
 _FULL_PAUSE_S = 10.0
-_NUM_AT_ONCE = 1000
-"""Lines that are marked as expired in one transaction."""
 _DEFECT = LineError(
     code="internal_error", message="The server made a mistake with this batch. Tell the operator; the log says more."
 )
@@ -91,6 +90,7 @@ class BatchRunner:
         self._files = files
         self._outcomes = outcomes
         self._rows = rows
+        self._results = ResultWriter(batches, files, outcomes, clock)
         self._settings = settings
         self._clock = clock
         self._sleep = sleep
@@ -105,7 +105,7 @@ class BatchRunner:
         await self._files.remove_orphans()
         for job in open_ones:
             self.start(job)
-        self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="batch-expiry")
+        self._sweeper = asyncio.create_task(self._sweep(), name="batch-expiry")
 
     async def close(self) -> None:
         """Stops; what has not ended is taken up by the next server."""
@@ -139,22 +139,27 @@ class BatchRunner:
             live.stop.set()
         return job or await self._batches.get(batch_id, tenant=tenant)
 
-    async def sweep(self) -> None:
-        """Ends batches whose window is over, and removes files and batches whose time is."""
+    def end_overdue(self) -> None:
+        """Ends batches whose window is over."""
         now_s = self._clock()
         for live in self._live.values():
             if now_s >= live.expires_s:
                 live.stop.set()
+
+    async def remove_expired(self) -> None:
+        """Removes files and ended batches whose time is over, but no file that an open batch reads."""
         open_ones = await self._batches.open_ones()
         await self._files.remove_expired({BatchRecord.of(job).input_file_id for job in open_ones})
         await self._batches.remove_ended(self._settings.batches.keep_files_s)
 
-    async def _sweep_for_ever(self) -> None:
-        while True:
+    async def _sweep(self) -> None:
+        for number in itertools.count():
+            self.end_overdue()
             try:
-                await self.sweep()
+                if number % _SWEEPS_PER_REMOVAL == 0:
+                    await self.remove_expired()
             except Exception:  # the border of the task: a full disk today must not end expiry for ever
-                logger.exception("expired batches could not be ended or removed")
+                logger.exception("expired files could not be removed")
             await self._sleep(_SWEEP_EVERY_S)
 
     # One batch.
@@ -249,65 +254,14 @@ class BatchRunner:
             )
             job = changed or await self._batches.get(batch_id, tenant=None)  # cancelled at the same moment
         if BatchRecord.of(job).ends_as == EXPIRED:
-            await self._mark_expired(job, found.lines)
+            await self._results.mark_expired(job, await self._source(job), found.lines)
         while True:
             try:
-                await self._write_results(job)
+                await self._results.write(job)
                 return
             except NotReady as full:
                 logger.warning("batch %s: its results do not fit: %s", batch_id, full.message)
                 await self._sleep(_FULL_PAUSE_S)
-
-    async def _mark_expired(self, job: Job, lines: tuple[LineRef, ...]) -> None:
-        path = await self._source(job)
-        done = await self._outcomes.lines(job.id)
-        left = [ref for ref in lines if ref.number not in done]
-        message = "This line was not answered before the batch's completion window was over."
-
-        def outcomes(refs: list[LineRef]) -> list[Outcome]:
-            return [
-                outcome_without_answer(job.id, ref.number, read_line(path, ref), code="batch_expired", message=message)
-                for ref in refs
-            ]
-
-        for first in range(0, len(left), _NUM_AT_ONCE):
-            some = await asyncio.to_thread(outcomes, left[first : first + _NUM_AT_ONCE])
-            await self._outcomes.add(job.id, some)
-
-    async def _write_results(self, job: Job) -> None:
-        usage = UsageSum()
-        output_id = await self._write(job, "output", succeeded=True, on_line=usage.add)
-        error_id = await self._write(job, "error", succeeded=False, on_line=lambda _line: None)
-        num_completed, num_failed = await self._outcomes.counts(job.id)
-        await self._batches.change(
-            job.id,
-            (FINALIZING, CANCELLING),
-            BatchRecord.of(job).ends_as,
-            edit=lambda record: msgspec.structs.replace(
-                record,
-                output_file_id=output_id,
-                error_file_id=error_id,
-                num_completed=num_completed,
-                num_failed=num_failed,
-                usage=usage.total,
-            ),
-        )
-        await self._outcomes.delete(job.id)
-
-    async def _write(self, job: Job, sort: str, *, succeeded: bool, on_line: Callable[[bytes], None]) -> str | None:
-        written = await self._outcomes.write(job.id, self._files.store, succeeded=succeeded, on_line=on_line)
-        if written is None:
-            return None
-        stored_id, num_bytes = written
-        record = FileRecord(
-            filename=f"{job.id}_{sort}.jsonl",
-            num_bytes=num_bytes,
-            stored_id=stored_id,
-            expires_s=self._clock() + BatchRecord.of(job).keep_files_s,
-        )
-        # The id follows from the batch's: a server that ended before it could say so in the batch left the same file.
-        file_id = derived_id("file-", job.id, sort)
-        return (await self._files.add(record, tenant=job.owner, purpose="batch_output", file_id=file_id)).id
 
     async def _fail(self, batch_id: str, errors: tuple[LineError, ...]) -> None:
         await self._batches.change(

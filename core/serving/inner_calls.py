@@ -79,6 +79,11 @@ class InnerCalls:
         """Whether nothing new may begin."""
         return self._context.drain.begun or self._context.directory.draining
 
+    def registry_name(self, model_name: str) -> str:
+        """The registry's name of the model of this name, alias or variant; the name itself if there is none."""
+        hosted = self._context.directory.find(model_name)
+        return model_name if hosted is None else hosted.name
+
     def num_urgent(self, model_name: str) -> int:
         """Requests above the class batch that run at the model of this name, alias or variant."""
         hosted = self._context.directory.find(model_name)

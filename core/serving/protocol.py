@@ -63,6 +63,7 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
             self._in_headers = False
             self._num_quiet_bytes = 0
             self._disarm()
+            assert self.parser is not None, "it calls this"
             num_hosts = sum(name == b"host" for name, _ in self.headers)
             if num_hosts > 1 or (num_hosts == 0 and self.parser.get_http_version() == "1.1"):
                 raise ValueError("a request has one Host")  # the parser stops, and uvicorn answers 400 (RFC 9112, 3.2)

@@ -62,6 +62,7 @@ def client_of(server: DemoServer) -> openai.OpenAI:
 
 
 def wait(client: openai.OpenAI, batch_id: str, until: Callable[[Any], bool]) -> Any:
+    batch: Any = None
     until_s = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < until_s:
         batch = client.batches.retrieve(batch_id)

@@ -109,6 +109,10 @@ class Server:
         await self.outcomes.close()
         await self.jobs.close()
 
+    async def sweep(self) -> None:
+        self.runner.end_overdue()
+        await self.runner.remove_expired()
+
     async def begin(self, words: list[str]) -> str:
         text = "".join(
             json.dumps(
@@ -224,10 +228,10 @@ async def test_what_was_not_answered_within_the_window_is_told_as_expired(tmp_pa
             while await server.outcomes.counts(batch_id) != (2, 0):
                 await asyncio.sleep(0.005)
         server.clock.now_s += HOUR_S - 1.0
-        await server.runner.sweep()
+        await server.sweep()
         assert (await server.batches.get(batch_id, tenant="ward")).state == "in_progress"
         server.clock.now_s += 1.0
-        await server.runner.sweep()
+        await server.sweep()
         done = await server.ended(batch_id)
         assert server.state == "expired"
         assert done.times_s["expired"] == server.clock.now_s
@@ -246,17 +250,17 @@ async def test_files_go_when_their_time_is_over_but_not_while_a_batch_reads_them
         batch_id = await server.begin(["slow"])
         source = BatchRecord.of(await server.batches.get(batch_id, tenant="ward")).input_file_id
         server.clock.now_s += 3 * HOUR_S  # past the file's time and past the window: the window ends first
-        await server.runner.sweep()
+        await server.sweep()
         done = await server.ended(batch_id)
         assert len(await server.lines(done.error_file_id)) == 1
-        await server.runner.sweep()
+        await server.sweep()
         with pytest.raises(NotFound):
             await server.files.get(source, tenant="ward")
         server.clock.now_s += HOUR_S
-        await server.runner.sweep()
+        await server.sweep()
         assert server.files.store.ids() == ()
         server.clock.now_s += 31 * 24 * HOUR_S
-        await server.runner.sweep()
+        await server.sweep()
         with pytest.raises(NotFound):
             await server.batches.get(batch_id, tenant="ward")
 

@@ -40,6 +40,7 @@ def create(client: openai.OpenAI, file_id: str, **rest: Any) -> Any:
 
 
 def wait(client: openai.OpenAI, batch_id: str, until: Callable[[Any], bool]) -> Any:
+    batch: Any = None
     until_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < until_s:
         batch = client.batches.retrieve(batch_id)

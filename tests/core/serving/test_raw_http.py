@@ -87,6 +87,10 @@ def test_what_could_be_read_in_two_ways_is_400_and_ends_the_connection(
     assert json.loads(body)["error"]["code"] == "invalid_http"
 
 
+def test_probes_of_load_balancers_in_the_old_version_need_no_host(server: ServerThread) -> None:
+    assert all_answers(server, b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
 def test_a_body_of_a_get_is_no_request_of_its_own(server: ServerThread) -> None:
     inner = SMUGGLED
     outer = GET + b"Content-Length: %d\r\n\r\n" % len(inner) + inner
