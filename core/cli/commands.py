@@ -1,4 +1,4 @@
-"""The built-in commands: serve, pull, models, plan, quantize-report and plugins."""
+"""The built-in commands: serve, pull, models, plan, quantize-report, hash-key and plugins."""
 
 from __future__ import annotations
 
