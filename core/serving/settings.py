@@ -62,7 +62,7 @@ class ApiKeySettings(BaseModel):
     """Who holds the key: the unit of fairness in the queues, and the name in logs."""
 
     sha256: Annotated[str, BeforeValidator(_lower), StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    """The key's sha256 in hexadecimal: ``printf %s KEY | sha256sum``."""
+    """The key's sha256 in hexadecimal, as ``sixfold hash-key`` prints it."""
 
     weight: float = Field(default=1.0, gt=0)
     """The holder's share of a busy model against other holders of the same priority."""
