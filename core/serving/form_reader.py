@@ -160,7 +160,7 @@ async def _parse(stream: BodyStream, boundary: bytes, parts: _Parts) -> None:
                 if parts.in_memory:
                     parser.write(piece)
                 else:
-                    await asyncio.to_thread(parser.write, piece)
+                    await _write_in_thread(parser, piece)
     except FormParserError as failure:
         await stream.linger()
         raise _malformed(str(failure)[:200]) from None
@@ -169,6 +169,16 @@ async def _parse(stream: BodyStream, boundary: bytes, parts: _Parts) -> None:
         raise
     if not parts.complete:
         raise _malformed("it ends before its last boundary")
+
+
+async def _write_in_thread(parser: MultipartParser, piece: bytes) -> None:
+    """Parses a piece that goes to a disk. Cancelled, it waits for that: what is discarded must not be written to any more."""
+    writing = asyncio.ensure_future(asyncio.to_thread(parser.write, piece))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait({writing})
+        raise
 
 
 class _Parts:
