@@ -31,7 +31,10 @@ class EmbeddingAPI(ModalityAPI):
 
     def routes(self) -> Sequence[Route]:
         """All routes of the modality."""
-        return (Route(path="/v1/embeddings", endpoint=self.embed, body=EmbeddingsBody), *rerank.routes())
+        return (
+            Route(path="/v1/embeddings", endpoint=self.embed, body=EmbeddingsBody, in_batches=True),
+            *rerank.routes(),
+        )
 
     def panels(self) -> Sequence[Panel]:
         """The tab Embed."""
