@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sixfold.scaling.rollout.split import Split, Splitter
@@ -17,6 +17,7 @@ def splitter(share: float) -> Splitter:
     return Splitter(Split(old="1", new="2", share=share))
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.integers(1, 300))
 def test_of_any_number_of_requests_the_new_revision_gets_its_share_give_or_take_one(share: float, count: int) -> None:
     found = splitter(share)
@@ -24,6 +25,7 @@ def test_of_any_number_of_requests_the_new_revision_gets_its_share_give_or_take_
     assert abs(got - share * count) <= 1.0
 
 
+@settings(deadline=None)
 @given(st.text(), st.floats(0, 1), st.floats(0, 1))
 def test_a_session_moves_to_the_new_revision_once_and_never_back_while_the_share_grows(
     session: str, one: float, other: float
@@ -35,11 +37,13 @@ def test_a_session_moves_to_the_new_revision_once_and_never_back_while_the_share
     assert tuple(splitter(1.0).narrow(ALL, session=session)) == NEW
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.sets(st.sampled_from(ALL), min_size=1))
 def test_a_request_always_goes_somewhere(share: float, replicas: set[ReplicaFacts]) -> None:
     assert splitter(share).narrow(tuple(replicas))
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1))
 def test_what_has_failed_before_is_tried_at_the_old_revision(share: float) -> None:
     assert tuple(splitter(share).narrow(ALL, is_retry=True)) == OLD
