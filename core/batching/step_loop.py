@@ -21,7 +21,7 @@ from sixfold.core.batching.flight import Flight
 from sixfold.core.batching.model import Outcome, StepModel
 from sixfold.core.batching.scheduler import Scheduler, Selection
 from sixfold.core.errors import DeadlineExceeded, RequestCancelled, RequestError
-from sixfold.core.messages import Event, Failed, Increment
+from sixfold.core.messages import Event, Failed, Increment, StepGroup
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class StepLoop:
         """Ends a request with an error: a bad piece, a cancellation, a deadline, a failed step."""
         if not state.ended:
             self._end(state)  # first, so that the client is answered even if releasing raises
-            self._events.append(Failed(request_id=state.request.request_id, error=error))
+            self._events.append(Failed(request_id=state.request.request_id, error=error, trace=state.trace()))
             for entry in state.entries:
                 self._release(entry)
 
@@ -274,6 +274,16 @@ class StepLoop:
         self.counters["units"] += selection.units
         for state in flight.states.values():
             state.last_step_s = ended_s
+            if state.step_log is not None:
+                arrived_s = state.request.arrived_s
+                state.step_log.add(
+                    StepGroup(
+                        began_s=ended_s - seconds - arrived_s,
+                        ended_s=ended_s - arrived_s,
+                        units=selection.units,
+                        max_batch_sequences=len(selection.entries),
+                    )
+                )
         self._outbox.granted([(entry.state, units) for entry, units, _outcome in outcomes])
         for entry, _units, outcome in outcomes:
             if outcome is not None:
@@ -295,7 +305,12 @@ class StepLoop:
         if outcome.error is not None:
             self.counters["failed_steps"] += 1
             if outcome.error.__cause__ is not None:
-                _log.error("request %s failed", state.request.request_id, exc_info=outcome.error.__cause__)
+                _log.error(
+                    "request %s failed",
+                    state.request.request_id,
+                    exc_info=outcome.error.__cause__,
+                    extra=state.log_fields,
+                )
             self.fail(state, outcome.error)
             return
         if outcome.output is not None:

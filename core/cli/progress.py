@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TextIO
 
 from rich.console import Console
@@ -16,15 +17,16 @@ class ProgressReport:
 
     Args:
         stream: Where to show it; bars are drawn only on a terminal.
+        say: Gets each line in place of the stream, which then gets no bars either.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, *, say: Callable[[str], None] | None = None) -> None:
+        self._say = say if say is not None else lambda line: print(line, file=stream, flush=True)
         self._lock = threading.Lock()
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._shown: dict[str, float] = {}
-        if stream.isatty():
+        if say is None and stream.isatty():
             self._bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -74,4 +76,4 @@ class ProgressReport:
         if last is not None and not ended and fraction < last + _LINE_EVERY_FRACTION:
             return
         self._shown[what] = fraction
-        print(f"{what}: {amount}" if amount else what, file=self._stream, flush=True)
+        self._say(f"{what}: {amount}" if amount else what)

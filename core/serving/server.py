@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import litserve as ls
 from fastapi import FastAPI, Request
@@ -43,6 +43,9 @@ from sixfold.core.serving.services import ModalityServices
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.serving.socket_app import SocketApp
 
+if TYPE_CHECKING:
+    from sixfold.core.telemetry.tracing import Tracing
+
 logger = logging.getLogger(__name__)
 
 _OWN = "Sixfold itself"
@@ -59,6 +62,7 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
         directory: The models.
         settings: What the operator set.
         middlewares: ASGI middleware around the routes and inside of the gate; the last is outermost.
+        tracing: Where traces of requests go; closed by the caller.
 
     Raises:
         PluginConflict: Two routes have one path.
@@ -72,9 +76,10 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
         settings: ServerSettings | None = None,
         *,
         middlewares: Sequence[Middleware] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         self.settings = settings or ServerSettings()
-        self.context: ServingContext = new_context(self.settings, directory)
+        self.context: ServingContext = new_context(self.settings, directory, tracing=tracing)
         self.context.metrics.registry.register(ReplicaCollector(directory, self.context.metrics))
         self._given_middlewares = tuple(middlewares)
         self._plain_workers = PlainWorkers()

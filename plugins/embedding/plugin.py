@@ -8,6 +8,7 @@ from typing import cast
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.core.telemetry.names import TraceNames
 from sixfold.plugins.embedding import memory_need
 from sixfold.plugins.embedding.clip.options import ClipOptions
 from sixfold.plugins.embedding.options import EmbeddingOptions
@@ -21,6 +22,8 @@ _BARE_ENCODERS = frozenset(
     "roberta xlm-roberta xlm-roberta-xl".split()
 )
 """``model_type`` of text encoders that sentence-transformers serves with mean pooling when nothing else is said."""
+
+_TRACE_NAMES = TraceNames(prepare="tokenize", first="encode", operations={"embed": "embeddings"})
 
 
 _OWN_KINDS = frozenset(("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"))
@@ -69,6 +72,7 @@ FAMILY = Family(
     input_type=EmbeddingInput | ScoreInput,
     output_type=EmbeddingOutput | ScoreOutput,
     options=EmbeddingOptions,
+    trace_names=_TRACE_NAMES,
     extra="embedding",
     requires=("torch", "transformers", "sentence_transformers"),
     detect=detect,
@@ -112,6 +116,7 @@ CROSS_ENCODER = Family(
     input_type=ScoreInput,
     output_type=ScoreOutput,
     options=CrossEncoderOptions,
+    trace_names=_TRACE_NAMES,
     extra="embedding",
     requires=("torch", "transformers", "sentence_transformers"),
     detect=detect_cross_encoder,
@@ -137,6 +142,7 @@ CLIP = Family(
     input_type=EmbeddingInput,
     output_type=EmbeddingOutput,
     options=ClipOptions,
+    trace_names=_TRACE_NAMES,
     extra="embedding",
     requires=("torch", "transformers", "PIL"),
     detect=detect_clip,
@@ -164,6 +170,7 @@ VLLM = Family(
     input_type=EmbeddingInput,
     output_type=EmbeddingOutput,
     options=VllmEmbeddingOptions,
+    trace_names=_TRACE_NAMES,
     extra="vllm",
     requires=("vllm", "transformers", "tokenizers"),
     detect=detect_for_vllm,

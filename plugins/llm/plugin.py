@@ -8,6 +8,7 @@ from pathlib import Path
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, Command, Progress, hookimpl
 from sixfold.core.runtime.quantization.methods import CACHE_METHODS, LINEAR_METHODS
+from sixfold.core.telemetry.names import TraceNames
 from sixfold.plugins.llm import memory_need
 from sixfold.plugins.llm.cli import COMMAND
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, Generation, TextDelta
@@ -19,6 +20,10 @@ from sixfold.plugins.llm.vllm_options import VllmOptions
 LlmOptions = TransformersOptions | VllmOptions
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+_TRACE_NAMES = TraceNames(
+    prepare="tokenize", first="prefill", rest="decode", finish="detokenize", operations={"complete": "text_completion"}
+)
 
 
 def detect(files: ModelFiles) -> int:
@@ -49,6 +54,7 @@ FAMILY = Family(
     input_type=ChatInput | CompletionInput,
     output_type=TextDelta | Generation,
     options=TransformersOptions,
+    trace_names=_TRACE_NAMES,
     extra="llm",
     requires=("torch", "transformers", "jinja2", "safetensors", "llguidance", "PIL"),
     detect=detect,
@@ -116,6 +122,7 @@ VLLM_FAMILY = Family(
     input_type=ChatInput | CompletionInput,
     output_type=TextDelta | Generation,
     options=VllmOptions,
+    trace_names=_TRACE_NAMES,
     extra="vllm",
     requires=("vllm", "transformers", "jinja2"),
     # Below the native runtime, which serves an entry that names no family wherever it is installed.
