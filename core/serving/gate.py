@@ -36,6 +36,9 @@ ALWAYS_OPEN = frozenset(("/", "/health", "/ready", "/docs", "/redoc", "/openapi.
 FIGURES = frozenset(("/load", "/metrics"))
 """Paths that answer while the server drains, and need a key only where the operator says so."""
 
+_NOT_TRACED = ALWAYS_OPEN | FIGURES | {"/v1/models"}
+"""What machines ask all the time: gateways look at the models each second."""
+
 
 class Gate:
     """Pure ASGI middleware; everything that the server answers passes through it.
@@ -115,7 +118,7 @@ class Gate:
     def _new_record(self, scope: Scope, request_id: str) -> RequestRecord | None:
         arrived_s, tracing = monotonic(), self._context.tracing
         trace: RequestTrace | None = None
-        if tracing is not None and scope["path"] not in self._answering_when_draining:
+        if tracing is not None and scope["path"] not in _NOT_TRACED:
             trace = tracing.begin(read_headers(scope), name="request", arrived_s=arrived_s)
             trace = trace if trace.sampled else None
         logs_access = self._context.settings.access_log

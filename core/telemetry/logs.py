@@ -41,7 +41,7 @@ FIELDS = (
 
 _TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _SECRETS = re.compile(
-    r"(?P<name>\b(?:bearer|basic)\s+|\b(?:api[_-]?key|token|secret|password|authorization)[\"']?\s*[=:]\s*[\"']?)"
+    r"(?P<name>\b(?:bearer|basic)\s+|\b(?:api[_-]?key|token|secret|password|authorization)[\"']?\s*[=:]\s*[\"']?(?:(?:bearer|basic)\s+)?)"
     r"(?P<value>[^\s\"',;&)}\]]{6,})"
     r"|\b(?P<prefix>sk-|hf_)[A-Za-z0-9_\-]{8,}"
     r"|(?P<scheme>[a-z][a-z0-9+.\-]*://)[^\s/@:]+:[^\s/@]+@",

@@ -246,6 +246,7 @@ class Gateway:
     ) -> None:
         if record is not None and self._tracing is not None:
             record.trace = self._tracing.begin(read_headers(scope), name="request", arrived_s=monotonic())
+            receive = record.timed(receive)
         principal = self._keys.authenticate(authorization)
         if self.drain.begun:
             raise self.drain.refusal()

@@ -118,7 +118,7 @@ def test_failures_are_marked_by_their_kind_and_never_quote_the_request() -> None
         assert server.echo("open sesame").status == 429
     failed, refused = (span for span in collector.spans if span.name == "POST /v1/echo")
     assert failed.failed and not refused.failed  # 429 is no fault of the server
-    assert failed.attributes["error.type"] == "step_failed"
+    assert failed.attributes["error.type"] == "model_step_failed"
     assert b"sesame" not in b"".join(collector.bodies)
 
 
