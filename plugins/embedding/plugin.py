@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+from sixfold.core.benchmark.workload import Workload
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
@@ -16,6 +17,7 @@ from sixfold.plugins.embedding.rerank.options import CrossEncoderOptions
 from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
 from sixfold.plugins.embedding.vllm_options import VllmEmbeddingOptions
+from sixfold.plugins.embedding.workloads import EMBEDDINGS
 
 _BARE_ENCODERS = frozenset(
     "albert bert camembert deberta deberta-v2 distilbert electra ernie eurobert gte modernbert mpnet nomic_bert "
@@ -205,3 +207,9 @@ def register_apis(register: Callable[[Api], None]) -> None:
             ),
         )
     )
+
+
+@hookimpl
+def register_workloads(register: Callable[[Workload], None]) -> None:
+    """Offers embeddings to ``sixfold bench``."""
+    register(EMBEDDINGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from sixfold.core.benchmark.workload import Workload
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, Command, Progress, hookimpl
 from sixfold.core.runtime.quantization.methods import CACHE_METHODS, LINEAR_METHODS
@@ -16,6 +17,7 @@ from sixfold.plugins.llm.lora_options import adapter_names, differ_in_adapters_o
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.vllm_metrics import METRICS as VLLM_METRICS
 from sixfold.plugins.llm.vllm_options import VllmOptions
+from sixfold.plugins.llm.workloads import WORKLOADS
 
 LlmOptions = TransformersOptions | VllmOptions
 
@@ -164,6 +166,13 @@ def register_apis(register: Callable[[Api], None]) -> None:
 def register_commands(register: Callable[[Command], None]) -> None:
     """Offers ``sixfold chat``."""
     register(COMMAND)
+
+
+@hookimpl
+def register_workloads(register: Callable[[Workload], None]) -> None:
+    """Offers chats and completions to ``sixfold bench``."""
+    for workload in WORKLOADS:
+        register(workload)
 
 
 @hookimpl
