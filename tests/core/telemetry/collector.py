@@ -9,7 +9,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-from google.protobuf.json_format import MessageToDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 
@@ -121,6 +120,6 @@ def _values(attributes: Any) -> dict[str, Any]:
         kind = value.WhichOneof("value")
         if kind == "array_value":
             return [plain(each) for each in value.array_value.values]
-        return MessageToDict(value) if kind == "kvlist_value" else getattr(value, kind)
+        return getattr(value, kind)
 
     return {attribute.key: plain(attribute.value) for attribute in attributes}
