@@ -144,9 +144,12 @@ def frame_of(before: Scrape, after: Scrape) -> Frame:
     """The figures between two looks at one server or gateway."""
     between = Between(before, after)
     names = {
-        labels["model_name"] for found in after.samples.values() for labels, _value in found if "model_name" in labels
+        labels["model_name"]
+        for name, found in after.samples.items()
+        if not name.startswith("sixfold:memory_")  # the server itself has memory, too, and is no model
+        for labels, _value in found
+        if labels.get("model_name")
     }
-    names.discard("")
     replicas = [(labels["replica"], value) for labels, value in after.each("gateway_replica_up")]
     free = {labels["device"]: value for labels, value in after.each("memory_free_bytes")}
     statuses = sorted({labels["status"] for labels, _value in after.each("http_requests_total")})

@@ -105,7 +105,7 @@ async def test_the_access_log_of_a_gateway_names_model_and_replica(caplog: pytes
     finally:
         logging.getLogger(ACCESS_LOG).removeHandler(lines[0])
     found = [each for each in caplog.records if each.name == ACCESS_LOG]
-    assert [(each.status, each.model, each.error) for each in found] == [  # type: ignore[attr-defined]  # of `extra`
+    assert [(each.status, each.model, each.error) for each in found] == [
         (200, "m", None),
         (404, None, "model_not_found"),
     ]
