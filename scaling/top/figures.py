@@ -131,7 +131,7 @@ def quantile(buckets: Sequence[tuple[float, float]], share: float) -> float:
         buckets: Upper bound and count of all up to it, rising; the last bound is infinite.
         share: 0 to 1.
     """
-    rank = share * buckets[-1][1]
+    rank = share * buckets[-1][1] * (1 - 1e-12)  # rounding must not carry a whole rank into the next bucket
     lower, below = 0.0, 0.0
     for bound, count in buckets:
         if count >= rank and count > below:
