@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sixfold.core.batching.step_log import StepLog
-from sixfold.core.messages import Cost, ReplicaTrace, Request, Timing
+from sixfold.core.messages import Cost, ReplicaTrace, Request, StepGroup, Timing
 
 
 class Phase(enum.Enum):
@@ -109,6 +109,19 @@ class RequestState:
             last_step_s=self.since_arrival_s(self.last_step_s),
             steps=self.step_log.groups,
             num_preemptions=self.num_preemptions,
+        )
+
+    def note_step(self, began_s: float, ended_s: float, units: int, num_sequences: int) -> None:
+        """A step of so much work and so many sequences served it. Of traced requests only."""
+        assert self.step_log is not None
+        arrived_s = self.request.arrived_s
+        self.step_log.add(
+            StepGroup(
+                began_s=began_s - arrived_s,
+                ended_s=ended_s - arrived_s,
+                units=units,
+                max_batch_sequences=num_sequences,
+            )
         )
 
     def since_arrival_s(self, at_s: float | None) -> float | None:

@@ -21,7 +21,7 @@ from sixfold.core.batching.flight import Flight
 from sixfold.core.batching.model import Outcome, StepModel
 from sixfold.core.batching.scheduler import Scheduler, Selection
 from sixfold.core.errors import DeadlineExceeded, RequestCancelled, RequestError
-from sixfold.core.messages import Event, Failed, Increment, StepGroup
+from sixfold.core.messages import Event, Failed, Increment
 
 _log = logging.getLogger(__name__)
 
@@ -275,15 +275,7 @@ class StepLoop:
         for state in flight.states.values():
             state.last_step_s = ended_s
             if state.step_log is not None:
-                arrived_s = state.request.arrived_s
-                state.step_log.add(
-                    StepGroup(
-                        began_s=ended_s - seconds - arrived_s,
-                        ended_s=ended_s - arrived_s,
-                        units=selection.units,
-                        max_batch_sequences=len(selection.entries),
-                    )
-                )
+                state.note_step(ended_s - seconds, ended_s, selection.units, len(selection.entries))
         self._outbox.granted([(entry.state, units) for entry, units, _outcome in outcomes])
         for entry, _units, outcome in outcomes:
             if outcome is not None:
