@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sixfold.core.benchmark.dataset import Length
 from sixfold.core.benchmark.slo import Slo
@@ -114,4 +114,4 @@ def _object(text: str) -> dict[str, Any]:
     found = _checked(json.loads, text)
     if not isinstance(found, dict):
         raise argparse.ArgumentTypeError(f"{text} is no JSON object")
-    return found
+    return cast(dict[str, Any], found)

@@ -6,7 +6,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sixfold.core.benchmark.workload import Sample
 from sixfold.core.errors import UsageError
@@ -93,7 +93,8 @@ def _sample(value: Any, default_output_tokens: int) -> Sample:
         return Sample(text=value, max_output_tokens=default_output_tokens)
     if not isinstance(value, dict):
         raise ValueError("is neither a text nor an object")
-    text = value.get("text", value.get("prompt"))
-    if isinstance(text, str) and value.keys() <= {"text", "prompt", "output_tokens"}:
-        return Sample(text=text, max_output_tokens=int(value.get("output_tokens", default_output_tokens)))
-    return Sample(body=value)
+    fields = cast(dict[str, Any], value)
+    text = fields.get("text", fields.get("prompt"))
+    if isinstance(text, str) and fields.keys() <= {"text", "prompt", "output_tokens"}:
+        return Sample(text=text, max_output_tokens=int(fields.get("output_tokens", default_output_tokens)))
+    return Sample(body=fields)

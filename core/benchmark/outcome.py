@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sixfold.core.benchmark.client import Answer
 from sixfold.core.benchmark.workload import Workload
@@ -93,19 +93,19 @@ class _Facts:
 
     def count(self, usage: object) -> None:
         if isinstance(usage, Mapping):
-            counted: Mapping[str, Any] = usage
+            counted = cast(Mapping[str, Any], usage)
             self.num_input = counted.get("prompt_tokens", counted.get("input_tokens", self.num_input))
             self.num_output = counted.get("completion_tokens", counted.get("output_tokens", self.num_output))
 
 
 def _read_object(answer: Answer, facts: _Facts) -> None:
     try:
-        found = json.loads(answer.body)
+        found: Any = json.loads(answer.body)
     except ValueError:
         facts.error = "invalid_json"
         return
     facts.output_s = [answer.ended_s]
-    facts.count(found.get("usage") if isinstance(found, dict) else None)
+    facts.count(cast(dict[str, Any], found).get("usage") if isinstance(found, dict) else None)
 
 
 def _read_events(workload: Workload, answer: Answer, facts: _Facts) -> None:

@@ -21,7 +21,8 @@ class ProgressReport:
     """
 
     def __init__(self, stream: TextIO, *, say: Callable[[str], None] | None = None) -> None:
-        self._say = say if say is not None else lambda line: print(line, file=stream, flush=True)
+        self._stream = stream
+        self._say = say or self._print_line
         self._lock = threading.Lock()
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -69,6 +70,9 @@ class ProgressReport:
             if what not in self._tasks:
                 self._tasks[what] = self._bars.add_task(what, total=total, amount=amount)
             self._bars.update(self._tasks[what], completed=fraction or 0.0, total=total, amount=amount)
+
+    def _print_line(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
 
     def _print(self, what: str, fraction: float, amount: str) -> None:
         last = self._shown.get(what)

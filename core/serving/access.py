@@ -197,7 +197,8 @@ class ModelAccess:
             raise
         noted: SubmissionRecord | None = None
         if self._record is not None and hosted.family is not None:
-            noted = self._record.submitted(hosted.family.trace_names, _index(hosted.replicas, replica))
+            self._record.replica = _index(hosted.replicas, replica)
+            noted = SubmissionRecord(self._record, hosted.family.trace_names, monotonic())
         submission = Submission(stream, metrics, arrived_s, lambda ended: self._on_end(ended, replica), noted)
         self._running[submission] = None
         return submission

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import Message, Receive, Send
 
 from sixfold.core.messages import Finished, Timing
-from sixfold.core.serving.submission_record import SubmissionRecord
-from sixfold.core.telemetry.names import TraceNames
 
 if TYPE_CHECKING:
     from sixfold.core.telemetry.tracing import RequestTrace
@@ -83,11 +81,6 @@ class RequestRecord:
     def found(self, model: str, operation: str) -> None:
         """It named a model that is there."""
         self.model, self.operation = model, operation
-
-    def submitted(self, names: TraceNames, replica: int) -> SubmissionRecord:
-        """Work of it was admitted by a replica of the model that it named last."""
-        self.replica = replica
-        return SubmissionRecord(self, names, monotonic())
 
     def finished(self, event: Finished[Any]) -> None:
         """Work of it was done."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sixfold.core.errors import RequestError
 from sixfold.core.messages import Failed, Finished, ReplicaTrace
+from sixfold.core.serving.request_record import RequestRecord
 from sixfold.core.telemetry.conventions import (
     replica_attributes,
     request_attributes,
@@ -18,7 +19,6 @@ from sixfold.core.telemetry.names import TraceNames
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from sixfold.core.serving.request_record import RequestRecord
     from sixfold.core.telemetry.tracing import RequestTrace
 
 

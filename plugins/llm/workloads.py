@@ -24,7 +24,7 @@ def _completion_body(model: str, sample: Sample) -> dict[str, Any]:
 def _says_something(event: Mapping[str, Any]) -> bool:
     """Whether an event brings text, of the answer or of the reasoning before it, or a part of a call."""
     for choice in event.get("choices") or ():
-        delta = choice.get("delta") or {}
+        delta: dict[str, Any] = choice.get("delta") or {}
         if choice.get("text") or any(delta.get(name) for name in ("content", "reasoning_content", "tool_calls")):
             return True
     return False

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from sixfold.core.errors import QueueFull, StepFailed
@@ -38,7 +39,7 @@ WORKER = ReplicaTrace(
 @contextmanager
 def traced(
     collector: Collector, replica: FakeReplica, *, settings: ServerSettings | None = None, **telemetry: object
-) -> Iterator[tuple[ServerThread, Tracing]]:
+) -> Generator[tuple[ServerThread, Tracing]]:
     """A server whose spans go to the collector."""
     wanted = TelemetrySettings.model_validate({"endpoint": collector.endpoint, **telemetry})
     tracing = open_tracing(wanted)
@@ -143,8 +144,7 @@ class StuckExporter(SpanExporter):
         self.entered, self.leave = threading.Event(), threading.Event()
         self.num_spans = 0
 
-    def export(self, spans: object) -> SpanExportResult:
-        assert isinstance(spans, list | tuple)
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.num_spans += len(spans)
         self.entered.set()
         self.leave.wait(TIMEOUT_S)
