@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         Services,
         SocketCall,
         SocketRoute,
+        StoredUpload,
         Upload,
     )
 
@@ -69,6 +70,7 @@ _LAZY = {
     "Services": "sixfold.core.serving.api",
     "SocketCall": "sixfold.core.serving.api",
     "SocketRoute": "sixfold.core.serving.api",
+    "StoredUpload": "sixfold.core.serving.api",
     "Upload": "sixfold.core.serving.api",
 }
 
@@ -121,6 +123,7 @@ __all__ = [
     "StepFailed",
     "StepModel",
     "StepRange",
+    "StoredUpload",
     "Timing",
     "TraceNames",
     "Upload",

@@ -45,11 +45,11 @@ class ModelAccess:
         "_held",
         "_on_idle",
         "_places",
-        "_priority",
         "_record",
         "_request_id",
         "_running",
         "principal",
+        "priority",
     )
 
     def __init__(
@@ -67,7 +67,7 @@ class ModelAccess:
         self._context = context
         self.principal = principal
         self._request_id = request_id
-        self._priority = priority
+        self.priority = priority
         self._running: dict[Submission, asyncio.TimerHandle | None] = {}
         self._aborted: RequestError | None = None
         self._held: list[HostedModel] = []
@@ -185,7 +185,7 @@ class ModelAccess:
             input=input,
             tenant=self.principal.name,
             weight=self.principal.weight,
-            priority=self._priority,
+            priority=self.priority,
             arrived_s=arrived_s,
             deadline_s=deadline_s,
             trace_id=None if self._record is None else self._record.trace_id,
@@ -199,7 +199,8 @@ class ModelAccess:
         if self._record is not None and hosted.family is not None:
             self._record.replica = _index(hosted.replicas, replica)
             noted = SubmissionRecord(self._record, hosted.family.trace_names, monotonic())
-        submission = Submission(stream, metrics, arrived_s, lambda ended: self._on_end(ended, replica), noted)
+        submission = Submission(stream, metrics, arrived_s, lambda ended: self._on_end(ended, replica, hosted), noted)
+        self._context.urgent.begin(hosted.name, self.priority)
         self._running[submission] = None
         return submission
 
@@ -235,7 +236,9 @@ class ModelAccess:
         for hosted in held:
             hosted.leave()
 
-    def _on_end(self, submission: Submission, replica: Replica) -> None:
+    def _on_end(self, submission: Submission, replica: Replica, hosted: HostedModel) -> None:
+        self._context.urgent.end(hosted.name, self.priority)
+        self.principal.limiter.charge_tokens(_num_tokens(submission, hosted))
         self._context.chooser.done(replica)
         timer = self._running.pop(submission, None)
         if timer is not None:
@@ -246,3 +249,11 @@ class ModelAccess:
 
 def _index(replicas: Sequence[Replica], replica: Replica) -> int:
     return next((index for index, each in enumerate(replicas) if each is replica), 0)
+
+
+def _num_tokens(submission: Submission, hosted: HostedModel) -> int:
+    """What a request counts for the limits of its key; one that did not finish as many as it was seen to bring."""
+    if submission.usage is None:
+        return submission.num_increments
+    names = () if hosted.family is None else hosted.family.token_counts
+    return sum(submission.usage.counts.get(name, 0) for name in names)

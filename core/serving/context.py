@@ -16,6 +16,7 @@ from sixfold.core.serving.metrics import ServingMetrics
 from sixfold.core.serving.replica_choice import ReplicaChooser
 from sixfold.core.serving.request_record import RequestRecord
 from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.serving.urgent import UrgentWork
 
 if TYPE_CHECKING:
     from sixfold.core.telemetry.tracing import Tracing
@@ -36,6 +37,7 @@ class ServingContext:
         keys: Who may come in.
         drain: Who is running.
         fetcher: Gets what requests name by URL.
+        urgent: What runs above the batch class.
         request_numbers: Makes ids unique at the replicas, whatever ids clients send.
         tracing: Where traces go; None for nowhere.
     """
@@ -47,6 +49,7 @@ class ServingContext:
     keys: KeyRing
     drain: Drain
     fetcher: Fetcher
+    urgent: UrgentWork
     request_numbers: Iterator[int]
     tracing: Tracing | None = None
 
@@ -91,6 +94,7 @@ def new_context(
         keys=KeyRing(settings.api_keys, clock),
         drain=Drain(),
         fetcher=Fetcher(settings.fetch_urls, timeout_s=settings.fetch_timeout_s),
+        urgent=UrgentWork(),
         request_numbers=itertools.count(1),
         tracing=tracing,
     )

@@ -25,6 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import WebSocketRoute
 
+from sixfold.core.batches.api import BatchAPI
 from sixfold.core.errors import PluginConflict, UsageError
 from sixfold.core.serving.api import ModalityAPI, Route, SocketRoute
 from sixfold.core.serving.context import ServingContext, new_context
@@ -34,6 +35,7 @@ from sixfold.core.serving.drain import Drain
 from sixfold.core.serving.error_responses import status_response
 from sixfold.core.serving.gate import Gate
 from sixfold.core.serving.in_process import InProcessTransport, PlainWorkers, RequestQueue
+from sixfold.core.serving.inner_calls import InnerCalls
 from sixfold.core.serving.modality_spec import ModalitySpec, RouteApp
 from sixfold.core.serving.model_routes import ModelRoutes
 from sixfold.core.serving.openapi import build_document
@@ -51,7 +53,10 @@ logger = logging.getLogger(__name__)
 _OWN = "Sixfold itself"
 _SHUTDOWN_S = 5.0
 """What a modality may take to put its things away."""
-_EXPOSED_HEADERS = ("x-request-id", "retry-after", "retry-after-ms", "x-should-retry")
+_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{figure}-{what}" for figure in ("limit", "remaining", "reset") for what in ("requests", "tokens")
+)
+_EXPOSED_HEADERS = ("x-request-id", "retry-after", "retry-after-ms", "x-should-retry", *_LIMIT_HEADERS)
 
 
 class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no types
@@ -81,6 +86,10 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
         self.settings = settings or ServerSettings()
         self.context: ServingContext = new_context(self.settings, directory, tracing=tracing)
         self.context.metrics.registry.register(ReplicaCollector(directory, self.context.metrics))
+        self._inner = InnerCalls(self.context)
+        if not apis:
+            raise UsageError("No plugin brings an HTTP face. Install an extra, for example sixfold[all].")
+        apis = [*apis, BatchAPI(self._inner, self.settings)]
         self._given_middlewares = tuple(middlewares)
         self._plain_workers = PlainWorkers()
         self._plain_apis = [api for api in apis if not isinstance(api, ModalityAPI)]
@@ -145,6 +154,8 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
                 self.app.router.routes.append(WebSocketRoute(route.path, SocketApp(route, self.context)))
                 continue
             self._claim(route.path, route.method, f"modality {modality!r}")
+            if route.in_batches:
+                self._inner.offer(route)
             # Starlette's own route, not FastAPI's: bodies are validated once, by Call.json, and errors are ours.
             self.app.router.routes.append(
                 StarletteRoute(route.path, RouteApp(route, self.context), methods=[route.method], name=route.path)
@@ -226,8 +237,6 @@ async def _shut_down(api: ModalityAPI) -> None:
 
 def _prepare(apis: Sequence[ls.LitAPI]) -> None:
     """Gives each modality its spec and refuses what would otherwise be ignored."""
-    if not apis:
-        raise UsageError("No plugin brings an HTTP face. Install an extra, for example sixfold[all].")
     for api in apis:
         if getattr(api, "mcp", None) is not None:
             raise UsageError(f"{type(api).__name__}: mcp is not supported here. Remove it.")

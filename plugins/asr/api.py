@@ -30,12 +30,14 @@ class AsrAPI(ModalityAPI):
                 endpoint=self.transcribe,
                 form=TranscriptionForm,
                 media_types=_MEDIA_TYPES,
+                in_batches=True,
             ),
             Route(
                 path="/v1/audio/translations",
                 endpoint=self.translate,
                 form=TranslationForm,
                 media_types=_MEDIA_TYPES[:2],
+                in_batches=True,
             ),
             SocketRoute(path="/v1/realtime", endpoint=serve_realtime, query_params=RealtimeQuery),
         )

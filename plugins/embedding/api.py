@@ -30,7 +30,10 @@ class EmbeddingAPI(ModalityAPI):
 
     def routes(self) -> Sequence[Route]:
         """All routes of the modality."""
-        return (Route(path="/v1/embeddings", endpoint=self.embed, body=EmbeddingsBody), *rerank.routes())
+        return (
+            Route(path="/v1/embeddings", endpoint=self.embed, body=EmbeddingsBody, in_batches=True),
+            *rerank.routes(),
+        )
 
     async def embed(self, call: Call) -> Response:
         """Embeds the inputs of one body; the answer has them in order.

@@ -32,8 +32,8 @@ class ImageAPI(ModalityAPI):
     def routes(self) -> Sequence[Route]:
         """Draw, change, vary, and the files of pictures."""
         return (
-            Route(path="/v1/images/generations", endpoint=self.generate, body=GenerationsBody),
-            Route(path="/v1/images/edits", endpoint=self.edit, body=EditsBody),
+            Route(path="/v1/images/generations", endpoint=self.generate, body=GenerationsBody, in_batches=True),
+            Route(path="/v1/images/edits", endpoint=self.edit, body=EditsBody, in_batches=True),
             Route(path="/v1/images/variations", endpoint=self.vary),
             Route(path="/v1/images/files/{file_id}", endpoint=self.file, method="GET"),
         )

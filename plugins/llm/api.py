@@ -37,9 +37,9 @@ class LlmAPI(ModalityAPI):
     def routes(self) -> Sequence[Route]:
         """Chat, completion, responses, and the coming and going of adapters."""
         return (
-            Route(path="/v1/chat/completions", endpoint=self.chat, body=ChatBody),
-            Route(path="/v1/completions", endpoint=self.complete, body=CompletionBody),
-            Route(path="/v1/responses", endpoint=self.respond, body=ResponsesBody),
+            Route(path="/v1/chat/completions", endpoint=self.chat, body=ChatBody, in_batches=True),
+            Route(path="/v1/completions", endpoint=self.complete, body=CompletionBody, in_batches=True),
+            Route(path="/v1/responses", endpoint=self.respond, body=ResponsesBody, in_batches=True),
             Route(path=_RESPONSE, endpoint=self.retrieve_response, method="GET", query_params=NoQuery),
             Route(path=_RESPONSE, endpoint=self.delete_response, method="DELETE"),
             *adapter_routes(),

@@ -38,7 +38,7 @@ class SpeechAPI(ModalityAPI):
     def routes(self) -> Sequence[Route]:
         """The three routes."""
         return (
-            Route(path="/v1/audio/speech", endpoint=self.speak, body=SpeechBody),
+            Route(path="/v1/audio/speech", endpoint=self.speak, body=SpeechBody, in_batches=True),
             Route(path="/v1/audio/voices", endpoint=self.voices, method="GET"),
             Route(path="/v1/audio/models", endpoint=self.models, method="GET"),
         )
