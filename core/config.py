@@ -22,6 +22,7 @@ from sixfold.core.parallel.settings import Parallel, written_parallel
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy, written_policy
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.source_ref import source_text
+from sixfold.core.telemetry.settings import TelemetrySettings
 from sixfold.core.validation import validate
 from sixfold.core.yaml_document import Document, Location, read_document
 
@@ -179,6 +180,9 @@ class Settings(BaseModel):
 
     memory_limits_bytes: dict[Annotated[str, Field(pattern=r"^(cpu|cuda:\d+)$")], Annotated[int, Field(ge=1)]] = {}
     """Most memory that the models may take of a device, such as ``{cpu: 8589934592}``; of others all there is."""
+
+    telemetry: TelemetrySettings = TelemetrySettings()
+    """Traces; see below."""
 
     @field_validator("models")
     @classmethod

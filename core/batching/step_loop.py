@@ -155,7 +155,7 @@ class StepLoop:
         """Ends a request with an error: a bad piece, a cancellation, a deadline, a failed step."""
         if not state.ended:
             self._end(state)  # first, so that the client is answered even if releasing raises
-            self._events.append(Failed(request_id=state.request.request_id, error=error))
+            self._events.append(Failed(request_id=state.request.request_id, error=error, trace=state.trace()))
             for entry in state.entries:
                 self._release(entry, error.code or error.type)
 
@@ -280,6 +280,8 @@ class StepLoop:
             )
         for state in flight.states.values():
             state.last_step_s = ended_s
+            if state.step_log is not None:
+                state.note_step(ended_s - seconds, ended_s, selection.units, len(selection.entries))
         self._outbox.granted([(entry.state, units) for entry, units, _outcome in outcomes])
         for entry, _units, outcome in outcomes:
             if outcome is not None:
@@ -301,7 +303,12 @@ class StepLoop:
         if outcome.error is not None:
             self.counters["failed_steps"] += 1
             if outcome.error.__cause__ is not None:
-                _log.error("request %s failed", state.request.request_id, exc_info=outcome.error.__cause__)
+                _log.error(
+                    "request %s failed",
+                    state.request.request_id,
+                    exc_info=outcome.error.__cause__,
+                    extra=state.log_fields,
+                )
             self.fail(state, outcome.error)
             return
         if outcome.output is not None:

@@ -13,7 +13,7 @@ import msgspec
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.batching.step_watch import StepNews
 from sixfold.core.errors import RequestError, StepFailed, request_error_types
-from sixfold.core.messages import Timing, Usage
+from sixfold.core.messages import ReplicaTrace, Timing, Usage
 from sixfold.core.parallel.degrees import Degrees
 
 _MAX_FRAME_BYTES = 1 << 30
@@ -45,6 +45,7 @@ class Load(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True)
     request_timeout_s: float | None = None
     objective_kind: str = "throughput"
     objective_target_s: float | None = None
+    replica: int = 0
     ranks: Ranks | None = None
 
 
@@ -58,6 +59,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True, array_like=True):
     priority: int
     timeout_s: float | None
     input: msgspec.Raw
+    trace_id: str | None = None
 
 
 class SubmitStruct(msgspec.Struct, frozen=True, tag="Submit", array_like=True):
@@ -70,6 +72,7 @@ class SubmitStruct(msgspec.Struct, frozen=True, tag="Submit", array_like=True):
     priority: int
     timeout_s: float | None
     input: msgspec.Struct
+    trace_id: str | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -161,6 +164,7 @@ class WireFinished(msgspec.Struct, frozen=True, tag="f", array_like=True):
     usage: Usage
     timing: Timing
     finish_reason: str
+    trace: ReplicaTrace | None = None
 
 
 class WireFailed(msgspec.Struct, frozen=True, tag="e", array_like=True):
@@ -172,11 +176,12 @@ class WireFailed(msgspec.Struct, frozen=True, tag="e", array_like=True):
     param: str | None
     code: str | None
     retry_after_s: float | None
+    trace: ReplicaTrace | None = None
 
     @classmethod
-    def of(cls, number: int, error: RequestError) -> WireFailed:
+    def of(cls, number: int, error: RequestError, trace: ReplicaTrace | None = None) -> WireFailed:
         """The message for an error."""
-        return cls(number, type(error).__name__, error.message, error.param, error.code, error.retry_after_s)
+        return cls(number, type(error).__name__, error.message, error.param, error.code, error.retry_after_s, trace)
 
     @property
     def error(self) -> RequestError:

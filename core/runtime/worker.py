@@ -1,7 +1,8 @@
 """A worker process: loads one model and runs its batch manager behind one socket to the serving process.
 
-Started as ``python -m sixfold.core.runtime.worker FD``. The main thread reads, a writer thread sends (many events a frame),
-the device thread loads and steps, the pool has its own. When the socket closes, the serving process is gone and so is this.
+Started as ``python -m sixfold.core.runtime.worker FD LOG_FORMAT``. The main thread reads, a writer thread sends (many events a
+frame), the device thread loads and steps, the pool has its own. When the socket closes, the serving process is gone and so
+is this.
 
 SIGUSR1 makes it print where each of its threads is, also while one of them holds the GIL: what to do first with a worker
 that hangs.
@@ -35,6 +36,7 @@ from sixfold.core.runtime import wire
 from sixfold.core.runtime.allocator import keep_freed_memory, use_one_arena
 from sixfold.core.runtime.devices import device_bytes, resolve_device, use_device
 from sixfold.core.runtime.loading import load_model, split_threads
+from sixfold.core.telemetry.logs import add_log_fields, configure_logging
 from sixfold.core.tokenization.pool import ThreadPiecePool
 
 if TYPE_CHECKING:
@@ -117,9 +119,9 @@ class Writer:
             return wire.WireIncrement(number, msgspec.Raw(self._encoder.encode(event.output)))
         number = self._numbers.pop(event.request_id)
         if isinstance(event, Failed):
-            return wire.WireFailed.of(number, event.error)
+            return wire.WireFailed.of(number, event.error, event.trace)
         result = msgspec.Raw(self._encoder.encode(event.result))
-        return wire.WireFinished(number, result, event.usage, event.timing, event.finish_reason)
+        return wire.WireFinished(number, result, event.usage, event.timing, event.finish_reason, event.trace)
 
 
 def _merged(items: list[tuple[Event, ...] | wire.FromWorker]) -> list[list[Event] | wire.FromWorker]:
@@ -274,6 +276,7 @@ class Worker:
                     priority=Priority(message.priority),
                     arrived_s=now_s,
                     deadline_s=now_s + min(timeouts_s) if timeouts_s else None,
+                    trace_id=message.trace_id,
                 )
             )
         except RequestError as error:
@@ -330,6 +333,7 @@ def main(fd: int) -> int:
         for payload in reader.feed(data):
             message = decoder.decode(payload)
             if isinstance(message, wire.Load):
+                add_log_fields(model=message.model_name, replica=message.replica)
                 worker = Worker(message, writer, on_failed=lambda: sock.shutdown(socket.SHUT_RD))
                 threading.Thread(target=worker.serve, name="device", daemon=True).start()
             elif worker is None:
@@ -358,7 +362,7 @@ def _drain(worker: Worker, timeout_s: float, sock: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging("info", "json" if sys.argv[2] == "json" else "text", pid=os.getpid())
     faulthandler.register(signal.SIGUSR1)
     os.setpgid(0, 0)  # with the processes of an engine, which must not outlive this one: see `WorkerReplica`
     use_one_arena()

@@ -25,6 +25,7 @@ from sixfold.core.runtime import wire
 from sixfold.core.runtime.interpreter import Interpreter, clean_environ
 from sixfold.core.runtime.large_bytes import encode_pieces
 from sixfold.core.runtime.replica import BatchNews, EventStream
+from sixfold.core.telemetry.logs import log_format
 
 _log = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ class WorkerReplica(asyncio.Protocol):
                 "-m",
                 "sixfold.core.runtime.worker",
                 str(fd),
+                log_format(),
                 pass_fds=(fd,),
                 env=env,
                 stdout=_STDERR_FD,  # what libraries print must not stand in the server's own output
@@ -184,6 +186,7 @@ class WorkerReplica(asyncio.Protocol):
                 priority=int(request.priority),
                 timeout_s=None if request.deadline_s is None else request.deadline_s - time.monotonic(),
                 input=request.input,
+                trace_id=request.trace_id,
             )
         )
         return stream
@@ -314,13 +317,14 @@ class WorkerReplica(asyncio.Protocol):
         if isinstance(event, wire.WireIncrement):
             return Increment(request_id=request_id, output=self._output_decoder.decode(event.output))
         if isinstance(event, wire.WireFailed):
-            return Failed(request_id=request_id, error=event.error)
+            return Failed(request_id=request_id, error=event.error, trace=event.trace)
         return Finished(
             request_id=request_id,
             result=self._output_decoder.decode(event.result),
             usage=event.usage,
             timing=event.timing,
             finish_reason=event.finish_reason,
+            trace=event.trace,
         )
 
     def _fail_streams(self) -> None:

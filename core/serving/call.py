@@ -81,7 +81,7 @@ class HttpCall:
         priority = admitted.principal.priority_of(self._headers.get("x-priority"))
         timeout_s = read_timeout_s(self._headers, context.settings.request_timeout_s)
         self._deadline_s = None if timeout_s is None else admitted.arrived_s + timeout_s
-        self._access = ModelAccess(context, admitted.principal, admitted.request_id, priority)
+        self._access = ModelAccess(context, admitted.principal, admitted.request_id, priority, record=admitted.record)
         self._has_body = False  # it was read: what the channel says next is that the client left
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -151,6 +151,8 @@ class HttpCall:
             self._receive, self._headers, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
         )
         self._has_body = True
+        if self._admitted.record is not None:
+            self._admitted.record.content(body)
         return parse_json(body, schema)
 
     async def model(self, name: str, operation: str) -> ServedModel:

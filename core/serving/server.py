@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import litserve as ls
 from fastapi import FastAPI, Request
@@ -48,6 +48,9 @@ from sixfold.core.serving.services import ModalityServices
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.serving.socket_app import SocketApp
 
+if TYPE_CHECKING:
+    from sixfold.core.telemetry.tracing import Tracing
+
 logger = logging.getLogger(__name__)
 
 _OWN = "Sixfold itself"
@@ -68,6 +71,7 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
         settings: What the operator set.
         ledger: The account of memory, for those who watch.
         middlewares: ASGI middleware around the routes and inside of the gate; the last is outermost.
+        tracing: Where traces of requests go; closed by the caller.
 
     Raises:
         PluginConflict: Two routes have one path.
@@ -82,9 +86,10 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
         *,
         ledger: MemoryLedger | None = None,
         middlewares: Sequence[Middleware] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         self.settings = settings or ServerSettings()
-        self.context: ServingContext = new_context(self.settings, directory)
+        self.context: ServingContext = new_context(self.settings, directory, tracing=tracing)
         self.context.metrics.registry.register(ReplicaCollector(directory, self.context.metrics))
         self._inner = InnerCalls(self.context)
         if not apis:

@@ -10,6 +10,7 @@ from sixfold.core.errors import RequestCancelled, RequestError
 from sixfold.core.messages import Event, Failed, Finished, Increment, Usage
 from sixfold.core.runtime.replica import EventStream
 from sixfold.core.serving.metrics import ModelMetrics
+from sixfold.core.serving.submission_record import SubmissionRecord
 
 
 class Submission:
@@ -20,6 +21,7 @@ class Submission:
         metrics: Of the model.
         arrived_s: When the HTTP request arrived, for latencies that the client sees.
         on_end: Called once with the submission, when the request is over in any way.
+        record: Of the work, where it is traced or logged.
     """
 
     __slots__ = (
@@ -28,6 +30,7 @@ class Submission:
         "_metrics",
         "_on_end",
         "_reason",
+        "_record",
         "_stream",
         "ended",
         "num_increments",
@@ -35,8 +38,14 @@ class Submission:
     )
 
     def __init__(
-        self, stream: EventStream, metrics: ModelMetrics, arrived_s: float, on_end: Callable[[Submission], None]
+        self,
+        stream: EventStream,
+        metrics: ModelMetrics,
+        arrived_s: float,
+        on_end: Callable[[Submission], None],
+        record: SubmissionRecord | None = None,
     ) -> None:
+        self._record = record
         self._stream = stream
         self._metrics = metrics
         self._arrived_s = arrived_s
@@ -73,6 +82,8 @@ class Submission:
                     self._metrics.finished(last, now_s - self._arrived_s)
                 else:
                     self._metrics.failed(last.error)
+                if self._record is not None:
+                    self._record.ended(last)
         return events
 
     def cancel(self, reason: RequestError) -> None:
@@ -82,6 +93,8 @@ class Submission:
         self._reason = reason
         self._end()
         self._metrics.failed(reason)
+        if self._record is not None:
+            self._record.cancelled(reason)
         self._stream.cancel()
 
     def _end(self) -> None:
@@ -94,6 +107,8 @@ class Submission:
         metrics = self._metrics
         if self._last_s == 0.0:
             metrics.time_to_first.observe(now_s - self._arrived_s)
+            if self._record is not None:
+                self._record.first_output(now_s)
         else:
             # Increments that arrive together were made apart: they share the time since the last.
             gap_s = (now_s - self._last_s) / count

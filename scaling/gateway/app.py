@@ -10,6 +10,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.middleware.cors import CORSMiddleware
@@ -21,7 +22,10 @@ from sixfold.core.serving.drain import Drain
 from sixfold.core.serving.error_responses import error_response, internal_error_response
 from sixfold.core.serving.keys import KeyRing, Principal
 from sixfold.core.serving.metrics import CONTENT_TYPE
+from sixfold.core.serving.request_facts import read_headers
+from sixfold.core.serving.request_record import RequestRecord
 from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.serving.submission_record import error_name
 from sixfold.scaling.gateway.admission import Admission
 from sixfold.scaling.gateway.attempts import Attempts
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
@@ -43,7 +47,11 @@ from sixfold.scaling.rollout.split import Splitter
 from sixfold.scaling.route.kv_index import KvIndex
 from sixfold.scaling.route.router import Router
 
+if TYPE_CHECKING:
+    from sixfold.core.telemetry.tracing import Tracing
+
 _LOG = logging.getLogger(__name__)
+_MAX_LOGGED_PATH = 200
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 
 
@@ -55,6 +63,7 @@ class Gateway:
         registry: Where replicas publish themselves, if anywhere.
         token_ids: Tokenizes prompts for ``routing.policy: kv``.
         clock: Monotonic seconds.
+        tracing: Where traces of requests go; closed by the caller.
 
     Attributes:
         shares: Of models that are being rolled out, by each name that clients use: how requests are divided among revisions.
@@ -67,7 +76,10 @@ class Gateway:
         registry: Registry | None = None,
         token_ids: TokenIds | None = None,
         clock: Callable[[], float] = monotonic,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
+        self._records = tracing is not None or settings.server.access_log
         self.settings: ServerSettings = settings.server
         self.drain = Drain()
         self.kv_index = KvIndex()
@@ -183,22 +195,34 @@ class Gateway:
         wished = headers.get(b"x-request-id", b"")
         request_id = wished.decode() if _SANE_ID.fullmatch(wished) else f"req_{secrets.token_hex(12)}"
 
+        record: RequestRecord | None = None
+        if self._records:
+            record = RequestRecord(request_id, monotonic(), trace=None, logs_access=self.settings.access_log)
+        status = 499  # until an answer begins
+
         async def send_named(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
+            await (send(message) if record is None else record.send(send, message))
 
         try:
             response = self._own_answer(scope, headers)
             if response is not None:
                 await response(scope, receive, send_named)
                 return
-            await self._proxy(scope, receive, send_named, request_id, headers.get(b"authorization"))
+            await self._proxy(scope, receive, send_named, request_id, headers.get(b"authorization"), record)
         except RequestError as error:
+            if record is not None:
+                record.error = error_name(error)
             await error_response(error)(scope, receive, send_named)
         except Exception:  # the border of a request: the client gets an answer and the log the reason
-            _LOG.exception("request %s: a defect in the gateway", request_id)
+            _LOG.exception("request %s: a defect in the gateway", request_id, extra={"request_id": request_id})
             await internal_error_response(request_id)(scope, receive, send_named)
+        finally:
+            if record is not None:
+                record.end(scope["method"], scope["path"][:_MAX_LOGGED_PATH], status)
 
     def _own_answer(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Response | None:
         """The answer to what the gateway answers itself; None for what is passed on.
@@ -222,8 +246,17 @@ class Gateway:
         return None
 
     async def _proxy(
-        self, scope: Scope, receive: Receive, send: Send, request_id: str, authorization: bytes | None
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        request_id: str,
+        authorization: bytes | None,
+        record: RequestRecord | None,
     ) -> None:
+        if record is not None and self._tracing is not None:
+            record.trace = self._tracing.begin(read_headers(scope), name="request", arrived_s=monotonic())
+            receive = record.timed(receive)
         principal = self._keys.authenticate(authorization)
         if self.drain.begun:
             raise self.drain.refusal()
@@ -231,8 +264,18 @@ class Gateway:
         if not self.settings.api_keys and authorization is not None:
             # The replicas know the keys: here a key only stands for whom to be fair to.
             tenant = hashlib.blake2b(authorization, digest_size=8).hexdigest()
+        if record is not None:
+            record.tenant = tenant
         request = ProxiedRequest(
-            self._parts, self._buffered, scope, receive, send, request_id=request_id, principal=principal, tenant=tenant
+            self._parts,
+            self._buffered,
+            scope,
+            receive,
+            send,
+            request_id=request_id,
+            principal=principal,
+            tenant=tenant,
+            record=record,
         )
         self.drain.enter(request)
         try:

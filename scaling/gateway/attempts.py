@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError, WorkerDied
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
@@ -16,10 +17,14 @@ from sixfold.scaling.gateway.fleet import Fleet, Replica
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.settings import RetrySettings
 from sixfold.scaling.gateway.splitter import PromptSplitter
+from sixfold.scaling.gateway.try_span import TrySpan
 from sixfold.scaling.gateway.upstream import Answer, Outgoing, ReplicaFailed, Upstream
 from sixfold.scaling.rollout.split import Splitter
 from sixfold.scaling.route.policy import Decision, RequestShape
 from sixfold.scaling.route.router import ReplicaFacts, Router
+
+if TYPE_CHECKING:
+    from sixfold.core.telemetry.tracing import RequestTrace
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,6 +47,7 @@ class Work:
         replayable: Whether it may be tried again after a replica has begun.
         deadline_s: Monotonic seconds; None for none.
         only: Id of the one replica that may do it; None for any.
+        trace: Where its tries are noted; None for nowhere.
     """
 
     request_id: str
@@ -51,12 +57,14 @@ class Work:
     replayable: bool
     deadline_s: float | None
     only: str | None = None
+    trace: RequestTrace | None = None
 
 
 class Attempt:
     """An answer that has begun, and the reservation that it needs. Must be closed, once or more."""
 
-    def __init__(self, answer: Answer, decision: Decision, router: Router) -> None:
+    def __init__(self, answer: Answer, decision: Decision, router: Router, span: TrySpan | None) -> None:
+        self._span = span
         self.answer = answer
         self.decision = decision
         self._router = router
@@ -65,6 +73,8 @@ class Attempt:
     def close(self, *, failed: bool = False) -> None:
         """Gives the connection and the reservation back."""
         self.answer.close()
+        if self._span is not None:
+            self._span.end(status=self.answer.status, error="lost" if failed and self.answer.status < 400 else None)
         if failed:
             self._router.fail(self.decision)
         else:
@@ -200,21 +210,24 @@ class Attempts:
         if tried.count(replica.record.replica_id) > 0:  # nobody else is left
             await asyncio.sleep(_BACKOFF_S * 2 ** len(tried) * self._jitter.uniform(0.5, 1.0))
         tried.append(replica.record.replica_id)
+        span = None if work.trace is None else TrySpan(work.trace, decision, number=len(tried))
         try:
             outgoing = work.outgoing
             if self._splitter is not None and work.replayable:
                 outgoing = await self._splitter.outgoing_of(work.request_id, work.shape, outgoing, decision)
+            if span is not None:
+                outgoing = span.below(outgoing)
             answer = await self._upstream.send(replica.record.url, self._with_deadline(work, outgoing))
-        except ReplicaFailed as failure:
+        except BaseException as failure:
             self._router.fail(decision)
-            self._on_lost(replica, failure, work)
-            raise
-        except BaseException:
-            self._router.fail(decision)
+            if span is not None:
+                span.end(error=type(failure).__name__)
+            if isinstance(failure, ReplicaFailed):
+                self._on_lost(replica, failure, work)
             raise
         if self._fleet.judge(replica, answer):
             self._metrics.lost.labels(replica.record.replica_id, str(answer.status)).inc()
-        return Attempt(answer, decision, self._router)
+        return Attempt(answer, decision, self._router, span)
 
     def _select(self, work: Work, tried: Sequence[str]) -> tuple[Replica, Decision]:
         candidates: Sequence[ReplicaFacts] = self._others(work, tried) or self._others(work, ())

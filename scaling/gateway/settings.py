@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.telemetry.settings import TelemetrySettings
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -265,6 +266,9 @@ class GatewaySettings(BaseModel):
 
     health: HealthSettings = HealthSettings()
     """How replicas are watched."""
+
+    telemetry: TelemetrySettings = TelemetrySettings(service_name="sixfold-gateway")
+    """Traces, as of ``sixfold serve``; ``service_name`` is ``sixfold-gateway`` unless set."""
 
     @field_validator("replicas")
     @classmethod

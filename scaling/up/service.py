@@ -13,11 +13,11 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from sixfold.core.cli.serve import configure_logging
 from sixfold.core.errors import ConfigError, UsageError
 from sixfold.core.plugins import load_plugins
 from sixfold.core.registry import check_entry
 from sixfold.core.serving.lifecycle import run
+from sixfold.core.telemetry.logs import configure_logging
 from sixfold.scaling.etcd_registry import open_registry
 from sixfold.scaling.gateway.app import Gateway
 from sixfold.scaling.up.settings import Site, is_etcd, load_site

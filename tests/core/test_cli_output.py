@@ -13,11 +13,12 @@ import pytest
 
 from sixfold.core.cli.listing import model_lines, plugin_lines, table
 from sixfold.core.cli.progress import ProgressReport
-from sixfold.core.cli.serve import configure_logging, start_message
+from sixfold.core.cli.serve import start_message
 from sixfold.core.config import load_config
 from sixfold.core.family import Family
 from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.core.plugins import Plugins, load_plugins
+from sixfold.core.telemetry.logs import configure_logging
 
 
 class Payload(msgspec.Struct):

@@ -14,6 +14,7 @@ from sixfold.core.parallel.settings import ParallelSettings
 from sixfold.core.runtime.quantization.policy import ComponentPolicy, QuantizationPolicy, SkipRule
 from sixfold.core.serving.settings import ApiKeySettings, BatchSettings, KeyLimits, ServerSettings
 from sixfold.core.sources.wheel_reference import WheelReference
+from sixfold.core.telemetry.settings import TelemetrySettings
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
@@ -31,6 +32,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "server.batches": BatchSettings,
     "server.api_keys[]": ApiKeySettings,
     "server.api_keys[].limits": KeyLimits,
+    "telemetry": TelemetrySettings,
 }
 WORDED_DEFAULTS = {
     "`[defaults]`",

@@ -19,6 +19,7 @@ from sixfold.core.serving import lifecycle
 from sixfold.core.serving.lifecycle import Listening
 from sixfold.core.serving.server import SixfoldServer
 from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.telemetry.tracing import Tracing
 from tests.core.serving.fake_replica import TIMEOUT_S, EchoAPI, FakeDirectory, FakeModel
 
 
@@ -48,10 +49,13 @@ class ServerThread:
         settings: ServerSettings | None = None,
         apis: Sequence[ls.LitAPI] | None = None,
         ledger: MemoryLedger | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         settings = (settings or ServerSettings()).model_copy(update={"port": 0})
         self.directory = FakeDirectory(*models)
-        self.server = SixfoldServer(apis if apis is not None else [EchoAPI()], self.directory, settings, ledger=ledger)
+        self.server = SixfoldServer(
+            apis if apis is not None else [EchoAPI()], self.directory, settings, ledger=ledger, tracing=tracing
+        )
         self.exit_status: int | None = None
         self._ready: SimpleQueue[Listening | BaseException] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
