@@ -112,7 +112,7 @@ class TransformersOptions(BaseModel):
     block_size_tokens: int = Field(default=16, ge=1, le=1024)
     """Tokens per cache block: the unit of allocation and of prefix reuse."""
 
-    prefix_cache: Literal["shared", "per_key", "off"] = "shared"
+    prefix_cache: Literal["shared", "per_key", "off"] = "per_key"
     """Whose computed prefixes a request may use: everybody's, those of the same API key, or nobody's."""
 
     speculation: SpeculationOptions = SpeculationOptions()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
+from types import MappingProxyType
 
 from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError, WorkerDied
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
@@ -16,6 +17,7 @@ from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.settings import RetrySettings
 from sixfold.scaling.gateway.splitter import PromptSplitter
 from sixfold.scaling.gateway.upstream import Answer, Outgoing, ReplicaFailed, Upstream
+from sixfold.scaling.rollout.split import Splitter
 from sixfold.scaling.route.policy import Decision, RequestShape
 from sixfold.scaling.route.router import ReplicaFacts, Router
 
@@ -82,6 +84,7 @@ class Attempts:
         clock: Monotonic seconds.
         hurry: Called when a replica seems to be gone.
         splitter: Has prompts computed elsewhere; None to have none.
+        shares: By the names of models that are being rolled out, which revision gets a request.
     """
 
     def __init__(
@@ -96,7 +99,9 @@ class Attempts:
         clock: Callable[[], float],
         hurry: Callable[[], None],
         splitter: PromptSplitter | None = None,
+        shares: Mapping[str, Splitter] = MappingProxyType({}),
     ) -> None:
+        self._shares = shares
         self._splitter = splitter
         self._fleet = fleet
         self._router = router
@@ -212,9 +217,12 @@ class Attempts:
         return Attempt(answer, decision, self._router)
 
     def _select(self, work: Work, tried: Sequence[str]) -> tuple[Replica, Decision]:
-        candidates = self._others(work, tried) or self._others(work, ())
+        candidates: Sequence[ReplicaFacts] = self._others(work, tried) or self._others(work, ())
         if not candidates:
             raise NotReady("No server of this model is up right now. Try again in a moment.", retry_after_s=2.0)
+        shared = self._shares.get(work.shape.model)
+        if shared is not None:
+            candidates = shared.narrow(candidates, session=work.shape.session, is_retry=bool(tried))
         decision = self._router.select(work.shape, candidates, self._clock())
         replica = self._fleet.get(decision.replica_id)
         assert replica is not None  # nothing was awaited since it was listed
