@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ class DividedForward:
         if not rest:
             return torch.cat(divided), _joined(None, long, lengths, divided[0].device)
         hidden, batch = self._own([sequences[i] for i in rest])
-        places = [rest[at] for at in batch.order]
+        places = [rest[at] for at in cast("list[int]", batch.order.tolist())]
         return torch.cat((hidden, *divided)), _joined(batch, [*places, *long], lengths, hidden.device)
 
     @contextlib.contextmanager

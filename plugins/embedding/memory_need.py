@@ -46,7 +46,7 @@ def parallel_shape(question: MemoryQuestion) -> ParallelShape:
     options = cast(EmbeddingOptions, question.options)
     files = ModelFiles(question.path)
     configs = [files.json(name) for name in ("config.json", "0_Transformer/config.json")]
-    config = next((each for each in configs if each), {})
+    config = configs[0] or configs[1]
     itemsize = 2 if options.dtype == "bfloat16" else 4
     heads = int(config.get("num_attention_heads") or config.get("n_heads") or 12)
     hidden, _ = _widths(question)

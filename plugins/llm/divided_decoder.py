@@ -29,7 +29,7 @@ class DividedDecoder(nn.Module):
     def __init__(self, compute: ComputeRows, scheme: CacheScheme | None) -> None:
         super().__init__()
         self._compute = compute
-        self._scheme = scheme
+        self._scheme: CacheScheme | None = scheme
 
     def forward(self, token_ids: Sequence[Tensor], num_past: Sequence[int]) -> Tensor | None:
         """Called in all ranks with the same arguments, by `sixfold.core.parallel.modules.RankModules`.

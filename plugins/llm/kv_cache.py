@@ -87,7 +87,7 @@ class KvCache:
         num_guessing_layers: int = 0,
     ) -> None:
         self.dtype = dtype
-        self.scheme = scheme
+        self.scheme: CacheScheme | None = scheme
         self.num_model_layers = len(layers) - num_guessing_layers
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, self._forget)

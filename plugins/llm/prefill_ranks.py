@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,12 +19,10 @@ from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.divided_attention import DividedRows
 from sixfold.plugins.llm.divided_chunks import num_divided, stored_chunk
 from sixfold.plugins.llm.divided_decoder import ComputeRows, DividedDecoder
+from sixfold.plugins.llm.kv_cache import KvCache
 from sixfold.plugins.llm.memory_need import parallel_tokens
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.tensors import index_tensor, int_list
-
-if TYPE_CHECKING:
-    from sixfold.plugins.llm.decoder import Decoder
 
 MODULE = "decoder"
 """Name of the module that all ranks have."""
@@ -32,6 +30,26 @@ MODULE = "decoder"
 # A first chunk, and one that follows it: the ways that a chunk can go over ranks.
 _CHECKED_CHUNKS = (61, 47)
 _MAX_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+class DividedSteps(Protocol):
+    """What is needed of a decoder, which needs the ranks in turn.
+
+    Attributes:
+        cache: Where its keys and values go.
+        device: Where it computes.
+    """
+
+    cache: KvCache
+    device: torch.device
+
+    def run(self, prompts: Sequence[Sequence[int]], chunks: Sequence[int] = ()) -> Tensor | None:
+        """Computes prompts outside of any request; the logits after each."""
+        ...
+
+    def divide(self, ranks: PrefillRanks) -> None:
+        """Has long chunks of prompts computed by the ranks from now on."""
+        ...
 
 
 class PrefillRanks:
@@ -43,7 +61,7 @@ class PrefillRanks:
         min_tokens: Chunks of fewer tokens are computed by rank 0 alone.
     """
 
-    def __init__(self, leader: Leader, decoder: Decoder, min_tokens: int) -> None:
+    def __init__(self, leader: Leader, decoder: DividedSteps, min_tokens: int) -> None:
         self._leader = leader
         self._decoder = decoder
         self._min_tokens = min_tokens
@@ -143,7 +161,9 @@ def check_degrees(context: LoadContext, options: TransformersOptions) -> None:
         )
 
 
-def divide_prefill(context: LoadContext, options: TransformersOptions, decoder: Decoder, *, vocab_size: int) -> None:
+def divide_prefill(
+    context: LoadContext, options: TransformersOptions, decoder: DividedSteps, *, vocab_size: int
+) -> None:
     """Meets the other ranks, if there are any, and proves that long prompts come out as in one process.
 
     Raises:

@@ -19,6 +19,7 @@ from sixfold.plugins.llm.loader import load
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.rank_loader import load_rank
+from sixfold.plugins.llm.tensors import int_list
 from tests.core.parallel.orders import FakeLeader, follow
 from tests.plugins.llm.conftest import Driver
 
@@ -64,7 +65,7 @@ def run_case(
 
 
 def prompt(length: int, seed: int) -> tuple[int, ...]:
-    return tuple(torch.randint(0, 250, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
+    return tuple(int_list(torch.randint(0, 250, (length,), generator=torch.Generator().manual_seed(seed))))
 
 
 def asked(length: int, seed: int, max_tokens: int = 6, **more: Any) -> CompletionInput:
@@ -107,7 +108,7 @@ class WideDriver(Driver):
 
 def logits_of_chunks(model: TransformersModel, leader: FakeLeader) -> Any:
     """Logits after a prompt that is cut in several ways."""
-    decoder: Any = model._decoder
+    decoder: Any = model._decoder  # pyright: ignore[reportPrivateUsage]
     tokens = list(prompt(131, 9))
     return [decoder.run([tokens], chunks).tolist() for chunks in CUTS]
 

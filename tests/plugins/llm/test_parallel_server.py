@@ -95,7 +95,8 @@ def test_others_chat_while_a_long_prompt_is_computed_and_all_answers_are_those_o
 ) -> None:
     prompts = [LONG, LONG[:5], LONG[100:1200], LONG[7:30], LONG[1:]]
     with ThreadPoolExecutor(len(prompts)) as pool:
-        found = list(pool.map(lambda prompt: text_of(complete(server, prompt)), prompts))
+        answers = [pool.submit(complete, server, prompt) for prompt in prompts]
+        found = [text_of(answer.result()) for answer in answers]
     assert found == [alone(prompt) for prompt in prompts]
     assert len(set(found)) == len(found)
 
