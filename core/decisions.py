@@ -4,7 +4,7 @@
 
     {"object": "list", "data": [{
       "number": 7, "time": 1764370800.25, "source": "chat/0", "what": "step_budget_units", "from": 1024, "to": 768,
-      "reason": "p95 0.31 s is over the target with steps that are not full: smaller steps", "objective": "p95_ttft_s <= 0.2; 16..65536"
+      "reason": "p95 0.31 s is over the target and steps are not full", "objective": "p95_ttft_s <= 0.2; 16..65536 units"
     }]}
 """
 
@@ -28,9 +28,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, rename={"time_s": "tim
     Attributes:
         number: Rises within one log; with ``source`` it names the decision.
         time_s: Unix time.
-        source: Who decided: ``MODEL/REPLICA`` of a server, a gateway, ``site/NAME``, ``hub/NAME``. Filled in by whoever shows it.
-        what: The setting, such as ``step_budget_units``, ``draft_tokens``, ``host_cache``, ``split_share``, ``site``, ``replicas``.
-            Few different words: it labels a metric.
+        source: Who decided, or about what: ``MODEL/REPLICA`` of a server, ``MODEL@SITE`` of gateways, agents and hubs. Filled in
+            by whoever shows it where the log leaves it out.
+        what: The setting, such as ``step_budget_units``, ``draft_tokens``, ``host_cache``, ``split_share``, ``site``,
+            ``replicas``. Few different words: it labels a metric.
         before: Its value until then.
         after: Its value from then on.
         reason: One sentence with the measurements that it rests on. Never holds a text of a client.
@@ -74,7 +75,9 @@ class DecisionLog:
         """Decisions so far, by what was changed."""
         return dict(self._counts)
 
-    def changed(self, what: str, before: Setting, after: Setting, reason: str, *, objective: str, source: str = "") -> None:
+    def changed(
+        self, what: str, before: Setting, after: Setting, reason: str, *, objective: str, source: str = ""
+    ) -> None:
         """Records a change."""
         self._num += 1
         self._keep(

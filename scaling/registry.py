@@ -47,6 +47,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
         url: Where requests go, without a trailing slash.
         incarnation: Rises with every start; what an earlier one held in memory is lost.
         region: Where it runs.
+        site: The plan's site that it belongs to; where empty, the region's name is taken for it.
         weight: How much it takes in relation to others.
         block_size: Tokens per block of its cache; None if it announces none.
         kv_events: Where it announces what it caches (ZMQ), if anywhere.
@@ -59,6 +60,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     incarnation: int = 0
     region: str = ""
+    site: str = ""
     weight: float = 1.0
     block_size: int | None = None
     kv_events: str | None = None

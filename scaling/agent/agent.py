@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
-from sixfold.scaling.agent.demand import LoadReport, LocalDemand
+from sixfold.scaling.agent.demand import LocalDemand
+from sixfold.scaling.agent.messages import LoadAnswer, LoadReport, ReadyReplica, SiteModel
 from sixfold.scaling.agent.reconcile import Action, Held, Slot, Target, reconcile
 from sixfold.scaling.agent.standing import StandingFile, take_plan
 from sixfold.scaling.hub.messages import ReportAnswer, SiteReport
@@ -115,6 +116,31 @@ class Agent:
     def hear(self, report: LoadReport) -> None:
         """Takes a gateway's report."""
         self._demand.hear(report, self._clock())
+
+    def answer(self, report: LoadReport, urls: Mapping[str, Sequence[str]]) -> LoadAnswer:
+        """Takes a gateway's report, and tells it what it needs to route by.
+
+        Args:
+            report: The gateway's.
+            urls: Addresses of the ready replicas, by model.
+        """
+        self.hear(report)
+        now_s = self._clock()
+        return LoadAnswer(
+            site_id=self.site_id,
+            region=self.region,
+            plan=self.plan if self.plan.epoch > report.epoch else None,
+            replicas=tuple(ReadyReplica(model=model, url=url) for model, own in sorted(urls.items()) for url in own),
+            models=tuple(
+                SiteModel(
+                    model=model,
+                    num_ready=len(own),
+                    concurrency=self._demand.concurrency(model),
+                    num_in_flight=self._demand.num_routed(model, now_s),
+                )
+                for model, own in sorted(urls.items())
+            ),
+        )
 
     def targets(self) -> tuple[Target, ...]:
         """What should run here now: the site's share of the load, within the plan's bounds."""

@@ -15,9 +15,11 @@ from prometheus_client.registry import Collector
 from sixfold.core.errors import ConfigError, NotReady
 from sixfold.scaling.agent.agent import Agent
 from sixfold.scaling.agent.config import AgentSettings
-from sixfold.scaling.agent.demand import LoadReport, LocalDemand
+from sixfold.scaling.agent.demand import LocalDemand
+from sixfold.scaling.agent.messages import LoadReport
 from sixfold.scaling.agent.processes import ProcessEngine
-from sixfold.scaling.agent.standing import JsonStandingFile
+from sixfold.scaling.agent.standing import Standing
+from sixfold.scaling.agent.state_file import StateFile
 from sixfold.scaling.hub.http_client import CallFailed, HttpClient
 from sixfold.scaling.hub.messages import ReportAnswer
 from sixfold.scaling.hub.web import Routes, WebFace, decode, serve_web
@@ -33,7 +35,7 @@ async def run_agent(settings: AgentSettings) -> None:
     Raises:
         ConfigError: The state file holds something else than a plan, or cannot be written.
     """
-    engine = ProcessEngine(settings.accelerators, settings.models)
+    engine = ProcessEngine(settings.accelerators, settings.models, host=settings.replica_host)
     agent = _make_agent(settings, engine)
     registry = CollectorRegistry()
     registry.register(AgentMetrics(agent, engine))
@@ -60,7 +62,7 @@ def _make_agent(settings: AgentSettings, engine: ProcessEngine) -> Agent:
             settings.site_id,
             settings.region,
             engine,
-            JsonStandingFile(settings.state),
+            StateFile(settings.state, Standing()),
             demand,
             clock=time.monotonic,
             alone_after_s=settings.alone_after_s,
@@ -112,8 +114,7 @@ def agent_routes(agent: Agent, engine: ProcessEngine) -> Routes:
         return msgspec.json.encode(agent.plan)
 
     def load(body: bytes) -> bytes:
-        agent.hear(decode(body, LoadReport))
-        return b"{}"
+        return msgspec.json.encode(agent.answer(decode(body, LoadReport), engine.urls()))
 
     def replicas(_body: bytes) -> bytes:
         return msgspec.json.encode(engine.urls())

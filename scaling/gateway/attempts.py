@@ -12,6 +12,7 @@ from random import Random
 from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError, WorkerDied
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
 from sixfold.scaling.gateway.fleet import Fleet, Replica
+from sixfold.scaling.gateway.geography import Geography, Journey
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.settings import RetrySettings
 from sixfold.scaling.gateway.splitter import PromptSplitter
@@ -36,6 +37,7 @@ class Work:
         request_id: For logs.
         model: As the client named it; None for any replica's.
         shape: For routing.
+        journey: Where it comes from, and which site has it.
         outgoing: What is sent; the deadline's header is added for each try.
         replayable: Whether it may be tried again after a replica has begun.
         deadline_s: Monotonic seconds; None for none.
@@ -45,6 +47,7 @@ class Work:
     request_id: str
     model: str | None
     shape: RequestShape
+    journey: Journey
     outgoing: Outgoing
     replayable: bool
     deadline_s: float | None
@@ -74,6 +77,7 @@ class Attempts:
 
     Args:
         fleet: Who is there.
+        geography: Says which site's turn it is.
         router: Chooses and reserves.
         upstream: Connections.
         settings: How often to try.
@@ -88,6 +92,7 @@ class Attempts:
         self,
         *,
         fleet: Fleet,
+        geography: Geography,
         router: Router,
         upstream: Upstream,
         settings: RetrySettings,
@@ -99,6 +104,7 @@ class Attempts:
     ) -> None:
         self._splitter = splitter
         self._fleet = fleet
+        self._geography = geography
         self._router = router
         self._upstream = upstream
         self._settings = settings
@@ -135,6 +141,8 @@ class Attempts:
                     try:
                         attempt = await self._try_hedged(work, tried, hedge)
                     except ReplicaFailed as failure:
+                        self._geography.lost(work.journey)
+                        self._leave_site(work, tried)
                         if len(tried) >= self._settings.max_attempts or (failure.begun and not work.replayable):
                             raise _lost(failure, work) from failure
                         if not retrying:  # what a dead replica left comes back in waves, and is not refused
@@ -150,6 +158,7 @@ class Attempts:
                             retrying = True
                         reason = str(attempt.answer.status)
                         attempt.close(failed=True)
+                        self._leave_site(work, tried)
                     self._metrics.retries.labels(work.model or "", reason).inc()
         except TimeoutError:
             raise DeadlineExceeded("The request's deadline passed before it was done.") from None
@@ -212,21 +221,29 @@ class Attempts:
         return Attempt(answer, decision, self._router)
 
     def _select(self, work: Work, tried: Sequence[str]) -> tuple[Replica, Decision]:
-        candidates = self._others(work, tried) or self._others(work, ())
+        candidates: Sequence[ReplicaFacts] = self._others(work, tried) or self._others(work, ())
         if not candidates:
-            raise NotReady("No server of this model is up right now. Try again in a moment.", retry_after_s=2.0)
+            raise self._geography.no_replica(self._fleet.names_of(work.model))
+        if work.only is None:
+            candidates = self._geography.prefer(work.journey, work.shape.session, candidates)
         decision = self._router.select(work.shape, candidates, self._clock())
         replica = self._fleet.get(decision.replica_id)
         assert replica is not None  # nothing was awaited since it was listed
         model = work.model or ""
         self._metrics.routed.labels(model, decision.replica_id, decision.reason).inc()
+        if work.journey.site_id:
+            self._metrics.sent_to_sites.labels(model, work.journey.site_id).inc()
         self._metrics.prompt_units.labels(model).inc(work.shape.prompt_units)
         self._metrics.cached_units.labels(model).inc(work.shape.prompt_units * decision.cached)
         return replica, decision
 
     def _others(self, work: Work, tried: Sequence[str]) -> list[ReplicaFacts]:
-        found = self._fleet.available(work.model, tried)
-        return found if work.only is None else [each for each in found if each.replica_id == work.only]
+        return self._fleet.available(work.model, tried, only=work.only)
+
+    def _leave_site(self, work: Work, tried: Sequence[str]) -> None:
+        """A try failed: where nobody else at its site could take it, the site comes last for a while."""
+        if work.only is None and not any(each.site == work.journey.site_id for each in self._others(work, tried)):
+            self._geography.refused(work.journey)
 
     def _may_do_better(self, attempt: Attempt, work: Work, tried: Sequence[str]) -> bool:
         answer = attempt.answer

@@ -45,5 +45,8 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
 
 
 def _greeting(listening: Listening, settings: GatewaySettings) -> str:
-    named = f"{len(settings.replicas)} servers" if settings.replicas else "the servers of the registry"
+    if settings.replicas:
+        named = f"{len(settings.replicas)} servers"
+    else:
+        named = "the servers of the registry" if settings.plan is None else "the sites of the hub's plan"
     return f"The gateway to {named} ({settings.routing.policy}) is on {listening.url}"

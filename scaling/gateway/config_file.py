@@ -38,9 +38,10 @@ def load_gateway_config(
     if server is None or isinstance(server, dict):
         given = {name: value for name, value in (flags or {}).items() if value is not None}
         data["server"] = {"port": 8080, **(server or {}), **given}
-    registry = data.get("registry")
-    if isinstance(registry, dict) and isinstance(registry.get("path"), str):
-        data["registry"] = {**registry, "path": str((path.resolve().parent / str(registry["path"])).resolve())}
+    for section, field in (("registry", "path"), ("plan", "state")):
+        part = data.get(section)
+        if isinstance(part, dict) and isinstance(part.get(field), str):
+            data[section] = {**part, field: str((path.resolve().parent / str(part[field])).resolve())}
 
     def where(location: Location) -> str:
         return document.where(location)

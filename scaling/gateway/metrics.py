@@ -20,6 +20,8 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "num_requests_waiting": ("Requests that wait in the gateway.", ("model_name",)),
     "gateway_replica_up": ("1 for a replica that gets requests, 0 for one that does not.", ("replica", "region")),
     "gateway_buffered_bytes": ("Request bodies that are held.", ()),
+    "gateway_plan_epoch": ("Epoch of the hub's plan that holds; 0 for none.", ()),
+    "gateway_agent_reached": ("1 for an agent that answered last time.", ("agent",)),
     "gateway_kv_blocks": ("Blocks that replicas have announced as cached.", ("replica",)),
 }
 
@@ -69,6 +71,12 @@ class GatewayMetrics:
             "gateway_split_prompts", "Prompts that could be computed elsewhere.", ("model_name", "outcome")
         )
         self.lost = counter("gateway_replica_failures", "Failed tries.", ("replica", "reason"))
+        self.sent_to_sites = counter(
+            "gateway_site_requests", "Tries by the site that got them.", ("model_name", "site")
+        )
+        self.unsaved = counter(
+            "gateway_state_write_failures", "Times that the last plan could not be written to the disk.", ()
+        )
         self.prompt_units = counter("prefix_cache_queries", "Prompt tokens or the like that were routed.", model)
         self.cached_units = counter("prefix_cache_hits", "Those believed to be cached where they went.", model)
 

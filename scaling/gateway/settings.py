@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sixfold.core.serving.settings import ServerSettings
+from sixfold.scaling.gateway.source_settings import PlanSettings, RegistrySettings
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -25,7 +25,10 @@ class ReplicaEntry(BaseModel):
     """Its address without a path, such as ``http://10.0.0.7:8000``."""
 
     region: str = ""
-    """Where it runs; requests that name a region prefer it."""
+    """Where it runs; requests that name a region prefer it, and locked models stay in theirs."""
+
+    site: str = ""
+    """The plan's site that it belongs to; the region unless set."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How much it takes in relation to others."""
@@ -43,18 +46,6 @@ class ReplicaEntry(BaseModel):
 
 def _replica(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
-
-
-class RegistrySettings(BaseModel):
-    """Where replicas publish themselves."""
-
-    model_config = _FROZEN
-
-    path: Path
-    """A SQLite file of this machine; a relative path starts at the folder of the configuration file."""
-
-    ttl_s: Seconds = 2.0
-    """A replica that has not renewed its lease for so long gets no more requests."""
 
 
 class RoutingSettings(BaseModel):
@@ -215,6 +206,9 @@ class GatewaySettings(BaseModel):
     registry: RegistrySettings | None = None
     """Where further replicas publish themselves."""
 
+    plan: PlanSettings | None = None
+    """Where set, the hub's plan is followed: shares of sites, region locks, and the servers that the sites' agents run."""
+
     server: ServerSettings = ServerSettings(port=8080)
     """The HTTP side, as of ``sixfold serve``. With ``api_keys`` the gateway checks keys and sends ``replica_key`` on."""
 
@@ -263,8 +257,18 @@ class GatewaySettings(BaseModel):
 
     @model_validator(mode="after")
     def _has_replicas(self) -> GatewaySettings:
-        if not self.replicas and self.registry is None:
-            raise ValueError("there are neither 'replicas' nor a 'registry'. Name at least one replica's address")
+        if not self.replicas and self.registry is None and self.plan is None:
+            raise ValueError(
+                "there are neither 'replicas' nor a 'registry' nor a 'plan'. Name at least one replica's address"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _knows_where_it_is(self) -> GatewaySettings:
+        if self.plan is not None and not self.region:
+            raise ValueError(
+                "with a 'plan' the gateway must know where it is: set 'region' to the region of its site. Region locks need it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,10 +10,11 @@ from sixfold.scaling.route.policy import Candidate, Decision, Policy, RequestSha
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaFacts:
-    """What is known of a replica beside its load; see `Candidate` for the fields."""
+    """What is known of a replica beside its load; see `Candidate` for the fields. Its ``site`` is a plan's."""
 
     replica_id: str
     region: str = ""
+    site: str = ""
     weight: float = 1.0
     adapters: frozenset[str] = frozenset()
 

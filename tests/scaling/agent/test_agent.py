@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from sixfold.core.errors import ConfigError
 from sixfold.scaling.agent.agent import Agent
-from sixfold.scaling.agent.demand import GatewayLoad, LoadReport, LocalDemand
+from sixfold.scaling.agent.demand import LocalDemand
+from sixfold.scaling.agent.messages import GatewayLoad, LoadReport
 from sixfold.scaling.agent.reconcile import Action, Held, Slot, Target, reconcile
-from sixfold.scaling.agent.standing import JsonStandingFile, Standing, take_plan
+from sixfold.scaling.agent.standing import Standing, take_plan
+from sixfold.scaling.agent.state_file import StateFile
 from sixfold.scaling.hub.messages import ReportAnswer
 from sixfold.scaling.hub.model import Assignment, Capacity, Lock, Plan, Running
 from tests.fakes import FakeClock
@@ -52,7 +54,7 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.clock = FakeClock()
         self.engine = InstantEngine()
-        self.file = JsonStandingFile(folder / "eu.json")
+        self.file = StateFile(folder / "eu.json", Standing())
         self.restart()
 
     def restart(self) -> None:
@@ -163,8 +165,8 @@ def test_a_gateway_that_falls_silent_is_forgotten(site: Site) -> None:
 
 def test_a_state_file_of_something_else_is_not_guessed_at(tmp_path: Path) -> None:
     (tmp_path / "eu.json").write_text("[]")
-    with pytest.raises(ConfigError, match="does not hold an agent's plan"):
-        JsonStandingFile(tmp_path / "eu.json").load()
+    with pytest.raises(ConfigError, match="does not hold the last plan"):
+        StateFile(tmp_path / "eu.json", Standing()).load()
 
 
 @given(st.lists(st.integers(1, 9), max_size=12))

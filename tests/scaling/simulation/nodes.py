@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sixfold.scaling.agent.agent import Agent
-from sixfold.scaling.agent.demand import GatewayLoad, LoadReport, LocalDemand
+from sixfold.scaling.agent.demand import LocalDemand
 from sixfold.scaling.agent.georoute import RoutingTable
+from sixfold.scaling.agent.messages import GatewayLoad, LoadReport
 from sixfold.scaling.agent.reconcile import Action, Held, Slot
 from sixfold.scaling.agent.standing import Standing
 from sixfold.scaling.hub.model import Capacity
