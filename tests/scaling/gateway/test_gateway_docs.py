@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from sixfold.core.errors import ConfigError
 from sixfold.scaling.gateway import settings as gateway_settings
+from sixfold.scaling.gateway import source_settings
 from sixfold.scaling.gateway.config_file import load_gateway_config
 from sixfold.scaling.gateway.settings import GatewaySettings
 from tests.core.test_config_docs import written
@@ -18,7 +19,8 @@ DOC = (Path(__file__).parents[3] / "docs" / "gateway.md").read_text(encoding="ut
 SECTIONS: dict[str, type[BaseModel]] = {
     "The file": GatewaySettings,
     "replicas[]": gateway_settings.ReplicaEntry,
-    "registry": gateway_settings.RegistrySettings,
+    "registry": source_settings.RegistrySettings,
+    "plan": source_settings.PlanSettings,
     "routing": gateway_settings.RoutingSettings,
     "admission": gateway_settings.AdmissionSettings,
     "retries": gateway_settings.RetrySettings,
@@ -57,6 +59,8 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
         ("replicas: [http://a]\nretrys: {}", "Did you mean 'retries'"),
         ("replicas: [http://a/v1]", r"replicas\[0\].url"),
         ("replicas: [http://a, http://a]", "given twice"),
+        ("plan: {agents: [http://a], state: s}", "set 'region' to the region of its site"),
+        ("region: eu\nplan: {agents: [a], state: s}", r"plan.agents\[0\]"),
         ("replicas: [http://a]\nreplica_key: k\nserver: {host: 0.0.0.0}", "whoever reaches 0.0.0.0 uses the replicas"),
         ("replicas: [http://a]\nrouting: {policy: fast}", "routing.policy"),
     ],

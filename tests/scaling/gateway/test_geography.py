@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +50,9 @@ class World:
         """Has one replica up in each region."""
         self.fleet.set_records([ReplicaRecord(replica_id=f"r-{each}", url="http://r", region=each) for each in regions])
         for replica in self.fleet:
-            self.fleet.probed(replica, read_listing(_entries(models)), draining=False)
+            self.fleet.probed(
+                replica, read_listing(msgspec.json.decode(models, type=list[msgspec.Raw])), draining=False
+            )
 
     def journey(self, model: str = "chat", origin: str | None = None) -> Journey:
         return self.geography.enter(self.fleet.names_of(model), origin)
@@ -57,12 +60,6 @@ class World:
     def sites(self, journey: Journey, session: str | None = None) -> set[str]:
         chosen = self.geography.prefer(journey, session, self.fleet.available(journey.model))
         return {each.site for each in chosen}
-
-
-def _entries(models: str) -> list[object]:
-    import msgspec
-
-    return msgspec.json.decode(models, type=list[msgspec.Raw])  # type: ignore[return-value]
 
 
 def test_before_the_first_plan_nothing_is_served_since_nobody_knows_what_is_locked() -> None:
