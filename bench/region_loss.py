@@ -96,7 +96,7 @@ def deploy(cluster: LabelledCluster, folder: Path) -> tuple[RayEngine, SqliteReg
     )
     engine = RayEngine(cluster.head_url)
     engine.apply([service_of(region, settings) for region in PLACES])
-    return engine, SqliteRegistry(settings.registry)
+    return engine, SqliteRegistry(folder / "registry.db")
 
 
 def service_of(home: str, settings: ReplicaSettings) -> DeployedService:

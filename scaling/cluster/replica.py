@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Annotated
 
 import httpx
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from sixfold.core.config import Seconds
 from sixfold.core.errors import SixfoldError
 from sixfold.scaling.cluster.server_process import ServerProcess
-from sixfold.scaling.registry import Registry, ReplicaRecord, SqliteRegistry, lease
+from sixfold.scaling.hub.etcd_client import EtcdSettings
+from sixfold.scaling.registry import Registry, ReplicaRecord, lease
+from sixfold.scaling.registry_settings import open_place, registry_place
 
 _HEALTH_TIMEOUT_S = 5.0
 
@@ -28,8 +31,8 @@ class ReplicaSettings(BaseModel):
     config: str
     """The text of its server's configuration file."""
 
-    registry: Path
-    """The file of the registry that gateways watch."""
+    registry: Annotated[Path | EtcdSettings, BeforeValidator(registry_place)]
+    """The registry that gateways watch: a file of this machine, or an etcd (``etcd://HOST:PORT,HOST:PORT/PREFIX``)."""
 
     start_timeout_s: Seconds = 600.0
     """Longest start, the loading of the model included."""
@@ -59,7 +62,7 @@ class Replica:
         self._replica_id = replica_id
         self._region = region
         self._settings = settings
-        self._registry = registry or SqliteRegistry(settings.registry)
+        self._registry = registry or open_place(settings.registry, ttl_s=settings.lease_s)
         self._server = ServerProcess(settings.config)
         self._stopping = asyncio.Event()
         self._holding: asyncio.Task[None] | None = None

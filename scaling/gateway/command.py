@@ -14,7 +14,7 @@ from sixfold.scaling.gateway.app import Gateway
 from sixfold.scaling.gateway.config_file import load_gateway_config
 from sixfold.scaling.gateway.prompt_tokens import load_token_ids
 from sixfold.scaling.gateway.settings import GatewaySettings
-from sixfold.scaling.registry import SqliteRegistry
+from sixfold.scaling.registry_settings import open_registry
 
 
 def run_gateway(config: Path, *, flags: Mapping[str, JsonValue], log_level: str) -> int:
@@ -36,7 +36,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
     Raises:
         ConfigError: The registry can't be opened, or a tokenizer can't be loaded.
     """
-    registry = None if settings.registry is None else SqliteRegistry(settings.registry.path)
+    registry = None if settings.registry is None else open_registry(settings.registry)
     routing = settings.routing
     if routing.tokenizers and routing.policy != "kv":
         raise ConfigError("routing.tokenizers is only used with 'policy: kv'. Set that, or remove it.")

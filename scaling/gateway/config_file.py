@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from pydantic import JsonValue
 
@@ -12,6 +13,7 @@ from sixfold.core.errors import ConfigError
 from sixfold.core.validation import validate
 from sixfold.core.yaml_document import Location, read_document
 from sixfold.scaling.gateway.settings import GatewaySettings
+from sixfold.scaling.registry_settings import short_registry
 
 
 def load_gateway_config(
@@ -38,6 +40,8 @@ def load_gateway_config(
     if server is None or isinstance(server, dict):
         given = {name: value for name, value in (flags or {}).items() if value is not None}
         data["server"] = {"port": 8080, **(server or {}), **given}
+    if isinstance(data.get("registry"), str):
+        data["registry"] = cast(JsonValue, short_registry(data["registry"]))
     for section, field in (("registry", "path"), ("plan", "state")):
         part = data.get(section)
         if isinstance(part, dict) and isinstance(part.get(field), str):

@@ -12,7 +12,7 @@ import msgspec
 from sixfold.scaling.agent.messages import LoadAnswer
 from sixfold.scaling.agent.state_file import StateFile
 from sixfold.scaling.gateway.geography import Geography
-from sixfold.scaling.gateway.source_settings import PlanSettings
+from sixfold.scaling.gateway.plan_settings import PlanSettings
 from sixfold.scaling.hub.http_client import CallFailed, HttpClient
 from sixfold.scaling.hub.model import Plan
 from sixfold.scaling.registry import ReplicaRecord

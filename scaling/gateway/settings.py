@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sixfold.core.serving.settings import ServerSettings
-from sixfold.scaling.gateway.source_settings import PlanSettings, RegistrySettings
+from sixfold.scaling.gateway.plan_settings import PlanSettings
+from sixfold.scaling.registry_settings import RegistrySettings, short_registry
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -203,7 +204,7 @@ class GatewaySettings(BaseModel):
     replicas: tuple[Annotated[ReplicaEntry, BeforeValidator(_replica)], ...] = ()
     """Replicas that are known from the start: addresses, or the mappings below."""
 
-    registry: RegistrySettings | None = None
+    registry: Annotated[RegistrySettings, BeforeValidator(short_registry)] | None = None
     """Where further replicas publish themselves."""
 
     plan: PlanSettings | None = None

@@ -65,6 +65,7 @@ def open_store(settings: StoreSettings) -> Store:
     """The store that the operator chose."""
     if settings.sqlite is not None:
         return SqliteStore(settings.sqlite)
+    assert settings.etcd is not None  # the settings have one of both
     return EtcdStore(settings.etcd)
 
 

@@ -41,6 +41,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ReplicaSettings:
 
 
 def replicas(settings: ReplicaSettings) -> list[ReplicaRecord]:
+    assert isinstance(settings.registry, Path)
     return [row.record for row in SqliteRegistry(settings.registry).rows()]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sixfold.core.errors import ConfigError
+from sixfold.scaling.hub.etcd_client import endpoints_of
 from sixfold.scaling.hub.etcd_store import EtcdStore
 from sixfold.scaling.hub.http_client import CallFailed, HttpClient
 from sixfold.scaling.hub.leader import Leadership
@@ -41,7 +42,7 @@ async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         yield store, advance
     else:
         cluster = EtcdCluster(1)
-        store = EtcdStore(cluster.endpoints, timeout_s=5)
+        store = EtcdStore(endpoints_of(cluster.endpoints, timeout_s=5))
         try:
             await until_it_answers(store)
             yield store, asyncio.sleep
@@ -195,7 +196,7 @@ def test_a_file_that_cannot_be_made_is_the_operators_mistake(tmp_path: Path) -> 
 
 
 async def test_etcd_out_of_reach_is_unavailable() -> None:
-    store = EtcdStore(["http://127.0.0.1:1", "http://127.0.0.1:2"])
+    store = EtcdStore(endpoints_of(["http://127.0.0.1:1", "http://127.0.0.1:2"]))
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         await store.get("plan")
 
@@ -210,7 +211,7 @@ async def test_a_call_out_of_reach_says_that_nothing_was_sent() -> None:
 @pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd (Debian: etcd-server)")
 async def test_three_members_survive_the_loss_of_any_one_and_stop_without_a_majority() -> None:
     cluster = EtcdCluster(3)
-    store = EtcdStore(cluster.endpoints)
+    store = EtcdStore(endpoints_of(cluster.endpoints))
     try:
         await until_it_answers(store)
         version = await store.put("plan", b"0", expected=ABSENT)

@@ -1,4 +1,4 @@
-"""Where a gateway learns which servers there are and who may get what, beside the list in its file."""
+"""Where a gateway hears of the hub's plan."""
 
 from __future__ import annotations
 
@@ -10,18 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from sixfold.core.config import Seconds
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class RegistrySettings(BaseModel):
-    """Where replicas publish themselves."""
-
-    model_config = _FROZEN
-
-    path: Path
-    """A SQLite file of this machine; a relative path starts at the folder of the configuration file."""
-
-    ttl_s: Seconds = 2.0
-    """A replica that has not renewed its lease for so long gets no more requests."""
 
 
 class PlanSettings(BaseModel):
