@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
@@ -20,6 +20,8 @@ Setting = float | str
 """What was tuned: a number, or the name of one of a few ways."""
 
 _KEPT = 256
+_PACE_S = 10.0
+"""Between two records of a setting that moves all the time: the ring shall hold an hour of several of them."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, rename={"time_s": "time", "before": "from", "after": "to"}):
@@ -31,7 +33,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, rename={"time_s": "tim
         source: Who decided, or about what: ``MODEL/REPLICA`` of a server, ``MODEL@SITE`` of gateways, agents and hubs. Filled in
             by whoever shows it where the log leaves it out.
         what: The setting, such as ``step_budget_units``, ``draft_tokens``, ``host_cache``, ``split_share``, ``site``,
-            ``replicas``. Few different words: it labels a metric.
+            ``replicas``. Few different words.
         before: Its value until then.
         after: Its value from then on.
         reason: One sentence with the measurements that it rests on. Never holds a text of a client.
@@ -56,33 +58,31 @@ class DecisionList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecisionLog:
-    """The last decisions of one owner. Written by one thread; `recent` and `counts` may be read by any.
+    """The last decisions of one owner. Written by one thread; what it shows may be read by any.
 
     Args:
         clock: Unix time.
+
+    Attributes:
+        num: Decisions so far.
+        recent: The last of them, oldest first.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._ring: deque[Decision] = deque(maxlen=_KEPT)
-        self._shown: dict[tuple[str, str], float] = {}
-        self._num = 0
-        self._counts: Counter[str] = Counter()
+        self._shown: dict[tuple[str, str], tuple[float, float]] = {}
+        self.num = 0
         self.recent: tuple[Decision, ...] = ()
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Decisions so far, by what was changed."""
-        return dict(self._counts)
 
     def changed(
         self, what: str, before: Setting, after: Setting, reason: str, *, objective: str, source: str = ""
     ) -> None:
         """Records a change."""
-        self._num += 1
+        self.num += 1
         self._keep(
             Decision(
-                number=self._num, time_s=self._clock(), source=source, what=what,
+                number=self.num, time_s=self._clock(), source=source, what=what,
                 before=before, after=after, reason=reason, objective=objective,
             )
         )  # fmt: skip
@@ -90,7 +90,8 @@ class DecisionLog:
     def moved(
         self, what: str, value: float, reason: Callable[[], str], *, objective: str, least: float, source: str = ""
     ) -> None:
-        """Records where a setting has got to that moves all the time: once it is far enough from what was recorded last.
+        """Records where a setting has got to that moves all the time: once it is far enough from what was recorded last, and not
+        more often than every ten seconds.
 
         Args:
             what: The setting.
@@ -100,36 +101,32 @@ class DecisionLog:
             least: Smallest change that is worth a line, as a share of the larger of both values.
             source: As of `Decision`; each has a course of its own.
         """
-        before = self._shown.setdefault((what, source), value)
-        if value != before and abs(value - before) >= least * max(abs(value), abs(before)):
-            self._shown[what, source] = value
+        now_s = self._clock()
+        before, shown_s = self._shown.setdefault((what, source), (value, now_s))
+        far = value != before and abs(value - before) >= least * max(abs(value), abs(before))
+        if far and abs(now_s - shown_s) >= _PACE_S:  # a clock that was set back delays nothing for long
+            self._shown[what, source] = value, now_s
             self.changed(what, _rounded(before), _rounded(value), reason(), objective=objective, source=source)
 
     def take(self, decisions: Iterable[Decision]) -> None:
         """Adds what another log recorded, such as a worker's in the serving process."""
         for decision in decisions:
-            self._num = max(self._num, decision.number)
+            self.num = max(self.num, decision.number)
             self._keep(decision)
 
-    def since(self, number: int) -> tuple[Decision, ...]:
-        """Those that came after a number, as far as they are kept."""
-        recent = self.recent
-        return recent if not recent or recent[0].number > number else tuple(d for d in recent if d.number > number)
-
     def _keep(self, decision: Decision) -> None:
-        self._counts[decision.what] += 1
         self._ring.append(decision)
         self.recent = tuple(self._ring)
 
 
-def merged(logs: Mapping[str, DecisionLog]) -> DecisionList:
-    """All decisions of several owners by time; those without a source get their owner's name."""
-    found = [
+def merged(found: Mapping[str, Iterable[Decision]]) -> DecisionList:
+    """Decisions of several owners by time; those without a source get their owner's name."""
+    named = [
         decision if decision.source else msgspec.structs.replace(decision, source=name)
-        for name, log in logs.items()
-        for decision in log.recent
+        for name, own in found.items()
+        for decision in own
     ]
-    return DecisionList(data=tuple(sorted(found, key=lambda decision: (decision.time_s, decision.number))))
+    return DecisionList(data=tuple(sorted(named, key=lambda decision: (decision.time_s, decision.number))))
 
 
 def _rounded(value: float) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from sixfold.core.batching.model import ModelInfo
+from sixfold.core.decisions import Decision
 from sixfold.core.messages import Event, Failed, Finished, Request
 
 
@@ -94,6 +95,11 @@ class ReplicaSnapshot(Protocol):
     @property
     def metrics(self) -> Mapping[str, float]:
         """The family's own values (`ReplicaModel.stats`) and the manager's counters."""
+        ...
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What the replica changed about itself lately."""
         ...
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from sixfold.core.batching.model import ModelInfo
+from sixfold.core.decisions import Decision
 from sixfold.core.errors import RequestError, StepFailed, request_error_types
 from sixfold.core.messages import Timing, Usage
 from sixfold.core.parallel.degrees import Degrees
@@ -188,13 +189,14 @@ class Outputs(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Stats(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True):
-    """The replica's figures; see `ReplicaSnapshot`."""
+    """The replica's figures; see `ReplicaSnapshot`. Each decision comes once."""
 
     num_running: int = 0
     num_waiting: int = 0
     queued_units: int = 0
     units_per_s: float = 0.0
     metrics: dict[str, float] = {}
+    decisions: tuple[Decision, ...] = ()
 
 
 class Adjusted(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -112,6 +112,7 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
             ("/ready", probes.ready),
             ("/load", probes.load),
             ("/metrics", probes.metrics),
+            ("/decisions", probes.decisions),
             ("/v1/models", models.list_models),
             ("/v1/models/{model_id:path}", models.get_model),
         ):

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 
+from sixfold.core.decisions import DecisionLog
 from sixfold.scaling.agent.demand import LocalDemand
 from sixfold.scaling.agent.messages import LoadAnswer, LoadReport, ReadyReplica, SiteModel
 from sixfold.scaling.agent.reconcile import Action, Held, Slot, Target, reconcile
@@ -71,6 +72,8 @@ class Agent:
         self._standing = msgspec.structs.replace(loaded, incarnation=loaded.incarnation + 1)
         # An incarnation that is not on disk could come again after a restart, and reports of the earlier one would seem newer.
         standing.save(self._standing)
+        self.decisions = DecisionLog()
+        self._told: dict[Slot, int] = {}
         self._sequence = 0
         self._alone_after_s = alone_after_s
         self._heard_hub_s = clock()
@@ -163,11 +166,36 @@ class Agent:
         if self.plan.epoch == 0:  # a new site, or one whose disk was lost: what runs there serves clients
             return ()
         capacity = {item.accelerator: item.num_units for item in self._engine.capacities()}
-        actions = reconcile(self.targets(), self._engine.held(), capacity)
+        targets = self.targets()
+        self._tell(targets)
+        actions = reconcile(targets, self._engine.held(), capacity)
         for action in actions:
             _log.info("%s on %s: %+d", action.slot.model, action.slot.accelerator, action.num_replicas)
             self._engine.act(action)
         return actions
+
+    def _tell(self, targets: Sequence[Target]) -> None:
+        """Records how many replicas the site wants, where that has changed."""
+        found = {target.slot: target.num_replicas for target in targets}
+        bounds = {Slot(item.model, item.accelerator): item for item in self.assignments}
+        for slot in sorted({*found, *self._told}):
+            before, after = self._told.get(slot, 0), found.get(slot, 0)
+            if before != after:
+                item = bounds.get(slot)
+                wish = self._demand.wanted(slot.model, self._clock())
+                self.decisions.changed(
+                    "replicas",
+                    before,
+                    after,
+                    f"requests here keep {wish} busy"
+                    + ("" if item is None else f"; plan {self.plan.epoch} wants {item.num_replicas}: {item.reason}")
+                    + ("; the hub is not heard" if self.alone else ""),
+                    objective="none here"
+                    if item is None
+                    else f"{item.floor}..{item.ceiling} of plan {self.plan.epoch}",
+                    source=f"{slot.model}@{self.site_id}",
+                )
+        self._told = found
 
     def report(self) -> SiteReport:
         """What the hub should know; each call is a later report."""

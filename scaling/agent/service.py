@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sixfold.core.decisions import merged
 from sixfold.core.errors import ConfigError, NotReady
 from sixfold.scaling.agent.agent import Agent
 from sixfold.scaling.agent.config import AgentSettings
@@ -119,8 +120,12 @@ def agent_routes(agent: Agent, engine: ProcessEngine) -> Routes:
     def replicas(_body: bytes) -> bytes:
         return msgspec.json.encode(engine.urls())
 
+    def decisions(_body: bytes) -> bytes:
+        return msgspec.json.encode(merged({f"site/{agent.site_id}": agent.decisions.recent}))
+
     return {
         ("GET", "/healthz"): health,
+        ("GET", "/decisions"): decisions,
         ("GET", "/plan"): plan,
         ("POST", "/load"): load,
         ("GET", "/replicas"): replicas,

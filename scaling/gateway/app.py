@@ -90,7 +90,7 @@ class Gateway:
         self.prefill_router = Router(build_policy(settings.routing, self.kv_index))
         self.fleet = Fleet(
             (self._router, self.prefill_router),
-            OutlierDetector(settings.outliers),
+            OutlierDetector(settings.outliers, self.decisions),
             self.geography.permits,
             clock,
             self._on_change,
@@ -129,6 +129,7 @@ class Gateway:
             prefill_router=self.prefill_router,
             upstream=self._upstream,
             metrics=self._metrics,
+            decisions=self.decisions,
             clock=self._clock,
         )
 
@@ -269,6 +270,7 @@ class Gateway:
             "gateway_replica_up": {
                 (each, replica.record.region): float(replica.up and not replica.draining) for each, replica in replicas
             },
+            "decisions_total": {(): self.decisions.num},
             "gateway_plan_epoch": {(): self.geography.plan.epoch},
             "gateway_agent_reached": {}
             if self._follower is None

@@ -203,12 +203,15 @@ class Attempts:
         replica, decision = self._select(work, tried)
         if tried.count(replica.record.replica_id) > 0:  # nobody else is left
             await asyncio.sleep(_BACKOFF_S * 2 ** len(tried) * self._jitter.uniform(0.5, 1.0))
-        tried.append(replica.record.replica_id)
+        replica_id = replica.record.replica_id
+        tried.append(replica_id)
         try:
             outgoing = work.outgoing
             if self._splitter is not None and work.replayable:
                 outgoing = await self._splitter.outgoing_of(work.request_id, work.shape, outgoing, decision)
+            self._fleet.sent(replica_id, decision.number)
             answer = await self._upstream.send(replica.record.url, self._with_deadline(work, outgoing))
+            self._fleet.answered(replica_id, decision.number)
         except ReplicaFailed as failure:
             self._router.fail(decision)
             self._on_lost(replica, failure, work)
@@ -216,8 +219,10 @@ class Attempts:
         except BaseException:
             self._router.fail(decision)
             raise
+        finally:
+            self._fleet.given_up(replica_id, decision.number)
         if self._fleet.judge(replica, answer):
-            self._metrics.lost.labels(replica.record.replica_id, str(answer.status)).inc()
+            self._metrics.lost.labels(replica_id, str(answer.status)).inc()
         return Attempt(answer, decision, self._router)
 
     def _select(self, work: Work, tried: Sequence[str]) -> tuple[Replica, Decision]:

@@ -177,6 +177,18 @@ class Fleet:
             self._outliers.succeeded(replica_id)
         return False
 
+    def sent(self, replica_id: str, number: int) -> None:
+        """A request was sent to it; `answered` or `given_up` follows."""
+        self._outliers.sent(replica_id, number, self._clock())
+
+    def answered(self, replica_id: str, number: int) -> None:
+        """The first bytes of its answer came."""
+        self._outliers.answered(replica_id, number, self._clock())
+
+    def given_up(self, replica_id: str, number: int) -> None:
+        """Nobody waits for the request's answer any more."""
+        self._outliers.given_up(replica_id, number)
+
     def failed(self, replica_id: str) -> None:
         """It failed a request by its own fault."""
         if replica_id in self._replicas:

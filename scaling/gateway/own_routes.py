@@ -91,7 +91,7 @@ class OwnRoutes:
             raise PermissionDenied(
                 "The key may not see decisions. The operator allows it by the key's 'changes_models'."
             )
-        return _json(merged({"gateway": self._decisions}))
+        return _json(merged({"gateway": self._decisions.recent}))
 
     def _models(self, model_id: str, principal: Principal) -> Response:
         found: dict[str, msgspec.Raw] = {}

@@ -119,7 +119,7 @@ class HedgeSettings(BaseModel):
 
 
 class OutlierSettings(BaseModel):
-    """When a replica that answers badly is left alone. The names and defaults are Envoy's, but for the last."""
+    """When a replica that answers badly is left alone. The names and defaults are Envoy's, but for ``slow_*`` and the last."""
 
     model_config = _FROZEN
 
@@ -146,6 +146,15 @@ class OutlierSettings(BaseModel):
 
     success_rate_stdev_factor: Annotated[float, Field(gt=0)] = 1.9
     """A replica is ejected whose rate is so many standard deviations below the mean."""
+
+    slow_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = 5.0
+    """A replica is ejected whose median time to the first byte is so many times that of the others; null: never."""
+
+    slow_least_s: Seconds = 1.0
+    """And at least so much longer."""
+
+    slow_request_volume: Annotated[int, Field(ge=1)] = 20
+    """Requests of one interval, of it and of another one, without which nothing is compared."""
 
     panic_percent: Annotated[int, Field(ge=0, le=100)] = 50
     """With fewer replicas left than this share, ejections are ignored."""
