@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sixfold.core.batching.budget import Objective, ObjectiveKind, StepBudget
@@ -92,6 +92,7 @@ def test_the_step_budget_tells_where_it_went_and_what_bounds_it() -> None:
     assert "a step takes 10 ms and 1e+03 us a unit" in last.reason
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(ObjectiveKind),
     steps=st.lists(st.tuples(st.integers(1, 5000), st.floats(0.0, 10.0), st.booleans()), min_size=16, max_size=60),

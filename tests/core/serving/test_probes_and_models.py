@@ -161,10 +161,10 @@ def test_replicas_report_their_own_values_by_engine() -> None:
 
 def test_decisions_are_for_keys_that_may_change_models() -> None:
     told = Decision(number=1, time_s=5.0, what="step_budget_units", before=64, after=96, reason="r", objective="o")
-    keys = [
+    keys = (
         ApiKeySettings(name="admin", sha256=hash_key("a"), changes_models=True),
         ApiKeySettings(name="ward", sha256=hash_key("w")),
-    ]
+    )
     replica = FakeReplica(snapshot=FakeSnapshot(decisions=(told,)))
     with ServerThread(FakeModel("parrot", replicas=[replica]), settings=ServerSettings(api_keys=keys)) as served:
         assert served.ask("GET", "/decisions").status == 401

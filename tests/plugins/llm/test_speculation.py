@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sixfold.core.batching.model import Granted
@@ -355,6 +355,7 @@ def test_right_guesses_make_longer_ones_and_wrong_guesses_pauses() -> None:
     assert pace.next_length(7, num_sequences=1) >= 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 20), st.integers(1, 40)), max_size=60))
 def test_whatever_guesses_do_their_number_stays_in_what_was_declared(limit: int, steps: list[tuple[int, int]]) -> None:
     pace = DraftPace()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sixfold.core.decisions import DecisionLog
@@ -177,6 +177,7 @@ LOCKS = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(
     SHARES,
     LOCKS,

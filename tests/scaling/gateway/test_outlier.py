@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sixfold.scaling.gateway.outlier import OutlierDetector
 from sixfold.scaling.gateway.settings import OutlierSettings
 
 
-def detector(count: int, **settings: float) -> OutlierDetector:
+def detector(count: int, **settings: float | None) -> OutlierDetector:
     made = OutlierDetector(OutlierSettings.model_validate(settings))
     made.retain([f"r{number}" for number in range(count)])
     return made
@@ -145,6 +145,7 @@ def test_what_was_given_up_and_what_has_nothing_to_compare_with_ejects_nobody() 
     assert off.ejected(10.0) == frozenset()
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["r0", "r1", "r2", "r3"]), st.floats(0.0, 30.0)), max_size=120),
     st.integers(1, 100),
