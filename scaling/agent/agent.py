@@ -73,6 +73,7 @@ class Agent:
         # An incarnation that is not on disk could come again after a restart, and reports of the earlier one would seem newer.
         standing.save(self._standing)
         self.decisions = DecisionLog()
+        self.num_write_failures = 0
         self._told: dict[Slot, int] = {}
         self._sequence = 0
         self._alone_after_s = alone_after_s
@@ -110,6 +111,7 @@ class Agent:
         try:
             self._file.save(taken)
         except OSError as error:
+            self.num_write_failures += 1
             _log.error("plan %d is not taken, the disk refuses it: %s", plan.epoch, error)
             return False
         self._standing = taken

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import msgspec
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sixfold.core.decisions import merged
@@ -150,6 +150,9 @@ class AgentMetrics(Collector):
         yield GaugeMetricFamily("sixfold:agent_epoch", "Epoch of the plan that holds.", value=agent.plan.epoch)
         yield GaugeMetricFamily(
             "sixfold:agent_alone", "1 while no candidate of the hub answers.", value=float(agent.alone)
+        )
+        yield CounterMetricFamily(
+            "sixfold:agent_state_write_failures", "Plans that the disk refused.", value=agent.num_write_failures
         )
         labels = ("model", "accelerator", "state")
         replicas = GaugeMetricFamily("sixfold:agent_replicas", "Replicas that hold accelerators.", labels=labels)

@@ -97,7 +97,9 @@ class Gateway:
         )
         self._follow_caches: Callable[[list[ReplicaRecord]], None] | None = None
         self._upstream = Upstream(connect_timeout_s=settings.health.connect_timeout_s)
-        self._prober = Prober(settings, self.fleet, self._upstream, registry, clock)
+        self._prober = Prober(
+            settings, self.fleet, self._upstream, registry, clock, self._metrics.registry_failures.inc
+        )
         self._follower = (
             None
             if plan is None

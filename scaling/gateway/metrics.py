@@ -79,6 +79,9 @@ class GatewayMetrics:
         self.unsaved = counter(
             "gateway_state_write_failures", "Times that the last plan could not be written to the disk.", ()
         )
+        self.registry_failures = counter(
+            "gateway_registry_failures", "Times that the registry could not be read or written.", ()
+        )
         self.prompt_units = counter("prefix_cache_queries", "Prompt tokens or the like that were routed.", model)
         self.cached_units = counter("prefix_cache_hits", "Those believed to be cached where they went.", model)
 

@@ -35,6 +35,7 @@ class Prober:
         upstream: Reaches the replicas.
         registry: Where replicas publish themselves, if anywhere.
         clock: Monotonic seconds.
+        on_unavailable: Called when the registry can't be read or written.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class Prober:
         upstream: Upstream,
         registry: Registry | None,
         clock: Callable[[], float],
+        on_unavailable: Callable[[], None],
     ) -> None:
+        self._on_unavailable = on_unavailable
         self._settings = settings
         self._fleet = fleet
         self._upstream = upstream
@@ -99,6 +102,7 @@ class Prober:
         try:
             rows = await asyncio.to_thread(self._registry.rows)
         except RegistryUnavailable as error:  # what was known stays in force, which is what survives it
+            self._on_unavailable()
             _LOG.warning("the registry can't be read, the known replicas stay: %s", error)
             return
         now_s = self._clock()
@@ -112,6 +116,7 @@ class Prober:
         try:
             await asyncio.to_thread(registry.withdraw, record.replica_id, record.incarnation, renewals=row.renewals)
         except RegistryUnavailable as error:
+            self._on_unavailable()
             _LOG.warning("the row of %s is left in the registry: %s", record.replica_id, error)
 
     async def probe_all(self) -> None:

@@ -46,6 +46,7 @@ class Bugs:
     forgets_silent_sites: bool = False
     ignores_refusals: bool = False
     ignores_locks: bool = False
+    gateways_ignore_locks: bool = False
 
 
 class JudgedStore(MemoryStore):
@@ -95,7 +96,12 @@ class Fleet:
         self.clocks = {name: self._skewed() for name in (*HUBS, *SITES)}
         self.hubs: dict[str, tuple[Hub, RemoteStore, asyncio.Task[None]]] = {}
         self.sites: dict[str, Site] = {}
-        self.gateways = {name: SimulatedGateway(name, dict(DEMAND[name]), self.rng, self._skewed()) for name in SITES}
+        self.gateways = {
+            name: SimulatedGateway(
+                name, dict(DEMAND[name]), self.rng, self._skewed(), locks=not bugs.gateways_ignore_locks
+            )
+            for name in SITES
+        }
         self.settings = FleetSettings(
             sites=tuple(KnownSite(site_id=name, region=name) for name in SITES),
             models={

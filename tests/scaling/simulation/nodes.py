@@ -134,10 +134,18 @@ class SimulatedCluster:
 class SimulatedGateway:
     """Clients of one origin: asks sites for plans, and sends requests by the product's own geography, on a clock of its own."""
 
-    def __init__(self, origin: str, demand: dict[str, float], rng: random.Random, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        origin: str,
+        demand: dict[str, float],
+        rng: random.Random,
+        clock: Callable[[], float],
+        *,
+        locks: bool = True,
+    ) -> None:
         self.origin, self.demand = origin, demand
         self.geography = Geography(
-            origin, follows=True, clock=clock, decisions=DecisionLog(clock), refusal_s=3, draw=rng.random
+            origin, follows=locks, clock=clock, decisions=DecisionLog(clock), refusal_s=3, draw=rng.random
         )
         self.refused_s: dict[tuple[str, str], float] = {}
         self.num_failed = 0
