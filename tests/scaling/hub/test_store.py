@@ -150,6 +150,25 @@ async def test_a_leader_that_hears_nothing_of_the_store_stops_by_its_own_clock()
     assert leadership.fence is None
 
 
+async def test_a_wall_clock_that_jumps_costs_a_lead_and_never_lets_two_write(tmp_path: Path) -> None:
+    wall, steady = FakeClock(), FakeClock()
+    store = SqliteStore(tmp_path / "hub.db", clock=wall)
+    a, b = (Leadership(store, name, ttl_s=2, clock=steady) for name in "ab")
+    old = await a.step(eligible=True)
+    assert old is not None
+    wall.advance(3600)  # somebody sets the machine's clock: the living leader is deposed
+    new = await b.step(eligible=True)
+    assert new is not None
+    with pytest.raises(Fenced):
+        await store.put("plan", b"deposed", expected=ABSENT, fence=old)
+    wall.advance(-7200)  # set back: a dead leader is replaced two hours later, and the one that leads goes on
+    assert await a.step(eligible=True) is None
+    version = await store.put("plan", b"b", expected=ABSENT, fence=new)
+    assert await b.step(eligible=True) == new
+    assert await store.get("plan") == Stored(value=b"b", version=version)
+    await store.close()
+
+
 async def test_two_processes_share_a_file(tmp_path: Path) -> None:
     """Both increase one number as often as they can; none of their writes is lost."""
     code = (
