@@ -43,6 +43,6 @@ class StandingFile(Protocol):
         """What was saved last; an empty one at first."""
         ...
 
-    def save(self, standing: Standing) -> None:
+    def save(self, standing: Standing, /) -> None:
         """Keeps it, whole or not at all."""
         ...

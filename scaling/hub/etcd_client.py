@@ -86,7 +86,7 @@ class EtcdSettings(BaseModel):
 def etcd_settings(value: object) -> object:
     """What may be written short: ``etcd://HOST:PORT,HOST:PORT/PREFIX`` (etcds for https), or a list of addresses."""
     if isinstance(value, list | tuple):
-        return {"endpoints": value}
+        return {"endpoints": cast(Sequence[object], value)}
     if not isinstance(value, str):
         return value
     scheme, _, rest = value.partition("://")

@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -252,5 +252,6 @@ def _changed(plain: Any, change: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in change.items():
         if key not in found:
             raise KeyError(f"there is no {key!r}; there are {', '.join(found)}")
-        found[key] = _changed(found[key], value) if isinstance(value, dict) and isinstance(found[key], dict) else value
+        nested = isinstance(value, dict) and isinstance(found[key], dict)
+        found[key] = _changed(found[key], cast(Mapping[str, Any], value)) if nested else value
     return found

@@ -115,7 +115,7 @@ def test_the_draw_follows_the_shares_and_a_session_stays() -> None:
     world = World()
     world.run(*REGIONS)
     world.geography.offer(plan_of({"eu": 0.8, "us": 0.2, "ap": 0.0}))
-    found = []
+    found: list[set[str]] = []
     for step in range(10):
         world.draw = step / 10
         found.append(world.sites(world.journey()))

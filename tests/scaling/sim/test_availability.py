@@ -44,7 +44,9 @@ def model(**failure: Any) -> AvailabilitySettings:
 def test_one_failure_by_hand() -> None:
     (cost,) = costs(model(shortage=0.1), None)
     # 0.25 x 4 s x 0.5 in flight, 0.25 x 8 s until noticed, 0.1 x 100 s without room
-    assert (cost.per_year, cost.each_s, cost.year_s) == (6, pytest.approx(0.5 + 2 + 10), pytest.approx(75))
+    assert cost.per_year == 6
+    assert cost.each_s == pytest.approx(0.5 + 2 + 10)
+    assert cost.year_s == pytest.approx(75)
     assert availability([cost]) == pytest.approx(1 - 75 / YEAR_S)
 
 
