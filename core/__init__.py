@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         Services,
         SocketCall,
         SocketRoute,
+        StoredUpload,
         Upload,
     )
 
@@ -67,6 +68,7 @@ _LAZY = {
     "Services": "sixfold.core.serving.api",
     "SocketCall": "sixfold.core.serving.api",
     "SocketRoute": "sixfold.core.serving.api",
+    "StoredUpload": "sixfold.core.serving.api",
     "Upload": "sixfold.core.serving.api",
 }
 
@@ -118,6 +120,7 @@ __all__ = [
     "StepFailed",
     "StepModel",
     "StepRange",
+    "StoredUpload",
     "Timing",
     "Upload",
     "Usage",

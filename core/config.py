@@ -33,6 +33,9 @@ One underscore would collide with what Kubernetes injects for a service named ``
 
 CACHE_VARIABLE = "SIXFOLD_CACHE_DIR"
 
+CLUSTER_PART = "cluster"
+"""The part of the file that says how the models are spread over machines; one server alone passes it over."""
+
 _NAME = re.compile(r"[^\s\x00-\x1f]+")
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -209,7 +212,7 @@ def load_config(
     environ = os.environ if environ is None else environ
     document = read_document(path, environ)
     folder = path.resolve().parent
-    data: dict[str, JsonValue] = dict(document.root)
+    data: dict[str, JsonValue] = {name: value for name, value in document.root.items() if name != CLUSTER_PART}
     origins: dict[Location, str] = {}
     if "models" in data:
         data["models"] = _named_entries(data["models"], folder, document)

@@ -140,6 +140,7 @@ class Family:
         memory: Says from a model's files and options what one replica of it will take. Called in a thread of the serving
             process and by ``sixfold plan``, so it imports nothing heavy. Rather too much than too little: what does not fit
             is not loaded, and what takes more than it said endangers the others.
+        token_counts: Which of the counters of `Usage` are tokens, for the limits of keys; sums of others left out.
         default_max_queue_units: Work in units that may wait before new requests get 429.
         variants: Further names that a model of these options offers, each answering in its own way (an adapter); the HTTP
             face finds the model by them and tells which one was used.
@@ -166,6 +167,7 @@ class Family:
     memory: Callable[[MemoryQuestion], MemoryNeed] = need_of_files
     parallel: Callable[[MemoryQuestion], ParallelShape] | None = None
     rank_loader: str = ""
+    token_counts: tuple[str, ...] = ("prompt_tokens", "completion_tokens")
     default_max_queue_units: int = 1_000_000
     variants: Callable[[Any], tuple[str, ...]] = field(default=lambda _options: ())
     adjusts: Callable[[Any, Any], bool] = field(default=lambda _old, _new: False)

@@ -18,6 +18,10 @@ InputT = TypeVar("InputT", bound=msgspec.Struct)
 OutputT = TypeVar("OutputT", bound=msgspec.Struct)
 
 
+ANONYMOUS = "anonymous"
+"""The tenant of every request to a server without keys."""
+
+
 class Priority(enum.IntEnum):
     """Priority classes, shared by weight, never by strict order: a lower class slows down, it does not starve."""
 
@@ -47,7 +51,7 @@ class Request(Generic[InputT]):
 
     request_id: str
     input: InputT
-    tenant: str = "anonymous"
+    tenant: str = ANONYMOUS
     weight: float = 1.0
     priority: Priority = Priority.STANDARD
     arrived_s: float

@@ -54,6 +54,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
         kv_replay: Where missed announcements can be asked for.
         role: ``prefill`` for one that computes prompts for others and answers only where nobody else does.
         draining: Whether it takes no new requests.
+        revision: Of its service: another one was started with other settings. Empty where nobody tells them apart.
     """
 
     replica_id: str
@@ -67,6 +68,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
     kv_replay: str | None = None
     role: Literal["any", "prefill"] = "any"
     draining: bool = False
+    revision: str = ""
 
 
 class Row(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""The built-in commands: serve, pull, models, plan, quantize-report and plugins."""
+"""The built-in commands: serve, pull, models, plan, quantize-report, hash-key and plugins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from sixfold.core.cli import quantize_report
+from sixfold.core.cli import hash_key, quantize_report
 from sixfold.core.cli.listing import model_lines, plugin_lines
 from sixfold.core.cli.plan import configure_plan, run_plan
 from sixfold.core.cli.progress import ProgressReport
@@ -46,6 +46,12 @@ def builtin_commands(plugins: Plugins) -> tuple[Command, ...]:
         ),
         command(
             "plan", "Say what the models of a configuration file will take of the memory.", configure_plan, run_plan
+        ),
+        command(
+            "hash-key",
+            "Make an API key, or read one from standard input, and print its entry for the configuration.",
+            hash_key.configure,
+            hash_key.run,
         ),
         command(
             "plugins", "List plugins and what they offer, or why they do not work.", lambda _parser: None, _plugins

@@ -37,7 +37,8 @@ def serve(
 
         def on_ready(url: str, served: Mapping[str, Family]) -> None:
             report.stop_bars()
-            print(start_message(plugins, served, url), flush=True)
+            message = start_message(plugins, served, url, has_page=settings.server.playground)
+            print(message, flush=True)
 
         return run_server(settings, plugins, config=config, read=read, report=report, on_ready=on_ready, owner=owner)
 
@@ -63,15 +64,18 @@ class _PresentStderrHandler(logging.Handler):
             return
 
 
-def start_message(plugins: Plugins, served: Mapping[str, Family], url: str) -> str:
+def start_message(plugins: Plugins, served: Mapping[str, Family], url: str, *, has_page: bool = False) -> str:
     """What ``serve`` prints when it is up: the address, the models, and calls to paste.
 
     Args:
         plugins: Their APIs bring the examples.
         served: The family of each served model, by the model's name.
         url: The server's address without a trailing slash.
+        has_page: Whether browsers find the playground there.
     """
     lines = [f"Sixfold serves {', '.join(served) or 'no model yet'} on {url}"]
+    if has_page:
+        lines.append("Open it in a browser to try them and to watch their batches.")
     for modality, api in plugins.apis.items():
         model = next((name for name, family in served.items() if family.modality == modality), None)
         if model is not None:

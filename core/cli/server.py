@@ -147,7 +147,7 @@ def run_server(
         machine=read_machine(settings.memory_limits_bytes),
     )
     models = LiveModels(host, settings, plugins, config=config, read=read, on_ready=on_ready)
-    server = SixfoldServer(_load_apis(plugins), host, settings.server)
+    server = SixfoldServer(_load_apis(plugins), host, settings.server, ledger=host.ledger)
     server.context.metrics.registry.register(MemoryCollector(host))
     status = run(server, models=models, on_reload=models.reload, on_listening=models.on_listening, owner=owner)
     if models.error is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from sixfold.core.batching.model import ModelInfo
+from sixfold.core.batching.step_watch import StepNews
 from sixfold.core.decisions import Decision
 from sixfold.core.errors import RequestError, StepFailed, request_error_types
 from sixfold.core.messages import Timing, Usage
@@ -92,7 +93,13 @@ class Adjust(msgspec.Struct, frozen=True, tag=True, array_like=True):
     options: dict[str, Any]
 
 
-ToWorker = Load | Submit | Cancel | Drain | Adjust
+class Watch(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Somebody watches the batch from now on, or nobody any more."""
+
+    on: bool
+
+
+ToWorker = Load | Submit | Cancel | Drain | Adjust | Watch
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -199,6 +206,13 @@ class Stats(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True
     decisions: tuple[Decision, ...] = ()
 
 
+class Watched(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """What the steps did since the last of these; ``num_dropped`` counts what came too fast, since the watch began."""
+
+    news: list[StepNews]
+    num_dropped: int
+
+
 class Adjusted(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The model has taken over new options; or not, and why."""
 
@@ -210,7 +224,7 @@ class Drained(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """All answers were sent; the worker ends."""
 
 
-FromWorker = LoadProgress | Ready | LoadFailed | Outputs | Stats | Adjusted | Drained
+FromWorker = LoadProgress | Ready | LoadFailed | Outputs | Stats | Watched | Adjusted | Drained
 
 
 def frame(payload: bytes) -> bytes:

@@ -54,6 +54,7 @@ class Writer:
 
     Attributes:
         stats: Set to a function that returns the manager's figures if they changed; asked at most every 100 ms.
+        news: Likewise, what steps did, while somebody watches.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -62,6 +63,7 @@ class Writer:
         self._numbers: dict[str, int] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self.stats: Callable[[], wire.Stats | None] = lambda: None
+        self.news: Callable[[], wire.Watched | None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
@@ -87,9 +89,9 @@ class Writer:
                 open_ = None not in items
                 data = b"".join(map(self._encode, _merged([item for item in items if item is not None])))
                 if not items or time.monotonic() - last_stats_s >= _STATS_EVERY_S:
-                    stats = self.stats()
-                    if stats is not None:
-                        data += self._encode(stats)
+                    figures = [figure for figure in (self.stats(), self.news()) if figure is not None]
+                    if figures:
+                        data += b"".join(map(self._encode, figures))
                         last_stats_s = time.monotonic()
                 if data:
                     self._sock.sendall(data)
@@ -227,6 +229,7 @@ class Worker:
             clock=time.monotonic,
         )
         self._writer.stats = self._stats_if_changed
+        self._writer.news = self._news_if_any
         return model
 
     def _prepare_piece(self, work: tuple[Request[Any], object]) -> Any:
@@ -254,6 +257,10 @@ class Worker:
             metrics=dict(snapshot.metrics),
             decisions=news,
         )
+
+    def _news_if_any(self) -> wire.Watched | None:
+        news, num_dropped = self.manager.take_news()
+        return wire.Watched(news, num_dropped) if news else None
 
     def submit(self, message: wire.Submit) -> None:
         """Admits a request of the serving process; a refusal is its answer."""
@@ -337,6 +344,8 @@ def main(fd: int) -> int:
                 worker.cancel(message)
             elif isinstance(message, wire.Adjust):
                 worker.adjust(message)
+            elif isinstance(message, wire.Watch):
+                worker.manager.watch(message.on)
             else:
                 # Beside the reader: clients may still cancel while the rest finishes.
                 is_ending = True

@@ -25,7 +25,7 @@ from sixfold.core.messages import Event, Failed, Finished, Increment, Request
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.interpreter import Interpreter, clean_environ
 from sixfold.core.runtime.large_bytes import encode_pieces
-from sixfold.core.runtime.replica import EventStream
+from sixfold.core.runtime.replica import BatchNews, EventStream
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class WorkerReplica(asyncio.Protocol):
         self._frames = wire.FrameReader()
         self._streams: dict[int, tuple[str, EventStream]] = {}
         self._adjusting: dict[int, asyncio.Future[str | None]] = {}
+        self._listeners: dict[object, Callable[[BatchNews], None]] = {}
         self._next_number = 0
         self._transport: asyncio.Transport | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -214,6 +215,19 @@ class WorkerReplica(asyncio.Protocol):
         if refusal is not None:
             raise ConfigError(refusal)
 
+    def watch(self, listener: Callable[[BatchNews], None]) -> Callable[[], None]:
+        """See `WatchedReplica.watch`."""
+        key = object()
+        self._listeners[key] = listener
+        # For everyone anew: who comes later is told of the sequences that run already.
+        self._send(wire.Watch(True))
+
+        def stop() -> None:
+            if self._listeners.pop(key, None) is not None and not self._listeners:
+                self._send(wire.Watch(False))
+
+        return stop
+
     async def stop(self, timeout_s: float) -> None:
         """Finishes what runs within the time, ends the process; kills it when it does not end."""
         process = self._process
@@ -269,6 +283,10 @@ class WorkerReplica(asyncio.Protocol):
                 metrics=message.metrics,
                 decisions=self._decisions.recent,
             )
+        elif isinstance(message, wire.Watched):
+            news = BatchNews(news=message.news, num_dropped=message.num_dropped)
+            for listener in tuple(self._listeners.values()):
+                listener(news)
         elif isinstance(message, wire.Adjusted):
             answer = self._adjusting.get(message.number)
             if answer is not None and not answer.done():

@@ -42,10 +42,10 @@ class ModelAccess:
         "_held",
         "_on_idle",
         "_places",
-        "_priority",
         "_request_id",
         "_running",
         "principal",
+        "priority",
     )
 
     def __init__(
@@ -61,7 +61,7 @@ class ModelAccess:
         self._context = context
         self.principal = principal
         self._request_id = request_id
-        self._priority = priority
+        self.priority = priority
         self._running: dict[Submission, asyncio.TimerHandle | None] = {}
         self._aborted: RequestError | None = None
         self._held: list[HostedModel] = []
@@ -177,7 +177,7 @@ class ModelAccess:
             input=input,
             tenant=self.principal.name,
             weight=self.principal.weight,
-            priority=self._priority,
+            priority=self.priority,
             arrived_s=arrived_s,
             deadline_s=deadline_s,
         )
@@ -186,7 +186,8 @@ class ModelAccess:
         except RequestError as rejection:
             metrics.rejected(rejection)
             raise
-        submission = Submission(stream, metrics, arrived_s, lambda ended: self._on_end(ended, replica))
+        submission = Submission(stream, metrics, arrived_s, lambda ended: self._on_end(ended, replica, hosted))
+        self._context.urgent.begin(hosted.name, self.priority)
         self._running[submission] = None
         return submission
 
@@ -222,10 +223,20 @@ class ModelAccess:
         for hosted in held:
             hosted.leave()
 
-    def _on_end(self, submission: Submission, replica: Replica) -> None:
+    def _on_end(self, submission: Submission, replica: Replica, hosted: HostedModel) -> None:
+        self._context.urgent.end(hosted.name, self.priority)
+        self.principal.limiter.charge_tokens(_num_tokens(submission, hosted))
         self._context.chooser.done(replica)
         timer = self._running.pop(submission, None)
         if timer is not None:
             timer.cancel()
         if not self._running:
             self._on_idle()
+
+
+def _num_tokens(submission: Submission, hosted: HostedModel) -> int:
+    """What a request counts for the limits of its key; one that did not finish as many as it was seen to bring."""
+    if submission.usage is None:
+        return submission.num_increments
+    names = () if hosted.family is None else hosted.family.token_counts
+    return sum(submission.usage.counts.get(name, 0) for name in names)

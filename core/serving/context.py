@@ -14,6 +14,7 @@ from sixfold.core.serving.keys import KeyRing, Principal
 from sixfold.core.serving.metrics import ServingMetrics
 from sixfold.core.serving.replica_choice import ReplicaChooser
 from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.serving.urgent import UrgentWork
 
 SCOPE_KEY = "sixfold"
 """Where the gate leaves the `Admitted` of a request in its ASGI scope."""
@@ -31,6 +32,7 @@ class ServingContext:
         keys: Who may come in.
         drain: Who is running.
         fetcher: Gets what requests name by URL.
+        urgent: What runs above the batch class.
         request_numbers: Makes ids unique at the replicas, whatever ids clients send.
     """
 
@@ -41,6 +43,7 @@ class ServingContext:
     keys: KeyRing
     drain: Drain
     fetcher: Fetcher
+    urgent: UrgentWork
     request_numbers: Iterator[int]
 
 
@@ -77,5 +80,6 @@ def new_context(
         keys=KeyRing(settings.api_keys, clock),
         drain=Drain(),
         fetcher=Fetcher(settings.fetch_urls, timeout_s=settings.fetch_timeout_s),
+        urgent=UrgentWork(),
         request_numbers=itertools.count(1),
     )

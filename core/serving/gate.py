@@ -15,6 +15,8 @@ from sixfold.core.errors import PayloadTooLarge, RequestCancelled, RequestError
 from sixfold.core.serving.context import SCOPE_KEY, Admitted, ServingContext
 from sixfold.core.serving.error_responses import error_response, internal_error_response
 from sixfold.core.serving.handshake import check_origin, key_of_subprotocol
+from sixfold.core.serving.limits import KeyLimiter
+from sixfold.core.serving.playground import PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ class Gate:
                 check_origin(scope, self._context.settings.cors_origins)
                 authorization = authorization or key_of_subprotocol(scope)
             self._admit(scope, request_id, authorization)
+            reply.limiter = scope[SCOPE_KEY].principal.limiter
             if self._is_plain(scope["path"]):
                 await self._run_plain(scope, receive, reply.send)
             else:
@@ -101,7 +104,8 @@ class Gate:
         context = self._context
         if (context.drain.begun or context.directory.draining) and path not in self._answering_when_draining:
             raise context.drain.refusal()
-        principal = context.keys.everyone if path in self._open else context.keys.authenticate(authorization)
+        is_open = path in self._open or path.startswith(PREFIX)
+        principal = context.keys.everyone if is_open else context.keys.authenticate(authorization)
         scope[SCOPE_KEY] = Admitted(request_id=request_id, principal=principal, arrived_s=monotonic())
 
 
@@ -113,19 +117,21 @@ class _PlainRequest:
 
 
 class _Reply:
-    """Adds the request id to an answer and remembers its status; 0 until it began."""
+    """Adds the request id and what is left of the key's limits to an answer; remembers its status, 0 until it began."""
 
-    __slots__ = ("_id", "_send", "status")
+    __slots__ = ("_id", "_send", "limiter", "status")
 
     def __init__(self, send: Send, request_id: bytes) -> None:
         self._send = send
         self._id = request_id
+        self.limiter: KeyLimiter | None = None
         self.status = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] in _BEGINNINGS:
             self.status = message.get("status", 101)
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id)]
+            limits = () if self.limiter is None else self.limiter.headers
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id), *limits]
         elif message["type"] == "websocket.close" and not self.status:
             self.status = 403  # what the server makes of it before a handshake
         await self._send(message)

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 from sixfold.core.errors import RequestCancelled, RequestError
-from sixfold.core.messages import Event, Failed, Finished, Increment
+from sixfold.core.messages import Event, Failed, Finished, Increment, Usage
 from sixfold.core.runtime.replica import EventStream
 from sixfold.core.serving.metrics import ModelMetrics
 
@@ -22,7 +22,17 @@ class Submission:
         on_end: Called once with the submission, when the request is over in any way.
     """
 
-    __slots__ = ("_arrived_s", "_last_s", "_metrics", "_on_end", "_reason", "_stream", "ended")
+    __slots__ = (
+        "_arrived_s",
+        "_last_s",
+        "_metrics",
+        "_on_end",
+        "_reason",
+        "_stream",
+        "ended",
+        "num_increments",
+        "usage",
+    )
 
     def __init__(
         self, stream: EventStream, metrics: ModelMetrics, arrived_s: float, on_end: Callable[[Submission], None]
@@ -34,6 +44,8 @@ class Submission:
         self._last_s = 0.0
         self._reason: RequestError | None = None
         self.ended = False
+        self.usage: Usage | None = None  # of its Finished event
+        self.num_increments = 0
         metrics.began(monotonic())
 
     async def next_events(self) -> tuple[Event, ...]:
@@ -55,6 +67,7 @@ class Submission:
             if len(events) > 1:
                 self._note_increments(len(events) - 1, now_s)
             if not self.ended:
+                self.usage = last.usage if isinstance(last, Finished) else None
                 self._end()
                 if isinstance(last, Finished):
                     self._metrics.finished(last, now_s - self._arrived_s)
@@ -77,6 +90,7 @@ class Submission:
         self._on_end(self)
 
     def _note_increments(self, count: int, now_s: float) -> None:
+        self.num_increments += count
         metrics = self._metrics
         if self._last_s == 0.0:
             metrics.time_to_first.observe(now_s - self._arrived_s)

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from time import monotonic
@@ -41,6 +41,7 @@ from sixfold.scaling.gateway.settings import GatewaySettings
 from sixfold.scaling.gateway.splitter import PromptSplitter
 from sixfold.scaling.gateway.upstream import Upstream
 from sixfold.scaling.registry import Registry, ReplicaRecord
+from sixfold.scaling.rollout.split import Splitter
 from sixfold.scaling.route.kv_index import KvIndex
 from sixfold.scaling.route.router import Router
 
@@ -56,6 +57,9 @@ class Gateway:
         registry: Where replicas publish themselves, if anywhere.
         token_ids: Tokenizes prompts for ``routing.policy: kv``.
         clock: Monotonic seconds.
+
+    Attributes:
+        shares: Of models that are being rolled out, by each name that clients use: how requests are divided among revisions.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Gateway:
         self._keys = KeyRing(settings.server.api_keys, clock)
         self._admissions: dict[str, Admission] = {}
         self._hedges: dict[str, HedgeClock] = {}
+        self.shares: dict[str, Splitter] = {}
         self._buffered = Buffered(settings.admission.max_buffered_bytes)
         self._router = Router(build_policy(settings.routing, self.kv_index))
         self._metrics = GatewayMetrics(self._gauges)
@@ -120,6 +125,10 @@ class Gateway:
                 expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"],
             )
 
+    def num_waiting(self, models: Iterable[str]) -> int:
+        """Requests of models, by the names that clients use, that wait at the door."""
+        return sum(self._admissions[model].num_waiting for model in models if model in self._admissions)
+
     def _build_splitter(self) -> PromptSplitter | None:
         settings = self._gateway_settings
         if settings.disaggregation is None:
@@ -149,6 +158,7 @@ class Gateway:
             clock=self._clock,
             hurry=self._prober.hurry,
             splitter=self._splitter,
+            shares=self.shares,
         )
         return Parts(
             settings=settings,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
+from types import MappingProxyType
 
 from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError, WorkerDied
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
@@ -17,6 +18,7 @@ from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.settings import RetrySettings
 from sixfold.scaling.gateway.splitter import PromptSplitter
 from sixfold.scaling.gateway.upstream import Answer, Outgoing, ReplicaFailed, Upstream
+from sixfold.scaling.rollout.split import Splitter
 from sixfold.scaling.route.policy import Decision, RequestShape
 from sixfold.scaling.route.router import ReplicaFacts, Router
 
@@ -86,6 +88,7 @@ class Attempts:
         clock: Monotonic seconds.
         hurry: Called when a replica seems to be gone.
         splitter: Has prompts computed elsewhere; None to have none.
+        shares: By the names of models that are being rolled out, which revision gets a request.
     """
 
     def __init__(
@@ -101,7 +104,9 @@ class Attempts:
         clock: Callable[[], float],
         hurry: Callable[[], None],
         splitter: PromptSplitter | None = None,
+        shares: Mapping[str, Splitter] = MappingProxyType({}),
     ) -> None:
+        self._shares = shares
         self._splitter = splitter
         self._fleet = fleet
         self._geography = geography
@@ -231,6 +236,9 @@ class Attempts:
             raise self._geography.no_replica(self._fleet.names_of(work.model))
         if work.only is None:
             candidates = self._geography.prefer(work.journey, work.shape.session, candidates)
+        shared = self._shares.get(work.shape.model)
+        if shared is not None:
+            candidates = shared.narrow(candidates, session=work.shape.session, is_retry=bool(tried))
         decision = self._router.select(work.shape, candidates, self._clock())
         replica = self._fleet.get(decision.replica_id)
         assert replica is not None  # nothing was awaited since it was listed

@@ -22,6 +22,7 @@ from sixfold.scaling.gateway.relay import Relay
 from sixfold.scaling.gateway.resume import is_resumable
 from sixfold.scaling.gateway.upstream import Outgoing
 
+_OF_ONE_SERVER = ("/v1/files", "/v1/batches")
 _EVERY_REPLICA = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/sleep", "/wake_up", "/metrics"))
 
 
@@ -103,6 +104,11 @@ class ProxiedRequest:
         if path.startswith("/v1/images/files/"):
             raise NotFound(
                 "Pictures have no addresses at the gateway. Set 'response_format' to 'b64_json' when they are drawn."
+            )
+        if path.startswith(_OF_ONE_SERVER):
+            # All keys of a gateway are one key to the servers behind it: lists there would show each what others sent.
+            raise NotFound(
+                "Files and batches are kept by single servers. Send them to one of these, not to the gateway."
             )
         if sum(name == b"content-type" for name, _value in scope["headers"]) > 1:
             raise InvalidRequest(

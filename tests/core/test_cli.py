@@ -100,6 +100,7 @@ def test_the_built_in_commands_are_those_of_the_manual() -> None:
         "models",
         "quantize-report",
         "plan",
+        "hash-key",
         "plugins",
     ]
 

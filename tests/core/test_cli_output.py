@@ -97,6 +97,8 @@ def test_the_start_message_fills_in_the_address_and_a_model_of_the_modality(plug
     assert message.startswith("Sixfold serves other, mine, yours on http://127.0.0.1:9\n")
     assert 'draw http://127.0.0.1:9/mine -d \'{"cost": "$5"}\'' in message
     assert "second" in message
+    assert "browser" not in message
+    assert "browser" in start_message(plugins, served, "http://127.0.0.1:9", has_page=True)
     assert "draw" not in start_message(plugins, {"other": family("no/api")}, "http://127.0.0.1:9")
 
 

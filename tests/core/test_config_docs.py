@@ -12,7 +12,7 @@ from sixfold.core.config import Limits, ModelEntry, Objective, Settings, load_co
 from sixfold.core.environment import EnvironmentEntry
 from sixfold.core.parallel.settings import ParallelSettings
 from sixfold.core.runtime.quantization.policy import ComponentPolicy, QuantizationPolicy, SkipRule
-from sixfold.core.serving.settings import ApiKeySettings, KeyLimits, ServerSettings
+from sixfold.core.serving.settings import ApiKeySettings, BatchSettings, KeyLimits, ServerSettings
 from sixfold.core.sources.wheel_reference import WheelReference
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +28,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "models.NAME.quantization.skip[]": SkipRule,
     "models.NAME.quantization.components.NAME": ComponentPolicy,
     "server": ServerSettings,
+    "server.batches": BatchSettings,
     "server.api_keys[]": ApiKeySettings,
     "server.api_keys[].limits": KeyLimits,
 }

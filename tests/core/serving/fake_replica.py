@@ -229,7 +229,7 @@ class EchoAPI(ModalityAPI):
 
     def routes(self) -> Sequence[Route]:
         return (
-            Route(path="/v1/echo", endpoint=self.echo, body=EchoBody),
+            Route(path="/v1/echo", endpoint=self.echo, body=EchoBody, in_batches=True),
             Route(path="/v1/defect", endpoint=self.defect),
         )
 
