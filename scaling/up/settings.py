@@ -17,6 +17,7 @@ from sixfold.core.validation import did_you_mean, validate
 from sixfold.core.yaml_document import read_document
 from sixfold.scaling.etcd_registry import ETCD_SCHEME
 from sixfold.scaling.gateway.settings import (
+from sixfold.scaling.registry_settings import RegistrySettings
     AdmissionSettings,
     GatewaySettings,
     HealthSettings,
