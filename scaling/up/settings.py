@@ -17,16 +17,15 @@ from sixfold.core.validation import did_you_mean, validate
 from sixfold.core.yaml_document import read_document
 from sixfold.scaling.etcd_registry import ETCD_SCHEME
 from sixfold.scaling.gateway.settings import (
-from sixfold.scaling.registry_settings import RegistrySettings
     AdmissionSettings,
     GatewaySettings,
     HealthSettings,
     HedgeSettings,
     OutlierSettings,
-    RegistrySettings,
     RetrySettings,
     RoutingSettings,
 )
+from sixfold.scaling.registry_settings import RegistrySettings
 from sixfold.scaling.spec import PlacementSpec, RolloutSpec, ScalingSpec, ServiceSpec
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
