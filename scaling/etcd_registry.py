@@ -1,22 +1,22 @@
-"""Who serves right now, over many machines: the registry in etcd, by the HTTP/JSON face that every etcd serves.
-
-Source: etcd, API reference: gRPC gateway (v3), ranges and transactions.
-"""
+"""The registry of replicas on many machines: rows in etcd that vanish with their leases, and a watch that keeps a copy."""
 
 from __future__ import annotations
 
-import base64
-import http.client
-import json
-import urllib.request
-from collections.abc import Mapping, Sequence
+import asyncio
+import concurrent.futures
+import logging
+import threading
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from time import monotonic
+from typing import Any, TypeVar
 
 import msgspec
 
-from sixfold.core.errors import ConfigError
+from sixfold.scaling.hub.etcd_client import EtcdSettings, etcd_settings
+from sixfold.scaling.hub.etcd_store import EtcdStore, Held
+from sixfold.scaling.hub.store import ABSENT, Conflict, Lease, StoreUnavailable
 from sixfold.scaling.registry import (
     LeaseLost,
     Registry,
@@ -24,112 +24,168 @@ from sixfold.scaling.registry import (
     ReplicaRecord,
     Row,
     SqliteRegistry,
-    row_of,
+    record_of,
 )
 
+ResultT = TypeVar("ResultT")
+
+_LOG = logging.getLogger(__name__)
+
 ETCD_SCHEME = "etcd://"
-_TIMEOUT_S = 1.0
-_TRIES = 4
-"""A row has one holder, so two writes of it meet only where an old and a new start overlap, or a watcher clears it away."""
+
+_PREFIX = "replicas/"
+_RESCAN_S = 5.0
+"""A watch that says nothing for so long is begun anew by a scan, which a member without a majority does not answer."""
+_AGAIN_S = 0.5
+_CALL_S = 30.0
+
+
+@dataclass(slots=True)
+class _Mine:
+    """A row that this process holds."""
+
+    record: ReplicaRecord
+    lease: Lease
+    version: int
 
 
 class EtcdRegistry:
-    """A registry in etcd 3.4 or later.
+    """A `Registry` in etcd, for replicas and gateways on different machines.
 
-    Rows are compared and set by their versions, so that what `Registry` promises holds with any number of writers. The keys
-    are under no lease of etcd's: whether a holder lives is for the watchers to say, by their own clocks, as in a file.
+    Holders renew a lease of etcd's, which writes nothing; etcd takes the row away when they fall silent. So rows have no count
+    (`Row.renewals` is None) and no clock of a watcher ends them. Gateways read a copy that a watch keeps; it begins with the
+    first `rows`.
+
+    All calls of etcd run in one thread with an event loop of its own, since callers are threads.
 
     Args:
-        address: ``etcd://HOST:PORT[,HOST:PORT...][/PREFIX]``. A member that does not answer makes way for the next.
-
-    Raises:
-        ConfigError: The address is none.
+        settings: How etcd is reached.
+        ttl_s: A replica that has not renewed its lease for so long is gone; etcd counts whole seconds.
     """
 
-    def __init__(self, address: str) -> None:
-        parts = urlsplit(address)
-        members = [member for member in parts.netloc.split(",") if member]
-        if not address.startswith(ETCD_SCHEME) or not members or any(":" not in member for member in members):
-            raise ConfigError(
-                f"registry: {address!r} is no etcd. Write etcd://HOST:PORT, with further members after commas and, if "
-                "several fleets share it, a prefix: etcd://a:2379,b:2379/ward-7."
-            )
-        self._members = members
-        self._prefix = f"/sixfold/{parts.path.strip('/') or 'replicas'}/"
+    def __init__(self, settings: EtcdSettings, *, ttl_s: float) -> None:
+        self._store = EtcdStore(settings)
+        self._ttl_s = ttl_s
+        self._mine: dict[str, _Mine] = {}
+        self._table: dict[str, Held] = {}
+        self._fresh_s: float | None = None
+        self._first_look: concurrent.futures.Future[None] | None = None
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def publish(self, record: ReplicaRecord) -> None:
         """See `Registry.publish`."""
-        for _ in range(_TRIES):
-            found, version = self._get(record.replica_id)
-            if found is not None and found.record.incarnation > record.incarnation:
-                raise LeaseLost(f"The replica {record.replica_id!r} was published anew by another process.")
-            row = Row(record, 1 if found is None else found.renewals + 1)
-            if self._change(record.replica_id, version, put=msgspec.json.encode(row)):
-                return
-        raise RegistryUnavailable(f"etcd: the row of {record.replica_id} is written by others all the time.")
+        self._run(self._publish(record))
 
     def withdraw(self, replica_id: str, incarnation: int, *, renewals: int | None = None) -> bool:
-        """See `Registry.withdraw`."""
-        for _ in range(_TRIES):
-            found, version = self._get(replica_id)
-            if found is None or found.record.incarnation != incarnation or renewals not in (None, found.renewals):
-                return False
-            if self._change(replica_id, version, put=None):
-                return True
-        return False
+        """See `Registry.withdraw`. Rows have no count here: one that was asked for with any is not removed."""
+        return renewals is None and self._run(self._withdraw(replica_id, incarnation))
 
     def rows(self) -> Sequence[Row]:
-        """See `Registry.rows`. Linearizable: a member without a majority does not answer, and what was known stays."""
-        body = {"key": _text(self._prefix), "range_end": _text(_end_of(self._prefix))}
-        found = self._call("/v3/kv/range", body).get("kvs") or ()
-        return [row for entry in found if (row := row_of(base64.b64decode(entry.get("value", "")))) is not None]
+        """See `Registry.rows`. All of them live, as far as this side of etcd has heard."""
+        with self._lock:
+            begins = self._first_look is None
+            first = self._first_look = self._first_look or concurrent.futures.Future()
+        if begins:
+            asyncio.run_coroutine_threadsafe(self._keep_watching(first), self._running_loop())
+        concurrent.futures.wait((first,), timeout=_CALL_S)
+        fresh_s = self._fresh_s
+        if fresh_s is None or monotonic() - fresh_s > 2 * _RESCAN_S:
+            raise RegistryUnavailable("etcd does not answer.")
+        found = (record_of(held.value) for _key, held in sorted(self._table.items()))
+        return [Row(record, None) for record in found if record is not None]
 
-    def _get(self, replica_id: str) -> tuple[Row | None, int]:
-        """A row and the version that a write must find; an unreadable row has a version and may be written over."""
-        found = self._call("/v3/kv/range", {"key": _text(self._prefix + replica_id)}).get("kvs") or ()
-        if not found:
-            return None, 0
-        return row_of(base64.b64decode(found[0].get("value", ""))), int(found[0]["mod_revision"])
+    async def _publish(self, record: ReplicaRecord) -> None:
+        mine = self._mine.get(record.replica_id)
+        key = _PREFIX + record.replica_id
+        stored = await self._store.get(key)
+        if stored is not None and mine is not None and stored.version == mine.version and mine.record == record:
+            if await self._store.keep_alive(mine.lease):
+                return
+        elif stored is not None and (mine is None or stored.version != mine.version):
+            other = record_of(stored.value)
+            if other is not None and other.incarnation > record.incarnation:
+                raise LeaseLost(f"The replica {record.replica_id!r} was published anew by another process.")
+        await self._write(key, record, ABSENT if stored is None else stored.version)
 
-    def _change(self, replica_id: str, version: int, *, put: bytes | None) -> bool:
-        """Writes or removes a row that still has the version; says whether it had."""
-        key = _text(self._prefix + replica_id)
-        compare = {"target": "MOD", "result": "EQUAL", "key": key, "mod_revision": str(version)}
-        if put is None:
-            change: dict[str, Any] = {"request_delete_range": {"key": key}}
-        else:
-            change = {"request_put": {"key": key, "value": base64.b64encode(put).decode()}}
-        return bool(self._call("/v3/kv/txn", {"compare": [compare], "success": [change]}).get("succeeded"))
+    async def _write(self, key: str, record: ReplicaRecord, version: int) -> None:
+        lease = await self._store.grant(self._ttl_s)
+        written = await self._store.put(key, msgspec.json.encode(record), expected=version, lease=lease)
+        self._mine[record.replica_id] = _Mine(record, lease, written)
 
-    def _call(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
-        problem = ""
-        for member in self._members:
-            request = urllib.request.Request(
-                f"http://{member}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
-            )
+    async def _withdraw(self, replica_id: str, incarnation: int) -> bool:
+        key = _PREFIX + replica_id
+        entries, _version = await self._store.scan(key)
+        held = entries.get(key)
+        record = None if held is None else record_of(held.value)
+        if held is None or record is None or record.incarnation != incarnation:
+            return False
+        self._mine.pop(replica_id, None)
+        await self._store.revoke(Lease(lease_id=held.lease_id, ttl_s=self._ttl_s))
+        return True
+
+    async def _keep_watching(self, first: concurrent.futures.Future[None]) -> None:
+        while True:
             try:
-                with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-                    found: dict[str, Any] = json.loads(answer.read() or b"{}")
-                    return found
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                # Whether a write that was not answered has happened does not matter: a row is only ever raised or removed.
-                problem = f"{member}: {type(error).__name__}: {error}"
-        raise RegistryUnavailable(f"etcd does not answer: {problem}.")
+                self._table, version = await self._store.scan(_PREFIX)
+                self._fresh_s = monotonic()
+                if not first.done():
+                    first.set_result(None)
+                await self._follow(version)
+            except StoreUnavailable as error:
+                _LOG.warning("the registry in etcd is not heard, the known replicas stay: %s", error)
+                if not first.done():
+                    first.set_result(None)
+                await asyncio.sleep(_AGAIN_S)
+            except Exception:  # a defect here must not freeze the picture without a word: the scan begins it anew
+                _LOG.exception("watching the registry in etcd failed and is begun anew")
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _follow(self, version: int) -> None:
+        try:
+            async with (
+                asyncio.timeout(_RESCAN_S) as silence,
+                self._store.follow(_PREFIX, after=version) as changes,
+            ):
+                async for change in changes:
+                    table = dict(self._table)
+                    for key, held in change.items():
+                        if held is None:
+                            table.pop(key, None)
+                        else:
+                            table[key] = held
+                    self._table = table  # replaced whole: callers' threads read it
+                    self._fresh_s = monotonic()
+                    silence.reschedule(asyncio.get_running_loop().time() + _RESCAN_S)
+        except TimeoutError:
+            return
+
+    def _run(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        future = asyncio.run_coroutine_threadsafe(work, self._running_loop())
+        try:
+            return future.result(_CALL_S)
+        except StoreUnavailable as error:
+            raise RegistryUnavailable(str(error)) from error
+        except Conflict as error:
+            raise RegistryUnavailable(f"etcd: {error}; it is tried again at the next beat.") from error
+        except TimeoutError as error:
+            future.cancel()
+            raise RegistryUnavailable("etcd does not answer.") from error
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="etcd-registry", daemon=True).start()
+            return self._loop
 
 
-def open_registry(address: Path | str) -> Registry:
-    """The registry at an address: ``etcd://HOST:PORT`` for many machines, or a file of this one.
+def open_registry(address: Path | str, *, ttl_s: float = 2.0) -> Registry:
+    """The registry at an address: ``etcd://HOST:PORT`` (etcds for https), or the name of a file of this machine.
 
     Raises:
-        ConfigError: It is no address, or the file can't be opened.
+        ConfigError: The file can't be opened.
     """
-    return EtcdRegistry(str(address)) if str(address).startswith("etcd:") else SqliteRegistry(Path(address))
-
-
-def _text(key: str) -> str:
-    return base64.b64encode(key.encode()).decode()
-
-
-def _end_of(prefix: str) -> str:
-    """The first key after all that begin with the prefix."""
-    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    if isinstance(address, str) and address.startswith(("etcd://", "etcds://")):
+        return EtcdRegistry(EtcdSettings.model_validate(etcd_settings(address)), ttl_s=ttl_s)
+    return SqliteRegistry(Path(address))

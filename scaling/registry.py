@@ -47,6 +47,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
         url: Where requests go, without a trailing slash.
         incarnation: Rises with every start; what an earlier one held in memory is lost.
         region: Where it runs.
+        site: The plan's site that it belongs to; where empty, the region's name is taken for it.
         weight: How much it takes in relation to others.
         block_size: Tokens per block of its cache; None if it announces none.
         kv_events: Where it announces what it caches (ZMQ), if anywhere.
@@ -60,6 +61,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     incarnation: int = 0
     region: str = ""
+    site: str = ""
     weight: float = 1.0
     block_size: int | None = None
     kv_events: str | None = None
@@ -70,10 +72,10 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A record with the count that its holder raises."""
+    """A record with the count that its holder raises; None where the registry itself ends leases, so that who is listed lives."""
 
     record: ReplicaRecord
-    renewals: int
+    renewals: int | None
 
 
 class Registry(Protocol):
@@ -95,7 +97,7 @@ class Registry(Protocol):
         ...
 
     def rows(self) -> Sequence[Row]:
-        """All rows, also of holders that are gone."""
+        """All rows; also those of holders that are gone, where rows have counts."""
         ...
 
 
@@ -143,7 +145,7 @@ class SqliteRegistry:
         """See `Registry.rows`."""
         with self._transaction() as connection:
             found = connection.execute("SELECT record, renewals FROM replicas ORDER BY replica_id").fetchall()
-        return [Row(record, renewals) for raw, renewals in found if (record := _record_of(raw)) is not None]
+        return [Row(record, renewals) for raw, renewals in found if (record := record_of(raw)) is not None]
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
@@ -155,16 +157,7 @@ class SqliteRegistry:
             raise RegistryUnavailable(f"{self._path} can't be used: {error}.") from error
 
 
-def row_of(raw: bytes) -> Row | None:
-    """A whole row as JSON has it; None for one that another version or program has written."""
-    try:
-        return msgspec.json.decode(raw, type=Row)
-    except (ValueError, RecursionError) as error:
-        _LOG.warning("a row of the registry can't be read and is passed over: %s", error)
-        return None
-
-
-def _record_of(raw: bytes) -> ReplicaRecord | None:
+def record_of(raw: bytes) -> ReplicaRecord | None:
     """A row's record; None for one that another version or program has written, which must not hide the others."""
     try:
         return msgspec.json.decode(raw, type=ReplicaRecord)
@@ -182,20 +175,21 @@ class LeaseView:
 
     def __init__(self, ttl_s: float) -> None:
         self._ttl_s = ttl_s
-        self._seen: dict[str, tuple[tuple[int, int], float]] = {}
+        self._seen: dict[str, tuple[tuple[int, int | None], float]] = {}
 
     def observe(self, rows: Sequence[Row], now_s: float) -> Mapping[str, ReplicaRecord]:
         """The replicas whose leases hold, by id.
 
         A row that is seen for the first time gets one lease's time: whether its holder lives will show by then.
         """
-        seen: dict[str, tuple[tuple[int, int], float]] = {}
+        seen: dict[str, tuple[tuple[int, int | None], float]] = {}
         alive: dict[str, ReplicaRecord] = {}
         for row in rows:
             replica_id = row.record.replica_id
             mark = (row.record.incarnation, row.renewals)
             before = self._seen.get(replica_id)
-            seen[replica_id] = before if before is not None and before[0] == mark else (mark, now_s)
+            stands = row.renewals is not None and before is not None and before[0] == mark
+            seen[replica_id] = before if stands and before is not None else (mark, now_s)
             if now_s - seen[replica_id][1] <= self._ttl_s:
                 alive[replica_id] = row.record
         self._seen = seen

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from sixfold.core.batching.model import StepRange
 from sixfold.core.batching.step_share import MeasuredStep, StepShare
+from sixfold.core.decisions import DecisionLog
 
 _THROUGHPUT_EFFICIENCY = 0.95
 _FORGET = 0.998  # a memory of 500 steps: with 10% noise in the times, ``a`` is known to about 3% of a step
@@ -29,6 +30,8 @@ _PROBE = 0.7  # at the efficient size, a step of 0.7 of it loses 2%
 _MAX_MOVE = 1.5  # the fit says little about sizes far from the measured ones
 _DECIDE_EVERY = 16
 _WINDOW = 128
+_WORTH_TELLING = 0.2
+_WORTH_TELLING_JOBS = 0.5  # of a small number that follows the queue
 
 
 class ObjectiveKind(StrEnum):
@@ -93,9 +96,11 @@ class StepBudget:
     Args:
         bounds: What the model allows.
         objective: What it is moved for.
+        decisions: Told where it has got to.
     """
 
-    def __init__(self, bounds: StepRange, objective: Objective) -> None:
+    def __init__(self, bounds: StepRange, objective: Objective, decisions: DecisionLog | None = None) -> None:
+        self._decisions = decisions or DecisionLog()
         self._bounds = bounds
         self._objective = objective
         self._time = StepTime()
@@ -105,6 +110,7 @@ class StepBudget:
         self._num_new = 0
         self._num_limited = 0
         self.share = StepShare()
+        self._tell()
 
     @property
     def units(self) -> int:
@@ -144,6 +150,19 @@ class StepBudget:
             self._decide()
             self._num_new = self._num_limited = 0
 
+    def share_step(self, key: object, sizes: Sequence[int]) -> int:
+        """How many of the jobs that want a step share it; see `StepShare.choose`."""
+        count = self.share.choose(key, sizes)
+        if len(sizes) > 1:
+            self._decisions.moved(
+                "jobs_per_step",
+                count,
+                lambda: f"{len(sizes)} jobs want a step, of {sum(sizes)} units together",
+                objective="least time until all that wait are done; at least 1 and at most what the memory allows",
+                least=_WORTH_TELLING_JOBS,
+            )
+        return count
+
     def observe_latency(self, kind: ObjectiveKind, seconds: float) -> None:
         """Feeds one measured latency; only the objective's own kind counts."""
         if kind is self._objective.kind:
@@ -166,6 +185,28 @@ class StepBudget:
         moved = self._units + 0.25 * (wanted - self._units)
         moved = max(self._units / _MAX_MOVE, min(self._units * _MAX_MOVE, moved))
         self._units = max(self._bounds.min_units, min(self._bounds.max_units, moved))
+        self._tell()
+
+    def _tell(self) -> None:
+        self._decisions.moved(
+            "step_budget_units", self._units, self._reason, objective=self._declared, least=_WORTH_TELLING
+        )
+
+    @property
+    def _declared(self) -> str:
+        kind, target_s = self._objective.kind, self._objective.target_s
+        target = kind.value if kind is ObjectiveKind.THROUGHPUT else f"{kind.value} <= {target_s:g}"
+        return f"{target}; {self._bounds.min_units}..{self._bounds.max_units} units"
+
+    def _reason(self) -> str:
+        fixed_s, per_unit_s = self._time.fit
+        limited = self._num_limited * 2 > self._num_new
+        p95_s = self.p95_s()
+        measured = "" if p95_s is None else f", p95 is {p95_s:.3g} s"
+        return (
+            f"a step takes {1e3 * fixed_s:.3g} ms and {1e6 * per_unit_s:.3g} us a unit{measured}; "
+            f"{'more work waits than a step does' if limited else 'steps do all that waits'}"
+        )
 
     def _wanted_units(self) -> float:
         fixed_s, per_unit_s = self._time.fit

@@ -28,6 +28,7 @@ from sixfold.core.batching.model import (
     StepModel,
     StepRange,
 )
+from sixfold.core.decisions import DecisionLog
 from sixfold.core.errors import RequestError, StepFailed
 from sixfold.core.messages import Cost, Request
 
@@ -196,6 +197,10 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
     def warm_up(self) -> None:
         """Warms the engine."""
         self._engine.warm_up()
+
+    def tell(self, decisions: DecisionLog) -> None:
+        """The engine's own business."""
+        self._engine.tell(decisions)
 
     def stats(self) -> Mapping[str, float]:
         """The engine's own values."""

@@ -55,7 +55,7 @@ class JobScheduler(Scheduler):
             entry.cost = self._model.cost(entry.sequence)
             if entry.cost is not None and entry.cost.batch_key == key:
                 sizes.append(entry.cost.units)
-        num_sharing = self._budget.share.choose(key, sizes)
+        num_sharing = self._budget.share_step(key, sizes)
         return Selection(min(self._budget.units, sum(sizes[:num_sharing])), key)
 
     def _start(self, entry: Entry, selection: Selection) -> bool:

@@ -19,6 +19,7 @@ from sixfold.core.batching.outbox import ManagerOutbox, PreparePool
 from sixfold.core.batching.scheduler import Scheduler
 from sixfold.core.batching.step_loop import StepLoop
 from sixfold.core.batching.step_watch import StepNews, StepWatch
+from sixfold.core.decisions import Decision, DecisionLog
 from sixfold.core.errors import InvalidRequest, NotReady, RequestError, WorkerDied
 from sixfold.core.messages import Event, Request
 from sixfold.core.tokenization.pieces import PieceDone
@@ -52,6 +53,7 @@ class Snapshot:
     queued_units: int = 0
     units_per_s: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    decisions: tuple[Decision, ...] = ()
 
 
 class BatchManager:
@@ -89,7 +91,9 @@ class BatchManager:
         self._pool = pool
         self._clock = clock
         self._admission = Admission(limits.max_queue_units)
-        self._budget = StepBudget(bounds, objective)
+        self._decisions = DecisionLog()
+        model.tell(self._decisions)
+        self._budget = StepBudget(bounds, objective, self._decisions)
         self._budget.learn(model.measured_steps())
         scheduler = JobScheduler if bounds.whole_jobs else Scheduler
         self._scheduler = scheduler(
@@ -281,6 +285,7 @@ class BatchManager:
         metrics["steps_total"] = loop.counters["steps"]
         metrics["step_units_total"] = loop.counters["units"]
         metrics["step_budget_units"] = self._budget.units
+        metrics["decisions_total"] = self._decisions.num
         metrics["batch_sequences"] = loop.last_batch_sequences
         metrics["max_batch_sequences"] = loop.max_batch_sequences
         self._snapshot = Snapshot(
@@ -289,4 +294,5 @@ class BatchManager:
             queued_units=self._admission.queued_units,
             units_per_s=self._admission.units_per_s,
             metrics=metrics,
+            decisions=self._decisions.recent,
         )

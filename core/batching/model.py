@@ -18,6 +18,7 @@ import msgspec
 from pydantic import BaseModel
 
 from sixfold.core.batching.step_share import MeasuredStep
+from sixfold.core.decisions import DecisionLog
 from sixfold.core.errors import RequestError
 from sixfold.core.messages import Cost, Request, Usage
 
@@ -135,6 +136,10 @@ class ReplicaModel(ABC, Generic[InputT, OutputT]):
     def stats(self) -> Mapping[str, float]:
         """Current values of the metrics that the family declared (`Family.metrics`). [device, after a step]"""
         return {}
+
+    def tell(self, decisions: DecisionLog) -> None:
+        """Takes the log for what the model changes about itself while it runs. Called once, before the first step."""
+        return
 
     def close(self) -> None:
         """Gives everything back. Called once, after the last step. [device]"""

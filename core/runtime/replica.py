@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.batching.step_watch import StepNews
+from sixfold.core.decisions import Decision
 from sixfold.core.messages import Event, Failed, Finished, Request
 
 
@@ -96,6 +97,11 @@ class ReplicaSnapshot(Protocol):
     @property
     def metrics(self) -> Mapping[str, float]:
         """The family's own values (`ReplicaModel.stats`) and the manager's counters."""
+        ...
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What the replica changed about itself lately."""
         ...
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.batching.step_watch import StepNews
+from sixfold.core.decisions import Decision
 from sixfold.core.errors import RequestError, StepFailed, request_error_types
 from sixfold.core.messages import ReplicaTrace, Timing, Usage
 from sixfold.core.parallel.degrees import Degrees
@@ -200,13 +201,14 @@ class Outputs(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Stats(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True):
-    """The replica's figures; see `ReplicaSnapshot`."""
+    """The replica's figures; see `ReplicaSnapshot`. Each decision comes once."""
 
     num_running: int = 0
     num_waiting: int = 0
     queued_units: int = 0
     units_per_s: float = 0.0
     metrics: dict[str, float] = {}
+    decisions: tuple[Decision, ...] = ()
 
 
 class Watched(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -153,6 +153,7 @@ class Worker:
         self._writer = writer
         self._on_failed = on_failed
         self._sent: object = None
+        self._last_decision = 0
         self.failed = False
         self._leader: Leader | None = None
 
@@ -248,12 +249,15 @@ class Worker:
         if snapshot is self._sent:
             return None
         self._sent = snapshot
+        news = tuple(each for each in snapshot.decisions if each.number > self._last_decision)
+        self._last_decision = news[-1].number if news else self._last_decision
         return wire.Stats(
             num_running=snapshot.num_running,
             num_waiting=snapshot.num_waiting,
             queued_units=snapshot.queued_units,
             units_per_s=snapshot.units_per_s,
             metrics=dict(snapshot.metrics),
+            decisions=news,
         )
 
     def _news_if_any(self) -> wire.Watched | None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from sixfold.core.batching.manager import Snapshot
 from sixfold.core.batching.model import ModelInfo
+from sixfold.core.decisions import DecisionLog
 from sixfold.core.errors import ConfigError, NotReady, RequestError, SixfoldError, WorkerDied
 from sixfold.core.family import Family
 from sixfold.core.messages import Event, Failed, Finished, Increment, Request
@@ -74,6 +75,7 @@ class WorkerReplica(asyncio.Protocol):
         self.device_bytes: int | None = None  # what the loaded model was seen to hold of a GPU
         self._draining = False
         self._snapshot = Snapshot()
+        self._decisions = DecisionLog()
 
     @property
     def info(self) -> ModelInfo:
@@ -275,12 +277,14 @@ class WorkerReplica(asyncio.Protocol):
         if isinstance(message, wire.Outputs):
             self._deliver(message.events)
         elif isinstance(message, wire.Stats):
+            self._decisions.take(message.decisions)
             self._snapshot = Snapshot(
                 num_running=message.num_running,
                 num_waiting=message.num_waiting,
                 queued_units=message.queued_units,
                 units_per_s=message.units_per_s,
                 metrics=message.metrics,
+                decisions=self._decisions.recent,
             )
         elif isinstance(message, wire.Watched):
             news = BatchNews(news=message.news, num_dropped=message.num_dropped)

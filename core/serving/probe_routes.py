@@ -10,7 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sixfold.core.autoscaling.sample import sample_load
-from sixfold.core.serving.context import ServingContext
+from sixfold.core.decisions import merged
+from sixfold.core.errors import PermissionDenied
+from sixfold.core.serving.context import SCOPE_KEY, ServingContext
 from sixfold.core.serving.metrics import CONTENT_TYPE
 
 
@@ -22,7 +24,7 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProbeRoutes:
-    """``/health``, ``/ready``, ``/load`` and ``/metrics``.
+    """``/health``, ``/ready``, ``/load``, ``/decisions`` and ``/metrics``.
 
     Args:
         context: The server's parts.
@@ -54,6 +56,23 @@ class ProbeRoutes:
         """``GET /load``: each model's load, for autoscalers and gateways."""
         load = sample_load(self._context.directory, self._context.metrics, started_s=self._started_s, now_s=monotonic())
         return Response(msgspec.json.encode(load), media_type="application/json")
+
+    async def decisions(self, request: Request) -> Response:
+        """``GET /decisions``: what models changed about themselves lately, and why; see `sixfold.core.decisions`.
+
+        Raises:
+            PermissionDenied: The key may not change models.
+        """
+        if not request.scope[SCOPE_KEY].principal.changes_models:
+            raise PermissionDenied(
+                "The key may not see decisions. The operator allows it by the key's 'changes_models'."
+            )
+        found = {
+            f"{model.name}/{index}": replica.snapshot.decisions
+            for model in self._context.directory.models()
+            for index, replica in enumerate(model.replicas)
+        }
+        return Response(msgspec.json.encode(merged(found)), media_type="application/json")
 
     async def metrics(self, _request: Request) -> Response:
         """``GET /metrics``: Prometheus text."""

@@ -25,6 +25,9 @@ _KINDS = {
 MANAGER_METRICS = (
     MetricSpec(name="num_preemptions_total", kind=MetricKind.COUNTER, help="Sequences that lost their memory."),
     MetricSpec(name="num_sequences_waiting", kind=MetricKind.GAUGE, help="Prepared sequences outside the batch."),
+    MetricSpec(
+        name="decisions_total", kind=MetricKind.COUNTER, help="Changes of its own settings; see GET /decisions."
+    ),
     MetricSpec(name="steps_total", kind=MetricKind.COUNTER, help="Steps."),
     MetricSpec(name="step_units_total", kind=MetricKind.COUNTER, help="Work done by steps, in the model's unit."),
     MetricSpec(name="step_budget_units", kind=MetricKind.GAUGE, help="Work that a step may do now."),

@@ -134,6 +134,7 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
             ("/load", probes.load),
             ("/live", LiveRoutes(self.context, self._ledger).live),
             ("/metrics", probes.metrics),
+            ("/decisions", probes.decisions),
             ("/v1/models", models.list_models),
             ("/v1/models/{model_id:path}", models.get_model),
             (PREFIX + "page.json", page.facts),

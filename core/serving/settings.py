@@ -74,7 +74,8 @@ class ApiKeySettings(BaseModel):
     """Names, aliases or variants of the models that it may use; all of them unless set."""
 
     changes_models: bool = False
-    """Whether it may change models while they serve, such as load adapters into one that it may use by its own name."""
+    """Whether it may change models while they serve, such as load adapters into one that it may use by its own name, and see
+    what the server changes of itself (``GET /decisions``)."""
 
     limits: KeyLimits = KeyLimits()
     """Its own limits."""

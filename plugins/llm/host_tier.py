@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import torch
 
+from sixfold.core.decisions import DecisionLog
 from sixfold.plugins.llm.block_pool import PADDING_BLOCK
 from sixfold.plugins.llm.kv_bytes import KvBytes
 from sixfold.plugins.llm.kv_layer import KvLayer
@@ -55,6 +56,7 @@ class HostTier:
         self, layers: Sequence[KvLayer], *, num_blocks: int, cost: SwapCost, on_lost: Callable[[bytes], None]
     ) -> None:
         self.cost = cost
+        self.decisions = DecisionLog()
         self._bytes = KvBytes(layers)
         self._device = layers[0].tensor.device
         self._on_lost = on_lost
@@ -107,6 +109,10 @@ class HostTier:
         if not self.cost.observe_step(units, seconds):
             return
         _LOG.debug("%s", self.cost)
+        ways = ("recompute", "copy") if self.cost.pays else ("copy", "recompute")
+        self.decisions.changed(
+            "host_cache", *ways, str(self.cost), objective="least time until a cached prompt is there again"
+        )
         if not self.cost.pays:
             while self._slot_of:
                 content, slot = self._slot_of.popitem(last=False)

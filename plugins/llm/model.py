@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, PendingStep, StepModel, StepRange
+from sixfold.core.decisions import DecisionLog
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Cost, Request
 from sixfold.plugins.llm.decoder import Decoder
@@ -319,6 +320,12 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
             self._transfer.close()
         if self._events is not None:
             self._events.close()
+
+    def tell(self, decisions: DecisionLog) -> None:
+        """Where the number of guesses has got to, and whether cached blocks go to the host."""
+        self._speculator.decisions = decisions
+        if self._cache.tier is not None:
+            self._cache.tier.decisions = decisions
 
     def stats(self) -> Mapping[str, float]:
         """See `metrics`."""

@@ -15,11 +15,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from sixfold.core.decisions import DecisionLog
 from sixfold.plugins.llm.ngram import NgramProposer
 from sixfold.plugins.llm.options import SpeculationOptions
 from sixfold.plugins.llm.sequence import SequenceState
 
 _LOG = logging.getLogger(__name__)
+
+# Of the mean length that is told: a memory of about fifty guesses.
+_BLEND = 0.02
+_WORTH_TELLING = 0.25
 
 
 class Proposer(Protocol):
@@ -51,6 +56,9 @@ class Speculator:
         proposer: Guesses; None for no drafts at all.
         num_tokens: Most drafts of a sequence per step.
         max_sequences: Steps of more sequences have no drafts.
+
+    Attributes:
+        decisions: Told where the number of guesses has got to.
     """
 
     def __init__(self, proposer: Proposer | None, *, num_tokens: int, max_sequences: int) -> None:
@@ -58,6 +66,8 @@ class Speculator:
         self._num_tokens = num_tokens
         self._max_sequences = max_sequences
         self._num_drafts = self._num_draft_tokens = self._num_accepted_tokens = 0
+        self._mean_length = float(num_tokens)
+        self.decisions = DecisionLog()
 
     def awaits(self, num_sequences: int) -> bool:
         """Whether a step of so many sequences must be done before the next one: its guesses start from what it brings."""
@@ -126,7 +136,20 @@ class Speculator:
         limit = min(self._num_tokens, sequence.max_drafts)
         if not goes_on or limit < 1:
             return 0
-        return sequence.draft_pace.next_length(limit, num_sequences=num_sequences)
+        length = sequence.draft_pace.next_length(limit, num_sequences=num_sequences)
+        self._tell(length, sequence.draft_pace.acceptance, num_sequences)
+        return length
+
+    def _tell(self, length: int, acceptance: float, num_sequences: int) -> None:
+        """Each sequence has a length of its own; what is told is where their mean has got to."""
+        self._mean_length += _BLEND * (length - self._mean_length)
+        self.decisions.moved(
+            "draft_tokens",
+            round(self._mean_length, 1),
+            lambda: f"{acceptance:.0%} of a sequence's guesses were right lately, and {num_sequences} share a step",
+            objective=f"tokens a second; 0..{self._num_tokens} guesses",
+            least=_WORTH_TELLING,
+        )
 
 
 def make_speculator(options: SpeculationOptions, proposer: Proposer | None = None) -> Speculator:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
-from sixfold.scaling.agent.demand import LoadReport, LocalDemand
+from sixfold.core.decisions import DecisionLog
+from sixfold.scaling.agent.demand import LocalDemand
+from sixfold.scaling.agent.messages import LoadAnswer, LoadReport, ReadyReplica, SiteModel
 from sixfold.scaling.agent.reconcile import Action, Held, Slot, Target, reconcile
 from sixfold.scaling.agent.standing import StandingFile, take_plan
 from sixfold.scaling.hub.messages import ReportAnswer, SiteReport
@@ -70,6 +72,9 @@ class Agent:
         self._standing = msgspec.structs.replace(loaded, incarnation=loaded.incarnation + 1)
         # An incarnation that is not on disk could come again after a restart, and reports of the earlier one would seem newer.
         standing.save(self._standing)
+        self.decisions = DecisionLog()
+        self.num_write_failures = 0
+        self._told: dict[Slot, int] = {}
         self._sequence = 0
         self._alone_after_s = alone_after_s
         self._heard_hub_s = clock()
@@ -106,6 +111,7 @@ class Agent:
         try:
             self._file.save(taken)
         except OSError as error:
+            self.num_write_failures += 1
             _log.error("plan %d is not taken, the disk refuses it: %s", plan.epoch, error)
             return False
         self._standing = taken
@@ -115,6 +121,31 @@ class Agent:
     def hear(self, report: LoadReport) -> None:
         """Takes a gateway's report."""
         self._demand.hear(report, self._clock())
+
+    def answer(self, report: LoadReport, urls: Mapping[str, Sequence[str]]) -> LoadAnswer:
+        """Takes a gateway's report, and tells it what it needs to route by.
+
+        Args:
+            report: The gateway's.
+            urls: Addresses of the ready replicas, by model.
+        """
+        self.hear(report)
+        now_s = self._clock()
+        return LoadAnswer(
+            site_id=self.site_id,
+            region=self.region,
+            plan=self.plan if self.plan.epoch > report.epoch else None,
+            replicas=tuple(ReadyReplica(model=model, url=url) for model, own in sorted(urls.items()) for url in own),
+            models=tuple(
+                SiteModel(
+                    model=model,
+                    num_ready=len(own),
+                    concurrency=self._demand.concurrency(model),
+                    num_in_flight=self._demand.num_routed(model, now_s),
+                )
+                for model, own in sorted(urls.items())
+            ),
+        )
 
     def targets(self) -> tuple[Target, ...]:
         """What should run here now: the site's share of the load, within the plan's bounds."""
@@ -137,11 +168,36 @@ class Agent:
         if self.plan.epoch == 0:  # a new site, or one whose disk was lost: what runs there serves clients
             return ()
         capacity = {item.accelerator: item.num_units for item in self._engine.capacities()}
-        actions = reconcile(self.targets(), self._engine.held(), capacity)
+        targets = self.targets()
+        self._tell(targets)
+        actions = reconcile(targets, self._engine.held(), capacity)
         for action in actions:
             _log.info("%s on %s: %+d", action.slot.model, action.slot.accelerator, action.num_replicas)
             self._engine.act(action)
         return actions
+
+    def _tell(self, targets: Sequence[Target]) -> None:
+        """Records how many replicas the site wants, where that has changed."""
+        found = {target.slot: target.num_replicas for target in targets}
+        bounds = {Slot(item.model, item.accelerator): item for item in self.assignments}
+        for slot in sorted({*found, *self._told}):
+            before, after = self._told.get(slot, 0), found.get(slot, 0)
+            if before != after:
+                item = bounds.get(slot)
+                wish = self._demand.wanted(slot.model, self._clock())
+                self.decisions.changed(
+                    "replicas",
+                    before,
+                    after,
+                    f"requests here keep {wish} busy"
+                    + ("" if item is None else f"; plan {self.plan.epoch} wants {item.num_replicas}: {item.reason}")
+                    + ("; the hub is not heard" if self.alone else ""),
+                    objective="none here"
+                    if item is None
+                    else f"{item.floor}..{item.ceiling} of plan {self.plan.epoch}",
+                    source=f"{slot.model}@{self.site_id}",
+                )
+        self._told = found
 
     def report(self) -> SiteReport:
         """What the hub should know; each call is a later report."""

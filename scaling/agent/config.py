@@ -61,6 +61,9 @@ class AgentSettings(ListenSettings):
     state: Path
     """File that keeps the last plan over restarts."""
 
+    replica_host: str = "127.0.0.1"
+    """Host under which gateways reach its replicas, which must listen there; name this machine for gateways on others."""
+
     accelerators: dict[str, AcceleratorSettings]
     """What the site has, by class."""
 

@@ -6,34 +6,10 @@ import math
 from collections import deque
 from typing import NamedTuple
 
-import msgspec
-
+from sixfold.scaling.agent.messages import GatewayLoad, LoadReport
 from sixfold.scaling.hub.messages import SiteLoad
 
 _EXACT = 1e-9
-
-
-class GatewayLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """One model's requests of one origin at one gateway."""
-
-    model: str
-    origin: str
-    num_in_flight: float
-
-
-class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gateway has in flight; it replaces the gateway's last report to the same agent.
-
-    Attributes:
-        gateway_id: The sender.
-        demand: All requests of its clients, wherever they are served; told to the gateway's home site alone, or they would be
-            counted twice.
-        routed: Requests that it sent to the receiving site.
-    """
-
-    gateway_id: str
-    demand: tuple[GatewayLoad, ...] = ()
-    routed: tuple[GatewayLoad, ...] = ()
 
 
 class _Heard(NamedTuple):
@@ -82,8 +58,18 @@ class LocalDemand:
             peaks.popleft()
         return math.ceil(peaks[0][1] - _EXACT)
 
+    def num_routed(self, model: str, now_s: float) -> float:
+        """Requests of the model that gateways have here now."""
+        return sum(
+            load.num_in_flight for report in self._present(now_s) for load in report.routed if load.model == model
+        )
+
+    def concurrency(self, model: str) -> float:
+        """Requests that a replica has in flight at its target."""
+        return self._concurrency.get(model, 1.0)
+
     def _busy(self, load: GatewayLoad) -> float:
-        return load.num_in_flight / self._concurrency.get(load.model, 1.0)
+        return load.num_in_flight / self.concurrency(load.model)
 
     def _present(self, now_s: float) -> list[LoadReport]:
         self._gateways = {key: item for key, item in self._gateways.items() if now_s - item.at_s <= self._forget_s}

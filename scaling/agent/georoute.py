@@ -63,6 +63,8 @@ def shares(plan: Plan, model: str, origin: str, views: Mapping[str, SiteView], n
         for route in asked:
             weight[route.site_id] += spilled * (route.weight / planned if planned else 1 / len(asked))
     total = sum(weight.values())
+    if total <= 0.0:  # no hub writes such shares, and gateways don't break by what others write
+        weight, total = dict.fromkeys(weight, 1.0), float(len(weight))
     return tuple(
         Share(site_id=route.site_id, weight=weight[route.site_id] / total, latency_s=route.latency_s) for route in asked
     )
@@ -114,12 +116,18 @@ class RoutingTable:
         return True
 
     def saw(self, model: str, site_id: str, *, room: float) -> None:
-        """A site answered, and has so much room for the gateway's requests."""
-        self._views.setdefault(model, {})[site_id] = SiteView(room=room)
+        """A site has so much room for the gateway's requests. Whether it refuses shows by requests alone, and that stays."""
+        views = self._views.setdefault(model, {})
+        views[site_id] = msgspec.structs.replace(views.get(site_id, _UNSEEN), room=room)
 
     def refused(self, model: str, site_id: str, now_s: float) -> None:
         """A site refused the model, broke off, or did not answer."""
-        self._views.setdefault(model, {})[site_id] = SiteView(refuses_until_s=now_s + self._refusal_s)
+        views = self._views.setdefault(model, {})
+        views[site_id] = msgspec.structs.replace(views.get(site_id, _UNSEEN), refuses_until_s=now_s + self._refusal_s)
+
+    def refuses(self, model: str, site_id: str, now_s: float) -> bool:
+        """Whether the site is left alone."""
+        return self._views.get(model, {}).get(site_id, _UNSEEN).refuses_until_s > now_s
 
     def sites(self, model: str, origin: str, now_s: float, draw: float) -> tuple[str, ...]:
         """Sites to try for a request, one after the other; empty when none may be asked."""

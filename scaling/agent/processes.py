@@ -44,9 +44,17 @@ class ProcessEngine:
     Args:
         accelerators: What there is.
         models: How replicas are run.
+        host: Under which this machine's replicas are reached.
     """
 
-    def __init__(self, accelerators: Mapping[str, AcceleratorSettings], models: Mapping[str, ReplicaSettings]) -> None:
+    def __init__(
+        self,
+        accelerators: Mapping[str, AcceleratorSettings],
+        models: Mapping[str, ReplicaSettings],
+        *,
+        host: str = "127.0.0.1",
+    ) -> None:
+        self._host = host
         self._accelerators = accelerators
         self._models = models
         self._replicas: list[_Replica] = []
@@ -111,7 +119,7 @@ class ProcessEngine:
         """From the start of a process until it is gone; cancelled to stop it."""
         how = self._models[replica.slot.model]
         port = _free_port()
-        replica.url = f"http://127.0.0.1:{port}"
+        replica.url = f"http://{self._host}:{port}"
         command = [
             part.replace("{port}", str(port)).replace("{accelerator}", replica.slot.accelerator) for part in how.command
         ]

@@ -9,15 +9,18 @@ from collections.abc import Iterable
 
 import msgspec
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sixfold.core.decisions import merged
 from sixfold.core.errors import ConfigError, NotReady
 from sixfold.scaling.agent.agent import Agent
 from sixfold.scaling.agent.config import AgentSettings
-from sixfold.scaling.agent.demand import LoadReport, LocalDemand
+from sixfold.scaling.agent.demand import LocalDemand
+from sixfold.scaling.agent.messages import LoadReport
 from sixfold.scaling.agent.processes import ProcessEngine
-from sixfold.scaling.agent.standing import JsonStandingFile
+from sixfold.scaling.agent.standing import Standing
+from sixfold.scaling.agent.state_file import StateFile
 from sixfold.scaling.hub.http_client import CallFailed, HttpClient
 from sixfold.scaling.hub.messages import ReportAnswer
 from sixfold.scaling.hub.web import Routes, WebFace, decode, serve_web
@@ -33,7 +36,7 @@ async def run_agent(settings: AgentSettings) -> None:
     Raises:
         ConfigError: The state file holds something else than a plan, or cannot be written.
     """
-    engine = ProcessEngine(settings.accelerators, settings.models)
+    engine = ProcessEngine(settings.accelerators, settings.models, host=settings.replica_host)
     agent = _make_agent(settings, engine)
     registry = CollectorRegistry()
     registry.register(AgentMetrics(agent, engine))
@@ -60,7 +63,7 @@ def _make_agent(settings: AgentSettings, engine: ProcessEngine) -> Agent:
             settings.site_id,
             settings.region,
             engine,
-            JsonStandingFile(settings.state),
+            StateFile(settings.state, Standing()),
             demand,
             clock=time.monotonic,
             alone_after_s=settings.alone_after_s,
@@ -112,14 +115,17 @@ def agent_routes(agent: Agent, engine: ProcessEngine) -> Routes:
         return msgspec.json.encode(agent.plan)
 
     def load(body: bytes) -> bytes:
-        agent.hear(decode(body, LoadReport))
-        return b"{}"
+        return msgspec.json.encode(agent.answer(decode(body, LoadReport), engine.urls()))
 
     def replicas(_body: bytes) -> bytes:
         return msgspec.json.encode(engine.urls())
 
+    def decisions(_body: bytes) -> bytes:
+        return msgspec.json.encode(merged({f"site/{agent.site_id}": agent.decisions.recent}))
+
     return {
         ("GET", "/healthz"): health,
+        ("GET", "/decisions"): decisions,
         ("GET", "/plan"): plan,
         ("POST", "/load"): load,
         ("GET", "/replicas"): replicas,
@@ -144,6 +150,9 @@ class AgentMetrics(Collector):
         yield GaugeMetricFamily("sixfold:agent_epoch", "Epoch of the plan that holds.", value=agent.plan.epoch)
         yield GaugeMetricFamily(
             "sixfold:agent_alone", "1 while no candidate of the hub answers.", value=float(agent.alone)
+        )
+        yield CounterMetricFamily(
+            "sixfold:agent_state_write_failures", "Plans that the disk refused.", value=agent.num_write_failures
         )
         labels = ("model", "accelerator", "state")
         replicas = GaugeMetricFamily("sixfold:agent_replicas", "Replicas that hold accelerators.", labels=labels)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from sixfold.core.errors import ConfigError
 from sixfold.scaling.hub.model import Assignment, Plan
 
 
@@ -46,46 +43,6 @@ class StandingFile(Protocol):
         """What was saved last; an empty one at first."""
         ...
 
-    def save(self, standing: Standing) -> None:
+    def save(self, standing: Standing, /) -> None:
         """Keeps it, whole or not at all."""
         ...
-
-
-class JsonStandingFile:
-    """A file that a power cut leaves as it was or as it should be.
-
-    Args:
-        path: Its name; the folder is made when missing.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def load(self) -> Standing:
-        """What was saved last; an empty one where there is no file.
-
-        Raises:
-            ConfigError: The file is not one of ours. To start without a plan would stop what runs, so nobody guesses.
-        """
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=Standing)
-        except FileNotFoundError:
-            return Standing()
-        except (OSError, msgspec.MsgspecError) as error:
-            raise ConfigError(
-                f"state: {self._path} does not hold an agent's plan: {error}. Restore it, or remove it to wait for the hub's."
-            ) from error
-
-    def save(self, standing: Standing) -> None:
-        """Writes beside the file, then replaces it.
-
-        Raises:
-            OSError: The disk is full or read-only; the file is as before.
-        """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_name(f".{self._path.name}.new")
-        with beside.open("wb") as file:
-            file.write(msgspec.json.encode(standing))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self._path)

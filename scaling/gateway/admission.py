@@ -7,7 +7,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable
 
-from sixfold.core.errors import DeadlineExceeded, NotReady, QueueFull, RequestError
+from sixfold.core.errors import DeadlineExceeded, QueueFull, RequestError
 
 _RATE_WINDOW_S = 30.0
 _MAX_RETRY_AFTER_S = 60.0
@@ -64,15 +64,23 @@ class Admission:
         capacity: How many may be at replicas now; 0 when there is no replica.
         max_waiting: How many may wait.
         hold_s: How long they wait when there is no replica, those too that wait when the last one goes.
+        no_replica: What they are told then.
         clock: Monotonic seconds.
     """
 
     def __init__(
-        self, *, capacity: Callable[[], int], max_waiting: int, hold_s: float, clock: Callable[[], float]
+        self,
+        *,
+        capacity: Callable[[], int],
+        max_waiting: int,
+        hold_s: float,
+        no_replica: Callable[[], RequestError],
+        clock: Callable[[], float],
     ) -> None:
         self._capacity = capacity
         self._max_waiting = max_waiting
         self._hold_s = hold_s
+        self._no_replica = no_replica
         self._clock = clock
         self._tenants: dict[str, _Tenant] = {}
         self._heap: list[tuple[float, int, _Ticket]] = []
@@ -94,7 +102,7 @@ class Admission:
 
         Raises:
             QueueFull: Too many wait; or later, another key needs this place more.
-            NotReady: There is no replica, and none came in time.
+            RequestError: What ``no_replica`` says: there is none, and none came in time.
             DeadlineExceeded: It waited until its deadline.
         """
         capacity = self._capacity()
@@ -219,6 +227,3 @@ class Admission:
             "The servers have more requests than they can take. Try again later.",
             retry_after_s=self._rate.retry_after_s(self.num_waiting + 1, self._clock()),
         )
-
-    def _no_replica(self) -> RequestError:
-        return NotReady("No server of this model is up right now. Try again in a moment.", retry_after_s=2.0)

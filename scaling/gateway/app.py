@@ -9,19 +9,18 @@ import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
-import msgspec
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sixfold.core.errors import ModelNotFound, RequestError
+from sixfold.core.decisions import DecisionLog
+from sixfold.core.errors import RequestError
 from sixfold.core.serving.drain import Drain
 from sixfold.core.serving.error_responses import error_response, internal_error_response
-from sixfold.core.serving.keys import KeyRing, Principal
-from sixfold.core.serving.metrics import CONTENT_TYPE
+from sixfold.core.serving.keys import KeyRing
 from sixfold.core.serving.request_facts import read_headers
 from sixfold.core.serving.request_record import RequestRecord
 from sixfold.core.serving.settings import ServerSettings
@@ -31,11 +30,14 @@ from sixfold.scaling.gateway.attempts import Attempts
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
 from sixfold.scaling.gateway.fleet import Fleet
 from sixfold.scaling.gateway.forwarding import Buffered
+from sixfold.scaling.gateway.geography import Geography
 from sixfold.scaling.gateway.inbound import TokenIds
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.outlier import OutlierDetector
+from sixfold.scaling.gateway.own_routes import OwnRoutes
 from sixfold.scaling.gateway.owners import Owners
 from sixfold.scaling.gateway.parts import Parts
+from sixfold.scaling.gateway.plan_follower import PlanFollower
 from sixfold.scaling.gateway.policies import build_policy
 from sixfold.scaling.gateway.prober import Prober
 from sixfold.scaling.gateway.proxy import ProxiedRequest
@@ -93,15 +95,38 @@ class Gateway:
         self._buffered = Buffered(settings.admission.max_buffered_bytes)
         self._router = Router(build_policy(settings.routing, self.kv_index))
         self._metrics = GatewayMetrics(self._gauges)
+        self.decisions = DecisionLog()
+        plan = settings.plan
+        self.geography = Geography(
+            settings.region or "",
+            follows=plan is not None,
+            clock=clock,
+            decisions=self.decisions,
+            refusal_s=2.0 if plan is None else plan.refusal_s,
+        )
         self.prefill_router = Router(build_policy(settings.routing, self.kv_index))
         self.fleet = Fleet(
-            (self._router, self.prefill_router), OutlierDetector(settings.outliers), clock, self._on_change
+            (self._router, self.prefill_router),
+            OutlierDetector(settings.outliers, self.decisions),
+            self.geography.permits,
+            clock,
+            self._on_change,
         )
         self._follow_caches: Callable[[list[ReplicaRecord]], None] | None = None
         self._upstream = Upstream(connect_timeout_s=settings.health.connect_timeout_s)
-        self._prober = Prober(settings, self.fleet, self._upstream, registry, clock)
+        self._prober = Prober(
+            settings, self.fleet, self._upstream, registry, clock, self._metrics.registry_failures.inc
+        )
+        self._follower = (
+            None
+            if plan is None
+            else PlanFollower(plan, self.geography, partial(self._prober.publish, "plan"), self._metrics.unsaved.inc)
+        )
         self._splitter = self._build_splitter()
         self._parts = self._build_parts(token_ids)
+        self._own = OwnRoutes(
+            settings.server, self._keys, self.drain, self.fleet, self.geography, self._metrics, self.decisions
+        )
         self.app: ASGIApp = self
         if settings.server.cors_origins:
             self.app = CORSMiddleware(
@@ -127,6 +152,7 @@ class Gateway:
             prefill_router=self.prefill_router,
             upstream=self._upstream,
             metrics=self._metrics,
+            decisions=self.decisions,
             clock=self._clock,
         )
 
@@ -135,6 +161,7 @@ class Gateway:
         budget = RetryBudget(settings.retries)
         attempts = Attempts(
             fleet=self.fleet,
+            geography=self.geography,
             router=self._router,
             upstream=self._upstream,
             settings=settings.retries,
@@ -148,6 +175,7 @@ class Gateway:
         return Parts(
             settings=settings,
             fleet=self.fleet,
+            geography=self.geography,
             attempts=attempts,
             budget=budget,
             metrics=self._metrics,
@@ -174,14 +202,19 @@ class Gateway:
                 stack.push_async_callback(subscriber.close)
                 self._follow_caches = subscriber.follow
             looked = asyncio.Event()
+            if self._follower is not None:
+                await self._follower.start()
             try:
                 async with asyncio.TaskGroup() as group:
-                    watching = group.create_task(self._prober.run(looked.set))
+                    watching = [group.create_task(self._prober.run(looked.set))]
+                    if self._follower is not None:
+                        watching.append(group.create_task(self._follower.run()))
                     await looked.wait()
                     try:
                         yield
                     finally:
-                        watching.cancel()
+                        for task in watching:
+                            task.cancel()
             except ExceptionGroup as ended:
                 raise ended.exceptions[0] from None
 
@@ -208,7 +241,7 @@ class Gateway:
             await (send(message) if record is None else record.send(send, message))
 
         try:
-            response = self._own_answer(scope, headers)
+            response = self._own.answer(scope, headers)
             if response is not None:
                 await response(scope, receive, send_named)
                 return
@@ -223,27 +256,6 @@ class Gateway:
         finally:
             if record is not None:
                 record.end(scope["method"], scope["path"][:_MAX_LOGGED_PATH], status)
-
-    def _own_answer(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Response | None:
-        """The answer to what the gateway answers itself; None for what is passed on.
-
-        Raises:
-            RequestError: The key is missing or wrong, or the model is not there.
-        """
-        path: str = scope["path"]
-        if scope["method"] not in ("GET", "HEAD"):
-            return None
-        if path == "/health":
-            return _json({"status": "ok"})
-        if path == "/ready":
-            return self._ready()
-        if path == "/metrics":
-            if self.settings.protect_metrics:
-                self._keys.authenticate(headers.get(b"authorization"))
-            return Response(self._metrics.exposition(), headers={"content-type": CONTENT_TYPE})
-        if path == "/v1/models" or path.startswith("/v1/models/"):
-            return self._models(path.removeprefix("/v1/models").removeprefix("/"), headers.get(b"authorization"))
-        return None
 
     async def _proxy(
         self,
@@ -283,28 +295,6 @@ class Gateway:
         finally:
             self.drain.leave(request)
 
-    def _ready(self) -> Response:
-        num_up = sum(replica.up and not replica.draining for replica in self.fleet)
-        status = "draining" if self.drain.begun else "ready" if num_up else "no_replica"
-        replicas = {replica.record.replica_id: _state(replica.up, replica.draining) for replica in self.fleet}
-        return _json({"status": status, "replicas": replicas}, 200 if status == "ready" else 503)
-
-    def _models(self, model_id: str, authorization: bytes | None) -> Response:
-        principal: Principal = self._keys.authenticate(authorization)
-        found: dict[str, msgspec.Raw] = {}
-        for replica in self.fleet:
-            if replica.up:
-                for name, raw in replica.listing.items():
-                    if principal.may_use(name):
-                        found.setdefault(name, raw)
-        if not model_id:
-            return _json({"object": "list", "data": list(found.values())})
-        if model_id not in found:
-            raise ModelNotFound(
-                f"The model {model_id[:200]!r} does not exist. GET /v1/models lists all.", param="model"
-            )
-        return _json(found[model_id])
-
     def _admission_of(self, model: str) -> Admission:
         found = self._admissions.get(model)
         if found is None:
@@ -313,6 +303,7 @@ class Gateway:
                 capacity=lambda: len(self.fleet.available(model or None)) * limits.max_running_per_replica,
                 max_waiting=limits.max_waiting,
                 hold_s=limits.hold_s,
+                no_replica=lambda: self.geography.no_replica(self.fleet.names_of(model or None)),
                 clock=self._clock,
             )
         return found
@@ -334,14 +325,11 @@ class Gateway:
             "gateway_replica_up": {
                 (each, replica.record.region): float(replica.up and not replica.draining) for each, replica in replicas
             },
+            "decisions_total": {(): self.decisions.num},
+            "gateway_plan_epoch": {(): self.geography.plan.epoch},
+            "gateway_agent_reached": {}
+            if self._follower is None
+            else {(url,): float(reached) for url, reached in self._follower.reached.items()},
             "gateway_buffered_bytes": {(): self._buffered.num_bytes},
             "gateway_kv_blocks": {(each,): self.kv_index.num_blocks(each) for each, _replica in replicas},
         }
-
-
-def _state(up: bool, draining: bool) -> str:
-    return "draining" if draining else "up" if up else "down"
-
-
-def _json(body: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(body), status, media_type="application/json")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError, WorkerDied
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
 from sixfold.scaling.gateway.fleet import Fleet, Replica
+from sixfold.scaling.gateway.geography import Geography, Journey
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.settings import RetrySettings
 from sixfold.scaling.gateway.splitter import PromptSplitter
@@ -43,6 +44,7 @@ class Work:
         request_id: For logs.
         model: As the client named it; None for any replica's.
         shape: For routing.
+        journey: Where it comes from, and which site has it.
         outgoing: What is sent; the deadline's header is added for each try.
         replayable: Whether it may be tried again after a replica has begun.
         deadline_s: Monotonic seconds; None for none.
@@ -53,6 +55,7 @@ class Work:
     request_id: str
     model: str | None
     shape: RequestShape
+    journey: Journey
     outgoing: Outgoing
     replayable: bool
     deadline_s: float | None
@@ -86,6 +89,7 @@ class Attempts:
 
     Args:
         fleet: Who is there.
+        geography: Says which site's turn it is.
         router: Chooses and reserves.
         upstream: Connections.
         settings: How often to try.
@@ -101,6 +105,7 @@ class Attempts:
         self,
         *,
         fleet: Fleet,
+        geography: Geography,
         router: Router,
         upstream: Upstream,
         settings: RetrySettings,
@@ -114,6 +119,7 @@ class Attempts:
         self._shares = shares
         self._splitter = splitter
         self._fleet = fleet
+        self._geography = geography
         self._router = router
         self._upstream = upstream
         self._settings = settings
@@ -150,6 +156,8 @@ class Attempts:
                     try:
                         attempt = await self._try_hedged(work, tried, hedge)
                     except ReplicaFailed as failure:
+                        self._geography.lost(work.journey)
+                        self._leave_site(work, tried)
                         if len(tried) >= self._settings.max_attempts or (failure.begun and not work.replayable):
                             raise _lost(failure, work) from failure
                         if not retrying:  # what a dead replica left comes back in waves, and is not refused
@@ -165,6 +173,7 @@ class Attempts:
                             retrying = True
                         reason = str(attempt.answer.status)
                         attempt.close(failed=True)
+                        self._leave_site(work, tried)
                     self._metrics.retries.labels(work.model or "", reason).inc()
         except TimeoutError:
             raise DeadlineExceeded("The request's deadline passed before it was done.") from None
@@ -209,7 +218,8 @@ class Attempts:
         replica, decision = self._select(work, tried)
         if tried.count(replica.record.replica_id) > 0:  # nobody else is left
             await asyncio.sleep(_BACKOFF_S * 2 ** len(tried) * self._jitter.uniform(0.5, 1.0))
-        tried.append(replica.record.replica_id)
+        replica_id = replica.record.replica_id
+        tried.append(replica_id)
         span = None if work.trace is None else TrySpan(work.trace, decision, number=len(tried))
         try:
             outgoing = work.outgoing
@@ -217,7 +227,9 @@ class Attempts:
                 outgoing = await self._splitter.outgoing_of(work.request_id, work.shape, outgoing, decision)
             if span is not None:
                 outgoing = span.below(outgoing)
+            self._fleet.sent(replica_id, decision.number)
             answer = await self._upstream.send(replica.record.url, self._with_deadline(work, outgoing))
+            self._fleet.answered(replica_id, decision.number)
         except BaseException as failure:
             self._router.fail(decision)
             if span is not None:
@@ -225,14 +237,18 @@ class Attempts:
             if isinstance(failure, ReplicaFailed):
                 self._on_lost(replica, failure, work)
             raise
+        finally:
+            self._fleet.given_up(replica_id, decision.number)
         if self._fleet.judge(replica, answer):
-            self._metrics.lost.labels(replica.record.replica_id, str(answer.status)).inc()
+            self._metrics.lost.labels(replica_id, str(answer.status)).inc()
         return Attempt(answer, decision, self._router, span)
 
     def _select(self, work: Work, tried: Sequence[str]) -> tuple[Replica, Decision]:
         candidates: Sequence[ReplicaFacts] = self._others(work, tried) or self._others(work, ())
         if not candidates:
-            raise NotReady("No server of this model is up right now. Try again in a moment.", retry_after_s=2.0)
+            raise self._geography.no_replica(self._fleet.names_of(work.model))
+        if work.only is None:
+            candidates = self._geography.prefer(work.journey, work.shape.session, candidates)
         shared = self._shares.get(work.shape.model)
         if shared is not None:
             candidates = shared.narrow(candidates, session=work.shape.session, is_retry=bool(tried))
@@ -241,13 +257,19 @@ class Attempts:
         assert replica is not None  # nothing was awaited since it was listed
         model = work.model or ""
         self._metrics.routed.labels(model, decision.replica_id, decision.reason).inc()
+        if work.journey.site_id:
+            self._metrics.sent_to_sites.labels(model, work.journey.site_id).inc()
         self._metrics.prompt_units.labels(model).inc(work.shape.prompt_units)
         self._metrics.cached_units.labels(model).inc(work.shape.prompt_units * decision.cached)
         return replica, decision
 
     def _others(self, work: Work, tried: Sequence[str]) -> list[ReplicaFacts]:
-        found = self._fleet.available(work.model, tried)
-        return found if work.only is None else [each for each in found if each.replica_id == work.only]
+        return self._fleet.available(work.model, tried, only=work.only)
+
+    def _leave_site(self, work: Work, tried: Sequence[str]) -> None:
+        """A try failed: where nobody else at its site could take it, the site comes last for a while."""
+        if work.only is None and not any(each.site == work.journey.site_id for each in self._others(work, tried)):
+            self._geography.refused(work.journey)
 
     def _may_do_better(self, attempt: Attempt, work: Work, tried: Sequence[str]) -> bool:
         answer = attempt.answer

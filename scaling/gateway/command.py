@@ -12,11 +12,11 @@ from sixfold.core.errors import ConfigError
 from sixfold.core.serving.lifecycle import Listening, run
 from sixfold.core.telemetry.logs import LogFormat, configure_logging
 from sixfold.core.telemetry.opening import open_tracing
-from sixfold.scaling.etcd_registry import open_registry
 from sixfold.scaling.gateway.app import Gateway
 from sixfold.scaling.gateway.config_file import load_gateway_config
 from sixfold.scaling.gateway.prompt_tokens import load_token_ids
 from sixfold.scaling.gateway.settings import GatewaySettings
+from sixfold.scaling.registry_settings import open_registry
 
 if TYPE_CHECKING:
     from sixfold.core.telemetry.tracing import Tracing
@@ -47,7 +47,7 @@ def build_gateway(settings: GatewaySettings, *, tracing: Tracing | None = None) 
     Raises:
         ConfigError: The registry can't be opened, or a tokenizer can't be loaded.
     """
-    registry = None if settings.registry is None else open_registry(settings.registry.address)
+    registry = None if settings.registry is None else open_registry(settings.registry)
     routing = settings.routing
     if routing.tokenizers and routing.policy != "kv":
         raise ConfigError("routing.tokenizers is only used with 'policy: kv'. Set that, or remove it.")
@@ -56,5 +56,8 @@ def build_gateway(settings: GatewaySettings, *, tracing: Tracing | None = None) 
 
 
 def _greeting(listening: Listening, settings: GatewaySettings) -> str:
-    named = f"{len(settings.replicas)} servers" if settings.replicas else "the servers of the registry"
+    if settings.replicas:
+        named = f"{len(settings.replicas)} servers"
+    else:
+        named = "the servers of the registry" if settings.plan is None else "the sites of the hub's plan"
     return f"The gateway to {named} ({settings.routing.policy}) is on {listening.url}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from pydantic import JsonValue
 
@@ -12,6 +13,7 @@ from sixfold.core.errors import ConfigError
 from sixfold.core.validation import validate
 from sixfold.core.yaml_document import Location, read_document
 from sixfold.scaling.gateway.settings import GatewaySettings
+from sixfold.scaling.registry_settings import short_registry
 
 
 def load_gateway_config(
@@ -41,9 +43,12 @@ def load_gateway_config(
     telemetry = data.get("telemetry")
     if isinstance(telemetry, dict):
         data["telemetry"] = {"service_name": "sixfold-gateway", **telemetry}
-    registry = data.get("registry")
-    if isinstance(registry, dict) and isinstance(registry.get("path"), str):
-        data["registry"] = {**registry, "path": str((path.resolve().parent / str(registry["path"])).resolve())}
+    if isinstance(data.get("registry"), str):
+        data["registry"] = cast(JsonValue, short_registry(data["registry"]))
+    for section, field in (("registry", "path"), ("plan", "state")):
+        part = data.get(section)
+        if isinstance(part, dict) and isinstance(part.get(field), str):
+            data[section] = {**part, field: str((path.resolve().parent / str(part[field])).resolve())}
 
     def where(location: Location) -> str:
         return document.where(location)

@@ -71,6 +71,13 @@ class Replica:
         """Whether it has this model; None for any."""
         return model is None or model in self.names
 
+    def names_of(self, model: str | None) -> tuple[str, ...]:
+        """What the model is called: by clients, by the server, and the one that it adapts; none for None."""
+        entry = None if model is None else self.names.get(model)
+        if model is None or entry is None:
+            return () if model is None else (model,)
+        return (model, *(each for each in (entry.root, entry.parent) if each is not None and each != model))
+
 
 class Fleet:
     """All replicas. Used in one event loop.
@@ -78,6 +85,7 @@ class Fleet:
     Args:
         routers: All who route to its replicas; told which are gone or begin anew.
         outliers: Told what came of requests.
+        permits: Whether a request for a model of these names may enter a region: asked for whatever is listed here.
         clock: Monotonic seconds.
         on_change: Called when there may be room for more or fewer requests.
     """
@@ -86,11 +94,13 @@ class Fleet:
         self,
         routers: Sequence[Router],
         outliers: OutlierDetector,
+        permits: Callable[[Collection[str], str], bool],
         clock: Callable[[], float],
         on_change: Callable[[], None],
     ) -> None:
         self._routers = tuple(routers)
         self._outliers = outliers
+        self._permits = permits
         self._clock = clock
         self._on_change = on_change
         self._replicas: dict[str, Replica] = {}
@@ -175,6 +185,18 @@ class Fleet:
             self._count(replica, num_failed=0)
         return False
 
+    def sent(self, replica_id: str, number: int) -> None:
+        """A request was sent to it; `answered` or `given_up` follows."""
+        self._outliers.sent(replica_id, number, self._clock())
+
+    def answered(self, replica_id: str, number: int) -> None:
+        """The first bytes of its answer came."""
+        self._outliers.answered(replica_id, number, self._clock())
+
+    def given_up(self, replica_id: str, number: int) -> None:
+        """Nobody waits for the request's answer any more."""
+        self._outliers.given_up(replica_id, number)
+
     def failed(self, replica_id: str) -> None:
         """It failed a request by its own fault."""
         replica = self._replicas.get(replica_id)
@@ -182,21 +204,28 @@ class Fleet:
             self._outliers.failed(replica_id, self._clock())
             self._count(replica, num_failed=1)
 
-    def available(self, model: str | None, without: Collection[str] = ()) -> list[ReplicaFacts]:
-        """Who may take a request of the model: those that are up, not draining and not ejected.
+    def names_of(self, model: str | None) -> tuple[str, ...]:
+        """All that the model is called at any replica, first as the client calls it; see `Replica.names_of`."""
+        return tuple(dict.fromkeys(name for replica in self._replicas.values() for name in replica.names_of(model)))
+
+    def available(
+        self, model: str | None, without: Collection[str] = (), *, only: str | None = None
+    ) -> list[ReplicaFacts]:
+        """Who may take a request of the model: those that are up, not draining and not ejected, where it may go.
 
         Replicas that compute prompts for others are among them only where there is nobody else.
 
         Args:
             model: As the client named it; None for any.
             without: Ids that are not wanted.
+            only: Id of the one that holds what is asked about: it may where the request names no model.
         """
-        usable = self._usable(model, without)
+        usable = self._usable(model, without, only)
         return self._preferred([each for each in usable if each.record.role != "prefill"] or usable)
 
     def prefillers(self, model: str) -> list[ReplicaFacts]:
         """Who computes prompts of the model for others."""
-        return self._preferred([each for each in self._usable(model, ()) if each.record.role == "prefill"])
+        return self._preferred([each for each in self._usable(model, (), None) if each.record.role == "prefill"])
 
     def _count(self, replica: Replica, *, num_failed: int) -> None:
         if revision := replica.record.revision:
@@ -209,7 +238,7 @@ class Fleet:
         for router in self._routers:
             router.forget(replica_id)
 
-    def _usable(self, model: str | None, without: Collection[str]) -> list[Replica]:
+    def _usable(self, model: str | None, without: Collection[str], only: str | None) -> list[Replica]:
         return [
             replica
             for replica in self._replicas.values()
@@ -217,6 +246,8 @@ class Fleet:
             and not replica.draining
             and replica.serves(model)
             and replica.record.replica_id not in without
+            and (only is None or replica.record.replica_id == only)
+            and ((only is not None and model is None) or self._permits(replica.names_of(model), replica.record.region))
         ]
 
     def _preferred(self, usable: Sequence[Replica]) -> list[ReplicaFacts]:
@@ -239,6 +270,7 @@ def _facts(record: ReplicaRecord, names: Mapping[str, ServedName]) -> ReplicaFac
     return ReplicaFacts(
         replica_id=record.replica_id,
         region=record.region,
+        site=record.site or record.region,
         weight=record.weight,
         revision=record.revision,
         adapters=frozenset(name for name, entry in names.items() if entry.parent is not None),

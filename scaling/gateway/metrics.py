@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sixfold.core.serving.metrics import exposition_of
@@ -20,6 +20,9 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "num_requests_waiting": ("Requests that wait in the gateway.", ("model_name",)),
     "gateway_replica_up": ("1 for a replica that gets requests, 0 for one that does not.", ("replica", "region")),
     "gateway_buffered_bytes": ("Request bodies that are held.", ()),
+    "decisions_total": ("Changes of the gateway's own settings; see GET /decisions.", ()),
+    "gateway_plan_epoch": ("Epoch of the hub's plan that holds; 0 for none.", ()),
+    "gateway_agent_reached": ("1 for an agent that answered last time.", ("agent",)),
     "gateway_kv_blocks": ("Blocks that replicas have announced as cached.", ("replica",)),
 }
 
@@ -31,7 +34,8 @@ class _Present(Collector):
     def collect(self) -> Iterable[Metric]:
         values = self._gauges()
         for name, (text, labels) in GAUGES.items():
-            family = GaugeMetricFamily(f"sixfold:{name}", text, labels=labels)
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = kind(f"sixfold:{name}", text, labels=labels)
             for of_labels, value in values.get(name, {}).items():
                 family.add_metric(of_labels, value)
             yield family
@@ -69,6 +73,15 @@ class GatewayMetrics:
             "gateway_split_prompts", "Prompts that could be computed elsewhere.", ("model_name", "outcome")
         )
         self.lost = counter("gateway_replica_failures", "Failed tries.", ("replica", "reason"))
+        self.sent_to_sites = counter(
+            "gateway_site_requests", "Tries by the site that got them.", ("model_name", "site")
+        )
+        self.unsaved = counter(
+            "gateway_state_write_failures", "Times that the last plan could not be written to the disk.", ()
+        )
+        self.registry_failures = counter(
+            "gateway_registry_failures", "Times that the registry could not be read or written.", ()
+        )
         self.prompt_units = counter("prefix_cache_queries", "Prompt tokens or the like that were routed.", model)
         self.cached_units = counter("prefix_cache_hits", "Those believed to be cached where they went.", model)
 

@@ -9,6 +9,7 @@ from sixfold.scaling.gateway.admission import Admission
 from sixfold.scaling.gateway.attempts import Attempts
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
 from sixfold.scaling.gateway.fleet import Fleet
+from sixfold.scaling.gateway.geography import Geography
 from sixfold.scaling.gateway.inbound import TokenIds
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.owners import Owners
@@ -22,6 +23,7 @@ class Parts:
     Attributes:
         settings: All of them.
         fleet: The replicas.
+        geography: Where requests may go.
         attempts: Tries requests.
         budget: Counts requests and bounds their retries.
         metrics: Counted on the way.
@@ -35,6 +37,7 @@ class Parts:
 
     settings: GatewaySettings
     fleet: Fleet
+    geography: Geography
     attempts: Attempts
     budget: RetryBudget
     metrics: GatewayMetrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -14,6 +14,8 @@ from sixfold.scaling.gateway.upstream import ReplicaFailed, Upstream
 from sixfold.scaling.registry import LeaseView, Registry, RegistryUnavailable, ReplicaRecord, Row
 
 _LOG = logging.getLogger(__name__)
+
+_REGISTRY = "registry"
 
 
 class _Readiness(msgspec.Struct, frozen=True):
@@ -33,6 +35,7 @@ class Prober:
         upstream: Reaches the replicas.
         registry: Where replicas publish themselves, if anywhere.
         clock: Monotonic seconds.
+        on_unavailable: Called when the registry can't be read or written.
     """
 
     def __init__(
@@ -42,7 +45,9 @@ class Prober:
         upstream: Upstream,
         registry: Registry | None,
         clock: Callable[[], float],
+        on_unavailable: Callable[[], None],
     ) -> None:
+        self._on_unavailable = on_unavailable
         self._settings = settings
         self._fleet = fleet
         self._upstream = upstream
@@ -54,10 +59,11 @@ class Prober:
         self._leases = LeaseView(ttl_s)
         self._watch_s = ttl_s / 4.0
         self._hurry = asyncio.Event()
+        self._published: dict[str, Sequence[ReplicaRecord]] = {}
         self._static = tuple(
             ReplicaRecord(
                 replica_id=entry.url, url=entry.url, region=entry.region, weight=entry.weight,
-                kv_events=entry.kv_events, kv_replay=entry.kv_replay, role=entry.role,
+                kv_events=entry.kv_events, kv_replay=entry.kv_replay, role=entry.role, site=entry.site,
             )
             for entry in settings.replicas
         )  # fmt: skip
@@ -80,19 +86,28 @@ class Prober:
         """Something failed: look now."""
         self._hurry.set()
 
+    def publish(self, source: str, records: Sequence[ReplicaRecord]) -> None:
+        """Takes over who is there by one source; those of the others stay. Who is new is probed at once."""
+        self._published[source] = records
+        known = {replica.record.replica_id for replica in self._fleet}
+        self._fleet.set_records((*self._static, *(each for own in self._published.values() for each in own)))
+        if any(record.replica_id not in known for record in records):
+            self.hurry()
+
     async def read_registry(self) -> None:
         """Takes over who is published now, and clears away who was for long not."""
         if self._registry is None:
-            self._fleet.set_records(self._static)
+            self.publish(_REGISTRY, ())
             return
         try:
             rows = await asyncio.to_thread(self._registry.rows)
         except RegistryUnavailable as error:  # what was known stays in force, which is what survives it
+            self._on_unavailable()
             _LOG.warning("the registry can't be read, the known replicas stay: %s", error)
             return
         now_s = self._clock()
         alive = self._leases.observe(rows, now_s)
-        self._fleet.set_records((*self._static, *alive.values()))
+        self.publish(_REGISTRY, tuple(alive.values()))
         for row in self._leases.abandoned(rows, now_s):
             await self._clear_away(self._registry, row)
 
@@ -101,6 +116,7 @@ class Prober:
         try:
             await asyncio.to_thread(registry.withdraw, record.replica_id, record.incarnation, renewals=row.renewals)
         except RegistryUnavailable as error:
+            self._on_unavailable()
             _LOG.warning("the row of %s is left in the registry: %s", record.replica_id, error)
 
     async def probe_all(self) -> None:
@@ -120,9 +136,8 @@ class Prober:
     async def _keep_reading(self) -> None:
         while True:
             await asyncio.sleep(self._watch_s)
-            known = {replica.record.replica_id for replica in self._fleet}
             await self.read_registry()
-            if any(replica.record.replica_id not in known or not replica.up for replica in self._fleet):
+            if not all(replica.up for replica in self._fleet):
                 self.hurry()
 
     async def _probe(self, replica: Replica) -> None:

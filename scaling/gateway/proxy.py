@@ -17,6 +17,7 @@ from sixfold.core.serving.submission_record import error_name
 from sixfold.scaling.gateway.attempts import Work
 from sixfold.scaling.gateway.form_peek import peek_form
 from sixfold.scaling.gateway.forwarding import Buffered, deadline_of, forwarded_headers
+from sixfold.scaling.gateway.geography import Journey
 from sixfold.scaling.gateway.inbound import Inbound, read_inbound, shape_of
 from sixfold.scaling.gateway.owners import named_object
 from sixfold.scaling.gateway.parts import Parts
@@ -153,6 +154,7 @@ class ProxiedRequest:
                     f"The model {model[:200]!r} does not exist. GET /v1/models lists all.", param="model"
                 )
             self._label = model
+            self._check_region(model)
             if self._record is not None:
                 self._record.model = model
         elif principal.models is not None and inbound.body and named_object(inbound.path) is None:
@@ -162,7 +164,14 @@ class ProxiedRequest:
                 code="missing_required_parameter",
             )
         self._priority = principal.priority_of(self._headers.get("x-priority"))
-        work = self._work(inbound)
+        journey = parts.geography.enter(parts.fleet.names_of(model), self._headers.get("x-region"))
+        try:
+            await self._admit(inbound, self._work(inbound, journey))
+        finally:
+            parts.geography.leave(journey)
+
+    async def _admit(self, inbound: Inbound, work: Work) -> None:
+        parts, principal = self._parts, self._principal
         principal.limiter.begin()
         admission = parts.admission_of(self._label)
         try:
@@ -186,7 +195,14 @@ class ProxiedRequest:
         finally:
             principal.limiter.end()
 
-    def _work(self, inbound: Inbound) -> Work:
+    def _check_region(self, model: str) -> None:
+        try:
+            self._parts.geography.check(self._parts.fleet.names_of(model))
+        except RequestError as error:
+            self._parts.metrics.rejections.labels(model, error.code or "internal_error").inc()
+            raise
+
+    def _work(self, inbound: Inbound, journey: Journey) -> Work:
         parts = self._parts
         session_header = parts.settings.routing.session_header
         shape = shape_of(
@@ -210,6 +226,7 @@ class ProxiedRequest:
             request_id=self._request_id,
             model=inbound.model,
             shape=shape,
+            journey=journey,
             outgoing=Outgoing(method=inbound.method, target=inbound.target, headers=headers, body=inbound.body),
             replayable=inbound.replayable,
             deadline_s=deadline_of(self._headers, limit_s=limit_s, arrived_s=self._arrived_s),

@@ -60,7 +60,7 @@ class Relay:
                 if self._is_sse:
                     await self._pass_events(attempt, work, StreamRecord() if resumes else None)
                 else:
-                    await self._pass_bytes(attempt)
+                    await self._pass_bytes(attempt, work)
         except AnswerTorn as torn:
             raise WorkerDied(
                 "The server that worked on this request was lost in the middle of its answer. Try again."
@@ -68,7 +68,7 @@ class Relay:
         except TimeoutError:
             raise DeadlineExceeded("The request's deadline passed before it was done.") from None
 
-    async def _pass_bytes(self, attempt: Attempt) -> None:
+    async def _pass_bytes(self, attempt: Attempt, work: Work) -> None:
         answer = attempt.answer
         await self._send_part(answer.first, more=not answer.whole)
         if answer.whole:
@@ -77,7 +77,7 @@ class Relay:
             async for chunk in answer.rest():
                 await self._send_part(chunk, more=True)
         except AnswerTorn as torn:
-            self._lost(attempt, torn)
+            self._lost(attempt, work, torn)
             raise
         await self._send_part(b"", more=False)
 
@@ -87,7 +87,7 @@ class Relay:
         try:
             await stream.pass_on(attempt.answer)
         except AnswerTorn as torn:
-            self._lost(attempt, torn)
+            self._lost(attempt, work, torn)
             if record is None:
                 raise
             if not record.is_done:
@@ -104,7 +104,7 @@ class Relay:
                 parts.metrics.resumes.labels(work.model or "", "done").inc()
                 return
             except AnswerTorn as lost:
-                self._lost(again, lost)
+                self._lost(again, work, lost)
                 torn = lost
             except Diverged:
                 parts.metrics.resumes.labels(work.model or "", "diverged").inc()
@@ -113,11 +113,12 @@ class Relay:
                 again.close()
         raise torn
 
-    def _lost(self, attempt: Attempt, torn: AnswerTorn) -> None:
+    def _lost(self, attempt: Attempt, work: Work, torn: AnswerTorn) -> None:
         replica_id = attempt.decision.replica_id
         _LOG.warning("request %s: replica %s was lost in mid-answer: %s", self._request_id, replica_id, torn)
         self._parts.metrics.lost.labels(replica_id, "mid_answer").inc()
         self._parts.fleet.failed(replica_id)
+        self._parts.geography.lost(work.journey)
         self._parts.hurry()
 
     async def _start(self, status: int, headers: Headers) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.telemetry.settings import TelemetrySettings
+from sixfold.scaling.gateway.plan_settings import PlanSettings
+from sixfold.scaling.registry_settings import RegistrySettings, short_registry
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -26,7 +27,10 @@ class ReplicaEntry(BaseModel):
     """Its address without a path, such as ``http://10.0.0.7:8000``."""
 
     region: str = ""
-    """Where it runs; requests that name a region prefer it."""
+    """Where it runs; requests that name a region prefer it, and locked models stay in theirs."""
+
+    site: str = ""
+    """The plan's site that it belongs to; the region unless set."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How much it takes in relation to others."""
@@ -44,32 +48,6 @@ class ReplicaEntry(BaseModel):
 
 def _replica(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
-
-
-class RegistrySettings(BaseModel):
-    """Where replicas publish themselves."""
-
-    model_config = _FROZEN
-
-    path: Path | None = None
-    """A SQLite file of this machine; a relative path starts at the folder of the configuration file."""
-
-    etcd: Annotated[str | None, Field(pattern=r"^etcd://[^/\s]+(/\S*)?$")] = None
-    """For many machines, in place of ``path``: ``etcd://HOST:PORT``, further members after commas, and a prefix as its path."""
-
-    ttl_s: Seconds = 2.0
-    """A replica that has not renewed its lease for so long gets no more requests."""
-
-    @model_validator(mode="after")
-    def _is_one_place(self) -> RegistrySettings:
-        if (self.path is None) == (self.etcd is None):
-            raise ValueError("set 'path' for a file of this machine, or 'etcd' for many machines, and not both")
-        return self
-
-    @property
-    def address(self) -> str:
-        """For `sixfold.scaling.etcd_registry.open_registry`."""
-        return str(self.path) if self.etcd is None else self.etcd
 
 
 class RoutingSettings(BaseModel):
@@ -142,7 +120,7 @@ class HedgeSettings(BaseModel):
 
 
 class OutlierSettings(BaseModel):
-    """When a replica that answers badly is left alone. The names and defaults are Envoy's, but for the last."""
+    """When a replica that answers badly is left alone. The names and defaults are Envoy's, but for ``slow_*`` and the last."""
 
     model_config = _FROZEN
 
@@ -169,6 +147,15 @@ class OutlierSettings(BaseModel):
 
     success_rate_stdev_factor: Annotated[float, Field(gt=0)] = 1.9
     """A replica is ejected whose rate is so many standard deviations below the mean."""
+
+    slow_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = 5.0
+    """A replica is ejected whose median time to the first byte is so many times that of the others; null: never."""
+
+    slow_least_s: Seconds = 1.0
+    """And at least so much longer."""
+
+    slow_request_volume: Annotated[int, Field(ge=1)] = 20
+    """Requests of one interval, of it and of another one, without which nothing is compared."""
 
     panic_percent: Annotated[int, Field(ge=0, le=100)] = 50
     """With fewer replicas left than this share, ejections are ignored."""
@@ -227,8 +214,11 @@ class GatewaySettings(BaseModel):
     replicas: tuple[Annotated[ReplicaEntry, BeforeValidator(_replica)], ...] = ()
     """Replicas that are known from the start: addresses, or the mappings below."""
 
-    registry: RegistrySettings | None = None
+    registry: Annotated[RegistrySettings, BeforeValidator(short_registry)] | None = None
     """Where further replicas publish themselves."""
+
+    plan: PlanSettings | None = None
+    """Where set, the hub's plan is followed: shares of sites, region locks, and the servers that the sites' agents run."""
 
     server: ServerSettings = ServerSettings(port=8080)
     """The HTTP side, as of ``sixfold serve``. With ``api_keys`` the gateway checks keys and sends ``replica_key`` on."""
@@ -281,8 +271,18 @@ class GatewaySettings(BaseModel):
 
     @model_validator(mode="after")
     def _has_replicas(self) -> GatewaySettings:
-        if not self.replicas and self.registry is None:
-            raise ValueError("there are neither 'replicas' nor a 'registry'. Name at least one replica's address")
+        if not self.replicas and self.registry is None and self.plan is None:
+            raise ValueError(
+                "there are neither 'replicas' nor a 'registry' nor a 'plan'. Name at least one replica's address"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _knows_where_it_is(self) -> GatewaySettings:
+        if self.plan is not None and not self.region:
+            raise ValueError(
+                "with a 'plan' the gateway must know where it is: set 'region' to the region of its site. Region locks need it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,12 +8,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from sixfold.core.config import Seconds
 from sixfold.core.errors import ConfigError
 from sixfold.core.validation import validate
 from sixfold.core.yaml_document import read_document
+from sixfold.scaling.hub.etcd_client import EtcdSettings, etcd_settings
 from sixfold.scaling.hub.fleet import FleetSettings, KnownSite
 from sixfold.scaling.hub.model import Constraints, Latency, Weights
 
@@ -55,12 +56,12 @@ class StoreSettings(BaseModel):
     sqlite: Path | None = None
     """A file, for candidates on one machine."""
 
-    etcd: tuple[str, ...] = ()
-    """Addresses of etcd members, for candidates at three sites."""
+    etcd: Annotated[EtcdSettings, BeforeValidator(etcd_settings)] | None = None
+    """Addresses of etcd members, for candidates at three sites; or a mapping with `endpoints` and how they are reached."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.sqlite is None) == (not self.etcd):
+        if (self.sqlite is None) == (self.etcd is None):
             raise ValueError("give either sqlite: PATH or etcd: [URL, ...].")
         return self
 

@@ -7,41 +7,39 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import math
-import ssl
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
 
-from sixfold.scaling.hub.http_client import CallFailed, HttpClient
+import msgspec
+
+from sixfold.scaling.hub.etcd_client import EtcdClient, EtcdSettings
 from sixfold.scaling.hub.store import ABSENT, Conflict, Fence, Fenced, Lease, Stored, StoreUnavailable
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A value, the version that wrote it, and the lease that holds it; 0 for none."""
+
+    value: bytes
+    version: int
+    lease_id: int
 
 
 class EtcdStore:
     """A `Store` in etcd 3.4 or later.
 
     Args:
-        endpoints: Base addresses of members; when one does not answer the next is tried.
-        prefix: In front of every key, so that several fleets may share an etcd.
-        timeout_s: For one call to one member.
-        tls: Certificates for https.
+        settings: How it is reached.
     """
 
-    def __init__(
-        self,
-        endpoints: Sequence[str],
-        *,
-        prefix: str = "/sixfold/",
-        timeout_s: float = 2.0,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        self._members = [HttpClient(url, timeout_s=timeout_s, tls=tls) for url in endpoints]
-        self._prefix = prefix
-        self._current = 0
+    def __init__(self, settings: EtcdSettings) -> None:
+        self._client = EtcdClient(settings)
+        self._prefix = settings.prefix
 
     async def get(self, key: str) -> Stored | None:
         """See `Store`. Linearizable: a member without a majority does not answer."""
-        answer = await self._call("/v3/kv/range", {"key": self._key(key)}, repeatable=True)
+        answer = await self._client.call("/v3/kv/range", {"key": self._key(key)}, repeatable=True)
         return _first(answer)
 
     async def put(
@@ -56,7 +54,7 @@ class EtcdStore:
         put = {"key": self._key(key), "value": _encode(value), "lease": str(0 if lease is None else lease.lease_id)}
         body = {"compare": compares, "success": [{"request_put": put}], "failure": looks}
         try:
-            answer = await self._call("/v3/kv/txn", body, repeatable=False)
+            answer = await self._client.call("/v3/kv/txn", body, repeatable=False)
         except StoreUnavailable as error:
             if "lease not found" in str(error):
                 raise Conflict("the lease has ended") from None
@@ -71,18 +69,18 @@ class EtcdStore:
 
     async def grant(self, ttl_s: float) -> Lease:
         """See `Store`. etcd counts whole seconds, and not fewer than an election may take."""
-        answer = await self._call("/v3/lease/grant", {"TTL": str(math.ceil(ttl_s))}, repeatable=True)
+        answer = await self._client.call("/v3/lease/grant", {"TTL": str(math.ceil(ttl_s))}, repeatable=True)
         return Lease(lease_id=int(answer["ID"]), ttl_s=float(answer["TTL"]))
 
     async def keep_alive(self, lease: Lease) -> bool:
         """See `Store`."""
-        answer = await self._call("/v3/lease/keepalive", {"ID": str(lease.lease_id)}, repeatable=True)
+        answer = await self._client.call("/v3/lease/keepalive", {"ID": str(lease.lease_id)}, repeatable=True)
         return int(answer.get("result", {}).get("TTL", 0)) > 0
 
     async def revoke(self, lease: Lease) -> None:
         """See `Store`."""
         try:
-            await self._call("/v3/lease/revoke", {"ID": str(lease.lease_id)}, repeatable=True)
+            await self._client.call("/v3/lease/revoke", {"ID": str(lease.lease_id)}, repeatable=True)
         except StoreUnavailable as error:
             if "lease not found" not in str(error):
                 raise
@@ -92,54 +90,59 @@ class EtcdStore:
         stored = await self.get(key)  # events may have been compacted away; the newest value never is
         if stored is not None and stored.version > after:
             return stored
-        body = {"create_request": {"key": self._key(key), "start_revision": str(after + 1), "filters": ["NODELETE"]}}
-        member = self._members[self._current]
+        create = {"key": self._key(key), "start_revision": str(after + 1), "filters": ["NODELETE"]}
         try:
-            async with (
-                asyncio.timeout(timeout_s),
-                member.stream("POST", "/v3/watch", json.dumps(body).encode()) as chunks,
-            ):
-                line = b""
-                async for chunk in chunks:
-                    *lines, line = (line + chunk).split(b"\n")
-                    for text in filter(None, lines):
-                        events = json.loads(text).get("result", {}).get("events", ())
-                        if events:
-                            return _stored(events[-1]["kv"])
+            async with asyncio.timeout(timeout_s), self._client.watch(create) as results:
+                async for result in results:
+                    if events := result.get("events", ()):
+                        return _stored(events[-1]["kv"])
         except TimeoutError:
-            return None
-        except CallFailed as error:
-            self._next_member()
-            raise StoreUnavailable(str(error)) from error
+            pass
         return None
+
+    async def scan(self, prefix: str) -> tuple[dict[str, Held], int]:
+        """All entries whose keys begin so, by key, and the version of the store that they are of."""
+        answer = await self._client.call("/v3/kv/range", self._range(prefix), repeatable=True)
+        found = [self._held(entry) for entry in answer.get("kvs", ())]
+        return dict(found), int(answer["header"]["revision"])
+
+    @asynccontextmanager
+    async def follow(self, prefix: str, *, after: int) -> AsyncGenerator[AsyncIterator[Mapping[str, Held | None]]]:
+        """Changes of such keys after a version, as they come; None for one that vanished.
+
+        It ends without an error where the changes since are no longer known: then scan again.
+
+        Raises:
+            StoreUnavailable: The connection was lost.
+        """
+        async with self._client.watch({**self._range(prefix), "start_revision": str(after + 1)}) as results:
+            yield self._changes(results)
+
+    async def _changes(self, results: AsyncIterator[dict[str, Any]]) -> AsyncIterator[Mapping[str, Held | None]]:
+        async for result in results:
+            if result.get("canceled"):  # compacted away, or the token has ended
+                return
+            changes: dict[str, Held | None] = {}
+            for event in result.get("events", ()):
+                key, held = self._held(event["kv"])
+                changes[key] = None if event.get("type") == "DELETE" else held
+            if changes:
+                yield changes
 
     async def close(self) -> None:
         """See `Store`; no connection outlives its call."""
 
-    async def _call(self, path: str, body: Mapping[str, object], *, repeatable: bool) -> dict[str, Any]:
-        """Asks the current member, then the others. What may have happened already is not asked for again."""
-        problem = "no member"
-        for _ in self._members:
-            try:
-                answer = await self._members[self._current].call("POST", path, json.dumps(body).encode())
-                return cast(dict[str, Any], json.loads(answer.partition(b"\n")[0] or b"{}"))
-            except CallFailed as error:
-                problem = str(error)
-                if "lease not found" in problem:
-                    break
-                self._next_member()
-                if error.sent and not repeatable:
-                    break
-            except ValueError as error:
-                problem = f"not JSON: {error}"
-                break
-        raise StoreUnavailable(f"etcd: {problem}")
-
-    def _next_member(self) -> None:
-        self._current = (self._current + 1) % len(self._members)
-
     def _key(self, key: str) -> str:
         return _encode((self._prefix + key).encode())
+
+    def _range(self, prefix: str) -> dict[str, str]:
+        begin = (self._prefix + prefix).encode()
+        return {"key": _encode(begin), "range_end": _encode(begin[:-1] + bytes([begin[-1] + 1]))}
+
+    def _held(self, entry: Mapping[str, Any]) -> tuple[str, Held]:
+        key = base64.b64decode(entry["key"]).decode(errors="replace").removeprefix(self._prefix)
+        stored = _stored(entry)
+        return key, Held(value=stored.value, version=stored.version, lease_id=int(entry.get("lease", 0)))
 
     def _has_version(self, key: str, version: int) -> dict[str, str]:
         return {"target": "MOD", "result": "EQUAL", "key": self._key(key), "mod_revision": str(version)}

@@ -56,15 +56,24 @@ class HttpClient:
         if token is not None:
             self._headers.append(("Authorization", f"Bearer {token}"))
 
-    async def call(self, method: str, path: str, body: bytes = b"") -> bytes:
+    async def call(self, method: str, path: str, body: bytes = b"", *, authorization: str | None = None) -> bytes:
         """The body of an answer with status 200.
+
+        Args:
+            method: Upper case.
+            path: Below the base address.
+            body: Of the request, as JSON.
+            authorization: Sent as it is in place of the client's token.
 
         Raises:
             CallFailed: No connection, no answer in time, or another status.
         """
         answer = bytearray()
         try:
-            async with asyncio.timeout(self._timeout_s), self.stream(method, path, body) as chunks:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self.stream(method, path, body, authorization=authorization) as chunks,
+            ):
                 async for chunk in chunks:
                     answer += chunk
                     if len(answer) > _MAX_ANSWER_BYTES:
@@ -74,8 +83,10 @@ class HttpClient:
         return bytes(answer)
 
     @asynccontextmanager
-    async def stream(self, method: str, path: str, body: bytes = b"") -> AsyncGenerator[AsyncIterator[bytes]]:
-        """The body of an answer with status 200, as it comes; without a deadline.
+    async def stream(
+        self, method: str, path: str, body: bytes = b"", *, authorization: str | None = None
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """The body of an answer with status 200, as it comes; without a deadline. Arguments as of `call`.
 
         Raises:
             CallFailed: As `call`.
@@ -85,7 +96,13 @@ class HttpClient:
         except OSError as error:
             raise CallFailed(f"{self.url} cannot be reached: {error}", sent=False) from error
         try:
-            async with aclosing(self._exchange(reader, writer, method, path, body)) as chunks:
+            headers = self._headers if authorization is None else [*self._headers, ("Authorization", authorization)]
+            request = h11.Request(
+                method=method,
+                target=self._path + path,
+                headers=[*headers, ("Content-Type", "application/json"), ("Content-Length", str(len(body)))],
+            )
+            async with aclosing(self._exchange(reader, writer, request, body)) as chunks:
                 yield chunks
         except (OSError, h11.ProtocolError) as error:
             raise CallFailed(f"{self.url}: {error}") from error
@@ -93,12 +110,10 @@ class HttpClient:
             writer.close()
 
     async def _exchange(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, path: str, body: bytes
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: h11.Request, body: bytes
     ) -> AsyncGenerator[bytes]:
         connection = h11.Connection(h11.CLIENT)
-        headers = [*self._headers, ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        head = h11.Request(method=method, target=self._path + path, headers=headers)
-        for part in (head, h11.Data(body), h11.EndOfMessage()):
+        for part in (request, h11.Data(body), h11.EndOfMessage()):
             writer.write(connection.send(part) or b"")
         await writer.drain()
         status, failure = 200, bytearray()

@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from sixfold.core.decisions import DecisionLog
 from sixfold.scaling.hub.fleet import FleetSettings, FleetView
 from sixfold.scaling.hub.leader import Leadership
 from sixfold.scaling.hub.messages import ReportAnswer, SiteReport
-from sixfold.scaling.hub.model import Plan, Snapshot
+from sixfold.scaling.hub.model import Assignment, Plan, Snapshot
 from sixfold.scaling.hub.store import ABSENT, Conflict, Fence, Fenced, Store, StoreError, StoreUnavailable
 
 PLAN_KEY = "plan"
@@ -58,6 +59,7 @@ class Hub:
         self._plan_every_s = plan_every_s
         self._planned_s: float | None = None
         self.num_plans = 0
+        self.decisions = DecisionLog()
 
     @property
     def leads(self) -> bool:
@@ -131,9 +133,31 @@ class Hub:
         written = await self._store.put(PLAN_KEY, msgspec.json.encode(plan), expected=version, fence=fence)
         self.plan, self._version = plan, written
         self.num_plans += 1
+        self._tell(previous or Plan(), plan)
         _log.info(
             "plan %d: %d assignments, %s, %.2f an hour", epoch, len(plan.assignments), plan.solver, plan.objective
         )
+
+    def _tell(self, before: Plan, plan: Plan) -> None:
+        """Records which placements have changed."""
+
+        def placed(of: Plan) -> dict[tuple[str, str, str], Assignment]:
+            return {(item.model, item.site_id, item.accelerator): item for item in of.assignments}
+
+        old, new = placed(before), placed(plan)
+        for key in sorted({*old, *new}):
+            was, will = (0 if key not in of else of[key].num_replicas for of in (old, new))
+            if was != will:
+                model, site_id, accelerator = key
+                notes = [note.text for note in plan.notes if note.model == model]
+                self.decisions.changed(
+                    "placement",
+                    was,
+                    will,
+                    "; ".join((new[key].reason if key in new else f"not in plan {plan.epoch}", *notes)),
+                    objective=f"{plan.objective:.2f} an hour with all penalties, by {plan.solver}; locks and capacity hold",
+                    source=f"{model}@{site_id} on {accelerator}",
+                )
 
     async def _while_leading(self, planning: Awaitable[Plan]) -> Plan:
         """Keeps the lead while the solver works, which may take longer than the lead's life."""

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sixfold.core.decisions import merged
 from sixfold.core.errors import NotReady, UsageError
 from sixfold.scaling.hub.config import HubSettings, StoreSettings
 from sixfold.scaling.hub.etcd_store import EtcdStore
@@ -65,6 +66,7 @@ def open_store(settings: StoreSettings) -> Store:
     """The store that the operator chose."""
     if settings.sqlite is not None:
         return SqliteStore(settings.sqlite)
+    assert settings.etcd is not None  # the settings have one of both
     return EtcdStore(settings.etcd)
 
 
@@ -84,7 +86,15 @@ def hub_routes(hub: Hub) -> Routes:
     def report(body: bytes) -> bytes:
         return msgspec.json.encode(hub.hear(decode(body, SiteReport)))
 
-    return {("GET", "/healthz"): health, ("GET", "/plan"): plan, ("POST", "/report"): report}
+    def decisions(_body: bytes) -> bytes:
+        return msgspec.json.encode(merged({f"hub/{hub.hub_id}": hub.decisions.recent}))
+
+    return {
+        ("GET", "/healthz"): health,
+        ("GET", "/plan"): plan,
+        ("GET", "/decisions"): decisions,
+        ("POST", "/report"): report,
+    }
 
 
 class HubMetrics(Collector):

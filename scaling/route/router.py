@@ -14,6 +14,7 @@ class ReplicaFacts:
 
     replica_id: str
     region: str = ""
+    site: str = ""
     weight: float = 1.0
     adapters: frozenset[str] = frozenset()
     revision: str = ""

@@ -22,6 +22,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="YAML file with 'trace:', 'replica:', 'scaling:' and 'slo:'")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the result into this SVG, PNG or PDF file")
     parser.add_argument("--json", action="store_true", help="print JSON, times in seconds")
+    parser.add_argument(
+        "--availability",
+        action="store_true",
+        help="compute a failure model ('availability:' in the file) instead; exit status 1 where it misses its objective",
+    )
     parser.add_argument("--decisions", action="store_true", help="list each decision of the autoscaler with its reason")
 
 
@@ -31,6 +36,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: The configuration, the trace or the plot's file is wrong.
     """
+    if args.availability:
+        from sixfold.scaling.sim.availability_report import report
+
+        lines, kept = report(args.config)
+        print("\n".join(lines))
+        return 0 if kept else 1
     from sixfold.scaling.sim.experiment import Frontier, compare, make_trace, simulate  # numpy is not for every command
     from sixfold.scaling.sim.settings import load_simulation
 

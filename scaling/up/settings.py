@@ -22,10 +22,10 @@ from sixfold.scaling.gateway.settings import (
     HealthSettings,
     HedgeSettings,
     OutlierSettings,
-    RegistrySettings,
     RetrySettings,
     RoutingSettings,
 )
+from sixfold.scaling.registry_settings import RegistrySettings
 from sixfold.scaling.spec import PlacementSpec, RolloutSpec, ScalingSpec, ServiceSpec
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -1,114 +1,163 @@
-"""The registry over many machines, on a real etcd: what `Registry` promises, with several writers and a member lost."""
+"""A registry that machines share: who holds a lease is seen by all, whoever of etcd's members is lost."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import shutil
-import socket
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from sixfold.core.errors import ConfigError
-from sixfold.scaling.etcd_registry import EtcdRegistry, open_registry
-from sixfold.scaling.registry import LeaseLost, RegistryUnavailable, ReplicaRecord, SqliteRegistry
+from sixfold.scaling.etcd_registry import EtcdRegistry
+from sixfold.scaling.hub.etcd_client import EtcdSettings, endpoints_of, etcd_settings
+from sixfold.scaling.hub.http_client import HttpClient
+from sixfold.scaling.registry import LeaseLost, LeaseView, RegistryUnavailable, ReplicaRecord, Row, lease
+from sixfold.scaling.registry_settings import RegistrySettings, open_registry, short_registry
 from tests.scaling.hub.etcd_cluster import EtcdCluster
 
-_WAIT_S = 60.0
-needs_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd (Debian: etcd-server)")
+NEEDS_ETCD = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd (Debian: etcd-server)"),
+]
+TTL_S = 2.0
 
 
-def record(incarnation: int = 0, *, replica_id: str = "a") -> ReplicaRecord:
-    return ReplicaRecord(replica_id=replica_id, url=f"http://{replica_id}:1", incarnation=incarnation, revision="r1")
+def record(name: str = "a", *, incarnation: int = 1, url: str = "http://a") -> ReplicaRecord:
+    return ReplicaRecord(replica_id=name, url=url, incarnation=incarnation)
 
 
-def address(cluster: EtcdCluster, prefix: str) -> str:
-    return f"etcd://{','.join(each.removeprefix('http://') for each in cluster.endpoints)}/{prefix}"
+def settled(holds: Callable[[], bool], what: str) -> None:
+    """A real etcd has no clock to advance: this looks again until a deadline."""
+    until_s = time.monotonic() + 60
+    while time.monotonic() < until_s:
+        try:
+            if holds():
+                return
+        except RegistryUnavailable:
+            pass
+        time.sleep(0.05)
+    pytest.fail(f"never: {what}")
+
+
+def names(registry: EtcdRegistry) -> list[str]:
+    return [row.record.replica_id for row in registry.rows()]
 
 
 @pytest.fixture(scope="module")
-def etcd() -> Iterator[EtcdCluster]:
-    cluster = EtcdCluster(3)
-    probe = EtcdRegistry(address(cluster, "probe"))
-    end_s = time.monotonic() + _WAIT_S
-    while True:
-        try:
-            probe.rows()
-            break
-        except RegistryUnavailable:
-            assert time.monotonic() < end_s, "etcd did not start"
-    yield cluster
-    cluster.close()
+def cluster() -> Iterator[EtcdCluster]:
+    made = EtcdCluster(3)
+    yield made
+    made.close()
 
 
-@needs_etcd
-def test_a_row_is_raised_by_its_holder_and_removed_by_the_same_incarnation_alone(etcd: EtcdCluster) -> None:
-    registry = EtcdRegistry(address(etcd, "one"))
-    for _ in range(3):
+def registry_of(cluster: EtcdCluster, prefix: str) -> EtcdRegistry:
+    made = EtcdRegistry(endpoints_of(cluster.endpoints, prefix=f"/{prefix}/", timeout_s=5), ttl_s=TTL_S)
+    settled(lambda: len(made.rows()) >= 0, "etcd answers")
+    return made
+
+
+def test_who_is_listed_without_a_count_lives_as_long_as_it_is_listed() -> None:
+    view = LeaseView(ttl_s=2.0)
+    rows = [Row(record(), None)]
+    for now_s in (0.0, 50.0, 100.0):
+        assert list(view.observe(rows, now_s)) == ["a"]
+        assert view.abandoned(rows, now_s) == []
+    assert not view.observe([], 100.1)
+
+
+def test_an_etcd_out_of_reach_is_unavailable_and_takes_nothing_away() -> None:
+    registry = EtcdRegistry(endpoints_of(["http://127.0.0.1:1"]), ttl_s=TTL_S)
+    with pytest.raises(RegistryUnavailable, match="does not answer"):
+        registry.rows()
+    with pytest.raises(RegistryUnavailable, match="cannot be reached"):
         registry.publish(record())
-    assert [(row.record, row.renewals) for row in registry.rows()] == [(record(), 3)]
-    assert not registry.withdraw("a", 1)
-    assert not registry.withdraw("a", 0, renewals=2)
-    assert registry.withdraw("a", 0, renewals=3)
-    assert not registry.withdraw("a", 0)
-    assert registry.rows() == []
 
 
-@needs_etcd
-def test_a_replica_that_was_replaced_cannot_come_back_over_its_successor(etcd: EtcdCluster) -> None:
-    registry = EtcdRegistry(address(etcd, "two"))
-    registry.publish(record(1))
-    registry.publish(record(2))
-    with pytest.raises(LeaseLost):
-        registry.publish(record(1))
-    assert [row.record.incarnation for row in registry.rows()] == [2]
+def test_the_address_of_an_etcd_may_be_written_short() -> None:
+    settings = RegistrySettings.model_validate(short_registry("etcds://a:1,b:2/fleet/x"))
+    assert settings.etcd == EtcdSettings(endpoints=("https://a:1", "https://b:2"), prefix="/fleet/x/")
+    assert EtcdSettings.model_validate(etcd_settings("etcd://a:1")).prefix == "/sixfold/"
+    assert RegistrySettings.model_validate(short_registry("replicas.db")).path == Path("replicas.db")
 
 
-@needs_etcd
-def test_fleets_with_prefixes_of_their_own_do_not_see_each_other(etcd: EtcdCluster) -> None:
-    one, other = EtcdRegistry(address(etcd, "ward")), EtcdRegistry(address(etcd, "ward-7"))
-    one.publish(record())
-    assert (len(one.rows()), len(other.rows())) == (1, 0)
+def test_a_missing_certificate_is_the_operators_mistake(tmp_path: Path) -> None:
+    settings = {"endpoints": ["https://a:1"], "tls_ca": tmp_path / "no.pem"}
+    with pytest.raises(ConfigError, match="Name PEM files"):
+        open_registry(RegistrySettings.model_validate({"etcd": settings}))
 
 
-@needs_etcd
-def test_many_replicas_that_publish_at_once_all_have_their_rows(etcd: EtcdCluster) -> None:
-    registry = EtcdRegistry(address(etcd, "many"))
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(registry.publish, [record(replica_id=str(number)) for number in range(40)]))
-    assert {row.record.replica_id for row in registry.rows()} == {str(number) for number in range(40)}
+class TestWithThreeMembers:
+    pytestmark = NEEDS_ETCD
 
+    def test_what_one_machine_publishes_another_sees_until_its_holder_falls_silent(self, cluster: EtcdCluster) -> None:
+        holder, watcher = registry_of(cluster, "silent"), registry_of(cluster, "silent")
+        holder.publish(record())
+        settled(lambda: names(watcher) == ["a"], "the watch brings it")
+        began_s = time.monotonic()
+        while time.monotonic() < began_s + 2 * TTL_S:  # renewed, it outlives its lease
+            holder.publish(record())
+            assert names(watcher) == ["a"]
+            time.sleep(TTL_S / 4)
+        settled(lambda: names(watcher) == [], "a silent holder's row vanishes")
 
-@needs_etcd
-def test_with_a_member_lost_the_next_one_answers(etcd: EtcdCluster) -> None:
-    registry = EtcdRegistry(address(etcd, "lost"))
-    registry.publish(record())
-    etcd.kill(0)
-    end_s = time.monotonic() + _WAIT_S
-    while True:  # where the leader is lost another is elected first
+    def test_a_replaced_process_neither_renews_nor_withdraws_its_successor(self, cluster: EtcdCluster) -> None:
+        old, new = registry_of(cluster, "replaced"), registry_of(cluster, "replaced")
+        old.publish(record(incarnation=1))
+        new.publish(record(incarnation=2, url="http://new"))
+        with pytest.raises(LeaseLost):
+            old.publish(record(incarnation=1))
+        assert not old.withdraw("a", 1)
+        settled(lambda: [row.record.url for row in old.rows()] == ["http://new"], "the successor stays")
+        assert new.withdraw("a", 2)
+        settled(lambda: names(old) == [], "what is given back vanishes at once")
+
+    async def test_a_lease_holds_while_a_member_is_killed_and_compaction_loses_no_change(
+        self, cluster: EtcdCluster
+    ) -> None:
+        holder, watcher = registry_of(cluster, "killed"), registry_of(cluster, "killed")
+        async with lease(holder, record("b"), ttl_s=TTL_S):
+            await asyncio.to_thread(settled, lambda: names(watcher) == ["b"], "the lease is seen")
+            for member in range(3):
+                cluster.kill(member)
+                await asyncio.to_thread(holder.publish, record("c", incarnation=member))
+                seen = lambda member=member: [row.record.incarnation for row in watcher.rows()] == [1, member]  # noqa: E731
+                await asyncio.to_thread(settled, seen, f"changes arrive without member {member}")
+                cluster.start(member)
+                await compact(cluster, (member + 1) % 3)
+                assert "b" in names(watcher)
+        await asyncio.to_thread(settled, lambda: names(watcher) in ([], ["c"]), "the lease is given back")
+
+    async def test_a_cluster_with_users_takes_those_it_knows_and_refuses_others(self) -> None:
+        own = EtcdCluster(1)
         try:
-            registry.publish(record())
-            break
-        except RegistryUnavailable:
-            assert time.monotonic() < end_s, "the other members do not answer"
-    assert registry.rows()[0].renewals >= 2
+            (url,) = own.endpoints
+            plain = EtcdRegistry(endpoints_of([url], timeout_s=5), ttl_s=TTL_S)
+            await asyncio.to_thread(settled, lambda: len(plain.rows()) >= 0, "etcd answers")
+            etcd = HttpClient(url, timeout_s=5)
+            for path, body in (
+                ("role/add", {"name": "root"}),
+                ("user/add", {"name": "root", "password": "pw"}),
+                ("user/grant", {"user": "root", "role": "root"}),
+                ("enable", {}),
+            ):
+                await etcd.call("POST", f"/v3/auth/{path}", json.dumps(body).encode())
+            known = EtcdRegistry(endpoints_of([url], user="root", password="pw", timeout_s=5), ttl_s=TTL_S)
+            await asyncio.to_thread(known.publish, record())
+            assert await asyncio.to_thread(names, known) == ["a"]
+            for stranger in (plain, EtcdRegistry(endpoints_of([url], user="root", password="no"), ttl_s=TTL_S)):
+                with pytest.raises(RegistryUnavailable, match=r"user name is empty|invalid user ID or password"):
+                    await asyncio.to_thread(stranger.publish, record())
+        finally:
+            own.close()
 
 
-def test_an_etcd_that_is_not_there_is_unavailable_and_no_other_error() -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        registry = open_registry(f"etcd://127.0.0.1:{closed.getsockname()[1]}")
-        for call in (lambda: registry.publish(record()), registry.rows, lambda: registry.withdraw("a", 0)):
-            with pytest.raises(RegistryUnavailable, match="etcd does not answer"):
-                call()
-
-
-@pytest.mark.parametrize("wrong", ["etcd://", "etcd://host", "etcd:host:2379"])
-def test_an_address_that_is_none_is_told_with_what_to_write(wrong: str) -> None:
-    with pytest.raises(ConfigError, match="Write etcd://HOST:PORT"):
-        open_registry(wrong)
-
-
-def test_anything_else_is_a_file(tmp_path: object) -> None:
-    assert isinstance(open_registry(f"{tmp_path}/replicas.db"), SqliteRegistry)
+async def compact(cluster: EtcdCluster, member: int) -> None:
+    """Forgets all changes so far, as etcd does of itself every few minutes."""
+    etcd = HttpClient(cluster.endpoints[member], timeout_s=5)
+    answer = json.loads(await etcd.call("POST", "/v3/kv/range", b'{"key": "YQ=="}'))
+    body = json.dumps({"revision": answer["header"]["revision"]}).encode()
+    await etcd.call("POST", "/v3/kv/compaction", body)

@@ -91,7 +91,7 @@ def test_a_replica_that_renews_in_time_is_never_given_up_and_a_dead_one_always_i
 
 async def test_a_lease_is_held_while_its_block_runs(registry: SqliteRegistry) -> None:
     async with lease(registry, record(), ttl_s=0.003):
-        while registry.rows()[0].renewals < 3:
+        while (registry.rows()[0].renewals or 0) < 3:
             await asyncio.sleep(0)
     assert registry.rows() == []
 
@@ -116,7 +116,7 @@ async def test_a_registry_that_is_away_for_a_while_costs_no_lease(tmp_path: Path
 
     registry = Failing(tmp_path / "replicas.db")
     async with lease(registry, record(), ttl_s=0.003):
-        while registry.rows()[0].renewals < 3:
+        while (registry.rows()[0].renewals or 0) < 3:
             await asyncio.sleep(0)
     assert registry.num_failures == 3
     assert registry.rows() == []

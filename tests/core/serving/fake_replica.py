@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from sixfold.core.batching.model import ModelInfo
+from sixfold.core.decisions import Decision
 from sixfold.core.errors import RequestError
 from sixfold.core.family import Family, MetricKind, MetricSpec
 from sixfold.core.messages import Event, Failed, Finished, Increment, ReplicaTrace, Request, Timing, Usage
@@ -69,6 +70,7 @@ class FakeSnapshot:
     queued_units: int = 0
     units_per_s: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    decisions: tuple[Decision, ...] = ()
 
 
 class Submitted:

@@ -7,10 +7,11 @@ import json
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from sixfold.core.decisions import Decision
 from sixfold.core.errors import StepFailed
 from sixfold.core.messages import Timing
 from sixfold.core.serving.directory import ModelState
-from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.serving.settings import ApiKeySettings, ServerSettings, hash_key
 from tests.core.serving.fake_replica import FakeModel, FakeReplica, FakeSnapshot
 from tests.core.serving.server_thread import ServerThread
 
@@ -157,6 +158,21 @@ def test_replicas_report_their_own_values_by_engine() -> None:
         assert served.metric("sixfold:num_requests_waiting", model_name="parrot", engine="0") == 2
         assert served.metric("sixfold:max_batch_sequences", model_name="parrot", engine="0") == 64
         assert b"undeclared" not in served.ask("GET", "/metrics").body
+
+
+def test_decisions_are_for_keys_that_may_change_models() -> None:
+    told = Decision(number=1, time_s=5.0, what="step_budget_units", before=64, after=96, reason="r", objective="o")
+    keys = (
+        ApiKeySettings(name="admin", sha256=hash_key("a"), changes_models=True),
+        ApiKeySettings(name="ward", sha256=hash_key("w")),
+    )
+    replica = FakeReplica(snapshot=FakeSnapshot(decisions=(told,)))
+    with ServerThread(FakeModel("parrot", replicas=[replica]), settings=ServerSettings(api_keys=keys)) as served:
+        assert served.ask("GET", "/decisions").status == 401
+        refused = served.ask("GET", "/decisions", headers={"authorization": "Bearer w"})
+        assert (refused.status, refused.json["error"]["code"]) == (403, "permission_denied")
+        (shown,) = served.ask("GET", "/decisions", headers={"authorization": "Bearer a"}).json["data"]
+        assert (shown["source"], shown["from"], shown["to"]) == ("parrot/0", 64, 96)
 
 
 def test_the_openapi_document_describes_bodies_and_errors(served: ServerThread) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sixfold.core.batching.model import Granted
 from sixfold.core.messages import Request
@@ -351,6 +353,18 @@ def test_right_guesses_make_longer_ones_and_wrong_guesses_pauses() -> None:
     assert 1 <= sum(asked[200:]) < 6
     pace.observe(1, 1)
     assert pace.next_length(7, num_sequences=1) >= 1
+
+
+@settings(deadline=None)
+@given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 20), st.integers(1, 40)), max_size=60))
+def test_whatever_guesses_do_their_number_stays_in_what_was_declared(limit: int, steps: list[tuple[int, int]]) -> None:
+    pace = DraftPace()
+    for num_right, num_sequences in steps:
+        length = pace.next_length(limit, num_sequences=num_sequences)
+        assert 0 <= length <= limit
+        if length:
+            pace.observe(length, min(num_right, length))
+        assert 0 <= pace.acceptance <= 1
 
 
 def test_the_more_share_a_step_the_surer_a_guess_must_be() -> None:

@@ -1,16 +1,19 @@
 """A site takes plans by their epoch alone, keeps within the last one without a hub, and never holds more than it has."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sixfold.core.errors import ConfigError
 from sixfold.scaling.agent.agent import Agent
-from sixfold.scaling.agent.demand import GatewayLoad, LoadReport, LocalDemand
+from sixfold.scaling.agent.demand import LocalDemand
+from sixfold.scaling.agent.messages import GatewayLoad, LoadReport
 from sixfold.scaling.agent.reconcile import Action, Held, Slot, Target, reconcile
-from sixfold.scaling.agent.standing import JsonStandingFile, Standing, take_plan
+from sixfold.scaling.agent.standing import Standing, take_plan
+from sixfold.scaling.agent.state_file import StateFile
 from sixfold.scaling.hub.messages import ReportAnswer
 from sixfold.scaling.hub.model import Assignment, Capacity, Lock, Plan, Running
 from tests.fakes import FakeClock
@@ -52,7 +55,7 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.clock = FakeClock()
         self.engine = InstantEngine()
-        self.file = JsonStandingFile(folder / "eu.json")
+        self.file = StateFile(folder / "eu.json", Standing())
         self.restart()
 
     def restart(self) -> None:
@@ -112,6 +115,7 @@ def test_a_plan_that_the_disk_refuses_is_not_taken(site: Site, monkeypatch: pyte
         patch.setattr(Path, "replace", full)
         assert not site.agent.offer(plan(6, planned=1))
     assert site.agent.plan.epoch == 5 and site.replicas() == 4
+    assert site.agent.num_write_failures == 1
     site.restart()
     assert site.agent.plan.epoch == 5
 
@@ -163,8 +167,8 @@ def test_a_gateway_that_falls_silent_is_forgotten(site: Site) -> None:
 
 def test_a_state_file_of_something_else_is_not_guessed_at(tmp_path: Path) -> None:
     (tmp_path / "eu.json").write_text("[]")
-    with pytest.raises(ConfigError, match="does not hold an agent's plan"):
-        JsonStandingFile(tmp_path / "eu.json").load()
+    with pytest.raises(ConfigError, match="does not hold the last plan"):
+        StateFile(tmp_path / "eu.json", Standing()).load()
 
 
 @given(st.lists(st.integers(1, 9), max_size=12))
@@ -207,3 +211,39 @@ def test_no_start_exceeds_what_is_free(a: int, b: int, c: int, d: int, want_a: i
     assert actions.get(CHAT, 0) <= want_a - a or a > want_a
     if spare >= 24:
         assert (a + actions.get(CHAT, 0), c + actions.get(NOTES, 0)) == (want_a, want_b)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.floats(0, 60), st.booleans()), min_size=1, max_size=15),
+    st.integers(1, 4),
+)
+def test_whatever_the_load_a_site_stays_in_the_bounds_of_its_plan_and_says_why_it_changed(
+    steps: list[tuple[int, float, bool]], planned: int
+) -> None:
+    with TemporaryDirectory() as folder:
+        site = Site(Path(folder))
+        site.agent.offer(plan(1, planned=planned, floor=1, ceiling=6))
+        (item,) = site.agent.assignments
+        for num_in_flight, wait_s, hub_answers in steps:
+            site.clock.advance(wait_s)
+            if hub_answers:
+                site.agent.answered(ReportAnswer())
+            site.load(num_in_flight)
+            assert item.floor <= site.replicas() <= item.ceiling
+        told = site.agent.decisions.recent
+        assert [each.before for each in told] == [0, *(each.after for each in told[:-1])]
+        assert told[-1].after == site.replicas()
+        assert all(each.objective == f"{item.floor}..{item.ceiling} of plan 1" for each in told)
+
+
+def test_a_gateways_report_is_answered_with_what_it_needs_to_route(site: Site) -> None:
+    site.agent.offer(plan(5))
+    load = (GatewayLoad(model="chat", origin="eu", num_in_flight=6),)
+    answer = site.agent.answer(LoadReport(gateway_id="gw", epoch=4, routed=load), {"chat": ["http://a", "http://b"]})
+    assert (answer.site_id, answer.region) == ("eu", "eu")
+    assert answer.plan is not None and answer.plan.epoch == 5
+    assert [replica.url for replica in answer.replicas] == ["http://a", "http://b"]
+    (model,) = answer.models
+    assert (model.num_ready, model.concurrency, model.num_in_flight) == (2, 10.0, 6)
+    assert site.agent.answer(LoadReport(gateway_id="gw", epoch=5), {}).plan is None

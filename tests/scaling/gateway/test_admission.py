@@ -24,7 +24,11 @@ class Door:
         self.capacity = capacity
         self.clock = FakeClock()
         self.admission = Admission(
-            capacity=lambda: self.capacity, max_waiting=max_waiting, hold_s=hold_s, clock=self.clock
+            capacity=lambda: self.capacity,
+            max_waiting=max_waiting,
+            hold_s=hold_s,
+            no_replica=lambda: NotReady("no server"),
+            clock=self.clock,
         )
         self.entered: list[str] = []
 

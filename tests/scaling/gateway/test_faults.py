@@ -245,3 +245,21 @@ async def test_while_servers_were_never_reached_an_unknown_model_may_still_be_th
         assert (await gateway.ask({"model": "nobody's"}))[0] == 404
     await up.kill()
     await down.kill()
+
+
+async def test_a_replica_that_passes_its_probes_and_answers_nothing_is_left_alone_while_others_serve() -> None:
+    grey, good = ScriptedReplica("grey", SILENCE), ScriptedReplica("good")
+    rules = {"interval_s": 0.3, "slow_request_volume": 4, "slow_least_s": 0.02, "slow_factor": 2}
+    async with fleet(grey, good, outliers=rules) as gateway:
+        stuck = [asyncio.create_task(gateway.ask()) for _ in range(10)]
+        await grey.wait_seen(4)
+        async with asyncio.timeout(20):
+            while not gateway.gateway.decisions.recent:
+                await gateway.ask(x_request_timeout_s="0.02")
+        (told,) = gateway.gateway.decisions.recent
+        assert (told.what, told.source) == ("ejected", grey.url)
+        assert "where the others take" in told.reason
+        assert {(await gateway.ask_json())["by"] for _ in range(6)} == {"good"}
+        for task in stuck:
+            task.cancel()
+        await asyncio.gather(*stuck, return_exceptions=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sixfold.scaling.gateway.outlier import OutlierDetector
 from sixfold.scaling.gateway.settings import OutlierSettings
 
 
-def detector(count: int, **settings: float) -> OutlierDetector:
+def detector(count: int, **settings: float | None) -> OutlierDetector:
     made = OutlierDetector(OutlierSettings.model_validate(settings))
     made.retain([f"r{number}" for number in range(count)])
     return made
@@ -101,3 +101,62 @@ def test_whatever_happens_half_of_the_replicas_stay_and_the_share_holds(
         ejected = found.ejected(now_s)
         assert len(ejected) <= max(1, count // 10)
         assert len(ejected) * 2 <= count
+
+
+def answer(found: OutlierDetector, replica_id: str, delay_s: float, now_s: float, times: int = 20) -> None:
+    """So many answers after so long, the last of them now."""
+    for number in range(times):
+        found.sent(replica_id, number, now_s - delay_s)
+        found.answered(replica_id, number, now_s)
+
+
+def test_a_replica_that_is_slow_and_not_broken_is_ejected_and_one_with_a_few_long_prompts_is_not() -> None:
+    found = detector(3)
+    found.ejected(0.0)
+    for replica_id, delay_s in (("r0", 6.0), ("r1", 1.0), ("r2", 1.1)):
+        answer(found, replica_id, delay_s, 9.0)
+    answer(found, "r1", 60.0, 9.0, times=5)
+    assert found.ejected(10.0) == {"r0"}
+    assert found.ejected(40.1) == frozenset(), "it gets its chance again"
+
+
+def test_a_replica_that_answers_its_probes_and_nothing_else_is_found_by_what_waits_there() -> None:
+    found = detector(2)
+    found.ejected(0.0)
+    answer(found, "r1", 0.2, 9.0)
+    for number in range(20):
+        found.sent("r0", number, 2.0)
+    assert found.ejected(10.0) == {"r0"}
+
+
+def test_what_was_given_up_and_what_has_nothing_to_compare_with_ejects_nobody() -> None:
+    found = detector(2)
+    found.ejected(0.0)
+    answer(found, "r0", 9.0, 9.0)
+    answer(found, "r1", 0.1, 9.0, times=19)
+    for number in range(100, 140):
+        found.sent("r1", number, 1.0)
+        found.given_up("r1", number)
+    assert found.ejected(10.0) == frozenset()
+    off = detector(2, slow_factor=None)
+    off.ejected(0.0)
+    answer(off, "r0", 9.0, 9.0)
+    answer(off, "r1", 0.1, 9.0)
+    assert off.ejected(10.0) == frozenset()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["r0", "r1", "r2", "r3"]), st.floats(0.0, 30.0)), max_size=120),
+    st.integers(1, 100),
+    st.integers(1, 30),
+)
+def test_however_slow_replicas_are_the_bounds_of_ejection_hold(
+    delays: list[tuple[str, float]], percent: int, volume: int
+) -> None:
+    found = detector(4, max_ejection_percent=percent, slow_request_volume=volume)
+    found.ejected(0.0)
+    for number, (replica_id, delay_s) in enumerate(delays):
+        found.sent(replica_id, number, 9.0 - delay_s)
+        found.answered(replica_id, number, 9.0)
+    assert len(found.ejected(10.0)) <= max(1, 4 * percent // 100)

@@ -168,3 +168,18 @@ async def test_the_replicas_key_serves_for_probes_where_no_other_is_set() -> Non
     replica.keys = ("inner",)
     async with fleet(replica, server=ServerSettings(port=0, api_keys=BOTH), replica_key="inner") as gateway:
         assert (await gateway.ask(authorization="Bearer ka"))[0] == 200
+
+
+async def test_decisions_are_for_keys_that_may_change_models() -> None:
+    admin = ApiKeySettings(name="admin", sha256=hash_key("k2"), changes_models=True)
+    server = ServerSettings(port=0, api_keys=(WARD, admin))
+    async with fleet(ScriptedReplica("a"), server=server, replica_key="inner") as gateway:
+        gateway.gateway.decisions.changed(
+            "site", "eu", "the next nearest", "nobody answered", objective="the plan's shares"
+        )
+        assert (await gateway.ask(path="/decisions", method="GET"))[0] == 401
+        status, content, _headers = await gateway.ask(path="/decisions", method="GET", authorization="Bearer k1")
+        assert (status, json.loads(content)["error"]["code"]) == (403, "permission_denied")
+        told = await gateway.ask_json(path="/decisions", method="GET", authorization="Bearer k2")
+        assert [(each["source"], each["from"]) for each in told["data"]] == [("gateway", "eu")]
+        assert await gateway.metric("sixfold:decisions_total") == 1

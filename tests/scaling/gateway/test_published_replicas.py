@@ -67,5 +67,6 @@ async def test_with_the_registry_gone_or_wrong_the_known_replicas_serve_on(tmp_p
             registry.is_broken = True
             while registry.num_failed < 8:  # twice the lease's time: that no renewal is seen is not the replica's fault
                 assert (await gateway.ask())[0] == 200
+            assert await gateway.metric("sixfold:gateway_registry_failures_total") >= 8
             registry.is_broken = False
     await replica.kill()

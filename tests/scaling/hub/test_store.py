@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sixfold.core.errors import ConfigError
+from sixfold.scaling.hub.etcd_client import endpoints_of
 from sixfold.scaling.hub.etcd_store import EtcdStore
 from sixfold.scaling.hub.http_client import CallFailed, HttpClient
 from sixfold.scaling.hub.leader import Leadership
@@ -41,7 +42,7 @@ async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         yield store, advance
     else:
         cluster = EtcdCluster(1)
-        store = EtcdStore(cluster.endpoints, timeout_s=5)
+        store = EtcdStore(endpoints_of(cluster.endpoints, timeout_s=5))
         try:
             await until_it_answers(store)
             yield store, asyncio.sleep
@@ -149,6 +150,25 @@ async def test_a_leader_that_hears_nothing_of_the_store_stops_by_its_own_clock()
     assert leadership.fence is None
 
 
+async def test_a_wall_clock_that_jumps_costs_a_lead_and_never_lets_two_write(tmp_path: Path) -> None:
+    wall, steady = FakeClock(), FakeClock()
+    store = SqliteStore(tmp_path / "hub.db", clock=wall)
+    a, b = (Leadership(store, name, ttl_s=2, clock=steady) for name in "ab")
+    old = await a.step(eligible=True)
+    assert old is not None
+    wall.advance(3600)  # somebody sets the machine's clock: the living leader is deposed
+    new = await b.step(eligible=True)
+    assert new is not None
+    with pytest.raises(Fenced):
+        await store.put("plan", b"deposed", expected=ABSENT, fence=old)
+    wall.advance(-7200)  # set back: a dead leader is replaced two hours later, and the one that leads goes on
+    assert await a.step(eligible=True) is None
+    version = await store.put("plan", b"b", expected=ABSENT, fence=new)
+    assert await b.step(eligible=True) == new
+    assert await store.get("plan") == Stored(value=b"b", version=version)
+    await store.close()
+
+
 async def test_two_processes_share_a_file(tmp_path: Path) -> None:
     """Both increase one number as often as they can; none of their writes is lost."""
     code = (
@@ -195,7 +215,7 @@ def test_a_file_that_cannot_be_made_is_the_operators_mistake(tmp_path: Path) -> 
 
 
 async def test_etcd_out_of_reach_is_unavailable() -> None:
-    store = EtcdStore(["http://127.0.0.1:1", "http://127.0.0.1:2"])
+    store = EtcdStore(endpoints_of(["http://127.0.0.1:1", "http://127.0.0.1:2"]))
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         await store.get("plan")
 
@@ -210,7 +230,7 @@ async def test_a_call_out_of_reach_says_that_nothing_was_sent() -> None:
 @pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd (Debian: etcd-server)")
 async def test_three_members_survive_the_loss_of_any_one_and_stop_without_a_majority() -> None:
     cluster = EtcdCluster(3)
-    store = EtcdStore(cluster.endpoints)
+    store = EtcdStore(endpoints_of(cluster.endpoints))
     try:
         await until_it_answers(store)
         version = await store.put("plan", b"0", expected=ABSENT)

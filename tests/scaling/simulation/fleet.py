@@ -2,13 +2,16 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
 
+from sixfold.core.errors import NotReady
 from sixfold.scaling.agent.agent import Agent
+from sixfold.scaling.agent.georoute import routes_of
+from sixfold.scaling.gateway.geography import RegionLocked
 from sixfold.scaling.hub.fleet import FleetSettings, KnownSite
 from sixfold.scaling.hub.hub import PLAN_KEY, Hub
 from sixfold.scaling.hub.leader import LEADER_KEY
@@ -16,6 +19,7 @@ from sixfold.scaling.hub.messages import ReportAnswer, SiteReport
 from sixfold.scaling.hub.model import Constraints, Latency, Plan, Snapshot, Weights
 from sixfold.scaling.hub.placement import optimize
 from sixfold.scaling.hub.store import Fence, Lease
+from sixfold.scaling.route.router import ReplicaFacts
 from tests.scaling.hub.memory_store import MemoryStore
 from tests.scaling.simulation.network import Network, Unreachable
 from tests.scaling.simulation.nodes import Disk, RemoteStore, SimulatedCluster, SimulatedGateway, make_agent
@@ -42,6 +46,7 @@ class Bugs:
     forgets_silent_sites: bool = False
     ignores_refusals: bool = False
     ignores_locks: bool = False
+    gateways_ignore_locks: bool = False
 
 
 class JudgedStore(MemoryStore):
@@ -91,7 +96,12 @@ class Fleet:
         self.clocks = {name: self._skewed() for name in (*HUBS, *SITES)}
         self.hubs: dict[str, tuple[Hub, RemoteStore, asyncio.Task[None]]] = {}
         self.sites: dict[str, Site] = {}
-        self.gateways = {name: SimulatedGateway(name, dict(DEMAND[name]), self.rng) for name in SITES}
+        self.gateways = {
+            name: SimulatedGateway(
+                name, dict(DEMAND[name]), self.rng, self._skewed(), locks=not bugs.gateways_ignore_locks
+            )
+            for name in SITES
+        }
         self.settings = FleetSettings(
             sites=tuple(KnownSite(site_id=name, region=name) for name in SITES),
             models={
@@ -242,7 +252,7 @@ class Fleet:
         while True:
             for site_id in SITES:
                 self._spawn(self._visit(name, site_id))
-            for model in gateway.demand:
+            for model in (*gateway.demand, "notes"):  # a client may ask for what is locked elsewhere
                 self._spawn(self._request(name, model))
             await asyncio.sleep(2)
 
@@ -259,27 +269,61 @@ class Fleet:
             plan = await self.network.call(f"gw-{name}", site_id, exchange)
         except Unreachable:
             return
-        before = gateway.table.plan.epoch
-        gateway.table.offer(plan)
-        self.check(gateway.table.plan.epoch >= before, f"gateway {name} went back from epoch {before}")
+        before = gateway.geography.plan.epoch
+        gateway.geography.offer(plan)
+        self.check(gateway.geography.plan.epoch >= before, f"gateway {name} went back from epoch {before}")
 
     async def _request(self, name: str, model: str) -> None:
-        gateway = self.gateways[name]
-        refused: set[str] = set()
-        for site_id in gateway.table.sites(model, name, self.loop.time(), self.rng.random()):
+        gateway, geography = self.gateways[name], self.gateways[name].geography
+        try:
+            geography.check((model,))
+        except RegionLocked:
+            return
+        except NotReady:  # no plan was heard of yet
+            gateway.num_failed += 1
+            return
+        self.check(MODELS[model].allows(name), f"gateway {name} takes {model}, whose data may not be there")
+        journey = geography.enter((model,), name)
+        tried: set[str] = set()
+        while candidates := self._candidates(name, model, tried):
+            site_id = geography.prefer(journey, None, candidates)[0].site
+            self.check(MODELS[model].allows(site_id), f"gateway {name} sends {model} to {site_id} against its lock")
+            tried.add(site_id)
             try:
                 served = await self.network.call(f"gw-{name}", site_id, partial(self._serve, site_id, model))
             except Unreachable:
                 served = False
             if served:
-                return
-            refused.add(site_id)
+                break
             gateway.num_refused += 1
+            gateway.refused_s[model, site_id] = self.loop.time()
             if not self.bugs.ignores_refusals:
-                gateway.table.refused(model, site_id, self.loop.time())
-            again = gateway.table.sites(model, name, self.loop.time(), self.rng.random())
-            self.check(site_id not in again, f"gateway {name} would ask {site_id} again, which just refused {model}")
-        gateway.num_failed += 1
+                geography.lost(journey)
+                geography.refused(journey)
+            self._judge_refusal(name, model, site_id)
+        else:
+            gateway.num_failed += 1
+        geography.leave(journey)
+
+    def _candidates(self, name: str, model: str, tried: Collection[str]) -> list[ReplicaFacts]:
+        geography = self.gateways[name].geography
+        sites = {route.site_id for route in routes_of(geography.plan, model, name)} - set(tried)
+        return [
+            ReplicaFacts(replica_id=site, region=site, site=site)
+            for site in sorted(sites)
+            if geography.permits((model,), site)
+        ]
+
+    def _judge_refusal(self, name: str, model: str, site_id: str) -> None:
+        """Another client, at this moment, is sent elsewhere, as long as there is somebody who did not refuse lately."""
+        gateway, candidates = self.gateways[name], self._candidates(name, model, ())
+        lately_s = self.loop.time() - 4
+        if all(gateway.refused_s.get((model, each.site), 0.0) > lately_s for each in candidates):
+            return
+        other = gateway.geography.enter((model,), name)
+        again = gateway.geography.prefer(other, None, candidates)[0].site
+        gateway.geography.leave(other)
+        self.check(again != site_id, f"gateway {name} would ask {site_id} again, which just refused {model}")
 
     async def _serve(self, site_id: str, model: str) -> bool:
         served = self.sites[site_id].agent.admits(model)

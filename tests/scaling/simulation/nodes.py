@@ -6,11 +6,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from sixfold.core.decisions import DecisionLog
 from sixfold.scaling.agent.agent import Agent
-from sixfold.scaling.agent.demand import GatewayLoad, LoadReport, LocalDemand
-from sixfold.scaling.agent.georoute import RoutingTable
+from sixfold.scaling.agent.demand import LocalDemand
+from sixfold.scaling.agent.messages import GatewayLoad, LoadReport
 from sixfold.scaling.agent.reconcile import Action, Held, Slot
 from sixfold.scaling.agent.standing import Standing
+from sixfold.scaling.gateway.geography import Geography
 from sixfold.scaling.hub.model import Capacity
 from sixfold.scaling.hub.store import Fence, Lease, Stored, StoreUnavailable
 from tests.scaling.hub.memory_store import MemoryStore
@@ -130,12 +132,22 @@ class SimulatedCluster:
 
 
 class SimulatedGateway:
-    """Clients of one origin: asks sites for plans, and sends requests by the table."""
+    """Clients of one origin: asks sites for plans, and sends requests by the product's own geography, on a clock of its own."""
 
-    def __init__(self, origin: str, demand: dict[str, float], rng: random.Random) -> None:
+    def __init__(
+        self,
+        origin: str,
+        demand: dict[str, float],
+        rng: random.Random,
+        clock: Callable[[], float],
+        *,
+        locks: bool = True,
+    ) -> None:
         self.origin, self.demand = origin, demand
-        self.table = RoutingTable(refusal_s=3)
-        self.rng = rng
+        self.geography = Geography(
+            origin, follows=locks, clock=clock, decisions=DecisionLog(clock), refusal_s=3, draw=rng.random
+        )
+        self.refused_s: dict[tuple[str, str], float] = {}
         self.num_failed = 0
         self.num_refused = 0
 
@@ -145,7 +157,7 @@ class SimulatedGateway:
         )
         weights = {
             route.model: route.weight
-            for route in self.table.plan.routes
+            for route in self.geography.plan.routes
             if route.site_id == site_id and route.origin == self.origin
         }
         routed = tuple(
