@@ -58,6 +58,7 @@ class ClosingSearch:
         self._bytes = np.array(sorted(vocabulary.id_of_byte))
         self._ids = np.array([vocabulary.id_of_byte[byte] for byte in self._bytes.tolist()])
         self._special = np.array(sorted(vocabulary.special_ids), dtype=np.int64)
+        self._quote = vocabulary.spell_bytes(b'"')
         self._hints = [spelled for hint in hints if (spelled := vocabulary.spell_bytes(hint.encode()))]
 
     def find(self, matcher: Any) -> Ending | None:
@@ -73,22 +74,24 @@ class ClosingSearch:
         # Invariant: no position on the heap is reached by fewer bytes than the one that was taken last, so the first that may
         # end is the nearest. Positions that are as far and may go on with the same bytes are taken for one.
         numbers = count()
-        heap: list[tuple[int, int, tuple[int, ...], Any]] = [(0, next(numbers), (), matcher.deep_copy())]
+        heap: list[tuple[int, int, tuple[int, ...], Any, bytes]] = [(0, next(numbers), (), matcher.deep_copy(), b"")]
         seen: set[tuple[int, bytes]] = set()
         for _ in range(_MAX_NODES):
             if not heap:
                 return None
-            length, _, spelled, position = heapq.heappop(heap)
+            length, _, spelled, position, barred = heapq.heappop(heap)
             if may_end(position):
                 return list(spelled)
             mask = bytes(position.compute_bitmask())
-            if position.is_error() or (length, mask) in seen:
+            if position.is_error() or mask == barred or (length, mask) in seen:
                 continue
             seen.add((length, mask))
             for text in reversed(self._steps(position, mask)):  # of those as far, the last one is taken first
                 there = position.deep_copy()
                 if there.try_consume_tokens(text) == len(text):
-                    heapq.heappush(heap, (length + len(text), -next(numbers), (*spelled, *text), there))
+                    # A quotation mark after which all goes on as before ends no string: this is free text.
+                    barred = mask if text == self._quote else b""
+                    heapq.heappush(heap, (length + len(text), -next(numbers), (*spelled, *text), there, barred))
         furthest = max(heap, default=None)
         return None if furthest is None else self._straight_on(list(furthest[2]), furthest[3])
 
