@@ -33,7 +33,7 @@ class Closing:
         self._search = search
         self._spelled = spelled
         self._ending = ending  # from before the next token; None where it must be searched for
-        self._unread: list[int] = []  # spelled tokens that `_spelled` has not taken yet
+        self._unread: list[int] = []  # tokens that `_spelled` has not taken yet
         self._due_left: int | None = None  # no token is looked at while more may follow
         self._is_over = False
         self.rest: list[int] | None = None
@@ -42,8 +42,7 @@ class Closing:
     def follow(self, token_ids: Sequence[int]) -> None:
         """Takes tokens that were not asked about."""
         self._ending = None
-        for token_id in token_ids:
-            self._read_later(self._vocabulary.spell(token_id))
+        self._unread += token_ids
 
     def reset(self) -> None:
         """Takes all tokens back; none of them may have been refused."""
@@ -69,12 +68,11 @@ class Closing:
             return True
         if self._due_left is None:
             self._begin(num_left)
-        spelled = self._vocabulary.spell(token_id)
         if self._due_left is None or num_left > self._due_left:
             self._ending = None
-            self._read_later(spelled)
+            self._unread.append(token_id)
             return True
-        return self._decide(token_id, spelled, matcher, num_left)
+        return self._decide(token_id, matcher, num_left)
 
     def _begin(self, num_left: int) -> None:
         known = self._ending
@@ -86,13 +84,14 @@ class Closing:
         spare = num_left - num_needed
         self._due_left = num_left if spare < _WATCHED_TOKENS else num_left - spare // _SHARE_UNWATCHED
 
-    def _decide(self, token_id: int, spelled: tuple[int, ...], matcher: Any, num_left: int) -> bool:
+    def _decide(self, token_id: int, matcher: Any, num_left: int) -> bool:
         after = matcher.deep_copy()
         if not after.consume_token(token_id):
             return True  # not for us to say: the grammar will find it, too
+        spelled = self._vocabulary.spell(token_id)
         ending = self._still(spelled, after, num_left)
         if ending is not None:
-            self._read_later(spelled)
+            self._unread.append(token_id)
         else:
             self._read()
             position = self._spelled.deep_copy()
@@ -142,12 +141,10 @@ class Closing:
         del self.rest[0]
         return True
 
-    def _read_later(self, spelled: tuple[int, ...]) -> None:
-        self._unread += spelled
-        self._is_over = self._is_over or not spelled  # has no way in single bytes
-
     def _read(self) -> None:
-        self._spelled.try_consume_tokens(self._unread)
+        # A token that has bytes without a token of their own leaves the search behind; what it finds is checked.
+        for token_id in self._unread:
+            self._spelled.try_consume_tokens(list(self._vocabulary.spell(token_id)))
         self._unread.clear()
 
 

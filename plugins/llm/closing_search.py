@@ -56,8 +56,9 @@ class ClosingSearch:
     def __init__(self, vocabulary: SpelledVocabulary, *, hints: Sequence[str] = ()) -> None:
         self.vocabulary = vocabulary
         self._bytes = np.array(sorted(vocabulary.id_of_byte))
-        self._ids = np.array([vocabulary.id_of_byte[byte] for byte in self._bytes.tolist()])
-        self._special = np.array(sorted(vocabulary.special_ids), dtype=np.int64)
+        self._ids = [vocabulary.id_of_byte[byte] for byte in self._bytes.tolist()] + sorted(vocabulary.special_ids)
+        self._word_of_id = np.array(self._ids) >> 3
+        self._bit_of_id = (np.array(self._ids) & 7).astype(np.uint8)
         self._quote = vocabulary.spell_bytes(b'"')
         self._hints = [spelled for hint in hints if (spelled := vocabulary.spell_bytes(hint.encode()))]
 
@@ -82,11 +83,12 @@ class ClosingSearch:
             length, _, spelled, position, barred = heapq.heappop(heap)
             if may_end(position):
                 return list(spelled)
-            mask = bytes(position.compute_bitmask())
+            allowed = self._allowed(position)
+            mask = allowed.tobytes()
             if position.is_error() or mask == barred or (length, mask) in seen:
                 continue
             seen.add((length, mask))
-            for text in reversed(self._steps(position, mask)):  # of those as far, the last one is taken first
+            for text in reversed(self._steps(position, allowed)):  # of those as far, the last one is taken first
                 there = position.deep_copy()
                 if there.try_consume_tokens(text) == len(text):
                     # A quotation mark after which all goes on as before ends no string: this is free text.
@@ -99,23 +101,29 @@ class ClosingSearch:
         while len(spelled) < _MAX_LENGTH:
             if may_end(position):
                 return spelled
-            steps = self._steps(position, bytes(position.compute_bitmask()))
+            steps = self._steps(position, self._allowed(position))
             if position.is_error() or not steps or position.try_consume_tokens(steps[0]) != len(steps[0]):
                 return None
             spelled += steps[0]
         return None
 
-    def _steps(self, position: Any, mask: bytes) -> list[list[int]]:
+    def _allowed(self, position: Any) -> _Mask:
+        """Which of the bytes, and then of the special tokens, may come next."""
+        words = np.frombuffer(position.compute_bitmask(), dtype=np.uint8)
+        return (words[self._word_of_id] >> self._bit_of_id & 1).view(np.bool_)
+
+    def _steps(self, position: Any, allowed: _Mask) -> list[list[int]]:
         """What to try next, the most promising first."""
-        bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little").view(np.bool_)
-        marks: list[int] = self._special[bits[self._special]].tolist()
-        allowed = bits[self._ids]
-        if not marks and np.count_nonzero(allowed) == 1:
+        places: list[int] = np.flatnonzero(allowed).tolist()
+        marks = [[self._ids[place]] for place in places if place >= len(self._bytes)]
+        values: list[int] = self._bytes[allowed[: len(self._bytes)]].tolist()
+        if not values:
+            return marks
+        if not marks and len(values) == 1:
             forced: list[int] = position.compute_ff_tokens()
-            return [forced or self._ids[allowed].tolist()]
-        chosen = choose_bytes(self._bytes[allowed].tolist())
-        steps = [[mark] for mark in marks] + [[self.vocabulary.id_of_byte[byte]] for byte in chosen]
-        return steps + (self._hints if len(chosen) and np.count_nonzero(allowed) > _MANY else [])
+            return [forced or [self.vocabulary.id_of_byte[values[0]]]]
+        steps = marks + [[self.vocabulary.id_of_byte[byte]] for byte in choose_bytes(values)]
+        return steps + (self._hints if len(values) > _MANY else [])
 
 
 def may_end(matcher: Any) -> bool:
