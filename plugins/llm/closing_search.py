@@ -110,7 +110,8 @@ class ClosingSearch:
     def _allowed(self, position: Any) -> _Mask:
         """Which of the bytes, and then of the special tokens, may come next."""
         words = np.frombuffer(position.compute_bitmask(), dtype=np.uint8)
-        return (words[self._word_of_id] >> self._bit_of_id & 1).view(np.bool_)
+        allowed: _Mask = (words[self._word_of_id] >> self._bit_of_id & 1).view(np.bool_)
+        return allowed
 
     def _steps(self, position: Any, allowed: _Mask) -> list[list[int]]:
         """What to try next, the most promising first."""
