@@ -2,14 +2,15 @@
 
 import sys
 
-from baseten_performance_client import PerformanceClient
+from baseten_performance_client import PerformanceClient, RequestProcessingPreference
 from cells import answer
 
 CLIENT = PerformanceClient(sys.argv[1], "none")
 
 
 def embed() -> list:
-    found = CLIENT.embed(input=["a meal", "a dinner", "an engine"] * 20, model="embed", batch_size=4)
+    at_once = RequestProcessingPreference(batch_size=6, max_concurrent_requests=8)
+    found = CLIENT.embed(input=["a meal", "a dinner", "an engine"] * 20, model="embed", preference=at_once)
     return [one.embedding for one in found.data]
 
 

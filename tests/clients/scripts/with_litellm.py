@@ -1,10 +1,13 @@
 """litellm: one function for each modality; the names of models carry the kind of server before the slash."""
 
 import io
+import os
 import sys
 
-import litellm
 from cells import CAPITAL, DOCUMENTS, QUERY, SENTENCE, TOOL, WEATHER, answer
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it looks for prices on the internet first
+import litellm
 
 URL = sys.argv[1]
 SERVER = {"api_base": f"{URL}/v1", "api_key": "none", "timeout": 300, "max_retries": 0}
