@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.models, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def got(ask: Ask) -> Answers:
-    return ask("with_ai.mjs", "ai@@NPM_AI@", "@ai-sdk/openai-compatible@@NPM_SDK@")
+    return ask("with_ai.mjs", "ai@6.0.326", "@ai-sdk/openai-compatible@2.0.92")
 
 
 def test_chat(got: Answers) -> None:

@@ -31,13 +31,7 @@ def test_tools(got: Answers) -> None:
 
 def test_responses(got: Answers) -> None:
     judges.knows_paris(got["responses_chat"])
-
-
-def test_responses_tools(got: Answers) -> None:
+    judges.is_person(got["responses_form"])
     said, *cities = got["responses_tools"]
     assert said == "mild"
     assert cities
-
-
-def test_responses_structured(got: Answers) -> None:
-    judges.is_person(got["responses_form"])

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.models, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def got(ask: Ask) -> Answers:
-    return ask("with_openai.mjs", "openai@@NPM_OPENAI@")
+    return ask("with_openai.mjs", "openai@6.49.0")
 
 
 def test_chat(got: Answers) -> None:

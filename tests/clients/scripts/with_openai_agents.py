@@ -55,7 +55,7 @@ def cells_of(interface: type) -> dict:
             interface,
             "What is the weather in Paris?",
             tools=[get_weather],
-            settings={"tool_choice": "required"},
+            settings={"tool_choice": "required", "parallel_tool_calls": False},
             tool_use_behavior="stop_on_first_tool",
         )
         return [got, *CALLED]
