@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test verify lint bench-quick chaos clean
+.PHONY: demo test verify lint browser bench-quick chaos clean
 
 $(STAMP): pyproject.toml constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,11 +26,14 @@ lint: .typing
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-test: $(STAMP) lint  ## all tests that fit 40 minutes on two cores
+browser:  ## Chromium for the tests of the playground, which skip without it; where apt-get may install it
+	command -v chromium >/dev/null || sh tests/install_chromium.sh
+
+test: $(STAMP) lint browser  ## all tests that fit 40 minutes on two cores
 	$(BIN)/sixfold pull examples/demo.yaml
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-verify: $(STAMP) lint  ## all tests; those of Ray, and of torchao, which prints much where it has nothing to do, too
+verify: $(STAMP) lint browser  ## all tests; those of Ray, and of torchao, which prints much where it has nothing to do, too
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt torchao "ray[serve]"
 	$(BIN)/sixfold pull examples/demo.yaml
 	$(BIN)/python -m pytest -m "not gpu"

@@ -24,10 +24,10 @@ from typing import Any
 
 import report
 import uvloop
-from http_client import Answer, Connection
 from servers import OtherLoad, RunningServer, Target
 from targets import BENCH, OFFLINE, SIXFOLD, WORK, pull_demo_models, work_folder
 
+from sixfold.core.benchmark.client import Answer, Connection
 from sixfold.scaling.autoscale.step_time import Measured, StepTime, fit
 from sixfold.scaling.sim.outcome import Summary, summarize
 from sixfold.scaling.sim.replica import ReplicaProfile

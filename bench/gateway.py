@@ -20,11 +20,12 @@ from pathlib import Path
 
 import report
 import uvloop
-from http_client import Connection
 from load import percentile
 from report import Sample
 from servers import RunningServer, Target
 from targets import BENCH, OFFLINE, SIXFOLD, WORK, pull_demo_models, sixfold, work_folder
+
+from sixfold.core.benchmark.client import Connection
 
 DIRECT, THROUGH = "direct", "through the gateway"
 PATH = "/v1/embeddings"

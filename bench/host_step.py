@@ -2,6 +2,7 @@
 
     python bench/host_step.py                    # 256 greedy streams of 512 + 128 tokens
     python bench/host_step.py --rows 64 --ahead  # fewer; one step ahead, as on a GPU
+    python bench/host_step.py --watch            # while somebody looks at the live view
 
 The manager, scheduler, step loop, layout, detokenizer, outbox and a consumer a stream are the real ones; the forward pass
 gives logits made before. Processor time of the device thread is counted, so a busy machine changes little. The tokenizer
@@ -60,6 +61,7 @@ class PartTimes:
 
 def watch_all(parts: PartTimes, model: Any, loop: Any, manager: Any) -> None:
     """The parts of a step, from the outermost in."""
+    from sixfold.core.batching.step_watch import StepWatch
     from sixfold.plugins.llm import detokenizer
     from sixfold.plugins.llm import model as model_module
 
@@ -77,6 +79,7 @@ def watch_all(parts: PartTimes, model: Any, loop: Any, manager: Any) -> None:
     parts.watch(model._decoder, "lay_out", "lay out")
     parts.watch(model._decoder, "forward", "device")
     parts.watch(model_module, "begin_sample", "sample")
+    parts.watch(StepWatch, "stepped", "tell watchers")
 
 
 def free_forward(model: Any, rows: int) -> None:
@@ -112,6 +115,8 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
     free_forward(model, args.rows)
     replica = LocalReplica(model, limits=Limits(max_queue_units=1 << 30, max_running_sequences=args.rows))
     await run_local(replica, Load(args.rows, 8, 8, _WIDTH), "warm", 0)
+    if args.watch:
+        replica._manager.watch(True)
     parts = PartTimes()
     loop = replica._manager._loop
     watch_all(parts, model, loop, replica._manager)
@@ -142,6 +147,7 @@ def main() -> None:
     parser.add_argument(
         "--ahead", action="store_true", help="start a step before the last one's answers are handed out"
     )
+    parser.add_argument("--watch", action="store_true", help="tell what each step does, as for the live view")
     parser.add_argument("--tokenizer", type=Path, help="folder of a model whose tokenizer is used")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -20,10 +20,11 @@ from typing import Any
 
 import report
 import uvloop
-from http_client import Answer, Connection
 from report import Sample
 from servers import OtherLoad, RunningServer, Target
 from targets import BENCH, OFFLINE, SIXFOLD, WORK, pull_demo_models, work_folder
+
+from sixfold.core.benchmark.client import Answer, Connection
 
 FULL, CACHE, NEITHER = "cache and guesses", "cache", "neither"
 OPTIONS: Mapping[str, dict[str, object]] = {

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from http_client import Answer, Connection
+from sixfold.core.benchmark.client import Answer, Connection
+from sixfold.core.benchmark.outcome import read_answer
+from sixfold.core.benchmark.summary import percentile as nearest_rank
+from sixfold.plugins.llm.workloads import WORKLOADS
+
+_CHAT, COMPLETIONS = WORKLOADS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,28 +87,12 @@ def token_times(answer: Answer) -> TokenTimes:
     Raises:
         RuntimeError: The stream ended in an error or without its usage.
     """
-    times: list[float] = []
-    num_tokens = 0
-    pending = b""
-    for at_s, part in answer.parts:
-        *events, pending = (pending + part).split(b"\n\n")
-        for event in events:
-            if not event.startswith(b"data: {"):
-                continue
-            data = json.loads(event[6:])
-            if "error" in data:
-                raise RuntimeError(f"the stream failed: {data}")
-            if data.get("usage"):
-                num_tokens = data["usage"]["completion_tokens"]
-            if any(choice.get("text") for choice in data.get("choices", ())):
-                times.append(at_s)
-    if not times or not num_tokens:
-        raise RuntimeError(f"no text or no usage in the stream: {answer.body[-500:]!r}")
-    gaps_s = tuple(later - earlier for earlier, later in itertools.pairwise(times))
-    return TokenTimes(times[0] - answer.started_s, gaps_s, num_tokens)
+    outcome = read_answer(COMPLETIONS, answer, due_s=answer.started_s)
+    if outcome.ttft_s is None or not outcome.num_output_tokens:
+        raise RuntimeError(f"{outcome.error or 'no usage'} in the stream: {answer.body[-500:]!r}")
+    return TokenTimes(outcome.ttft_s, outcome.gaps_s, outcome.num_output_tokens)
 
 
 def percentile(values: list[float], fraction: float) -> float:
     """The nearest-rank percentile; the maximum when there are few values."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]
+    return nearest_rank(sorted(values), fraction)

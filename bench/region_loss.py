@@ -92,11 +92,11 @@ def deploy(cluster: LabelledCluster, folder: Path) -> tuple[RayEngine, SqliteReg
     models = {MODEL: {"source": f"file:{source}", "options": options}}
     settings = ReplicaSettings(
         config=json.dumps({"models": models, "server": {"host": "127.0.0.1", "port": 0}}),
-        registry=folder / "registry.db",
+        registry=str(folder / "registry.db"),
     )
     engine = RayEngine(cluster.head_url)
     engine.apply([service_of(region, settings) for region in PLACES])
-    return engine, SqliteRegistry(settings.registry)
+    return engine, SqliteRegistry(Path(settings.registry))
 
 
 def service_of(home: str, settings: ReplicaSettings) -> DeployedService:

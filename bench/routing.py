@@ -24,11 +24,12 @@ from pathlib import Path
 import report
 import uvloop
 from gateway import gateway_target
-from http_client import Connection
 from load import percentile
 from report import Sample
 from servers import RunningServer, Target
 from targets import BENCH, OFFLINE, SIXFOLD, WORK, pull_demo_models, work_folder
+
+from sixfold.core.benchmark.client import Connection
 
 AWARE, TURNS = "prefix-aware, with cache", "round robin, without cache"
 MODEL = {AWARE: "cached", TURNS: "plain"}

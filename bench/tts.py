@@ -21,10 +21,11 @@ from pathlib import Path
 
 import report
 import uvloop
-from http_client import Answer, Connection
 from report import Sample
 from servers import OtherLoad, RunningServer, Target
 from targets import BENCH, OFFLINE, PEERS, SIXFOLD, work_folder
+
+from sixfold.core.benchmark.client import Answer, Connection
 
 VOICE = "jm_kumo"
 RATE_HZ = 24_000

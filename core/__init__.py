@@ -19,6 +19,7 @@ from sixfold.core.batching.model import (
     StepModel,
     StepRange,
 )
+from sixfold.core.benchmark.workload import Sample, Workload
 from sixfold.core.errors import (
     ConfigError,
     ContextLengthExceeded,
@@ -40,6 +41,7 @@ from sixfold.core.hookspecs import Api, Command, Source, hookimpl
 from sixfold.core.memory.need import MemoryNeed, MemoryQuestion
 from sixfold.core.messages import Cost, Failed, Finished, Increment, Priority, Request, Timing, Usage
 from sixfold.core.plugins import Plugins, load_plugins
+from sixfold.core.telemetry.names import TraceNames
 
 if TYPE_CHECKING:
     from sixfold.core.runtime.local_replica import LocalReplica
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
         Services,
         SocketCall,
         SocketRoute,
+        StoredUpload,
         Upload,
     )
 
@@ -67,6 +70,7 @@ _LAZY = {
     "Services": "sixfold.core.serving.api",
     "SocketCall": "sixfold.core.serving.api",
     "SocketRoute": "sixfold.core.serving.api",
+    "StoredUpload": "sixfold.core.serving.api",
     "Upload": "sixfold.core.serving.api",
 }
 
@@ -109,6 +113,7 @@ __all__ = [
     "Request",
     "RequestError",
     "Route",
+    "Sample",
     "Services",
     "SixfoldError",
     "SocketCall",
@@ -118,11 +123,14 @@ __all__ = [
     "StepFailed",
     "StepModel",
     "StepRange",
+    "StoredUpload",
     "Timing",
+    "TraceNames",
     "Upload",
     "Usage",
     "UsageError",
     "WorkerDied",
+    "Workload",
     "hookimpl",
     "load_plugins",
 ]

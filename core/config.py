@@ -22,6 +22,7 @@ from sixfold.core.parallel.settings import Parallel, written_parallel
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy, written_policy
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.source_ref import source_text
+from sixfold.core.telemetry.settings import TelemetrySettings
 from sixfold.core.validation import validate
 from sixfold.core.yaml_document import Document, Location, read_document
 
@@ -32,6 +33,9 @@ One underscore would collide with what Kubernetes injects for a service named ``
 """
 
 CACHE_VARIABLE = "SIXFOLD_CACHE_DIR"
+
+CLUSTER_PART = "cluster"
+"""The part of the file that says how the models are spread over machines; one server alone passes it over."""
 
 _NAME = re.compile(r"[^\s\x00-\x1f]+")
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -177,6 +181,9 @@ class Settings(BaseModel):
     memory_limits_bytes: dict[Annotated[str, Field(pattern=r"^(cpu|cuda:\d+)$")], Annotated[int, Field(ge=1)]] = {}
     """Most memory that the models may take of a device, such as ``{cpu: 8589934592}``; of others all there is."""
 
+    telemetry: TelemetrySettings = TelemetrySettings()
+    """Traces; see below."""
+
     @field_validator("models")
     @classmethod
     def _distinct(cls, models: dict[str, ModelEntry]) -> dict[str, ModelEntry]:
@@ -209,7 +216,7 @@ def load_config(
     environ = os.environ if environ is None else environ
     document = read_document(path, environ)
     folder = path.resolve().parent
-    data: dict[str, JsonValue] = dict(document.root)
+    data: dict[str, JsonValue] = {name: value for name, value in document.root.items() if name != CLUSTER_PART}
     origins: dict[Location, str] = {}
     if "models" in data:
         data["models"] = _named_entries(data["models"], folder, document)

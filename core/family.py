@@ -18,6 +18,7 @@ from sixfold.core.memory.need import MemoryNeed, MemoryQuestion
 from sixfold.core.memory.weights import weights_bytes
 from sixfold.core.parallel.planner import ParallelShape
 from sixfold.core.runtime.quantization.policy import Method, QuantizationPolicy
+from sixfold.core.telemetry.names import TraceNames
 
 if TYPE_CHECKING:  # it imports torch, which the serving process does not have
     from sixfold.core.parallel.leader import Leader
@@ -140,12 +141,14 @@ class Family:
         memory: Says from a model's files and options what one replica of it will take. Called in a thread of the serving
             process and by ``sixfold plan``, so it imports nothing heavy. Rather too much than too little: what does not fit
             is not loaded, and what takes more than it said endangers the others.
+        token_counts: Which of the counters of `Usage` are tokens, for the limits of keys; sums of others left out.
         default_max_queue_units: Work in units that may wait before new requests get 429.
         variants: Further names that a model of these options offers, each answering in its own way (an adapter); the HTTP
             face finds the model by them and tells which one was used.
         parallel: Says from a model's files what the planner of ranks must know; None if the family runs in one process only.
         rank_loader: ``"package.module:function"`` that the other ranks call in place of ``loader``: takes LoadContext, returns
             the modules (`RankModule` by name) that ``loader`` shares with them.
+        trace_names: What its stages and operations are called in traces.
         adjusts: Whether a running model can take over new options (first the old ones are given, then the new) by
             `ReplicaModel.adjust`; otherwise it is loaded anew.
     """
@@ -166,8 +169,10 @@ class Family:
     memory: Callable[[MemoryQuestion], MemoryNeed] = need_of_files
     parallel: Callable[[MemoryQuestion], ParallelShape] | None = None
     rank_loader: str = ""
+    token_counts: tuple[str, ...] = ("prompt_tokens", "completion_tokens")
     default_max_queue_units: int = 1_000_000
     variants: Callable[[Any], tuple[str, ...]] = field(default=lambda _options: ())
+    trace_names: TraceNames = field(default_factory=TraceNames)
     adjusts: Callable[[Any, Any], bool] = field(default=lambda _old, _new: False)
 
     @property

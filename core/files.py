@@ -62,22 +62,25 @@ class FileStore:
         Raises:
             NotReady: There is no room (``storage_full``): nothing that was promised is removed before its time.
         """
+        with self.create(suffix) as file:
+            file.write(data)
+            return file.commit()
+
+    def create(self, suffix: str = "") -> FileWriter:
+        """Begins a file that is written piece by piece; it is there once `FileWriter.commit` was called.
+
+        Args:
+            suffix: As for `put`.
+        """
         assert _SUFFIX.fullmatch(suffix), f"{suffix!r} is no suffix such as '.png'"
         self.expire()
-        file_id = secrets.token_urlsafe(_ID_BYTES) + suffix
+        path = self._root / (secrets.token_urlsafe(_ID_BYTES) + suffix)
+        return FileWriter(path, take=self._take, keep=self._keep, clock=self._clock)
+
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all files that were committed."""
         with self._lock:
-            if self._num_bytes + len(data) > self._max_bytes:
-                raise NotReady(
-                    "The server's storage for files is full. Try again later.", code="storage_full", retry_after_s=60.0
-                )
-            self._sizes[file_id] = len(data)
-            self._num_bytes += len(data)
-        try:
-            self._write(file_id, data)
-        except BaseException:
-            self._forget(file_id)
-            raise
-        return file_id
+            return tuple(self._sizes)
 
     def path(self, file_id: str) -> Path | None:
         """Where the file is; None if there is none of this id (any more). Any text may be given."""
@@ -116,20 +119,89 @@ class FileStore:
         except OSError:
             return 0.0  # it is being written
 
-    def _write(self, file_id: str, data: bytes) -> None:
-        partial = self._root / f"{_PARTIAL}{secrets.token_hex(8)}"
-        try:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(descriptor)
-            now_s = self._clock()
-            os.utime(partial, (now_s, now_s))
-            partial.rename(self._root / file_id)
-        finally:
-            partial.unlink(missing_ok=True)
+    def _take(self, num_bytes: int) -> None:
+        """Takes room for a part of a file, or gives it back where the number is negative."""
+        with self._lock:
+            if num_bytes > 0 and self._num_bytes + num_bytes > self._max_bytes:
+                raise NotReady(
+                    "The server's storage for files is full. Try again later.", code="storage_full", retry_after_s=60.0
+                )
+            self._num_bytes += num_bytes
+
+    def _keep(self, file_id: str, num_bytes: int) -> None:
+        """Counts a file that is there from now on, in room that was taken."""
+        with self._lock:
+            self._sizes[file_id] = num_bytes
 
     def _forget(self, file_id: str) -> None:
         with self._lock:
             self._num_bytes -= self._sizes.pop(file_id, 0)
+
+
+class FileWriter:
+    """A file of a `FileStore` while it is written; as a context manager it is given up unless it was committed.
+
+    Used by one thread at a time. Each part takes its room in the store when it is written.
+
+    Args:
+        path: Where it will be; the last part is its id.
+        take: Takes room in the store, or raises.
+        keep: Tells the store that the file is there.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        take: Callable[[int], None],
+        keep: Callable[[str, int], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._path = path
+        self._take = take
+        self._keep = keep
+        self._clock = clock
+        self._partial = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
+        self._file = os.fdopen(os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        self._ended = False
+        self.num_bytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Adds to the file.
+
+        Raises:
+            NotReady: There is no room (``storage_full``).
+        """
+        self._take(len(data))
+        self.num_bytes += len(data)
+        self._file.write(data)
+
+    def commit(self) -> str:
+        """Puts the file on the disk, whole, and returns its id."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        now_s = self._clock()
+        os.utime(self._partial, (now_s, now_s))
+        self._partial.rename(self._path)
+        self._keep(self._path.name, self.num_bytes)
+        self._ended = True
+        return self._path.name
+
+    def abort(self) -> None:
+        """Gives the file up. Harmless after `commit` and after itself."""
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            self._file.close()  # may have to write what is left, to a disk that is full
+        finally:
+            self._partial.unlink(missing_ok=True)
+            self._take(-self.num_bytes)
+
+    def __enter__(self) -> FileWriter:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.abort()

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import pluggy
 
+from sixfold.core.benchmark.workload import Workload
 from sixfold.core.family import Family, ModelFiles
 
 PROJECT = "sixfold"
@@ -113,6 +114,14 @@ def register_commands(register: Callable[[Command], None]) -> None:
     """Offers subcommands of ``sixfold``. Called once by the command line, before arguments are parsed.
 
     Call ``register(command)``. Two plugins that claim one name, or a built-in command's, raise PluginConflict.
+    """
+
+
+@hookspec
+def register_workloads(register: Callable[[Workload], None]) -> None:
+    """Offers kinds of requests that ``sixfold bench`` can send. Called once by the command line, before arguments are parsed.
+
+    Call ``register(workload)``. Two plugins that claim one name raise PluginConflict.
     """
 
 

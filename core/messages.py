@@ -18,6 +18,10 @@ InputT = TypeVar("InputT", bound=msgspec.Struct)
 OutputT = TypeVar("OutputT", bound=msgspec.Struct)
 
 
+ANONYMOUS = "anonymous"
+"""The tenant of every request to a server without keys."""
+
+
 class Priority(enum.IntEnum):
     """Priority classes, shared by weight, never by strict order: a lower class slows down, it does not starve."""
 
@@ -43,15 +47,17 @@ class Request(Generic[InputT]):
         priority: The priority class.
         arrived_s: ``time.monotonic()`` of this process at arrival.
         deadline_s: ``time.monotonic()`` at which the request fails with DeadlineExceeded; None for never.
+        trace_id: Of the trace that wants to know how its replica spends its time (32 hexadecimal digits); None for none.
     """
 
     request_id: str
     input: InputT
-    tenant: str = "anonymous"
+    tenant: str = ANONYMOUS
     weight: float = 1.0
     priority: Priority = Priority.STANDARD
     arrived_s: float
     deadline_s: float | None = None
+    trace_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +102,46 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions: int = 0
 
 
+class StepGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """A step that served a traced request, or several that followed each other.
+
+    Attributes:
+        began_s: Seconds after the request's arrival at its replica.
+        ended_s: The same, of the last step.
+        num_steps: How many they are.
+        units: Work that they did, for all their sequences together.
+        max_batch_sequences: Sequences in the largest of them.
+    """
+
+    began_s: float
+    ended_s: float
+    num_steps: int = 1
+    units: int
+    max_batch_sequences: int
+
+
+class ReplicaTrace(msgspec.Struct, frozen=True, kw_only=True):
+    """How a replica spent its time on a traced request: seconds after its arrival there, None for what never came.
+
+    Attributes:
+        process_id: Of the replica.
+        ready_s: The first sequence was ready for a step.
+        first_step_s: The first step began.
+        first_output_s: The first increment was there.
+        last_step_s: The last step had ended.
+        steps: All steps, at most 32 groups.
+        num_preemptions: How often one of its sequences lost its memory.
+    """
+
+    process_id: int
+    ready_s: float | None = None
+    first_step_s: float | None = None
+    first_output_s: float | None = None
+    last_step_s: float | None = None
+    steps: tuple[StepGroup, ...] = ()
+    num_preemptions: int = 0
+
+
 class Increment(msgspec.Struct, Generic[OutputT], frozen=True, kw_only=True):
     """A part of the answer that is ready: some tokens, a segment, PCM, a preview."""
 
@@ -105,21 +151,26 @@ class Increment(msgspec.Struct, Generic[OutputT], frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished(Generic[OutputT]):
-    """The last event of a request that succeeded; ``result`` is what the plugin's ``finish`` returned."""
+    """The last event of a request that succeeded; ``result`` is what the plugin's ``finish`` returned.
+
+    ``trace`` is there if the request was traced.
+    """
 
     request_id: str
     result: OutputT
     usage: Usage = field(default_factory=Usage)
     timing: Timing = field(default_factory=Timing)
     finish_reason: str = "stop"
+    trace: ReplicaTrace | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The last event of a request that did not succeed."""
+    """The last event of a request that did not succeed; ``trace`` may be there if it was traced."""
 
     request_id: str
     error: RequestError
+    trace: ReplicaTrace | None = None
 
 
 Event = Increment[msgspec.Struct] | Finished[msgspec.Struct] | Failed

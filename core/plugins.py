@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pluggy
 
 from sixfold.core import hookspecs
+from sixfold.core.benchmark.workload import Workload
 from sixfold.core.errors import PluginConflict, UsageError
 from sixfold.core.family import Family
 from sixfold.core.hookspecs import PROJECT, Api, Command, Source
@@ -57,6 +58,7 @@ class Plugins:
         self.apis: dict[str, Api] = {}
         self.sources: dict[str, Source] = {}
         self.commands: dict[str, Command] = {}
+        self.workloads: dict[str, Workload] = {}
         self.origin: dict[str, str] = {}
         failures: dict[str, str] = {}
         for plugin_name, plugin in manager.list_name_plugin():
@@ -103,6 +105,7 @@ class Plugins:
         offers("register_apis", "api", Api, self.apis, lambda api: api.modality)
         offers("register_sources", "source", object, self.sources, lambda source: source.scheme)
         offers("register_commands", "command", Command, self.commands, lambda command: command.name)
+        offers("register_workloads", "workload", Workload, self.workloads, lambda workload: workload.name)
 
     def _forget(self, plugin_name: str) -> None:
         tables: dict[str, dict[str, Any]] = {
@@ -110,6 +113,7 @@ class Plugins:
             "api": self.apis,
             "source": self.sources,
             "command": self.commands,
+            "workload": self.workloads,
         }
         for offer in [offer for offer, owner in self.origin.items() if owner == plugin_name]:
             kind, _, name = offer.partition(" ")

@@ -44,6 +44,6 @@ def reload_settings(current: Settings, read: Callable[[], Settings], plugins: Pl
         return Reload(settings=current, diff=RegistryDiff(), error=str(error))
     fields = type(current.server).model_fields
     fixed = [f"server.{f}" for f in fields if getattr(current.server, f) != getattr(new.server, f)]
-    fixed += [f for f in ("cache_dir", "memory_limits_bytes") if getattr(new, f) != getattr(current, f)]
+    fixed += [f for f in ("cache_dir", "memory_limits_bytes", "telemetry") if getattr(new, f) != getattr(current, f)]
     settings = current.model_copy(update={"models": new.models})
     return Reload(settings=settings, diff=diff(current.models, new.models), needs_restart=tuple(fixed))

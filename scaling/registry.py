@@ -53,6 +53,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
         kv_replay: Where missed announcements can be asked for.
         role: ``prefill`` for one that computes prompts for others and answers only where nobody else does.
         draining: Whether it takes no new requests.
+        revision: Of its service: another one was started with other settings. Empty where nobody tells them apart.
     """
 
     replica_id: str
@@ -65,6 +66,7 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
     kv_replay: str | None = None
     role: Literal["any", "prefill"] = "any"
     draining: bool = False
+    revision: str = ""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -151,6 +153,15 @@ class SqliteRegistry:
                 yield connection
         except sqlite3.Error as error:
             raise RegistryUnavailable(f"{self._path} can't be used: {error}.") from error
+
+
+def row_of(raw: bytes) -> Row | None:
+    """A whole row as JSON has it; None for one that another version or program has written."""
+    try:
+        return msgspec.json.decode(raw, type=Row)
+    except (ValueError, RecursionError) as error:
+        _LOG.warning("a row of the registry can't be read and is passed over: %s", error)
+        return None
 
 
 def _record_of(raw: bytes) -> ReplicaRecord | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -140,6 +140,43 @@ class PlacementSpec(BaseModel):
         return self
 
 
+class RolloutSpec(BaseModel):
+    """How a changed service replaces the one that runs."""
+
+    model_config = _FROZEN
+
+    kind: Literal["rolling", "blue_green", "canary"] = "rolling"
+    """``rolling``: replica after replica, on the same accelerators. ``blue_green``: a whole second set starts, then takes all
+    requests at once. ``canary``: the second set takes the shares of ``steps`` in turn. The last two need room for both sets, and
+    go back to the first one where the second does not come up, is lost, or fails more requests."""
+
+    steps: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.05, 0.25, 0.5)
+    """Shares of the requests that a canary takes before it takes all; rising."""
+
+    step_s: Seconds = 60.0
+    """Least time in each step, and with all requests before the old replicas leave."""
+
+    min_requests: Annotated[int, Field(ge=1)] = 20
+    """Requests that the new replicas must have answered in a step before the next; where few come, ten times ``step_s`` do."""
+
+    max_error_rate: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of failures that the new replicas may have beyond that of the old ones."""
+
+    start_timeout_s: Seconds = 1800.0
+    """Longest time until all new replicas are up."""
+
+    @model_validator(mode="after")
+    def _steps_rise(self) -> Self:
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(f"steps must rise, such as [0.05, 0.25, 0.5]; {list(self.steps)} do not")
+        return self
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the requests, that the new replicas take in turn; the last is all."""
+        return (*self.steps, 1.0) if self.kind == "canary" else (1.0,)
+
+
 class ServiceSpec(BaseModel):
     """One model as a service of many replicas."""
 
@@ -153,3 +190,6 @@ class ServiceSpec(BaseModel):
 
     placement: PlacementSpec = PlacementSpec()
     """Where they run."""
+
+    rollout: RolloutSpec = RolloutSpec()
+    """How a changed service replaces the one that runs."""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,12 +52,17 @@ RUNNING: list[DemoServer] = []
 
 
 def start_server(
-    config: Path, env: Mapping[str, str] | None = None, *, timeout_s: float = _START_TIMEOUT_S, command: str = "serve"
+    config: Path,
+    env: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = _START_TIMEOUT_S,
+    command: str = "serve",
+    options: Sequence[str] = (),
 ) -> DemoServer:
     """Starts ``sixfold serve`` (or ``gateway``) and returns when it has said that its models are up."""
     with (config.parent / "server.log").open("w") as log_file:
         process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "sixfold"), command, str(config)],
+            [str(Path(sys.executable).parent / "sixfold"), command, str(config), *options],
             stdout=subprocess.PIPE,
             stderr=log_file,
             text=True,

@@ -46,6 +46,16 @@ def test_types_are_shipped(project: dict[str, Any]) -> None:
         assert (Path(location) / "py.typed").exists()
 
 
+def test_the_files_of_the_playground_are_shipped_with_the_packages_beside_them(project: dict[str, Any]) -> None:
+    assert "playground/*" in project["tool"]["setuptools"]["package-data"]["*"]
+    packages = {name.removeprefix("sixfold.").replace(".", "/") for name in project["tool"]["setuptools"]["packages"]}
+    folders = [
+        str(path.parent.relative_to(ROOT)) for top in ("core", "plugins") for path in (ROOT / top).rglob("playground")
+    ]
+    assert folders
+    assert set(folders) <= packages
+
+
 def test_every_entry_point_loads(project: dict[str, Any]) -> None:
     declared: dict[str, str] = project["project"]["entry-points"]["sixfold"]
     assert set(MODALITIES) | {"sources", "gateway", "scaling"} == set(declared)

@@ -3,8 +3,8 @@
     python bench/gpu/multi.py --out multi.json            # all GPUs of the machine; about 3 minutes on two H100
     python bench/gpu/multi.py --tiny --ranks 2            # two processes on a CPU, to try it; also with --ranks 4
 
-Transformers of Wan 2.1 1.3B and Flux.1-dev at their real sizes with random weights. A machine without Sixfold needs the wheels
-of bench/gpu/README.md for image.py.
+Transformers of Wan 2.1 1.3B and Flux.1-dev, the encoder of Whisper large-v3 and a prompt of Llama 3 8B (multi_prefill.py), at
+their real sizes with random weights. A machine without Sixfold needs the wheels of bench/gpu/README.md for image.py.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from image import import_sixfold
+from multi_prefill import prefill_shape, share_prefill
 
 NUM_TIMED = 3
 TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-4}  # of the norm of the difference to one device, over the norm
@@ -42,12 +43,16 @@ class Shape:
         build: Makes the module on the current default device.
         arguments: Makes a call of so many rows.
         dtype: Of weights and activations.
+        rows: Of a call whose tokens are shared.
+        plan: How the module is split; None asks for the denoiser's.
     """
 
     name: str
     build: Callable[[], Any]
     arguments: Callable[[int], dict[str, Any]]
     dtype: str = "bfloat16"
+    rows: int = 1
+    plan: Any = None
 
 
 def wan(tiny: bool, frames: int, dtype: str = "bfloat16") -> Shape:
@@ -103,6 +108,26 @@ def flux(tiny: bool, pixels: int) -> Shape:
         name=f"Flux.1-dev, {pixels} px, bfloat16",
         build=lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True, **sizes),
         arguments=arguments,
+    )
+
+
+def whisper(tiny: bool) -> Shape:
+    """The encoder of Whisper large-v3 over 8 windows."""
+    import torch
+    import transformers
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    from sixfold.plugins.asr.encoder_ranks import PLAN
+
+    sizes = {"encoder_layers": 2, "d_model": 64, "encoder_attention_heads": 8, "encoder_ffn_dim": 96} if tiny else {}
+    real = {"encoder_layers": 32, "d_model": 1280, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120}
+    config = transformers.WhisperConfig(**{**real, **sizes}, num_mel_bins=128, attn_implementation="sdpa")
+    return Shape(
+        name="Whisper large-v3, encoder, 8 windows, bfloat16",
+        build=lambda: WhisperEncoder(config),
+        arguments=lambda rows: {"input_features": torch.randn(rows, 128, 3000)},
+        rows=2 if tiny else 8,
+        plan=PLAN,
     )
 
 
@@ -188,13 +213,14 @@ def relative_error(expected: Any, actual: Any) -> float:
 
 
 def share_tokens(shape: Shape, ranks: Ranks) -> dict[str, Any]:
-    """One row: seconds of a step alone and of each way of sharing it, and how far the results are apart."""
+    """Seconds of a step alone and of each way of sharing it, and how far the results are apart."""
     import torch
 
     from sixfold.core.parallel.modules import RankModule, RankModules
     from sixfold.core.rendezvous.splitting import split_plan
 
-    module, arguments = build(shape, ranks, rows=1)
+    module, arguments = build(shape, ranks, rows=shape.rows)
+    plan = shape.plan or split_plan(module)
     found: dict[str, Any] = {"shape": shape.name, "ranks": ranks.count, "ways": {}}
     with torch.no_grad():
         alone_s = ranks.seconds(lambda: module(**arguments))
@@ -202,7 +228,7 @@ def share_tokens(shape: Shape, ranks: Ranks) -> dict[str, Any]:
     found["alone_s"] = alone_s
     for name, degrees in splits(ranks.count).items():
         mesh = ranks.join(degrees)
-        modules = RankModules({"denoiser": RankModule(module=module, plan=split_plan(module))}, mesh)
+        modules = RankModules({"denoiser": RankModule(module=module, plan=plan)}, mesh)
         try:
             step_s = ranks.seconds(lambda modules=modules: modules.run("denoiser", arguments))
             error = relative_error(expected, modules.run("denoiser", arguments)[0])
@@ -311,7 +337,7 @@ def follow(shape: Shape, ranks: Ranks, sock: socket.socket) -> None:
 
 
 def shapes(tiny: bool) -> list[Shape]:
-    return [wan(tiny, 9, "float32"), wan(tiny, 81), flux(tiny, 2048)]
+    return [wan(tiny, 9, "float32"), wan(tiny, 81), flux(tiny, 2048), whisper(tiny)]
 
 
 def parse() -> argparse.Namespace:
@@ -367,6 +393,13 @@ def main() -> None:
         write()
         if on_gpu:
             torch.cuda.empty_cache()
+    prompt = prefill_shape(args.tiny)
+    results["prompt_shared"] = share_prefill(
+        prompt, ranks, splits(count), lambda text: report(ranks, text), TOLERANCE[prompt.dtype]
+    )
+    write()
+    if on_gpu:
+        torch.cuda.empty_cache()
     shape = wan(args.tiny, 81)
     if args.rank > 0:
         follow(shape, ranks, socket.socket(fileno=args.fd))

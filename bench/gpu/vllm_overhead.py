@@ -237,7 +237,7 @@ async def run_local(replica: Any, load: Load, name: str, seed: int) -> Round:
 
 async def run_http(port: int, load: Load, seed: int) -> Round:
     """All streams of a server, each over its own connection, opened before the clock starts."""
-    from http_client import Connection
+    from sixfold.core.benchmark.client import Connection
 
     connections = [await Connection.open(port) for _ in range(load.requests)]
     bodies = [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import enum
+import os
+from collections.abc import Mapping
 from typing import Any
 
-from sixfold.core.messages import Cost, Request, Timing
+from sixfold.core.batching.step_log import StepLog
+from sixfold.core.messages import Cost, ReplicaTrace, Request, StepGroup, Timing
 
 
 class Phase(enum.Enum):
@@ -42,6 +45,7 @@ class RequestState:
         "ready_s",
         "request",
         "share",
+        "step_log",
         "tenant",
         "virtual_units",
     )
@@ -65,6 +69,13 @@ class RequestState:
         self.num_steps = 0
         self.max_batch_sequences = 0
         self.num_preemptions = 0
+        self.step_log = None if request.trace_id is None else StepLog()
+
+    @property
+    def log_fields(self) -> Mapping[str, object]:
+        """What a line of the log about it is to hold; the client's id is what stands before the slash."""
+        request = self.request
+        return {"request_id": request.request_id.partition("/")[0], "trace_id": request.trace_id}
 
     @property
     def complete(self) -> bool:
@@ -85,6 +96,37 @@ class RequestState:
             max_batch_sequences=self.max_batch_sequences,
             num_preemptions=self.num_preemptions,
         )
+
+    def trace(self) -> ReplicaTrace | None:
+        """How its time was spent so far, if it is traced."""
+        if self.step_log is None:
+            return None
+        return ReplicaTrace(
+            process_id=os.getpid(),
+            ready_s=self.since_arrival_s(self.ready_s),
+            first_step_s=self.since_arrival_s(self.first_step_s),
+            first_output_s=self.since_arrival_s(self.first_output_s),
+            last_step_s=self.since_arrival_s(self.last_step_s),
+            steps=self.step_log.groups,
+            num_preemptions=self.num_preemptions,
+        )
+
+    def note_step(self, began_s: float, ended_s: float, units: int, num_sequences: int) -> None:
+        """A step of so much work and so many sequences served it. Of traced requests only."""
+        assert self.step_log is not None
+        arrived_s = self.request.arrived_s
+        self.step_log.add(
+            StepGroup(
+                began_s=began_s - arrived_s,
+                ended_s=ended_s - arrived_s,
+                units=units,
+                max_batch_sequences=num_sequences,
+            )
+        )
+
+    def since_arrival_s(self, at_s: float | None) -> float | None:
+        """Seconds from its arrival to a moment of the same clock."""
+        return None if at_s is None else at_s - self.request.arrived_s
 
 
 class Entry:

@@ -18,6 +18,7 @@ from sixfold.core.batching.model import DeviceLost, StepModel
 from sixfold.core.batching.outbox import ManagerOutbox, PreparePool
 from sixfold.core.batching.scheduler import Scheduler
 from sixfold.core.batching.step_loop import StepLoop
+from sixfold.core.batching.step_watch import StepNews, StepWatch
 from sixfold.core.errors import InvalidRequest, NotReady, RequestError, WorkerDied
 from sixfold.core.messages import Event, Request
 from sixfold.core.tokenization.pieces import PieceDone
@@ -174,6 +175,27 @@ class BatchManager:
     def cancel(self, request_id: str) -> None:
         """Ends a request within one step; harmless when it has ended. [any thread]"""
         self._post(lambda loop: loop.cancel(request_id))
+
+    def watch(self, on: bool) -> None:
+        """From the next turn on remembers what steps do, for `take_news`, or stops doing so. [any thread]
+
+        Begun once more, it tells of what runs for whoever has come.
+        """
+
+        def change(loop: StepLoop) -> None:
+            if not on:
+                loop.watch = None
+            elif loop.watch is None:
+                loop.watch = StepWatch()
+            else:
+                loop.watch.retell()
+
+        self._post(change)
+
+    def take_news(self) -> tuple[list[StepNews], int]:
+        """What has happened since the last call, and how many news were lost; nothing unless watched. [one thread]"""
+        watch = self._loop.watch
+        return ([], 0) if watch is None else watch.take()
 
     def drain(self, timeout_s: float | None) -> bool:
         """Takes no new requests and waits for the running ones; False if some are left after the time. [any thread]"""

@@ -104,15 +104,16 @@ class ManagerOutbox:
         try:
             end = self._model.finish(state.request, [entry.sequence for entry in state.entries])
         except RequestError as error:
-            return Failed(request_id=request_id, error=error)
+            return Failed(request_id=request_id, error=error, trace=state.trace())
         except Exception:  # the border between the core and a model's code
-            _log.exception("finish failed for request %s", request_id)
+            _log.exception("finish failed for request %s", request_id, extra=state.log_fields)
             message = "The model failed on this request. The server's log has the reason under the request's id."
-            return Failed(request_id=request_id, error=StepFailed(message))
+            return Failed(request_id=request_id, error=StepFailed(message), trace=state.trace())
         return Finished(
             request_id=request_id,
             result=end.result,
             usage=end.usage,
             timing=state.timing(),
             finish_reason=end.finish_reason,
+            trace=state.trace(),
         )

@@ -20,6 +20,7 @@ from sixfold.core.batching.entry import Entry, RequestState
 from sixfold.core.batching.flight import Flight
 from sixfold.core.batching.model import Outcome, StepModel
 from sixfold.core.batching.scheduler import Scheduler, Selection
+from sixfold.core.batching.step_watch import DONE, StepWatch
 from sixfold.core.errors import DeadlineExceeded, RequestCancelled, RequestError
 from sixfold.core.messages import Event, Failed, Increment
 
@@ -85,6 +86,7 @@ class StepLoop:
         self._events: list[Event] = []
         self._complete: list[RequestState] = []
         self.inbox: deque[Callable[[StepLoop], None]] = deque()
+        self.watch: StepWatch | None = None  # while somebody watches
         self.counters: Counter[str] = Counter()
         self.last_batch_sequences = 0
         self.max_batch_sequences = 0
@@ -153,9 +155,9 @@ class StepLoop:
         """Ends a request with an error: a bad piece, a cancellation, a deadline, a failed step."""
         if not state.ended:
             self._end(state)  # first, so that the client is answered even if releasing raises
-            self._events.append(Failed(request_id=state.request.request_id, error=error))
+            self._events.append(Failed(request_id=state.request.request_id, error=error, trace=state.trace()))
             for entry in state.entries:
-                self._release(entry)
+                self._release(entry, error.code or error.type)
 
     def withdraw(self, state: RequestState) -> None:
         """Ends a request whose client has its answer already, without an event."""
@@ -272,8 +274,14 @@ class StepLoop:
         self._outbox.stepped(selection.units, seconds)
         self.counters["steps"] += 1
         self.counters["units"] += selection.units
+        if self.watch is not None:
+            self.watch.stepped(
+                self.counters["steps"], selection, at_s=ended_s, seconds=seconds, num_waiting=self._num_unserved
+            )
         for state in flight.states.values():
             state.last_step_s = ended_s
+            if state.step_log is not None:
+                state.note_step(ended_s - seconds, ended_s, selection.units, len(selection.entries))
         self._outbox.granted([(entry.state, units) for entry, units, _outcome in outcomes])
         for entry, _units, outcome in outcomes:
             if outcome is not None:
@@ -295,14 +303,19 @@ class StepLoop:
         if outcome.error is not None:
             self.counters["failed_steps"] += 1
             if outcome.error.__cause__ is not None:
-                _log.error("request %s failed", state.request.request_id, exc_info=outcome.error.__cause__)
+                _log.error(
+                    "request %s failed",
+                    state.request.request_id,
+                    exc_info=outcome.error.__cause__,
+                    extra=state.log_fields,
+                )
             self.fail(state, outcome.error)
             return
         if outcome.output is not None:
             self._observe_output(state, now_s)
             self._events.append(Increment(request_id=state.request.request_id, output=outcome.output))
         if outcome.done:
-            self._release(entry)
+            self._release(entry, DONE)
             state.num_open -= 1
             self._finish_if_complete(state)
 
@@ -324,9 +337,11 @@ class StepLoop:
             self._end(state)
             self._complete.append(state)
 
-    def _release(self, entry: Entry) -> None:
+    def _release(self, entry: Entry, reason: str) -> None:
         if not entry.released:
             entry.released = True
+            if self.watch is not None:
+                self.watch.left(entry, reason)
             del self._entries[id(entry.sequence)]
             self._scheduler.remove(entry)  # harmless if the whole request was closed
             self._model.release(entry.sequence)

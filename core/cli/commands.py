@@ -1,4 +1,4 @@
-"""The built-in commands: serve, pull, models, plan, quantize-report and plugins."""
+"""The built-in commands: serve, pull, models, plan, quantize-report, bench, hash-key and plugins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from sixfold.core.cli import quantize_report
+from sixfold.core.benchmark import command as bench
+from sixfold.core.cli import hash_key, quantize_report
 from sixfold.core.cli.listing import model_lines, plugin_lines
 from sixfold.core.cli.plan import configure_plan, run_plan
 from sixfold.core.cli.progress import ProgressReport
@@ -19,8 +20,17 @@ from sixfold.core.errors import ConfigError, UsageError
 from sixfold.core.hookspecs import Command
 from sixfold.core.plugins import Plugins
 from sixfold.core.registry import check_entry, resolve_entry
+from sixfold.core.telemetry.logs import FORMATS
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def add_log_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--log-level`` and ``--log-format``, the same for every command that serves."""
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="least severe level that is logged")
+    parser.add_argument(
+        "--log-format", choices=FORMATS, default="text", help="lines for people, or one JSON object a line"
+    )
 
 
 def builtin_commands(plugins: Plugins) -> tuple[Command, ...]:
@@ -47,6 +57,13 @@ def builtin_commands(plugins: Plugins) -> tuple[Command, ...]:
         command(
             "plan", "Say what the models of a configuration file will take of the memory.", configure_plan, run_plan
         ),
+        command("bench", "Load one server, or compare two, and say how fast they answer.", bench.configure, bench.run),
+        command(
+            "hash-key",
+            "Make an API key, or read one from standard input, and print its entry for the configuration.",
+            hash_key.configure,
+            hash_key.run,
+        ),
         command(
             "plugins", "List plugins and what they offer, or why they do not work.", lambda _parser: None, _plugins
         ),
@@ -57,7 +74,7 @@ def _configure_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="YAML file with 'models:' and 'server:'")
     parser.add_argument("--host", help="address to listen on (overrides the file)")
     parser.add_argument("--port", type=int, help="port to listen on (overrides the file)")
-    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="least severe level that is logged")
+    add_log_arguments(parser)
     parser.add_argument(
         "--stop-on-eof",
         action="store_true",
@@ -78,7 +95,7 @@ def _serve(plugins: Plugins, args: argparse.Namespace) -> int:
         return settings
 
     owner = sys.stdin if args.stop_on_eof else None
-    return serve(config, read, plugins, log_level=args.log_level, owner=owner)
+    return serve(config, read, plugins, log_level=args.log_level, log_format=args.log_format, owner=owner)
 
 
 def _configure_pull(parser: argparse.ArgumentParser) -> None:

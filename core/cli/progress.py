@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TextIO
 
 from rich.console import Console
@@ -16,15 +17,17 @@ class ProgressReport:
 
     Args:
         stream: Where to show it; bars are drawn only on a terminal.
+        say: Gets each line in place of the stream, which then gets no bars either.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, say: Callable[[str], None] | None = None) -> None:
         self._stream = stream
+        self._say = say or self._print_line
         self._lock = threading.Lock()
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._shown: dict[str, float] = {}
-        if stream.isatty():
+        if say is None and stream.isatty():
             self._bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -68,10 +71,13 @@ class ProgressReport:
                 self._tasks[what] = self._bars.add_task(what, total=total, amount=amount)
             self._bars.update(self._tasks[what], completed=fraction or 0.0, total=total, amount=amount)
 
+    def _print_line(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
     def _print(self, what: str, fraction: float, amount: str) -> None:
         last = self._shown.get(what)
         ended = fraction >= 1.0 and (last is None or last < 1.0)
         if last is not None and not ended and fraction < last + _LINE_EVERY_FRACTION:
             return
         self._shown[what] = fraction
-        print(f"{what}: {amount}" if amount else what, file=self._stream, flush=True)
+        self._say(f"{what}: {amount}" if amount else what)

@@ -22,6 +22,7 @@ from sixfold.core.serving.directory import ModelState
 from sixfold.core.serving.lifecycle import Lifecycle, Listening, run
 from sixfold.core.serving.memory_metrics import MemoryCollector
 from sixfold.core.serving.server import SixfoldServer
+from sixfold.core.telemetry.opening import open_tracing
 from sixfold.core.watcher import content_digest, watch_file
 
 _log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ def run_server(
         owner: See `sixfold.core.serving.lifecycle.serve`.
 
     Raises:
-        UsageError: The address is taken, or no model could be loaded.
+        UsageError: The address is taken, no model could be loaded, or what the settings want is not installed.
     """
     host = ModelHost(
         plugins,
@@ -147,9 +148,14 @@ def run_server(
         machine=read_machine(settings.memory_limits_bytes),
     )
     models = LiveModels(host, settings, plugins, config=config, read=read, on_ready=on_ready)
-    server = SixfoldServer(_load_apis(plugins), host, settings.server)
+    tracing = open_tracing(settings.telemetry)
+    server = SixfoldServer(_load_apis(plugins), host, settings.server, ledger=host.ledger, tracing=tracing)
     server.context.metrics.registry.register(MemoryCollector(host))
-    status = run(server, models=models, on_reload=models.reload, on_listening=models.on_listening, owner=owner)
+    try:
+        status = run(server, models=models, on_reload=models.reload, on_listening=models.on_listening, owner=owner)
+    finally:
+        if tracing is not None:
+            tracing.close()
     if models.error is not None:
         raise models.error
     return status

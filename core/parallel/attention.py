@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sixfold.core.parallel.blockwise import Merged, additive, attend
+from sixfold.core.parallel.degrees import Degrees
 from sixfold.core.parallel.exchange import all_gather, all_to_all, pass_on
 from sixfold.core.parallel.mesh import Group, Mesh
 from sixfold.core.parallel.tokens import TokenOrder, even_lengths
@@ -67,6 +68,30 @@ class Lengths:
     key: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """Earlier keys, which every query sees, as they lie once heads are exchanged.
+
+    Attributes:
+        key: [rows, kv heads of this Ulysses rank, keys of this place on the ring, dim].
+        value: As the key.
+        lengths: Keys of each place on the ring.
+    """
+
+    key: Tensor
+    value: Tensor
+    lengths: tuple[int, ...]
+
+
+def past_shares(num_heads: int, num_kv_heads: int, num_tokens: int, degrees: Degrees) -> list[tuple[range, range]]:
+    """Which kv heads and which tokens of the earlier ones each context rank holds in its `Past`."""
+    heads = divide_heads(num_heads, num_kv_heads, degrees.ulysses)
+    lengths = even_lengths(num_tokens, degrees.ring)
+    ends = list(itertools.accumulate(lengths))
+    tokens = [range(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    return [(share.kv, place) for place in tokens for share in heads]
+
+
 def parallel_attention(
     query: Tensor,
     key: Tensor,
@@ -76,6 +101,7 @@ def parallel_attention(
     *,
     mask: Tensor | None = None,
     order: TokenOrder | None = None,
+    past: Past | None = None,
     scale: float | None = None,
 ) -> Tensor:
     """What this rank's queries make of all ranks' keys. All context ranks call it.
@@ -88,6 +114,7 @@ def parallel_attention(
         lengths: Of all ranks.
         mask: For this rank's keys, [rows or 1, heads or 1, 1, keys]: bool, True to attend, or added to the scores.
         order: Makes it causal: a query sees what is at its position or before. Queries and keys lie in this order.
+        past: This rank's part of keys before all of these; not together with a mask.
         scale: Of the scores; 1 / sqrt(dim) if None.
 
     Returns:
@@ -109,9 +136,12 @@ def parallel_attention(
     local_query = _to_heads(query, every_query, inner.query, mesh.ulysses)
     local_key = _to_heads(key, every_kv, inner.key, mesh.ulysses)
     local_value = _to_heads(value, every_kv, inner.key, mesh.ulysses)
+    if past is not None:
+        assert mask is None, "a mask says nothing of the past"
+        local_key, local_value = torch.cat((past.key, local_key), 2), torch.cat((past.value, local_value), 2)
     size = query.shape[1] // key.shape[1]
     local_key, local_value = _matched(local_key, local_value, own, size)
-    if mesh.ring.size == 1:
+    if mesh.ring.size == 1 and past is None:
         out = torch.nn.functional.scaled_dot_product_attention(
             local_query,
             local_key,
@@ -122,7 +152,8 @@ def parallel_attention(
             enable_gqa=local_query.shape[1] != local_key.shape[1],
         )
     else:
-        out = _ring(local_query, local_key, local_value, mesh, lengths, gathered_mask, order, scale)
+        num_past = (0,) * mesh.ring.size if past is None else past.lengths
+        out = _ring(local_query, local_key, local_value, mesh, lengths, gathered_mask, order, num_past, scale)
     return _to_tokens(out, every_query, inner.query, mesh.ulysses)
 
 
@@ -192,11 +223,14 @@ def _ring(
     lengths: Lengths,
     mask: Tensor | None,
     order: TokenOrder | None,
+    num_past: Sequence[int],
     scale: float,
 ) -> Tensor:
     """Invariant: before round i this rank has the block of the rank i places before it, and the next is on its way."""
     group, width = mesh.ring, mesh.ulysses.size
-    block_lengths = [sum(lengths.key[place * width : (place + 1) * width]) for place in range(group.size)]
+    block_lengths = [
+        num_past[place] + sum(lengths.key[place * width : (place + 1) * width]) for place in range(group.size)
+    ]
     block = [key.contiguous(), value.contiguous()]
     if mask is not None:
         block.append(additive(mask, query.dtype).contiguous())
@@ -209,7 +243,8 @@ def _ring(
             shapes = [(*part.shape[:2], length, part.shape[3]) for part in block[:2]]
             shapes += [(*part.shape[:3], length) for part in block[2:]]
             coming = pass_on(block, shapes, group)
-        for queries, keys, causal in _pairs(order, group.index, source, query.shape[2], block_lengths[source]):
+        pairs = _pairs(order, group.index, source, query.shape[2], block_lengths[source], num_past[source])
+        for queries, keys, causal in pairs:
             bias = block[2][..., keys] if len(block) > 2 else None
             out, lse = attend(
                 query[:, :, queries], block[0][:, :, keys], block[1][:, :, keys], mask=bias, causal=causal, scale=scale
@@ -221,24 +256,27 @@ def _ring(
 
 
 def _pairs(
-    order: TokenOrder | None, own: int, source: int, num_queries: int, num_keys: int
+    order: TokenOrder | None, own: int, source: int, num_queries: int, num_keys: int, num_past: int
 ) -> list[tuple[slice, slice, bool]]:
-    """(queries, keys, whether causal within) of a round; blocks that no query may see are left out."""
+    """(queries, keys, whether causal within) of a round; blocks that no query may see are left out.
+
+    The first ``num_past`` keys of a block are before all of the order, and every query sees them.
+    """
     if not num_queries or not num_keys:
         return []
     if order is None:
         return [(slice(0, num_queries), slice(0, num_keys), False)]
-    pairs: list[tuple[slice, slice, bool]] = []
+    pairs = [(slice(0, num_queries), slice(0, num_past), False)] if num_past else list[tuple[slice, slice, bool]]()
     for positions, queries in _slices(order.ring[own]):
-        visible = [(begin, keys) for begin, keys in _slices(order.ring[source]) if begin.start <= positions.start]
+        parts = _slices(order.ring[source], num_past)
+        visible = [(begin, keys) for begin, keys in parts if begin.start <= positions.start]
         # Parts of an order are equal or apart, so what begins earlier ends before this part begins.
         pairs += [(queries, keys, begin.start == positions.start) for begin, keys in visible]
     return pairs
 
 
-def _slices(ranges: Sequence[range]) -> list[tuple[range, slice]]:
+def _slices(ranges: Sequence[range], start: int = 0) -> list[tuple[range, slice]]:
     found: list[tuple[range, slice]] = []
-    start = 0
     for each in ranges:
         if len(each):
             found.append((each, slice(start, start + len(each))))

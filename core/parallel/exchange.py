@@ -66,6 +66,47 @@ def gather_lengths(length: int, group: Group) -> tuple[int, ...]:
     return tuple(found)
 
 
+def collect(tensor: Tensor, shapes: Sequence[Sequence[int]], group: Group) -> list[Tensor]:
+    """What all ranks have, in the first rank of the group; nothing in the others.
+
+    Args:
+        tensor: This rank's.
+        shapes: Of all ranks' tensors.
+        group: All its ranks call.
+    """
+    if group.index > 0:
+        _exchange([(dist.isend, tensor.contiguous(), group.ranks[0])], group)
+        return []
+    found = [tensor, *(tensor.new_empty(tuple(shape)) for shape in shapes[1:])]
+    _exchange([(dist.irecv, found[i], group.ranks[i]) for i in range(1, group.size)], group)
+    return found
+
+
+def hand_out(parts: Sequence[Tensor], shape: Sequence[int], like: Tensor, group: Group) -> Tensor:
+    """This rank's part of what the first rank of the group has.
+
+    Args:
+        parts: Of all ranks, in the first; () in the others.
+        shape: Of this rank's part.
+        like: A tensor of its type and device.
+        group: All its ranks call.
+    """
+    if group.index > 0:
+        taken = like.new_empty(tuple(shape))
+        _exchange([(dist.irecv, taken, group.ranks[0])], group)
+        return taken
+    _exchange([(dist.isend, parts[i].contiguous(), group.ranks[i]) for i in range(1, group.size)], group)
+    return parts[0]
+
+
+def _exchange(transfers: Sequence[tuple[Any, Tensor, int]], group: Group) -> None:
+    operations = [
+        _dist.P2POp(operation, tensor, rank, group.handle) for operation, tensor, rank in transfers if tensor.numel()
+    ]
+    for work in _dist.batch_isend_irecv(operations) if operations else ():
+        work.wait()
+
+
 def pass_on(tensors: Sequence[Tensor], shapes: Sequence[Sequence[int]], group: Group) -> Callable[[], list[Tensor]]:
     """Begins to give tensors to the next rank of a ring and to take those of the one before.
 

@@ -24,10 +24,12 @@ class RankModule:
     Attributes:
         module: Loaded, on this rank's device.
         plan: How its tokens are split; None if that is not known: then only its rows can be divided.
+        splits_itself: Its forward asks `current_share` for the mesh and divides its tokens by itself, without a plan.
     """
 
     module: torch.nn.Module
-    plan: SplitPlan | None
+    plan: SplitPlan | None = None
+    splits_itself: bool = False
 
 
 class RankModules:
@@ -46,8 +48,9 @@ class RankModules:
         self._mesh = mesh
         self._book = LengthBook(mesh)
         self._hooks: list[RemovableHandle] = []
+        self._split_themselves = frozenset(name for name, each in modules.items() if each.splits_itself)
         for name, each in modules.items():
-            if mesh.degrees.context == 1:
+            if mesh.degrees.context == 1 or each.splits_itself:
                 continue
             if each.plan is None:
                 raise ConfigError(
@@ -69,6 +72,8 @@ class RankModules:
     def run(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """This rank's share of a forward; all ranks of its context group call it with equal arguments."""
         splits = self._mesh.degrees.context > 1
-        key = (name, kind_of("", arguments)) if splits else None
-        with sharing(Share(self._mesh, self._book, key)) if splits else contextlib.nullcontext():
+        by_plan = splits and name not in self._split_themselves
+        key = (name, kind_of("", arguments)) if by_plan else None
+        share = Share(self._mesh, self._book, key)
+        with sharing(share, takes_attention=by_plan) if splits else contextlib.nullcontext():
             return self._modules[name](**arguments)

@@ -119,6 +119,8 @@ def _choose(shape: ParallelShape, capacity: Capacity) -> ParallelChoice:
             best[degrees.num_ranks] = (seconds, degrees)
     chosen = 1
     reasons: list[str] = []
+    if not shape.can_split_tokens:
+        reasons.append("its tokens can't be shared: it is not known how, or none of its requests is long enough")
     for count in sorted(best)[1:]:
         gain = best[chosen][0] / best[count][0]
         wanted = _MIN_GAIN ** ((count / chosen - 1) ** 0.5)

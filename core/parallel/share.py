@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Generator, Hashable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -108,11 +108,16 @@ def current_share() -> Share | None:
 
 
 @contextmanager
-def sharing(share: Share) -> Generator[Share]:
-    """Forwards of this thread inside are split."""
+def sharing(share: Share, *, takes_attention: bool = True) -> Generator[Share]:
+    """Forwards of this thread inside are split.
+
+    Args:
+        share: Of the forward.
+        takes_attention: Whether torch's own attention goes over the ranks.
+    """
     _local.share = share
     try:
-        with _SplitAttention(share):
+        with _SplitAttention(share) if takes_attention else nullcontext():
             yield share
     finally:
         _local.share = None

@@ -21,6 +21,7 @@ from sixfold.core.plugins import load_plugins
 from sixfold.core.runtime.devices import use_device
 from sixfold.core.runtime.loading import imported, load_context
 from sixfold.core.runtime.ranks import RankStart
+from sixfold.core.telemetry.logs import configure_logging
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def main(fd: int) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging("info", "json" if sys.argv[2] == "json" else "text", pid=os.getpid())
     faulthandler.register(signal.SIGUSR1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

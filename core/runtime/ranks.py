@@ -22,6 +22,7 @@ from sixfold.core.parallel.leader import Leader, Peer
 from sixfold.core.parallel.mesh import join
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.devices import resolve_device
+from sixfold.core.telemetry.logs import log_format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ def _start(load: wire.Load, rank: int, device: str, store: Path) -> Peer:
     env = {**os.environ, "OMP_NUM_THREADS": str(load.num_threads), "NUMBA_NUM_THREADS": str(load.num_threads)}
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sixfold.core.runtime.rank", str(theirs.fileno())],
+            [sys.executable, "-m", "sixfold.core.runtime.rank", str(theirs.fileno()), log_format()],
             pass_fds=(theirs.fileno(),),
             env=env,
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from sixfold.core.batching.model import ModelInfo
+from sixfold.core.batching.step_watch import StepNews
 from sixfold.core.messages import Event, Failed, Finished, Request
 
 
@@ -94,6 +96,31 @@ class ReplicaSnapshot(Protocol):
     @property
     def metrics(self) -> Mapping[str, float]:
         """The family's own values (`ReplicaModel.stats`) and the manager's counters."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchNews:
+    """What the steps of a replica did lately.
+
+    Attributes:
+        news: In order.
+        num_dropped: How many were lost since the watch began, because they came too fast.
+    """
+
+    news: Sequence[StepNews]
+    num_dropped: int
+
+
+@runtime_checkable
+class WatchedReplica(Protocol):
+    """A replica whose batch can be watched; that of another machine need not be one."""
+
+    def watch(self, listener: Callable[[BatchNews], None]) -> Callable[[], None]:
+        """Calls the listener with what steps do, until the returned function is called. [loop]
+
+        The replica tells its steps only while somebody watches.
+        """
         ...
 
 

@@ -91,7 +91,7 @@ class ReplicaSet:
         resolved = self._resolved
         worker = WorkerReplica(
             resolved.family,
-            load_message(resolved, num_cpus=len(os.sched_getaffinity(0)), parallel=self._parallel),
+            load_message(resolved, num_cpus=len(os.sched_getaffinity(0)), parallel=self._parallel, replica=index),
             interpreter=resolved.interpreter,
             on_progress=lambda fraction, _what: self._on_progress(fraction),
         )
@@ -161,7 +161,9 @@ class ReplicaSet:
         self._workers.clear()
 
 
-def load_message(resolved: ResolvedModel, *, num_cpus: int, parallel: ParallelChoice | None = None) -> wire.Load:
+def load_message(
+    resolved: ResolvedModel, *, num_cpus: int, parallel: ParallelChoice | None = None, replica: int = 0
+) -> wire.Load:
     """What a worker is told about an entry."""
     entry = resolved.entry
     settings = entry.parallel if isinstance(entry.parallel, ParallelSettings) else ParallelSettings()
@@ -184,6 +186,7 @@ def load_message(resolved: ResolvedModel, *, num_cpus: int, parallel: ParallelCh
         request_timeout_s=entry.limits.request_timeout_s,
         objective_kind=kind.value,
         objective_target_s=targets[kind],
+        replica=replica,
         ranks=None
         if parallel is None or parallel.degrees.num_ranks == 1
         else wire.Ranks(

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from sixfold.core.batching.model import ModelInfo
+from sixfold.core.batching.step_watch import StepNews
 from sixfold.core.errors import RequestError, StepFailed, request_error_types
-from sixfold.core.messages import Timing, Usage
+from sixfold.core.messages import ReplicaTrace, Timing, Usage
 from sixfold.core.parallel.degrees import Degrees
 
 _MAX_FRAME_BYTES = 1 << 30
@@ -44,6 +45,7 @@ class Load(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True)
     request_timeout_s: float | None = None
     objective_kind: str = "throughput"
     objective_target_s: float | None = None
+    replica: int = 0
     ranks: Ranks | None = None
 
 
@@ -57,6 +59,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True, array_like=True):
     priority: int
     timeout_s: float | None
     input: msgspec.Raw
+    trace_id: str | None = None
 
 
 class SubmitStruct(msgspec.Struct, frozen=True, tag="Submit", array_like=True):
@@ -69,6 +72,7 @@ class SubmitStruct(msgspec.Struct, frozen=True, tag="Submit", array_like=True):
     priority: int
     timeout_s: float | None
     input: msgspec.Struct
+    trace_id: str | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -91,7 +95,13 @@ class Adjust(msgspec.Struct, frozen=True, tag=True, array_like=True):
     options: dict[str, Any]
 
 
-ToWorker = Load | Submit | Cancel | Drain | Adjust
+class Watch(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Somebody watches the batch from now on, or nobody any more."""
+
+    on: bool
+
+
+ToWorker = Load | Submit | Cancel | Drain | Adjust | Watch
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -154,6 +164,7 @@ class WireFinished(msgspec.Struct, frozen=True, tag="f", array_like=True):
     usage: Usage
     timing: Timing
     finish_reason: str
+    trace: ReplicaTrace | None = None
 
 
 class WireFailed(msgspec.Struct, frozen=True, tag="e", array_like=True):
@@ -165,11 +176,12 @@ class WireFailed(msgspec.Struct, frozen=True, tag="e", array_like=True):
     param: str | None
     code: str | None
     retry_after_s: float | None
+    trace: ReplicaTrace | None = None
 
     @classmethod
-    def of(cls, number: int, error: RequestError) -> WireFailed:
+    def of(cls, number: int, error: RequestError, trace: ReplicaTrace | None = None) -> WireFailed:
         """The message for an error."""
-        return cls(number, type(error).__name__, error.message, error.param, error.code, error.retry_after_s)
+        return cls(number, type(error).__name__, error.message, error.param, error.code, error.retry_after_s, trace)
 
     @property
     def error(self) -> RequestError:
@@ -197,6 +209,13 @@ class Stats(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True
     metrics: dict[str, float] = {}
 
 
+class Watched(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """What the steps did since the last of these; ``num_dropped`` counts what came too fast, since the watch began."""
+
+    news: list[StepNews]
+    num_dropped: int
+
+
 class Adjusted(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The model has taken over new options; or not, and why."""
 
@@ -208,7 +227,7 @@ class Drained(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """All answers were sent; the worker ends."""
 
 
-FromWorker = LoadProgress | Ready | LoadFailed | Outputs | Stats | Adjusted | Drained
+FromWorker = LoadProgress | Ready | LoadFailed | Outputs | Stats | Watched | Adjusted | Drained
 
 
 def frame(payload: bytes) -> bytes:

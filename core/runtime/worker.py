@@ -1,7 +1,8 @@
 """A worker process: loads one model and runs its batch manager behind one socket to the serving process.
 
-Started as ``python -m sixfold.core.runtime.worker FD``. The main thread reads, a writer thread sends (many events a frame),
-the device thread loads and steps, the pool has its own. When the socket closes, the serving process is gone and so is this.
+Started as ``python -m sixfold.core.runtime.worker FD LOG_FORMAT``. The main thread reads, a writer thread sends (many events a
+frame), the device thread loads and steps, the pool has its own. When the socket closes, the serving process is gone and so
+is this.
 
 SIGUSR1 makes it print where each of its threads is, also while one of them holds the GIL: what to do first with a worker
 that hangs.
@@ -35,6 +36,7 @@ from sixfold.core.runtime import wire
 from sixfold.core.runtime.allocator import keep_freed_memory, use_one_arena
 from sixfold.core.runtime.devices import device_bytes, resolve_device, use_device
 from sixfold.core.runtime.loading import load_model, split_threads
+from sixfold.core.telemetry.logs import add_log_fields, configure_logging
 from sixfold.core.tokenization.pool import ThreadPiecePool
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class Writer:
 
     Attributes:
         stats: Set to a function that returns the manager's figures if they changed; asked at most every 100 ms.
+        news: Likewise, what steps did, while somebody watches.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -62,6 +65,7 @@ class Writer:
         self._numbers: dict[str, int] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self.stats: Callable[[], wire.Stats | None] = lambda: None
+        self.news: Callable[[], wire.Watched | None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
@@ -87,9 +91,9 @@ class Writer:
                 open_ = None not in items
                 data = b"".join(map(self._encode, _merged([item for item in items if item is not None])))
                 if not items or time.monotonic() - last_stats_s >= _STATS_EVERY_S:
-                    stats = self.stats()
-                    if stats is not None:
-                        data += self._encode(stats)
+                    figures = [figure for figure in (self.stats(), self.news()) if figure is not None]
+                    if figures:
+                        data += b"".join(map(self._encode, figures))
                         last_stats_s = time.monotonic()
                 if data:
                     self._sock.sendall(data)
@@ -115,9 +119,9 @@ class Writer:
             return wire.WireIncrement(number, msgspec.Raw(self._encoder.encode(event.output)))
         number = self._numbers.pop(event.request_id)
         if isinstance(event, Failed):
-            return wire.WireFailed.of(number, event.error)
+            return wire.WireFailed.of(number, event.error, event.trace)
         result = msgspec.Raw(self._encoder.encode(event.result))
-        return wire.WireFinished(number, result, event.usage, event.timing, event.finish_reason)
+        return wire.WireFinished(number, result, event.usage, event.timing, event.finish_reason, event.trace)
 
 
 def _merged(items: list[tuple[Event, ...] | wire.FromWorker]) -> list[list[Event] | wire.FromWorker]:
@@ -226,6 +230,7 @@ class Worker:
             clock=time.monotonic,
         )
         self._writer.stats = self._stats_if_changed
+        self._writer.news = self._news_if_any
         return model
 
     def _prepare_piece(self, work: tuple[Request[Any], object]) -> Any:
@@ -251,6 +256,10 @@ class Worker:
             metrics=dict(snapshot.metrics),
         )
 
+    def _news_if_any(self) -> wire.Watched | None:
+        news, num_dropped = self.manager.take_news()
+        return wire.Watched(news, num_dropped) if news else None
+
     def submit(self, message: wire.Submit) -> None:
         """Admits a request of the serving process; a refusal is its answer."""
         request_id = _inner_id(message)
@@ -267,6 +276,7 @@ class Worker:
                     priority=Priority(message.priority),
                     arrived_s=now_s,
                     deadline_s=now_s + min(timeouts_s) if timeouts_s else None,
+                    trace_id=message.trace_id,
                 )
             )
         except RequestError as error:
@@ -323,6 +333,7 @@ def main(fd: int) -> int:
         for payload in reader.feed(data):
             message = decoder.decode(payload)
             if isinstance(message, wire.Load):
+                add_log_fields(model=message.model_name, replica=message.replica)
                 worker = Worker(message, writer, on_failed=lambda: sock.shutdown(socket.SHUT_RD))
                 threading.Thread(target=worker.serve, name="device", daemon=True).start()
             elif worker is None:
@@ -333,6 +344,8 @@ def main(fd: int) -> int:
                 worker.cancel(message)
             elif isinstance(message, wire.Adjust):
                 worker.adjust(message)
+            elif isinstance(message, wire.Watch):
+                worker.manager.watch(message.on)
             else:
                 # Beside the reader: clients may still cancel while the rest finishes.
                 is_ending = True
@@ -349,7 +362,7 @@ def _drain(worker: Worker, timeout_s: float, sock: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging("info", "json" if sys.argv[2] == "json" else "text", pid=os.getpid())
     faulthandler.register(signal.SIGUSR1)
     os.setpgid(0, 0)  # with the processes of an engine, which must not outlive this one: see `WorkerReplica`
     use_one_arena()

@@ -24,7 +24,8 @@ from sixfold.core.messages import Event, Failed, Finished, Increment, Request
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.interpreter import Interpreter, clean_environ
 from sixfold.core.runtime.large_bytes import encode_pieces
-from sixfold.core.runtime.replica import EventStream
+from sixfold.core.runtime.replica import BatchNews, EventStream
+from sixfold.core.telemetry.logs import log_format
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class WorkerReplica(asyncio.Protocol):
         self._frames = wire.FrameReader()
         self._streams: dict[int, tuple[str, EventStream]] = {}
         self._adjusting: dict[int, asyncio.Future[str | None]] = {}
+        self._listeners: dict[object, Callable[[BatchNews], None]] = {}
         self._next_number = 0
         self._transport: asyncio.Transport | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -126,6 +128,7 @@ class WorkerReplica(asyncio.Protocol):
                 "-m",
                 "sixfold.core.runtime.worker",
                 str(fd),
+                log_format(),
                 pass_fds=(fd,),
                 env=env,
                 stdout=_STDERR_FD,  # what libraries print must not stand in the server's own output
@@ -183,6 +186,7 @@ class WorkerReplica(asyncio.Protocol):
                 priority=int(request.priority),
                 timeout_s=None if request.deadline_s is None else request.deadline_s - time.monotonic(),
                 input=request.input,
+                trace_id=request.trace_id,
             )
         )
         return stream
@@ -211,6 +215,19 @@ class WorkerReplica(asyncio.Protocol):
             del self._adjusting[number]
         if refusal is not None:
             raise ConfigError(refusal)
+
+    def watch(self, listener: Callable[[BatchNews], None]) -> Callable[[], None]:
+        """See `WatchedReplica.watch`."""
+        key = object()
+        self._listeners[key] = listener
+        # For everyone anew: who comes later is told of the sequences that run already.
+        self._send(wire.Watch(True))
+
+        def stop() -> None:
+            if self._listeners.pop(key, None) is not None and not self._listeners:
+                self._send(wire.Watch(False))
+
+        return stop
 
     async def stop(self, timeout_s: float) -> None:
         """Finishes what runs within the time, ends the process; kills it when it does not end."""
@@ -265,6 +282,10 @@ class WorkerReplica(asyncio.Protocol):
                 units_per_s=message.units_per_s,
                 metrics=message.metrics,
             )
+        elif isinstance(message, wire.Watched):
+            news = BatchNews(news=message.news, num_dropped=message.num_dropped)
+            for listener in tuple(self._listeners.values()):
+                listener(news)
         elif isinstance(message, wire.Adjusted):
             answer = self._adjusting.get(message.number)
             if answer is not None and not answer.done():
@@ -296,13 +317,14 @@ class WorkerReplica(asyncio.Protocol):
         if isinstance(event, wire.WireIncrement):
             return Increment(request_id=request_id, output=self._output_decoder.decode(event.output))
         if isinstance(event, wire.WireFailed):
-            return Failed(request_id=request_id, error=event.error)
+            return Failed(request_id=request_id, error=event.error, trace=event.trace)
         return Finished(
             request_id=request_id,
             result=self._output_decoder.decode(event.result),
             usage=event.usage,
             timing=event.timing,
             finish_reason=event.finish_reason,
+            trace=event.trace,
         )
 
     def _fail_streams(self) -> None:

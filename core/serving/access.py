@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 import msgspec
@@ -17,7 +17,9 @@ from sixfold.core.serving.context import ServingContext
 from sixfold.core.serving.directory import HostedModel, OptionsChange
 from sixfold.core.serving.keys import Principal
 from sixfold.core.serving.model_lookup import NamedModel, find_hosted, named_model, not_ready, usable_models
+from sixfold.core.serving.request_record import RequestRecord
 from sixfold.core.serving.submission import Submission
+from sixfold.core.serving.submission_record import SubmissionRecord
 
 WORKER_GRACE_S = 2.0
 """The worker enforces deadlines; the HTTP face does it itself when the worker is this late."""
@@ -34,6 +36,7 @@ class ModelAccess:
         request_id: Begins the ids of its requests at the replicas.
         priority: Of its requests.
         on_idle: Called when none of its requests runs any more.
+        record: Of the HTTP request that it is for, where that is traced or logged.
     """
 
     __slots__ = (
@@ -42,10 +45,11 @@ class ModelAccess:
         "_held",
         "_on_idle",
         "_places",
-        "_priority",
+        "_record",
         "_request_id",
         "_running",
         "principal",
+        "priority",
     )
 
     def __init__(
@@ -56,12 +60,14 @@ class ModelAccess:
         priority: Priority,
         *,
         on_idle: Callable[[], None] = lambda: None,
+        record: RequestRecord | None = None,
     ) -> None:
+        self._record = record
         self._on_idle = on_idle
         self._context = context
         self.principal = principal
         self._request_id = request_id
-        self._priority = priority
+        self.priority = priority
         self._running: dict[Submission, asyncio.TimerHandle | None] = {}
         self._aborted: RequestError | None = None
         self._held: list[HostedModel] = []
@@ -87,6 +93,8 @@ class ModelAccess:
         self._check_open()
         try:
             hosted = find_hosted(directory, self.principal, name, operation)
+            if self._record is not None:
+                self._record.found(hosted.name, operation)
             if not self._holds(hosted):
                 place = hosted.enter()
                 if place is not None:
@@ -177,16 +185,22 @@ class ModelAccess:
             input=input,
             tenant=self.principal.name,
             weight=self.principal.weight,
-            priority=self._priority,
+            priority=self.priority,
             arrived_s=arrived_s,
             deadline_s=deadline_s,
+            trace_id=None if self._record is None else self._record.trace_id,
         )
         try:
             replica, stream = self._context.chooser.submit(hosted.replicas, request)
         except RequestError as rejection:
             metrics.rejected(rejection)
             raise
-        submission = Submission(stream, metrics, arrived_s, lambda ended: self._on_end(ended, replica))
+        noted: SubmissionRecord | None = None
+        if self._record is not None and hosted.family is not None:
+            self._record.replica = _index(hosted.replicas, replica)
+            noted = SubmissionRecord(self._record, hosted.family.trace_names, monotonic())
+        submission = Submission(stream, metrics, arrived_s, lambda ended: self._on_end(ended, replica, hosted), noted)
+        self._context.urgent.begin(hosted.name, self.priority)
         self._running[submission] = None
         return submission
 
@@ -222,10 +236,24 @@ class ModelAccess:
         for hosted in held:
             hosted.leave()
 
-    def _on_end(self, submission: Submission, replica: Replica) -> None:
+    def _on_end(self, submission: Submission, replica: Replica, hosted: HostedModel) -> None:
+        self._context.urgent.end(hosted.name, self.priority)
+        self.principal.limiter.charge_tokens(_num_tokens(submission, hosted))
         self._context.chooser.done(replica)
         timer = self._running.pop(submission, None)
         if timer is not None:
             timer.cancel()
         if not self._running:
             self._on_idle()
+
+
+def _index(replicas: Sequence[Replica], replica: Replica) -> int:
+    return next((index for index, each in enumerate(replicas) if each is replica), 0)
+
+
+def _num_tokens(submission: Submission, hosted: HostedModel) -> int:
+    """What a request counts for the limits of its key; one that did not finish as many as it was seen to bring."""
+    if submission.usage is None:
+        return submission.num_increments
+    names = () if hosted.family is None else hosted.family.token_counts
+    return sum(submission.usage.counts.get(name, 0) for name in names)

@@ -15,8 +15,10 @@ from starlette.responses import Response
 
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.family import Family
+from sixfold.core.files import FileStore
 from sixfold.core.messages import Event, Finished, Priority
 from sixfold.core.serving.directory import OptionsChange
+from sixfold.core.serving.upload import StoredUpload as StoredUpload
 from sixfold.core.serving.upload import Upload as Upload
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
@@ -150,6 +152,16 @@ class Caller(Protocol):
 class Call(Caller, Protocol):
     """One HTTP request, authenticated, with its request id, deadline and disconnect watch."""
 
+    @property
+    def priority(self) -> Priority:
+        """The class of what it submits; for work that it leaves to `Services.background`."""
+        ...
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether it is a line of a batch: nobody asks again, so the answer must be the last word."""
+        ...
+
     async def json(self, schema: type[BodyT]) -> BodyT:
         """Reads and validates a JSON body.
 
@@ -164,15 +176,20 @@ class Call(Caller, Protocol):
         """Whether the body is said to be a form: call `form`; otherwise `json`."""
         ...
 
-    async def form(self, schema: type[BodyT]) -> BodyT:
+    async def form(self, schema: type[BodyT], store: FileStore | None = None) -> BodyT:
         """Reads and validates a multipart/form-data or urlencoded body.
 
         Fields of the type `Upload`, or lists of it, take files. Lists are ``name`` repeated, ``name[]`` or ``name[0]``;
         objects are ``name[key]`` or JSON text. Text becomes numbers and booleans where the schema has these.
 
+        Args:
+            schema: Of the fields.
+            store: Where files go as they come, for fields of the type `StoredUpload`; where this raises, none is left there.
+
         Raises:
             InvalidRequest: Malformed, a field is missing, unknown or of a wrong type; ``param`` names it.
             PayloadTooLarge: The body or one field exceeds the server's limit.
+            NotReady: The store is full.
         """
         ...
 
@@ -343,6 +360,7 @@ class Route:
         form: Of a form's fields.
         query_params: Of the query string.
         media_types: Of the answer.
+        in_batches: Whether a line of ``/v1/batches`` may ask for it: one whole answer, and asking twice does no harm.
     """
 
     path: str
@@ -352,6 +370,7 @@ class Route:
     form: type[BaseModel] | None = None
     query_params: type[BaseModel] | None = None
     media_types: tuple[str, ...] = ("application/json",)
+    in_batches: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,6 +388,25 @@ class SocketRoute:
     query_params: type[BaseModel] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """A tab of the playground.
+
+    Attributes:
+        title: One word, unlike that of any other tab.
+        operation: The tab is there while a model of the modality offers it.
+        script: An ES module in a folder of the plugin's package. Its ``mount(root, context)`` fills the element ``root``;
+            ``context`` has ``api`` (calls of this server), ``models`` (as in ``/v1/models``) and ``announce(text)``. It may
+            return ``{show, hide, update(models)}``. It may import what lies beside it, and the page's own modules from ``../``.
+        order: Tabs stand from the lowest to the highest.
+    """
+
+    title: str
+    operation: str
+    script: Path
+    order: int = 100
+
+
 class ModalityAPI(ls.LitAPI):  # type: ignore[misc]  # litserve ships no types
     """Base of the one LitAPI that each modality has; a subclass lists its routes.
 
@@ -380,6 +418,10 @@ class ModalityAPI(ls.LitAPI):  # type: ignore[misc]  # litserve ships no types
     def routes(self) -> Sequence[Route | SocketRoute]:
         """The modality's routes. Called once, before the server listens."""
         raise NotImplementedError
+
+    def panels(self) -> Sequence[Panel]:
+        """The modality's tabs of the playground. Called once, when the server is made."""
+        return ()
 
     async def startup(self, services: Services) -> None:
         """Called once in the serving loop before the server answers; models are still loading then.

@@ -131,12 +131,27 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The request body is larger than the {max_bytes} bytes that this server takes. Send less.")
 
 
+def check_encoding(headers: Mapping[str, str]) -> None:
+    """Takes bodies as they are only: what a few compressed bytes grow to is not known before it is there.
+
+    Raises:
+        InvalidRequest: The body is compressed.
+    """
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise InvalidRequest(
+            f"Unsupported content encoding {encoding[:40]!r}. Send the body as it is, not compressed.",
+            code="unsupported_content_encoding",
+        )
+
+
 def check_content_type(headers: Mapping[str, str]) -> None:
     """Accepts JSON, and a missing content type as JSON.
 
     Raises:
         InvalidRequest: The body is said to be something else.
     """
+    check_encoding(headers)
     content_type = headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
     if kind in ("", "application/json") or (kind.startswith("application/") and kind.endswith("+json")):

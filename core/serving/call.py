@@ -20,7 +20,8 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope
 
 from sixfold.core.errors import DeadlineExceeded, NotFound, RequestCancelled, RequestError
-from sixfold.core.messages import Finished
+from sixfold.core.files import FileStore
+from sixfold.core.messages import Finished, Priority
 from sixfold.core.serving.access import WORKER_GRACE_S, ModelAccess
 from sixfold.core.serving.api import Fetched, Running, ServedModel
 from sixfold.core.serving.body import check_content_type, parse_json, read_body
@@ -28,7 +29,7 @@ from sixfold.core.serving.byte_stream import BytesResponse
 from sixfold.core.serving.context import Admitted, ServingContext
 from sixfold.core.serving.directory import OptionsChange
 from sixfold.core.serving.form_fields import parse_fields
-from sixfold.core.serving.form_reader import FormLimits, is_form, read_form
+from sixfold.core.serving.form_reader import FormLimits, discard, is_form, read_form
 from sixfold.core.serving.request_facts import read_headers, read_path_params, read_query, read_timeout_s
 from sixfold.core.serving.sse import SseResponse
 from sixfold.core.serving.submission import Submission, final_event, first_events
@@ -80,7 +81,7 @@ class HttpCall:
         priority = admitted.principal.priority_of(self._headers.get("x-priority"))
         timeout_s = read_timeout_s(self._headers, context.settings.request_timeout_s)
         self._deadline_s = None if timeout_s is None else admitted.arrived_s + timeout_s
-        self._access = ModelAccess(context, admitted.principal, admitted.request_id, priority)
+        self._access = ModelAccess(context, admitted.principal, admitted.request_id, priority, record=admitted.record)
         self._has_body = False  # it was read: what the channel says next is that the client left
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -107,6 +108,16 @@ class HttpCall:
         return read_path_params(self._scope)
 
     @property
+    def priority(self) -> Priority:
+        """See `sixfold.core.serving.api.Call.priority`."""
+        return self._access.priority
+
+    @property
+    def in_batch(self) -> bool:
+        """See `sixfold.core.serving.api.Call.in_batch`."""
+        return False
+
+    @property
     def is_form(self) -> bool:
         """Whether the body is said to be a form."""
         return is_form(self._headers)
@@ -115,7 +126,7 @@ class HttpCall:
         """See `sixfold.core.serving.api.Call.query`."""
         return read_query(self._scope, schema)
 
-    async def form(self, schema: type[BodyT]) -> BodyT:
+    async def form(self, schema: type[BodyT], store: FileStore | None = None) -> BodyT:
         """See `sixfold.core.serving.api.Call.form`."""
         settings = self._context.settings
         limits = FormLimits(
@@ -123,9 +134,14 @@ class HttpCall:
             max_upload_bytes=settings.max_upload_bytes,
             timeout_s=settings.body_timeout_s,
         )
-        fields = await read_form(self._receive, self._headers, limits)
+        fields = await read_form(self._receive, self._headers, limits, store)
         self._has_body = True
-        return parse_fields(fields, schema)
+        try:
+            return parse_fields(fields, schema)
+        except RequestError:
+            if store is not None:
+                await asyncio.to_thread(discard, fields, store)
+            raise
 
     async def json(self, schema: type[BodyT]) -> BodyT:
         """See `sixfold.core.serving.api.Call.json`."""
@@ -135,6 +151,8 @@ class HttpCall:
             self._receive, self._headers, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
         )
         self._has_body = True
+        if self._admitted.record is not None:
+            self._admitted.record.content(body)
         return parse_json(body, schema)
 
     async def model(self, name: str, operation: str) -> ServedModel:

@@ -40,6 +40,13 @@ def parse_fields(items: Sequence[FormItem], schema: type[BodyT]) -> BodyT:
         raise explain(failure, data, schema) from None
 
 
+def takes_upload(schema: type[BaseModel], name: str) -> bool:
+    """Whether the field of this name takes a file, or several."""
+    info = _field(schema, name)
+    kinds = [] if info is None else list(union_members(info.annotation))
+    return any(kind is Upload or Upload in typing.get_args(kind) for kind in kinds)
+
+
 @dataclass(slots=True)
 class _Given:
     """What a form has under one name."""
@@ -158,7 +165,7 @@ def _is_object(kind: Any) -> bool:
 
 
 def _from_json(name: str, value: FormValue, *, text_too: bool) -> Any:
-    if isinstance(value, Upload) or (text_too and not value.lstrip().startswith(("{", "["))):
+    if not isinstance(value, str) or (text_too and not value.lstrip().startswith(("{", "["))):
         return value
     try:
         return msgspec.json.decode(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -14,11 +14,12 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Receive
 
-from sixfold.core.errors import InvalidRequest, PayloadTooLarge
-from sixfold.core.serving.body import BodyStream
-from sixfold.core.serving.upload import Upload
+from sixfold.core.errors import InvalidRequest, NotReady, PayloadTooLarge
+from sixfold.core.files import FileStore, FileWriter
+from sixfold.core.serving.body import BodyStream, check_encoding
+from sixfold.core.serving.upload import StoredUpload, Upload
 
-FormValue: TypeAlias = str | Upload
+FormValue: TypeAlias = str | Upload | StoredUpload
 
 MAX_PARTS = 256
 """Fields and files of one form."""
@@ -67,18 +68,28 @@ def is_form(headers: Mapping[str, str]) -> bool:
     return content_kind(headers) in _FORM_KINDS
 
 
-async def read_form(receive: Receive, headers: Mapping[str, str], limits: FormLimits) -> list[FormItem]:
+async def read_form(
+    receive: Receive, headers: Mapping[str, str], limits: FormLimits, store: FileStore | None = None
+) -> list[FormItem]:
     """Reads a form body.
+
+    Args:
+        receive: The ASGI channel.
+        headers: Of the request.
+        limits: Its bounds.
+        store: Where files go as they come; in memory unless given. Where this raises, none of them is left.
 
     Raises:
         InvalidRequest: It is no form, is malformed, has too many parts, or came too slowly.
         PayloadTooLarge: It, or one field of it, is too long.
+        NotReady: The store is full.
         RequestCancelled: The client went away.
     """
+    check_encoding(headers)
     kind = content_kind(headers)
     if kind == "multipart/form-data":
         stream = BodyStream(receive, headers, max_bytes=limits.max_upload_bytes, timeout_s=limits.timeout_s)
-        return await _read_multipart(stream, headers)
+        return await _read_multipart(stream, headers, store)
     if kind == "application/x-www-form-urlencoded":
         stream = BodyStream(receive, headers, max_bytes=limits.max_bytes, timeout_s=limits.timeout_s)
         return parse_urlencoded(b"".join([chunk async for chunk in stream]))
@@ -103,12 +114,28 @@ def parse_urlencoded(text: bytes) -> list[FormItem]:
     return [FormItem(name, value) for name, value in pairs]
 
 
-async def _read_multipart(stream: BodyStream, headers: Mapping[str, str]) -> list[FormItem]:
+def discard(items: Iterable[FormItem], store: FileStore) -> None:
+    """Removes the files of a form that nobody will use. Blocks for the disk."""
+    for item in items:
+        if isinstance(item.value, StoredUpload):
+            store.delete(item.value.file_id)
+
+
+async def _read_multipart(stream: BodyStream, headers: Mapping[str, str], store: FileStore | None) -> list[FormItem]:
     _, options = parse_options_header(headers["content-type"])
     boundary = options.get(b"boundary", b"")
     if not boundary:
         raise _malformed("the content-type header has no boundary")
-    parts = _Parts()
+    parts = _Parts(store)
+    try:
+        await _parse(stream, boundary, parts)
+    except BaseException:
+        await asyncio.to_thread(parts.discard)
+        raise
+    return parts.items
+
+
+async def _parse(stream: BodyStream, boundary: bytes, parts: _Parts) -> None:
     try:
         parser = MultipartParser(
             boundary,
@@ -129,22 +156,41 @@ async def _read_multipart(stream: BodyStream, headers: Mapping[str, str]) -> lis
             for start in range(0, len(chunk), _PARSE_BYTES):
                 if start:
                     await asyncio.sleep(0)
-                parser.write(chunk[start : start + _PARSE_BYTES] if len(chunk) > _PARSE_BYTES else chunk)
+                piece = chunk[start : start + _PARSE_BYTES] if len(chunk) > _PARSE_BYTES else chunk
+                if parts.in_memory:
+                    parser.write(piece)
+                else:
+                    await _write_in_thread(parser, piece)
     except FormParserError as failure:
         await stream.linger()
         raise _malformed(str(failure)[:200]) from None
-    except (InvalidRequest, PayloadTooLarge):
+    except (InvalidRequest, PayloadTooLarge, NotReady):
         await stream.linger()
         raise
     if not parts.complete:
         raise _malformed("it ends before its last boundary")
-    return parts.items
+
+
+async def _write_in_thread(parser: MultipartParser, piece: bytes) -> None:
+    """Parses a piece that goes to a disk. Cancelled, it waits for that: what is discarded must not be written to any more."""
+    writing = asyncio.ensure_future(asyncio.to_thread(parser.write, piece))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait({writing})
+        raise
 
 
 class _Parts:
-    """Collects the parser's calls into items. One per body."""
+    """Collects the parser's calls into items. One per body.
 
-    def __init__(self) -> None:
+    Args:
+        store: For files; None for memory.
+    """
+
+    def __init__(self, store: FileStore | None) -> None:
+        self._store = store
+        self._writer: FileWriter | None = None
         self.items: list[FormItem] = []
         self.complete = False
         self._headers: dict[str, bytes] = {}
@@ -153,6 +199,18 @@ class _Parts:
         self._name = ""
         self._filename: str | None = None
         self._sink = io.BytesIO()
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether no call waits for a disk."""
+        return self._store is None
+
+    def discard(self) -> None:
+        """Removes what went to the store."""
+        if self._writer is not None:
+            self._writer.abort()
+        if self._store is not None:
+            discard(self.items, self._store)
 
     def begin(self) -> None:
         if len(self.items) >= MAX_PARTS:
@@ -180,8 +238,13 @@ class _Parts:
             raise _malformed("a part has a content-transfer-encoding; send the bytes as they are")
         self._name = _text(options[b"name"])
         self._filename = _filename(self._headers["content-disposition"], options.get(b"filename"))
+        if self._filename is not None and self._store is not None:
+            self._writer = self._store.create()
 
     def data(self, data: bytes, start: int, end: int) -> None:
+        if self._writer is not None:
+            self._writer.write(memoryview(data)[start:end])
+            return
         self._sink.write(memoryview(data)[start:end])
         if self._filename is None and self._sink.tell() > MAX_FIELD_BYTES:
             raise PayloadTooLarge(
@@ -190,14 +253,27 @@ class _Parts:
             )
 
     def end(self) -> None:
+        if self._writer is not None:
+            self._end_stored(self._writer)
+            return
         data = self._sink.getvalue()  # shares the buffer: no copy
         self._sink = io.BytesIO()
         if self._filename is None:
             self.items.append(FormItem(self._name, _field_text(self._name, data)))
         elif self._filename or data:  # else a browser's file input without a file
-            kind = self._headers.get("content-type", b"").decode("latin-1").strip().lower()
-            upload = Upload(self._filename, kind[:200] or "application/octet-stream", data)
-            self.items.append(FormItem(self._name, upload))
+            self.items.append(FormItem(self._name, Upload(self._filename, self._kind(), data)))
+
+    def _end_stored(self, writer: FileWriter) -> None:
+        self._writer = None
+        if not self._filename and not writer.num_bytes:
+            writer.abort()
+            return
+        upload = StoredUpload(self._filename or "", self._kind(), writer.commit(), writer.num_bytes)
+        self.items.append(FormItem(self._name, upload))
+
+    def _kind(self) -> str:
+        kind = self._headers.get("content-type", b"").decode("latin-1").strip().lower()
+        return kind[:200] or "application/octet-stream"
 
     def finish(self) -> None:
         self.complete = True

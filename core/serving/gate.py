@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Callable
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +16,14 @@ from sixfold.core.errors import PayloadTooLarge, RequestCancelled, RequestError
 from sixfold.core.serving.context import SCOPE_KEY, Admitted, ServingContext
 from sixfold.core.serving.error_responses import error_response, internal_error_response
 from sixfold.core.serving.handshake import check_origin, key_of_subprotocol
+from sixfold.core.serving.limits import KeyLimiter
+from sixfold.core.serving.playground import PREFIX
+from sixfold.core.serving.request_facts import read_headers
+from sixfold.core.serving.request_record import RequestRecord
+from sixfold.core.serving.submission_record import error_name
+
+if TYPE_CHECKING:
+    from sixfold.core.telemetry.tracing import RequestTrace
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +37,9 @@ ALWAYS_OPEN = frozenset(("/", "/health", "/ready", "/docs", "/redoc", "/openapi.
 
 FIGURES = frozenset(("/load", "/metrics"))
 """Paths that answer while the server drains, and need a key only where the operator says so."""
+
+_NOT_TRACED = ALWAYS_OPEN | FIGURES | {"/v1/models"}
+"""What machines ask all the time: gateways look at the models each second."""
 
 
 class Gate:
@@ -45,6 +57,7 @@ class Gate:
         self._is_plain = is_plain
         self._open = ALWAYS_OPEN if context.settings.protect_metrics else ALWAYS_OPEN | FIGURES
         self._answering_when_draining = ALWAYS_OPEN | FIGURES
+        self._records = context.tracing is not None or context.settings.access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets one request in, or answers it."""
@@ -62,20 +75,27 @@ class Gate:
         # The client's id, if it is harmless in logs and headers.
         sane = wished_id and _SANE_ID.fullmatch(wished_id)
         request_id = wished_id.decode() if sane else f"req_{secrets.token_hex(12)}"
-        reply = _Reply(send, request_id.encode())
+        record = self._new_record(scope, request_id) if self._records else None
+        if record is not None and record.trace is not None:
+            receive = record.timed(receive)
+        reply = _Reply(send, request_id.encode(), record)
         try:
             if is_socket:
                 check_origin(scope, self._context.settings.cors_origins)
                 authorization = authorization or key_of_subprotocol(scope)
-            self._admit(scope, request_id, authorization)
+            self._admit(scope, request_id, authorization, record)
+            reply.limiter = scope[SCOPE_KEY].principal.limiter
             if self._is_plain(scope["path"]):
                 await self._run_plain(scope, receive, reply.send)
             else:
                 await self._app(scope, receive, reply.send)
         except RequestError as error:
+            if record is not None:
+                record.error = error_name(error)
             await _answer_error(error, reply, scope, receive)
         except Exception:  # the border of a request: whatever it was, the client gets an answer and the log the reason
-            logger.exception("request %s: a defect in the server", request_id)
+            extra = {"request_id": request_id, "trace_id": None if record is None else record.trace_id}
+            logger.exception("request %s: a defect in the server", request_id, extra=extra)
             if reply.status:
                 raise  # the status is sent; the server closes the connection
             await internal_error_response(request_id)(scope, receive, reply.send)
@@ -84,6 +104,8 @@ class Gate:
             path = getattr(route, "path", _NO_ROUTE)
             method = "WebSocket" if is_socket else scope["method"] if scope["method"] in _METHODS else "other"
             self._context.metrics.http_request(path, method, reply.status or 499)
+            if record is not None:
+                record.end(method, path, reply.status or 499)
 
     async def _run_plain(self, scope: Scope, receive: Receive, send: Send) -> None:
         running = _PlainRequest()
@@ -96,13 +118,27 @@ class Gate:
             self._context.drain.leave(running)
             limiter.end()
 
-    def _admit(self, scope: Scope, request_id: str, authorization: bytes | None) -> None:
+    def _new_record(self, scope: Scope, request_id: str) -> RequestRecord | None:
+        arrived_s, tracing = monotonic(), self._context.tracing
+        trace: RequestTrace | None = None
+        if tracing is not None and scope["path"] not in _NOT_TRACED:
+            trace = tracing.begin(read_headers(scope), name="request", arrived_s=arrived_s)
+            trace = trace if trace.sampled else None
+        logs_access = self._context.settings.access_log
+        return (
+            RequestRecord(request_id, arrived_s, trace=trace, logs_access=logs_access) if trace or logs_access else None
+        )
+
+    def _admit(self, scope: Scope, request_id: str, authorization: bytes | None, record: RequestRecord | None) -> None:
         path = scope["path"]
         context = self._context
         if (context.drain.begun or context.directory.draining) and path not in self._answering_when_draining:
             raise context.drain.refusal()
-        principal = context.keys.everyone if path in self._open else context.keys.authenticate(authorization)
-        scope[SCOPE_KEY] = Admitted(request_id=request_id, principal=principal, arrived_s=monotonic())
+        is_open = path in self._open or path.startswith(PREFIX)
+        principal = context.keys.everyone if is_open else context.keys.authenticate(authorization)
+        if record is not None:
+            record.tenant = principal.name
+        scope[SCOPE_KEY] = Admitted(request_id=request_id, principal=principal, arrived_s=monotonic(), record=record)
 
 
 class _PlainRequest:
@@ -113,22 +149,28 @@ class _PlainRequest:
 
 
 class _Reply:
-    """Adds the request id to an answer and remembers its status; 0 until it began."""
+    """Adds the request id and what is left of the key's limits to an answer; remembers its status, 0 until it began."""
 
-    __slots__ = ("_id", "_send", "status")
+    __slots__ = ("_id", "_record", "_send", "limiter", "status")
 
-    def __init__(self, send: Send, request_id: bytes) -> None:
+    def __init__(self, send: Send, request_id: bytes, record: RequestRecord | None) -> None:
+        self._record = record
         self._send = send
         self._id = request_id
+        self.limiter: KeyLimiter | None = None
         self.status = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] in _BEGINNINGS:
             self.status = message.get("status", 101)
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id)]
+            limits = () if self.limiter is None else self.limiter.headers
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._id), *limits]
         elif message["type"] == "websocket.close" and not self.status:
             self.status = 403  # what the server makes of it before a handshake
-        await self._send(message)
+        if self._record is None:
+            await self._send(message)
+        else:
+            await self._record.send(self._send, message)
 
 
 async def _answer_error(error: RequestError, reply: _Reply, scope: Scope, receive: Receive) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sixfold.core.errors import InvalidRequest, NotAuthenticated, PermissionDenied
-from sixfold.core.messages import Priority
+from sixfold.core.messages import ANONYMOUS, Priority
 from sixfold.core.serving.limits import KeyLimiter
 from sixfold.core.serving.settings import ApiKeySettings, KeyLimits, parse_priority
 
@@ -70,13 +70,13 @@ class KeyRing:
     def __init__(self, keys: Sequence[ApiKeySettings], clock: Callable[[], float]) -> None:
         self._principals = tuple((key.sha256.encode(), _principal(key, clock)) for key in keys)
         self.everyone = Principal(
-            name="anonymous",
+            name=ANONYMOUS,
             weight=1.0,
             priority=Priority.STANDARD,
             max_priority=Priority.INTERACTIVE,
             models=None,
             changes_models=True,
-            limiter=KeyLimiter("anonymous", KeyLimits(), clock),
+            limiter=KeyLimiter(ANONYMOUS, KeyLimits(), clock),
         )
 
     def holder(self, name: str) -> Principal:

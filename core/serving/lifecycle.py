@@ -248,7 +248,7 @@ def _uvicorn_config(server: Served) -> uvicorn.Config:
         ws_per_message_deflate=False,  # what speech and images need it for is compressed already; and no zip bombs
         lifespan="off",  # `serve` enters the lifespan itself: an error in it reaches the terminal as it is
         log_config=None,
-        access_log=settings.access_log,
+        access_log=False,  # uvicorn's lines hold query strings; `RequestRecord` has lines of its own
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_s,

@@ -30,6 +30,7 @@ class ModelObject(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     memory_bytes: int | None
     parameters: int | None
+    details: dict[str, str | int | float | bool]
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +89,7 @@ def _object(model: HostedModel, name: str) -> ModelObject:
         state=model.state.value,
         memory_bytes=info.memory_bytes if info else None,
         parameters=info.parameters if info else None,
+        details=dict(info.details) if info else {},
     )
 
 

@@ -22,7 +22,7 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProbeRoutes:
-    """``/``, ``/health``, ``/ready``, ``/load`` and ``/metrics``.
+    """``/health``, ``/ready``, ``/load`` and ``/metrics``.
 
     Args:
         context: The server's parts.
@@ -33,10 +33,6 @@ class ProbeRoutes:
         self._context = context
         self._plain_apis_ready = plain_apis_ready
         self._started_s = monotonic()
-
-    async def index(self, _request: Request) -> Response:
-        """``GET /``: says what this is."""
-        return Response(b"sixfold is running; see /docs\n", media_type="text/plain")
 
     async def health(self, _request: Request) -> Response:
         """``GET /health``: 200 as long as the process answers."""

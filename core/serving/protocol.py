@@ -1,4 +1,9 @@
-"""uvicorn's HTTP protocol with two bounds that it lacks: how long and how large request headers may be."""
+"""uvicorn's HTTP protocol with what it lacks: bounds of the time and size of headers, trailers and chunk framing, one Host a
+request, and refusals in OpenAI's shape.
+
+The parser (llhttp, in its strict mode) refuses what smuggling needs: a length beside chunks, two lengths, other codings,
+folded headers, bare CR or LF, spaces before colons.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from sixfold.core.serving.error_responses import ErrorBody, ErrorDetail
 from sixfold.core.serving.settings import ServerSettings
 
+_INVALID = "This is no valid HTTP request, or one that servers could read in two ways. Send it as RFC 9112 has it."
 _TOO_LARGE = "The request line and headers are larger than this server takes. Send fewer or shorter headers."
 
 
@@ -23,7 +29,7 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._header_timer: asyncio.TimerHandle | None = None
-            self._num_header_bytes = 0
+            self._num_quiet_bytes = 0
             self._in_headers = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
@@ -35,25 +41,44 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
+            # What brings the body no further: headers, and behind them extensions of chunks and trailers. The check is after
+            # the parser: whole headers that came in one read are bounded by the size of a read.
+            self._num_quiet_bytes += len(data)
             super().data_received(data)
-            if not self._in_headers:
-                return
-            # The check is after the parser: whole headers that came in one read are bounded by the size of a read.
-            self._num_header_bytes += len(data)
-            if self._num_header_bytes > settings.max_header_bytes:
+            if self._num_quiet_bytes > settings.max_header_bytes:
                 self._refuse()
-            elif self._header_timer is None:
+            elif self._in_headers and self._header_timer is None:
                 self._header_timer = self.loop.call_later(settings.header_timeout_s, self._cut_off)
 
         def on_message_begin(self) -> None:
             self._in_headers = True
             super().on_message_begin()
 
+        def on_header(self, name: bytes, value: bytes) -> None:
+            # uvicorn would add trailers to the headers of the request that runs already: its key was read from these.
+            if self._in_headers:
+                super().on_header(name, value)
+
         def on_headers_complete(self) -> None:
             self._in_headers = False
-            self._num_header_bytes = 0
+            self._num_quiet_bytes = 0
             self._disarm()
+            assert self.parser is not None, "it calls this"
+            num_hosts = sum(name == b"host" for name, _ in self.headers)
+            if num_hosts > 1 or (num_hosts == 0 and self.parser.get_http_version() == "1.1"):
+                raise ValueError("a request has one Host")  # the parser stops, and uvicorn answers 400 (RFC 9112, 3.2)
             super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._num_quiet_bytes = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._num_quiet_bytes = 0
+            super().on_message_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            self._answer("400 Bad Request", "invalid_http", _INVALID)
 
         def _disarm(self) -> None:
             if self._header_timer is not None:
@@ -70,10 +95,16 @@ def bounded_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
                 self.transport.close()
 
         def _refuse(self) -> None:
-            detail = ErrorDetail(message=_TOO_LARGE, type="invalid_request_error", param=None, code="headers_too_large")
+            if self._in_headers:
+                self._answer("431 Request Header Fields Too Large", "headers_too_large", _TOO_LARGE)
+            elif not self.transport.is_closing():
+                self.transport.close()  # its request runs, and may have begun to answer
+
+        def _answer(self, status: str, code: str, message: str) -> None:
+            detail = ErrorDetail(message=message, type="invalid_request_error", param=None, code=code)
             body = msgspec.json.encode(ErrorBody(detail))
             head = (
-                "HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
+                f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n"
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
             self.transport.write(head.encode() + body)

@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import litserve as ls
 from fastapi import FastAPI, Request
@@ -25,7 +25,9 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import WebSocketRoute
 
+from sixfold.core.batches.api import BatchAPI
 from sixfold.core.errors import PluginConflict, UsageError
+from sixfold.core.memory.ledger import MemoryLedger
 from sixfold.core.serving.api import ModalityAPI, Route, SocketRoute
 from sixfold.core.serving.context import ServingContext, new_context
 from sixfold.core.serving.data_folder import DataFolder
@@ -34,21 +36,30 @@ from sixfold.core.serving.drain import Drain
 from sixfold.core.serving.error_responses import status_response
 from sixfold.core.serving.gate import Gate
 from sixfold.core.serving.in_process import InProcessTransport, PlainWorkers, RequestQueue
+from sixfold.core.serving.inner_calls import InnerCalls
+from sixfold.core.serving.live_routes import LiveRoutes
 from sixfold.core.serving.modality_spec import ModalitySpec, RouteApp
 from sixfold.core.serving.model_routes import ModelRoutes
 from sixfold.core.serving.openapi import build_document
+from sixfold.core.serving.playground import PREFIX, Playground
 from sixfold.core.serving.probe_routes import ProbeRoutes
 from sixfold.core.serving.replica_metrics import ReplicaCollector
 from sixfold.core.serving.services import ModalityServices
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.serving.socket_app import SocketApp
 
+if TYPE_CHECKING:
+    from sixfold.core.telemetry.tracing import Tracing
+
 logger = logging.getLogger(__name__)
 
 _OWN = "Sixfold itself"
 _SHUTDOWN_S = 5.0
 """What a modality may take to put its things away."""
-_EXPOSED_HEADERS = ("x-request-id", "retry-after", "retry-after-ms", "x-should-retry")
+_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{figure}-{what}" for figure in ("limit", "remaining", "reset") for what in ("requests", "tokens")
+)
+_EXPOSED_HEADERS = ("x-request-id", "retry-after", "retry-after-ms", "x-should-retry", *_LIMIT_HEADERS)
 
 
 class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no types
@@ -58,7 +69,9 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
         apis: One ModalityAPI a modality, and any plain LitAPIs, which run in threads of this process.
         directory: The models.
         settings: What the operator set.
+        ledger: The account of memory, for those who watch.
         middlewares: ASGI middleware around the routes and inside of the gate; the last is outermost.
+        tracing: Where traces of requests go; closed by the caller.
 
     Raises:
         PluginConflict: Two routes have one path.
@@ -71,12 +84,19 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
         directory: Directory,
         settings: ServerSettings | None = None,
         *,
+        ledger: MemoryLedger | None = None,
         middlewares: Sequence[Middleware] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         self.settings = settings or ServerSettings()
-        self.context: ServingContext = new_context(self.settings, directory)
+        self.context: ServingContext = new_context(self.settings, directory, tracing=tracing)
         self.context.metrics.registry.register(ReplicaCollector(directory, self.context.metrics))
+        self._inner = InnerCalls(self.context)
+        if not apis:
+            raise UsageError("No plugin brings an HTTP face. Install an extra, for example sixfold[all].")
+        apis = [*apis, BatchAPI(self._inner, self.settings)]
         self._given_middlewares = tuple(middlewares)
+        self._ledger = ledger
         self._plain_workers = PlainWorkers()
         self._plain_apis = [api for api in apis if not isinstance(api, ModalityAPI)]
         self._modality_apis = [api for api in apis if isinstance(api, ModalityAPI)]
@@ -106,17 +126,22 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
     def _register_internal_endpoints(self) -> None:
         probes = ProbeRoutes(self.context, self._plain_apis_ready)
         models = ModelRoutes(self.context)
+        page = Playground(self._modality_apis, enabled=self.settings.playground)
         for path, endpoint in (
-            ("/", probes.index),
+            ("/", page.index),
             ("/health", probes.health),
             ("/ready", probes.ready),
             ("/load", probes.load),
+            ("/live", LiveRoutes(self.context, self._ledger).live),
             ("/metrics", probes.metrics),
             ("/v1/models", models.list_models),
             ("/v1/models/{model_id:path}", models.get_model),
+            (PREFIX + "page.json", page.facts),
+            (PREFIX + "{path:path}", page.file),
         ):
             self._claim(path, "GET", _OWN)
-            self.app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+            is_call = not path.startswith(PREFIX)
+            self.app.add_api_route(path, endpoint, methods=["GET"], response_model=None, include_in_schema=is_call)
             # Load balancers probe with HEAD.
             self.app.add_api_route(path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False)
 
@@ -140,6 +165,8 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
                 self.app.router.routes.append(WebSocketRoute(route.path, SocketApp(route, self.context)))
                 continue
             self._claim(route.path, route.method, f"modality {modality!r}")
+            if route.in_batches:
+                self._inner.offer(route)
             # Starlette's own route, not FastAPI's: bodies are validated once, by Call.json, and errors are ours.
             self.app.router.routes.append(
                 StarletteRoute(route.path, RouteApp(route, self.context), methods=[route.method], name=route.path)
@@ -189,6 +216,8 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
         raise UsageError("Start a SixfoldServer with sixfold.core.serving.lifecycle.run(server).")
 
     def _claim(self, path: str, method: str, owner: str) -> None:
+        if path.startswith(PREFIX) and owner is not _OWN:
+            raise PluginConflict(f"{owner} serves {path}, but paths below {PREFIX} need no key. Choose another path.")
         first = self._origin_of_path.setdefault((path, method), owner)
         if first is not owner:
             raise PluginConflict(f"{first} and {owner} both serve {method} {path}. Uninstall one or change its path.")
@@ -221,8 +250,6 @@ async def _shut_down(api: ModalityAPI) -> None:
 
 def _prepare(apis: Sequence[ls.LitAPI]) -> None:
     """Gives each modality its spec and refuses what would otherwise be ignored."""
-    if not apis:
-        raise UsageError("No plugin brings an HTTP face. Install an extra, for example sixfold[all].")
     for api in apis:
         if getattr(api, "mcp", None) is not None:
             raise UsageError(f"{type(api).__name__}: mcp is not supported here. Remove it.")

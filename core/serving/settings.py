@@ -48,6 +48,10 @@ class KeyLimits(BaseModel):
     requests_per_minute: int | None = Field(default=None, ge=1)
     """Requests that this key may begin a minute, all at once or spread; more get 429. Unlimited unless set."""
 
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Tokens, read and written, that this key's requests may use a minute, as the models count them. They are known when a
+    request ends, so it is the next that gets 429. Unlimited unless set."""
+
 
 class ApiKeySettings(BaseModel):
     """One bearer key. The key itself is never written down: only its sha256 is."""
@@ -58,7 +62,7 @@ class ApiKeySettings(BaseModel):
     """Who holds the key: the unit of fairness in the queues, and the name in logs."""
 
     sha256: Annotated[str, BeforeValidator(_lower), StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    """The key's sha256 in hexadecimal: ``printf %s KEY | sha256sum``."""
+    """The key's sha256 in hexadecimal, as ``sixfold hash-key`` prints it."""
 
     weight: float = Field(default=1.0, gt=0)
     """The holder's share of a busy model against other holders of the same priority."""
@@ -74,6 +78,30 @@ class ApiKeySettings(BaseModel):
 
     limits: KeyLimits = KeyLimits()
     """Its own limits."""
+
+
+class BatchSettings(BaseModel):
+    """What ``/v1/batches`` and ``/v1/files`` may take of the server."""
+
+    model_config = _FROZEN
+
+    max_rows: int = Field(default=16, ge=1)
+    """Lines of batches that run at the same time while nobody else uses their models."""
+
+    max_rows_beside_others: int = Field(default=1, ge=0)
+    """Of these, how many may run at a model while requests of other classes run there; 0 lets batches wait for quiet."""
+
+    max_lines: int = Field(default=50_000, ge=1)
+    """Longest input file of a batch."""
+
+    max_open_batches: int = Field(default=100, ge=1)
+    """Batches of one key that have not ended; more get 429."""
+
+    max_storage_bytes: int = Field(default=10 * 1024**3, ge=1024)
+    """Of all uploaded files and results together; uploads over it get 503, lines wait until there is room."""
+
+    keep_files_s: float = Field(default=30 * 86_400.0, gt=0)
+    """How long files and ended batches are kept where the client does not say so (``expires_after``)."""
 
 
 class ServerSettings(BaseModel):
@@ -138,8 +166,15 @@ class ServerSettings(BaseModel):
     """Where jobs and generated files are kept, for one server at a time; a relative path starts at the folder of the
     configuration file. Unless set, a temporary folder that is removed when the server ends."""
 
+    playground: bool = True
+    """Whether browsers find a page at ``/`` for trying the models and watching their batches. It calls what clients call, with a
+    key that its user types."""
+
+    batches: BatchSettings = BatchSettings()
+    """Bounds of the batches API."""
+
     access_log: bool = False
-    """Whether each request is logged; it costs about a tenth of a millisecond each."""
+    """Whether each request is logged with its durations; it costs about a tenth of a millisecond each."""
 
     @model_validator(mode="after")
     def _keys_are_distinct(self) -> Self:

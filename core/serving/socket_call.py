@@ -56,7 +56,7 @@ class WebSocketCall:
         self._headers = read_headers(scope)
         priority = admitted.principal.priority_of(self._headers.get("x-priority"))
         self._timeout_s = read_timeout_s(self._headers, context.settings.request_timeout_s)
-        self._access = ModelAccess(context, admitted.principal, admitted.request_id, priority)
+        self._access = ModelAccess(context, admitted.principal, admitted.request_id, priority, record=admitted.record)
         self._messages: deque[str | bytes] = deque()
         self._num_waiting_bytes = 0
         self._changed = asyncio.Condition()

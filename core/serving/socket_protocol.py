@@ -1,4 +1,4 @@
-"""uvicorn's WebSocket protocol without habits that do not suit: killing slow readers, logging each handshake."""
+"""uvicorn's WebSocket protocol without habits that do not suit: killing slow readers, logging each handshake and all frames."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ def socket_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
     """The protocol class for uvicorn's ``ws`` setting."""
     quiet = logging.getLogger(f"{__name__}.handshakes")
     quiet.setLevel(logging.NOTSET if settings.access_log else logging.WARNING)
+    silent = logging.getLogger(f"{__name__}.frames")
+    silent.setLevel(logging.WARNING)
 
     class PatientSocketProtocol(WebSocketsSansIOProtocol):
         """One WebSocket. While the endpoint makes its client wait, nothing is read, so no pong can be expected."""
@@ -23,6 +25,9 @@ def socket_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.logger = quiet  # the handshake's line holds the query string
+            # At the level debug it would log every header, keys included, and every text message.
+            self.conn.logger = silent
+            self.conn.debug = False
 
         async def send(self, message: ASGISendEvent) -> None:
             await super().send(message)

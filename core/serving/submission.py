@@ -7,9 +7,10 @@ from time import monotonic
 from typing import Any
 
 from sixfold.core.errors import RequestCancelled, RequestError
-from sixfold.core.messages import Event, Failed, Finished, Increment
+from sixfold.core.messages import Event, Failed, Finished, Increment, Usage
 from sixfold.core.runtime.replica import EventStream
 from sixfold.core.serving.metrics import ModelMetrics
+from sixfold.core.serving.submission_record import SubmissionRecord
 
 
 class Submission:
@@ -20,13 +21,31 @@ class Submission:
         metrics: Of the model.
         arrived_s: When the HTTP request arrived, for latencies that the client sees.
         on_end: Called once with the submission, when the request is over in any way.
+        record: Of the work, where it is traced or logged.
     """
 
-    __slots__ = ("_arrived_s", "_last_s", "_metrics", "_on_end", "_reason", "_stream", "ended")
+    __slots__ = (
+        "_arrived_s",
+        "_last_s",
+        "_metrics",
+        "_on_end",
+        "_reason",
+        "_record",
+        "_stream",
+        "ended",
+        "num_increments",
+        "usage",
+    )
 
     def __init__(
-        self, stream: EventStream, metrics: ModelMetrics, arrived_s: float, on_end: Callable[[Submission], None]
+        self,
+        stream: EventStream,
+        metrics: ModelMetrics,
+        arrived_s: float,
+        on_end: Callable[[Submission], None],
+        record: SubmissionRecord | None = None,
     ) -> None:
+        self._record = record
         self._stream = stream
         self._metrics = metrics
         self._arrived_s = arrived_s
@@ -34,6 +53,8 @@ class Submission:
         self._last_s = 0.0
         self._reason: RequestError | None = None
         self.ended = False
+        self.usage: Usage | None = None  # of its Finished event
+        self.num_increments = 0
         metrics.began(monotonic())
 
     async def next_events(self) -> tuple[Event, ...]:
@@ -55,11 +76,14 @@ class Submission:
             if len(events) > 1:
                 self._note_increments(len(events) - 1, now_s)
             if not self.ended:
+                self.usage = last.usage if isinstance(last, Finished) else None
                 self._end()
                 if isinstance(last, Finished):
                     self._metrics.finished(last, now_s - self._arrived_s)
                 else:
                     self._metrics.failed(last.error)
+                if self._record is not None:
+                    self._record.ended(last)
         return events
 
     def cancel(self, reason: RequestError) -> None:
@@ -69,6 +93,8 @@ class Submission:
         self._reason = reason
         self._end()
         self._metrics.failed(reason)
+        if self._record is not None:
+            self._record.cancelled(reason)
         self._stream.cancel()
 
     def _end(self) -> None:
@@ -77,9 +103,12 @@ class Submission:
         self._on_end(self)
 
     def _note_increments(self, count: int, now_s: float) -> None:
+        self.num_increments += count
         metrics = self._metrics
         if self._last_s == 0.0:
             metrics.time_to_first.observe(now_s - self._arrived_s)
+            if self._record is not None:
+                self._record.first_output(now_s)
         else:
             # Increments that arrive together were made apart: they share the time since the last.
             gap_s = (now_s - self._last_s) / count

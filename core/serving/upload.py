@@ -32,6 +32,37 @@ class Upload:
         return {"type": "string", "format": "binary"}
 
 
+@dataclass(frozen=True, slots=True)
+class StoredUpload:
+    """A file of a multipart body that went to a `sixfold.core.files.FileStore` as it came; see `Call.form`.
+
+    Attributes:
+        filename: As `Upload.filename`.
+        content_type: As `Upload.content_type`.
+        file_id: In the store. Whoever got it removes it there.
+        num_bytes: Its length; may be 0.
+    """
+
+    filename: str
+    content_type: str
+    file_id: str
+    num_bytes: int
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(_check_stored)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "format": "binary"}
+
+
+def _check_stored(value: Any) -> StoredUpload:
+    if isinstance(value, StoredUpload):
+        return value
+    raise PydanticCustomError("upload_type", "Input should be a file of a multipart/form-data body")
+
+
 def _check(value: Any) -> Upload:
     if isinstance(value, Upload):
         return value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from starlette.responses import Response
 
 from sixfold.core.errors import InvalidRequest
-from sixfold.core.serving.api import Call, ModalityAPI, Route, SocketRoute
+from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, SocketRoute
 from sixfold.plugins.asr import formats
 from sixfold.plugins.asr.forms import TranscriptionForm, TranslationForm
 from sixfold.plugins.asr.realtime import RealtimeQuery, serve_realtime
@@ -30,15 +31,22 @@ class AsrAPI(ModalityAPI):
                 endpoint=self.transcribe,
                 form=TranscriptionForm,
                 media_types=_MEDIA_TYPES,
+                in_batches=True,
             ),
             Route(
                 path="/v1/audio/translations",
                 endpoint=self.translate,
                 form=TranslationForm,
                 media_types=_MEDIA_TYPES[:2],
+                in_batches=True,
             ),
             SocketRoute(path="/v1/realtime", endpoint=serve_realtime, query_params=RealtimeQuery),
         )
+
+    def panels(self) -> Sequence[Panel]:
+        """The tab Transcribe."""
+        script = Path(__file__).parent / "playground" / "transcribe.js"
+        return (Panel(title="Transcribe", operation="transcribe", script=script, order=30),)
 
     async def transcribe(self, call: Call) -> Response:
         """Writes down what is said in a file.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import cast
 
+from sixfold.core.family import ModelFiles
 from sixfold.core.memory.need import HOST, MemoryNeed, MemoryQuestion
 from sixfold.core.memory.weights import weights_bytes
+from sixfold.core.parallel.planner import ParallelShape
 from sixfold.plugins.asr.options import AsrOptions, FasterWhisperOptions, TransformersOptions
 
 # Windows of many requests with their beams, and the sound that waits for them.
 _WORKING_BYTES = 256 << 20
 _CUDA_BYTES = 600 << 20
+_USUAL_WINDOWS = 2
 
 
 def ctranslate2_need(question: MemoryQuestion) -> MemoryNeed:
@@ -25,6 +28,27 @@ def transformers_need(question: MemoryQuestion) -> MemoryNeed:
     options = cast(TransformersOptions, question.options)
     is_float32 = options.dtype == "float32" or (options.dtype == "auto" and question.device == HOST)
     return _need(question, weights_bytes(question.path, itemsize=4 if is_float32 else 2))
+
+
+def parallel_shape(question: MemoryQuestion) -> ParallelShape:
+    """For the planner of ranks: Whisper's encoder over two windows."""
+    options = cast(TransformersOptions, question.options)
+    config = ModelFiles(question.path).json("config.json")
+    is_whisper = config.get("model_type") == "whisper"
+    is_float32 = options.dtype == "float32" or (options.dtype == "auto" and question.device == HOST)
+    width, inner = int(config.get("d_model") or 512), int(config.get("encoder_ffn_dim") or 2048)
+    layers, heads = int(config.get("encoder_layers") or 6), int(config.get("encoder_attention_heads") or 8)
+    return ParallelShape(
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=width // heads,
+        num_layers=layers,
+        num_tokens=int(config.get("max_source_positions") or 1500),
+        num_rows=_USUAL_WINDOWS if is_whisper else 1,
+        parameters=layers * (4 * width * width + 2 * width * inner),
+        itemsize=4 if is_float32 else 2,
+        can_split_tokens=is_whisper,
+    )
 
 
 def _need(question: MemoryQuestion, weights: int) -> MemoryNeed:

@@ -22,8 +22,10 @@ from transformers import (
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
+from sixfold.core.parallel.leader import Leader
 from sixfold.plugins.asr.alignment import align_tokens
 from sixfold.plugins.asr.backend import Alignment, Hypothesis, Mel, padded
+from sixfold.plugins.asr.encoder_ranks import EncoderRanks
 
 _LIBRARY: Any = WhisperForConditionalGeneration  # the library is typed in part only
 _GENERATE: Any = cast("Any", GenerationMixin).generate
@@ -58,6 +60,7 @@ class TransformersBackend:
         prepare(self._model)
         self._device = device
         self._dtype = dtype
+        self._ranks: EncoderRanks | None = None
         self._beam_size = beam_size
         self._best_of = best_of
         extractor: Any = AutoFeatureExtractor
@@ -75,6 +78,17 @@ class TransformersBackend:
             for name, token in cast("dict[str, int]", getattr(self._config, "lang_to_id", None) or {}).items()
         }
 
+    def divide(self, leader: Leader, place: str) -> None:
+        """Lets the other ranks of the replica encode along from now on.
+
+        Raises:
+            ConfigError: They give something else, or can't load the model.
+            SixfoldError: A rank ended, or did not load in time.
+        """
+        ranks = EncoderRanks(self._model, leader)
+        ranks.meet(self._model, place)
+        self._ranks = ranks
+
     def features(self, samples: NDArray[np.float32]) -> Mel:
         """See `WhisperBackend`."""
         padding = self._extractor(samples, sampling_rate=16_000, return_tensors="np", padding="max_length")
@@ -85,7 +99,8 @@ class TransformersBackend:
     def encode(self, mels: Sequence[Mel]) -> list[Any]:
         """See `WhisperBackend`."""
         batch = torch.tensor(padded(mels)).to(self._device, self._dtype)
-        hidden: Tensor = self._model.model.encoder(batch).last_hidden_state
+        ranks = self._ranks
+        hidden: Tensor = self._model.model.encoder(batch).last_hidden_state if ranks is None else ranks.encode(batch)
         return [row.clone() for row in hidden]
 
     @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from transformers import AutoModelForCTC, AutoProcessor, WhisperForConditionalGeneration
 
 from sixfold.core.batching.model import ModelInfo
-from sixfold.core.errors import SourceError
+from sixfold.core.errors import ConfigError, SourceError
 from sixfold.core.family import LoadContext
+from sixfold.core.parallel.modules import RankModule
 from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.core.runtime.quantization.modules import quantize_loaded
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy, patterns
 from sixfold.plugins.asr.ctc import CtcModel
+from sixfold.plugins.asr.encoder_ranks import rank_modules
 from sixfold.plugins.asr.loader import load_speakers
 from sixfold.plugins.asr.options import TransformersOptions
 from sixfold.plugins.asr.transformers_backend import TransformersBackend
@@ -39,6 +42,12 @@ def load(context: LoadContext) -> WhisperModel | CtcModel:
     dtype = _dtype(options.dtype, context.device)
     context.report(0.1, "reading weights")
     config = json.loads((context.path / "config.json").read_text())
+    is_whisper = config.get("model_type") == "whisper"
+    if context.parallel is not None and not is_whisper:
+        raise ConfigError(
+            f"models.{context.model_name}.parallel: only Whisper's encoder is computed by several ranks. Remove 'parallel', or "
+            "use 'replicas' for more throughput."
+        )
     speakers = load_speakers(options)
     details: dict[str, str | int | float | bool] = {
         "dtype": str(dtype).removeprefix("torch."),
@@ -46,7 +55,7 @@ def load(context: LoadContext) -> WhisperModel | CtcModel:
         "max_audio_s": options.max_audio_s,
     }
     try:
-        if config.get("model_type") == "whisper":
+        if is_whisper:
             backend = TransformersBackend(
                 context.path,
                 device=context.device,
@@ -56,6 +65,9 @@ def load(context: LoadContext) -> WhisperModel | CtcModel:
                 prepare=lambda model: details.update(_quantize(whisper_components(model), context)),
             )
             details["multilingual"] = backend.is_multilingual
+            if context.parallel is not None:
+                context.report(0.9, "waiting for the other ranks")
+                backend.divide(context.parallel, f"models.{context.model_name}.parallel")
             return WhisperModel(
                 backend, info=ModelInfo(details=details), max_audio_s=options.max_audio_s, speakers=speakers
             )
@@ -68,6 +80,17 @@ def load(context: LoadContext) -> WhisperModel | CtcModel:
     details.update(_quantize(ctc_components(network), context))
     info = ModelInfo(parameters=num_parameters, details=details)
     return CtcModel(network, processor, info=info, max_audio_s=options.max_audio_s, speakers=speakers)
+
+
+def load_rank(context: LoadContext) -> Mapping[str, RankModule]:
+    """The family's `Family.rank_loader`: Whisper's encoder, quantized as the first rank's.
+
+    Raises:
+        SourceError: The folder holds no Whisper.
+        ConfigError: The policy does not fit.
+    """
+    torch.set_num_threads(context.num_threads)
+    return rank_modules(read_network(context, context.quantization).model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import msgspec
 from starlette.responses import Response
 
 from sixfold.core.errors import InvalidRequest
-from sixfold.core.serving.api import Call, ModalityAPI, Route, ServedModel
+from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, ServedModel
 from sixfold.plugins.embedding.rerank import api as rerank
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput, EmbeddingsBody, ImageItem, Item
 from sixfold.plugins.embedding.wire import response_body
@@ -30,7 +31,15 @@ class EmbeddingAPI(ModalityAPI):
 
     def routes(self) -> Sequence[Route]:
         """All routes of the modality."""
-        return (Route(path="/v1/embeddings", endpoint=self.embed, body=EmbeddingsBody), *rerank.routes())
+        return (
+            Route(path="/v1/embeddings", endpoint=self.embed, body=EmbeddingsBody, in_batches=True),
+            *rerank.routes(),
+        )
+
+    def panels(self) -> Sequence[Panel]:
+        """The tab Embed."""
+        script = Path(__file__).parent / "playground" / "embed.js"
+        return (Panel(title="Embed", operation="embed", script=script, order=20),)
 
     async def embed(self, call: Call) -> Response:
         """Embeds the inputs of one body; the answer has them in order.

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from sixfold.plugins.embedding.divided_tokens import DividedTokens
 from sixfold.plugins.embedding.packing import Group, PackedBatch
 
 if TYPE_CHECKING:
@@ -59,6 +60,20 @@ class PackedAttention:
         finally:
             self._own.batch, self._own.hidden = None, {}
 
+    @contextmanager
+    def dividing(self, tokens: DividedTokens) -> Generator[None]:
+        """All calls inside are for this rank's share of one sequence."""
+        self._own.divided = tokens
+        try:
+            yield
+        finally:
+            self._own.divided = None
+
+    @property
+    def _divided(self) -> DividedTokens | None:
+        divided: DividedTokens | None = getattr(self._own, "divided", None)
+        return divided
+
     @property
     def _batch(self) -> PackedBatch | None:
         batch: PackedBatch | None = getattr(self._own, "batch", None)
@@ -99,19 +114,25 @@ class PackedAttention:
             NotImplementedError: The model wants what this function can't do; it must run in padded batches.
         """
         unknown = [name for name in _UNSUPPORTED if others.get(name) is not None]
-        if attention_mask is not None or dropout or unknown or self._batch is None or query.shape[0] != 1:
+        divided, batch = self._divided, self._batch
+        has_rows = batch is not None or divided is not None
+        if attention_mask is not None or dropout or unknown or not has_rows or query.shape[0] != 1:
             raise NotImplementedError(f"packed attention can't run {type(module).__name__} ({unknown or 'mask'})")
         self.num_calls += 1
         causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
         rows = [x[0].transpose(0, 1) for x in (query, key, value)]
-        if self._batch.spans is not None:
+        if divided is not None:
+            own = divided.attend(rows[0], rows[1], rows[2], scaling=scaling, causal=causal, window=sliding_window)
+            return own[None], None
+        assert batch is not None
+        if batch.spans is not None:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             attended = _by_spans(
-                rows[0], rows[1], rows[2], self._batch.spans, scaling=scale, causal=causal, window=sliding_window
+                rows[0], rows[1], rows[2], batch.spans, scaling=scale, causal=causal, window=sliding_window
             )
             return attended[None], None
         result = torch.empty_like(rows[0], memory_format=torch.contiguous_format)
-        for group in self._batch.groups:
+        for group in batch.groups:
             blocks = [_to_block(x, group) for x in rows]
             _from_block(_attend(blocks, group, scaling, causal, sliding_window), group, result)
         return result[None], None
@@ -127,6 +148,8 @@ class PackedAttention:
         window: int | None = None,
     ) -> Tensor:
         """For layers that are made for GPUs; see `attend_spans`."""
+        if self._divided is not None:
+            return self._divided.attend(query, key, value, scaling=scaling, causal=causal, window=window)
         assert self._batch is not None
         assert self._batch.spans is not None, "such layers are run where batches have spans"
         self.num_calls += 1
@@ -143,10 +166,14 @@ class PackedAttention:
         Returns:
             [total_tokens, heads * head_dim]
         """
-        assert self._batch is not None
         self.num_calls += 1
         total = qkv.shape[0]
         rows = qkv.view(total, 3 * num_heads, -1)
+        if self._divided is not None:
+            query, key, value = rows.chunk(3, dim=1)
+            own = self._divided.attend(query, key, value, scaling=scaling, causal=False, window=None)
+            return own.reshape(total, -1)
+        assert self._batch is not None
         if self._batch.spans is not None:
             query, key, value = rows.chunk(3, dim=1)
             return _by_spans(query, key, value, self._batch.spans, scaling=scaling).view(total, -1)

@@ -105,6 +105,9 @@ class Encoder:
         attention: What `close` takes out of transformers' registry.
         sparse_head: Makes sparse vectors, if the model has them.
         multi_vector_head: Makes token vectors, if the model has them.
+
+    Attributes:
+        forward: As given; what stands in its place must give the same.
     """
 
     def __init__(
@@ -120,7 +123,8 @@ class Encoder:
         sparse_head: SparseHead | None = None,
         multi_vector_head: MultiVectorHead | None = None,
     ) -> None:
-        self._forward = forward
+        self.forward: Forward = forward
+        self._recordable = forward
         self._pooling = pooling
         self._tail = tuple(tail)
         self._attention = attention
@@ -135,7 +139,7 @@ class Encoder:
     @property
     def mode(self) -> str:
         """How the transformer runs."""
-        return self._forward.mode
+        return self.forward.mode
 
     @property
     def output_types(self) -> tuple[OutputType, ...]:
@@ -156,7 +160,7 @@ class Encoder:
     @torch.inference_mode()
     def begin(self, sequences: Sequence[TokenIds], num_prompt_tokens: Sequence[int]) -> VectorsToCome:
         """Starts what `embed` does. On a GPU it returns while the card works; else the vectors are there already."""
-        hidden, batch = self._forward(sequences)
+        hidden, batch = self.forward(sequences)
         with self._counting:
             self.num_padding += batch.num_padding
         return VectorsToCome(self._pooled(hidden, batch, num_prompt_tokens), batch.order)
@@ -168,13 +172,13 @@ class Encoder:
             max_tokens: 0 records none.
             capture: Makes a call repeatable; CUDA graphs unless given.
         """
-        if isinstance(self._forward, RecordableForward) and max_tokens > 0:
-            self._forward.record(max_tokens, capture or capture_cuda_graph(self._forward.device))
+        if isinstance(self._recordable, RecordableForward) and max_tokens > 0:
+            self._recordable.record(max_tokens, capture or capture_cuda_graph(self._recordable.device))
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[EncoderInput]) -> list[Outputs]:
         """Whatever each text wants, in the caller's order; `embed` is the faster way to dense vectors alone."""
-        hidden, batch = self._forward([each.token_ids for each in inputs])
+        hidden, batch = self.forward([each.token_ids for each in inputs])
         self.num_padding += batch.num_padding
         dense: NDArray[np.float32] | None = None
         if any("dense" in each.wanted for each in inputs):

@@ -52,10 +52,10 @@ class FlatForward:
     """
 
     def __init__(self, model: nn.Module, attention: PackedAttention, *, mode: str) -> None:
-        self._model: Any = model
-        self._attention = attention
+        self.model: Any = model
+        self.attention = attention
         self.device: torch.device = next(model.parameters()).device
-        self._position_offset = position_offset(model)
+        self.position_offset = position_offset(model)
         self._sizes: list[int] = []
         self._replays: dict[int, Callable[[], None]] = {}
         self._input = torch.empty(0)
@@ -123,15 +123,15 @@ class FlatForward:
     def _compute(self, rows: Tensor) -> Tensor:
         nothing = np.zeros(0, dtype=np.int64)
         batch = self._batch(rows, nothing, nothing, rows[:2, :0])
-        with self._attention.running(batch):
-            output = self._model(input_ids=batch.token_ids, position_ids=batch.position_ids)
+        with self.attention.running(batch):
+            output = self.model(input_ids=batch.token_ids, position_ids=batch.position_ids)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
     def _fill(self, numbers: NDArray[np.int64], flat_ids: TokenIds, starts: NDArray[np.int64]) -> None:
         total, lengths = len(flat_ids), np.diff(starts)
         numbers[_IDS, :total] = flat_ids
-        numbers[_POSITIONS, :total] = positions_of(flat_ids, starts, self._position_offset)
+        numbers[_POSITIONS, :total] = positions_of(flat_ids, starts, self.position_offset)
         numbers[_STARTS, :total] = np.repeat(starts[:-1], lengths)
         numbers[_ENDS, :total] = np.repeat(starts[1:], lengths)
         numbers[:_STARTS, total:] = 0

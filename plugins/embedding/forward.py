@@ -41,6 +41,21 @@ class RecordableForward(Forward, Protocol):
         ...
 
 
+@runtime_checkable
+class PackedModel(Forward, Protocol):
+    """One that runs sequences without padding, so that nothing but attention sees where one begins.
+
+    Attributes:
+        model: The transformer, whose attention function is ``attention``.
+        attention: See there.
+        position_offset: Position id of a first token.
+    """
+
+    model: Any
+    attention: PackedAttention
+    position_offset: int
+
+
 class PackedForward:
     """One flat batch: no layer but attention sees a sequence's bounds, and none sees padding.
 
@@ -51,16 +66,16 @@ class PackedForward:
     """
 
     def __init__(self, model: nn.Module, attention: PackedAttention, *, mode: str) -> None:
-        self._model = model
-        self._attention = attention
-        self._position_offset = position_offset(model)
+        self.model = model
+        self.attention = attention
+        self.position_offset = position_offset(model)
         self.mode = mode
 
     def __call__(self, sequences: Sequence[TokenIds]) -> tuple[Tensor, PackedBatch]:
         """See `Forward`."""
-        batch = pack(sequences, position_offset=self._position_offset, device=_device(self._model))
-        with self._attention.running(batch):
-            output = self._model(input_ids=batch.token_ids, position_ids=batch.position_ids)
+        batch = pack(sequences, position_offset=self.position_offset, device=_device(self.model))
+        with self.attention.running(batch):
+            output = self.model(input_ids=batch.token_ids, position_ids=batch.position_ids)
         return output.last_hidden_state[0], batch
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import SourceError
 from sixfold.core.family import LoadContext, ModelFiles
+from sixfold.core.parallel.modules import RankModule
 from sixfold.core.runtime.cuda_graphs import has_kernels
 from sixfold.core.runtime.linear import pack_linears
 from sixfold.core.runtime.quantization.component import Component
@@ -27,6 +29,7 @@ from sixfold.plugins.embedding.model import EmbeddingModel
 from sixfold.plugins.embedding.options import EmbeddingOptions
 from sixfold.plugins.embedding.outputs.pipelines import MultiVectorPipeline, SparsePipeline
 from sixfold.plugins.embedding.pipeline import Pipeline
+from sixfold.plugins.embedding.ranks import MODULE, check_degrees, divide_documents, rank_module
 from sixfold.plugins.embedding.tokenizing import TextTokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ def load(context: LoadContext) -> EmbeddingModel:
     options = context.options
     assert isinstance(options, EmbeddingOptions)
     torch.set_num_threads(context.num_threads)
+    check_degrees(context)
     context.report(0.1, "reading weights")
     pipeline, quantized = read_pipeline(context, context.quantization)
     dtype = pipeline.dtype
@@ -67,6 +71,8 @@ def load(context: LoadContext) -> EmbeddingModel:
     prompts = pipeline.prompts(options.default_prompt_name)
     context.report(0.5, "checking the vectors against the library's")
     encoder = build_checked(pipeline, tokenizer, context.model_name)
+    if context.parallel is not None:
+        divide_documents(context, context.parallel, encoder, pipeline, tokenizer)
     details: dict[str, str | int | float | bool] = {
         "dimension": encoder.dimension,
         "dtype": str(dtype).removeprefix("torch."),
@@ -93,11 +99,27 @@ def load(context: LoadContext) -> EmbeddingModel:
         prompts=prompts,
         max_inputs=options.max_inputs,
         num_threads=context.num_threads,
-        parts_pay=context.device == "cpu" and encoder.mode == "fused",
+        parts_pay=context.device == "cpu" and encoder.mode == "fused" and context.parallel is None,
         flies=context.device != "cpu",
         graph_tokens=options.cuda_graph_tokens,
         similarity=pipeline.similarity,
     )
+
+
+def load_rank(context: LoadContext) -> Mapping[str, RankModule]:
+    """The family's `Family.rank_loader`: the model in the way in which the first rank has it.
+
+    Raises:
+        SourceError: The folder is no text embedding model, or needs code of its own.
+        ConfigError: The model can't be divided.
+    """
+    options = context.options
+    assert isinstance(options, EmbeddingOptions)
+    torch.set_num_threads(context.num_threads)
+    pipeline, _ = read_pipeline(context, context.quantization)
+    encoder = build_checked(pipeline, pipeline.tokenizer(options.max_seq_length), context.model_name)
+    module = rank_module(encoder, f"models.{context.model_name}.parallel")
+    return {MODULE: RankModule(module=module, splits_itself=True)}
 
 
 def read_pipeline(context: LoadContext, policy: QuantizationPolicy | None) -> tuple[Pipeline, str]:

@@ -7,12 +7,15 @@ from typing import cast
 from sixfold.core.family import ModelFiles
 from sixfold.core.memory.need import HOST, TORCH_PROCESS_BYTES, MemoryNeed, MemoryQuestion
 from sixfold.core.memory.weights import weights_bytes
+from sixfold.core.parallel.planner import ParallelShape
 from sixfold.plugins.embedding.clip.options import ClipOptions
 from sixfold.plugins.embedding.options import EmbeddingOptions
 from sixfold.plugins.embedding.rerank.options import CrossEncoderOptions
 from sixfold.plugins.embedding.vllm_options import VllmEmbeddingOptions
 
 _STEP_TOKENS = 16_384  # the most of a step
+_GPU_PARALLEL_TOKENS = 2048
+_CPU_PARALLEL_TOKENS = 256
 _KEPT_BYTES = 64 << 20
 _CUDA_BYTES = 600 << 20
 _VLLM_CPU_CACHE_BYTES = 4 << 30
@@ -30,6 +33,35 @@ def need(question: MemoryQuestion) -> MemoryNeed:
         or weights_bytes(question.path, itemsize=itemsize, recursive=True),
         working_bytes=_STEP_TOKENS * (4 * hidden + inner) * itemsize
         + (_KEPT_BYTES if question.device == HOST else _CUDA_BYTES),
+    )
+
+
+def parallel_tokens(options: EmbeddingOptions, device: str) -> int:
+    """From how many tokens on a document is computed by all ranks. On a host they share the cores: it is there to be tried."""
+    return options.parallel_tokens or (_CPU_PARALLEL_TOKENS if device == HOST else _GPU_PARALLEL_TOKENS)
+
+
+def parallel_shape(question: MemoryQuestion) -> ParallelShape:
+    """For the planner of ranks: the longest document that the model takes."""
+    options = cast(EmbeddingOptions, question.options)
+    files = ModelFiles(question.path)
+    configs = [files.json(name) for name in ("config.json", "0_Transformer/config.json")]
+    config = next((each for each in configs if each), {})
+    itemsize = 2 if options.dtype == "bfloat16" else 4
+    heads = int(config.get("num_attention_heads") or config.get("n_heads") or 12)
+    hidden, _ = _widths(question)
+    longest = options.max_seq_length or int(config.get("max_position_embeddings") or 512)
+    weights = weights_bytes(question.path, itemsize=1) or weights_bytes(question.path, itemsize=1, recursive=True)
+    return ParallelShape(
+        num_heads=heads,
+        num_kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or hidden // heads),
+        num_layers=int(config.get("num_hidden_layers") or config.get("n_layers") or 12),
+        num_tokens=min(longest, _STEP_TOKENS),
+        num_rows=1,
+        parameters=weights,
+        itemsize=itemsize,
+        can_split_tokens=longest >= parallel_tokens(options, question.device) and not config.get("local_attention"),
     )
 
 

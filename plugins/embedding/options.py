@@ -24,5 +24,8 @@ class EmbeddingOptions(BaseModel):
     cuda_graph_tokens: int = Field(default=16_384, ge=0)
     """On a GPU, steps of up to so many tokens are recorded as CUDA graphs when the model loads; 0 records none, which
     saves the memory of one such step."""
+    parallel_tokens: int | None = Field(default=None, ge=2)
+    """Where the entry has `parallel`: documents of at least so many tokens are computed by all ranks, shorter ones by the first
+    alone. 2048 on GPUs and 256 on CPUs unless given."""
     rerank_by_similarity: bool = False
     """Whether rerank and score requests are answered by the similarity of the model's vectors when they do not say."""

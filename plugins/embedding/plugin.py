@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+from sixfold.core.benchmark.workload import Workload
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
+from sixfold.core.telemetry.names import TraceNames
 from sixfold.plugins.embedding import memory_need
 from sixfold.plugins.embedding.clip.options import ClipOptions
 from sixfold.plugins.embedding.options import EmbeddingOptions
@@ -15,12 +17,15 @@ from sixfold.plugins.embedding.rerank.options import CrossEncoderOptions
 from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
 from sixfold.plugins.embedding.vllm_options import VllmEmbeddingOptions
+from sixfold.plugins.embedding.workloads import EMBEDDINGS
 
 _BARE_ENCODERS = frozenset(
     "albert bert camembert deberta deberta-v2 distilbert electra ernie eurobert gte modernbert mpnet nomic_bert "
     "roberta xlm-roberta xlm-roberta-xl".split()
 )
 """``model_type`` of text encoders that sentence-transformers serves with mean pooling when nothing else is said."""
+
+_TRACE_NAMES = TraceNames(prepare="tokenize", first="encode", operations={"embed": "embeddings"})
 
 
 _OWN_KINDS = frozenset(("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"))
@@ -66,9 +71,12 @@ FAMILY = Family(
     summary="Text embeddings of any sentence-transformers model, run without padding.",
     operations=frozenset({"embed", "rerank", "score"}),
     loader="sixfold.plugins.embedding.loader:load",
+    rank_loader="sixfold.plugins.embedding.loader:load_rank",
+    parallel=memory_need.parallel_shape,
     input_type=EmbeddingInput | ScoreInput,
     output_type=EmbeddingOutput | ScoreOutput,
     options=EmbeddingOptions,
+    trace_names=_TRACE_NAMES,
     extra="embedding",
     requires=("torch", "transformers", "sentence_transformers"),
     detect=detect,
@@ -112,6 +120,7 @@ CROSS_ENCODER = Family(
     input_type=ScoreInput,
     output_type=ScoreOutput,
     options=CrossEncoderOptions,
+    trace_names=_TRACE_NAMES,
     extra="embedding",
     requires=("torch", "transformers", "sentence_transformers"),
     detect=detect_cross_encoder,
@@ -137,6 +146,7 @@ CLIP = Family(
     input_type=EmbeddingInput,
     output_type=EmbeddingOutput,
     options=ClipOptions,
+    trace_names=_TRACE_NAMES,
     extra="embedding",
     requires=("torch", "transformers", "PIL"),
     detect=detect_clip,
@@ -164,6 +174,7 @@ VLLM = Family(
     input_type=EmbeddingInput,
     output_type=EmbeddingOutput,
     options=VllmEmbeddingOptions,
+    trace_names=_TRACE_NAMES,
     extra="vllm",
     requires=("vllm", "transformers", "tokenizers"),
     detect=detect_for_vllm,
@@ -198,3 +209,9 @@ def register_apis(register: Callable[[Api], None]) -> None:
             ),
         )
     )
+
+
+@hookimpl
+def register_workloads(register: Callable[[Workload], None]) -> None:
+    """Offers embeddings to ``sixfold bench``."""
+    register(EMBEDDINGS)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from starlette.responses import Response
 
 from sixfold.core.errors import NotFound
 from sixfold.core.files import FileStore
-from sixfold.core.serving.api import Call, ModalityAPI, Route, ServedModel, Services
+from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, ServedModel, Services
 from sixfold.plugins.image.bodies import GenerationsBody, PictureBody, StreamedBody, request_input
 from sixfold.plugins.image.naming import find_model
 from sixfold.plugins.image.schema import ImageInput, ImageResult
@@ -32,11 +33,16 @@ class ImageAPI(ModalityAPI):
     def routes(self) -> Sequence[Route]:
         """Draw, change, vary, and the files of pictures."""
         return (
-            Route(path="/v1/images/generations", endpoint=self.generate, body=GenerationsBody),
-            Route(path="/v1/images/edits", endpoint=self.edit, body=EditsBody),
+            Route(path="/v1/images/generations", endpoint=self.generate, body=GenerationsBody, in_batches=True),
+            Route(path="/v1/images/edits", endpoint=self.edit, body=EditsBody, in_batches=True),
             Route(path="/v1/images/variations", endpoint=self.vary),
             Route(path="/v1/images/files/{file_id}", endpoint=self.file, method="GET"),
         )
+
+    def panels(self) -> Sequence[Panel]:
+        """The tab Draw."""
+        script = Path(__file__).parent / "playground" / "draw.js"
+        return (Panel(title="Draw", operation="generate", script=script, order=50),)
 
     async def startup(self, services: Services) -> None:
         """Opens the folder of files."""

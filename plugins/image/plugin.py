@@ -68,6 +68,7 @@ FAMILY = Family(
         MetricSpec(name="image_row_cache_bytes", kind=MetricKind.GAUGE, help="Memory that row caches hold."),
     ),
     # Latent positions times steps and rows: about 100 pictures of 1024x1024 in 30 steps.
+    token_counts=("text_tokens", "image_tokens", "output_tokens"),
     default_max_queue_units=25_000_000,
 )
 

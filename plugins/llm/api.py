@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from starlette.responses import Response
 
 from sixfold.core.jobs import JobStore
-from sixfold.core.serving.api import Call, ModalityAPI, Route, Services
+from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, Services
 from sixfold.plugins.llm.adapter_routes import adapter_routes
 from sixfold.plugins.llm.answer_parser import ParserChoice
 from sixfold.plugins.llm.image_parts import chat_images, fetch_images
@@ -37,13 +38,18 @@ class LlmAPI(ModalityAPI):
     def routes(self) -> Sequence[Route]:
         """Chat, completion, responses, and the coming and going of adapters."""
         return (
-            Route(path="/v1/chat/completions", endpoint=self.chat, body=ChatBody),
-            Route(path="/v1/completions", endpoint=self.complete, body=CompletionBody),
-            Route(path="/v1/responses", endpoint=self.respond, body=ResponsesBody),
+            Route(path="/v1/chat/completions", endpoint=self.chat, body=ChatBody, in_batches=True),
+            Route(path="/v1/completions", endpoint=self.complete, body=CompletionBody, in_batches=True),
+            Route(path="/v1/responses", endpoint=self.respond, body=ResponsesBody, in_batches=True),
             Route(path=_RESPONSE, endpoint=self.retrieve_response, method="GET", query_params=NoQuery),
             Route(path=_RESPONSE, endpoint=self.delete_response, method="DELETE"),
             *adapter_routes(),
         )
+
+    def panels(self) -> Sequence[Panel]:
+        """The tab Chat."""
+        script = Path(__file__).parent / "playground" / "chat.js"
+        return (Panel(title="Chat", operation="chat", script=script, order=10),)
 
     async def startup(self, services: Services) -> None:
         """Finds the place of stored responses; their file is made with the first."""

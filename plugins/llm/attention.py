@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sixfold.plugins.llm.batch_layout import BatchLayout, DecodeGroup, PrefillChunk
+from sixfold.plugins.llm.divided_attention import DividedRows, attend_divided
 from sixfold.plugins.llm.kv_layer import KvLayer
 
 if TYPE_CHECKING:  # its kernels need Triton, which is there on GPUs only
@@ -36,10 +37,12 @@ class PagedStep:
     Attributes:
         layout: This step's rows.
         caches: The cache's layers.
+        divided: The last rows of the step, which are this rank's of chunks that several compute; the layout has the others.
     """
 
     layout: BatchLayout
     caches: tuple[KvLayer, ...]
+    divided: DividedRows | None = None
 
 
 class AttentionLayer(Protocol):
@@ -78,19 +81,61 @@ def paged_attention(
     Returns:
         ([1, tokens, heads, head dim], None), as transformers wants it.
     """
-    layout = paged_step.layout
+    layout, divided = paged_step.layout, paged_step.divided
     cache = paged_step.caches[module.layer_idx]
+    if divided is None:
+        stored = _store(layout, cache, key[0], value[0])
+        return _attend(layout, cache, query, stored, scaling, sliding_window, softcap), None
+    own = query.shape[2] - sum(divided.lengths)
+    stored = _store(layout, cache, key[0, :, :own], value[0, :, :own])
+    # Between the two: its chunks may begin with blocks that these rows fill, and these rows see what its chunks fill.
+    shared = attend_divided(
+        divided,
+        query[:, :, own:],
+        key[:, :, own:],
+        value[:, :, own:],
+        scaling=scaling,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        cache=cache,
+    )
+    alone = _attend(layout, cache, query[:, :, :own], stored, scaling, sliding_window, softcap)
+    return torch.cat((alone, shared.transpose(1, 2)), dim=1), None
+
+
+def _store(layout: BatchLayout, cache: KvLayer, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes the rows' keys and values, [kv heads, tokens, head dim]; returns them as the cache gives them back."""
+    if layout.tiles is None:
+        return cache.store(layout, key, value)
+    from sixfold.plugins.llm import paged_kernels
+
+    paged_kernels.store(
+        key, value, cache.tensor, layout.blocks, layout.offsets, block_size=cache.block_size, scheme=cache.scheme
+    )
+    return key, value
+
+
+def _attend(
+    layout: BatchLayout,
+    cache: KvLayer,
+    query: Tensor,
+    stored: tuple[Tensor, Tensor],
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """[1, tokens, heads, head dim]; ``stored`` is what `_store` returned."""
     if layout.tiles is not None:
-        return _attend_by_tiles(layout, layout.tiles, cache, query, key, value, scaling, sliding_window, softcap), None
-    keys, values = cache.store(layout, key[0], value[0])
+        return _attend_by_tiles(layout.tiles, cache, query, scaling, window, softcap)
+    keys, values = stored
     num_heads, num_tokens, head_dim = query.shape[1:]
     output = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
     for group in layout.decodes:
-        mask = _decode_mask(layout, group, query.dtype, sliding_window)
+        mask = _decode_mask(layout, group, query.dtype, window)
         output[group.start : group.end] = _decode(layout, group, query, cache, scaling, mask, softcap)
     for chunk in layout.prefills:
         here = slice(chunk.start, chunk.end)
-        visible = prefill_mask(layout, chunk, query.device, sliding_window)
+        visible = prefill_mask(layout, chunk, query.device, window)
         attended = _prefill(
             layout,
             chunk,
@@ -103,16 +148,13 @@ def paged_attention(
             softcap,
         )
         output[here] = attended[0].transpose(0, 1)
-    return output.unsqueeze(0), None
+    return output.unsqueeze(0)
 
 
 def _attend_by_tiles(
-    layout: BatchLayout,
     rows: RowTiles,
     cache: KvLayer,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
     scaling: float | None,
     window: int | None,
     softcap: float | None,
@@ -121,9 +163,6 @@ def _attend_by_tiles(
     from sixfold.plugins.llm import paged_kernels
 
     num_heads, num_tokens, head_dim = query.shape[1:]
-    paged_kernels.store(
-        key[0], value[0], cache.tensor, layout.blocks, layout.offsets, block_size=cache.block_size, scheme=cache.scheme
-    )
     output = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
     for tiles in rows.tiles(num_kv_heads=cache.num_kv_heads, group=num_heads // cache.num_kv_heads):
         paged_kernels.attend(

@@ -64,6 +64,21 @@ class PrefillChunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredChunk:
+    """Tokens of one sequence that the ranks of a replica compute together; see `divided_chunks`.
+
+    Attributes:
+        token_ids: Of the chunk.
+        layout: Of the chunk by itself; its blocks and offsets in the order in which the ranks' tokens lie end to end.
+        past: What the sequence has before it; None if nothing.
+    """
+
+    token_ids: Sequence[int]
+    layout: BatchLayout
+    past: PrefillChunk | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLayout:
     """One step's input.
 
@@ -87,6 +102,7 @@ class BatchLayout:
         tiles: The rows for kernels on GPUs, instead of ``decodes`` and ``prefills``.
         carried: [tokens] on the host: where the token of a row is among those that the step before chose, -1 if it is in
             ``token_ids``; None if all are.
+        divided: Chunks that are computed by several ranks, in the same forward; none of their tokens is among the rows.
     """
 
     token_ids: Tensor
@@ -107,6 +123,7 @@ class BatchLayout:
     short: dict[int, AttentionRows] = field(default_factory=lambda: {})
     tiles: RowTiles | None = None
     carried: IntArray | None = None
+    divided: tuple[StoredChunk, ...] = ()
 
     def to(self, device: torch.device, tiles: RowTiles) -> BatchLayout:
         """A layout made on the host, for kernels on ``device``."""
@@ -170,6 +187,7 @@ def lay_out(
     block_size: int,
     device: torch.device,
     grouped: bool = True,
+    num_skipped: Sequence[int] = (),
 ) -> BatchLayout:
     """Makes the layout of one step.
 
@@ -180,9 +198,12 @@ def lay_out(
         block_size: Tokens per cache block.
         device: Where the tensors go.
         grouped: False to leave ``decodes`` and ``prefills`` empty, for kernels that need neither.
+        num_skipped: Tokens of each before these that are computed elsewhere in the same forward; none by default.
     """
     counts = np.array(units, dtype=np.int64)
     contexts = np.array([s.num_computed + s.num_in_flight for s in sequences], dtype=np.int64) + counts
+    if num_skipped:
+        contexts += np.array(num_skipped, dtype=np.int64)
     decodes = np.flatnonzero(counts == 1)
     decodes = decodes[np.argsort(-contexts[decodes], kind="stable")]
     chunks = _spans(np.flatnonzero(counts > 1).tolist(), sequences, units, contexts, start=len(decodes))

@@ -14,10 +14,12 @@ from sixfold.core.runtime.cuda_graphs import Capture, capture_cuda_graph, has_ke
 from sixfold.plugins.llm.attention import PAGED_STEP, PagedStep
 from sixfold.plugins.llm.batch_layout import BatchLayout, lay_out
 from sixfold.plugins.llm.cached_tokens import CachedTokens
+from sixfold.plugins.llm.divided_attention import DividedRows
 from sixfold.plugins.llm.hidden_taps import HiddenTaps
 from sixfold.plugins.llm.kv_cache import KvCache
 from sixfold.plugins.llm.lora_adapter import Adapter
 from sixfold.plugins.llm.lora_sites import AdapterRouter
+from sixfold.plugins.llm.prefill_ranks import PrefillRanks
 from sixfold.plugins.llm.prompt_images import PromptImage
 from sixfold.plugins.llm.rope_positions import RopePositions
 from sixfold.plugins.llm.step_graphs import StepGraphs, with_carried
@@ -49,11 +51,23 @@ class Decoder:
         self._is_tiled = has_kernels(self.device)
         self._graph_rows = graph_rows
         self._graphs: StepGraphs | None = None
+        self._ranks: PrefillRanks | None = None
+
+    def divide(self, ranks: PrefillRanks) -> None:
+        """Has long chunks of prompts computed by several ranks from now on."""
+        self._ranks = ranks
 
     def lay_out(self, sequences: Sequence[CachedTokens], units: Sequence[int]) -> BatchLayout:
         """One step's input; see `batch_layout.lay_out`. Kernels for GPUs are given theirs in `forward`."""
         device = torch.device("cpu") if self._is_tiled else self.device
-        return lay_out(sequences, units, block_size=self.cache.block_size, device=device, grouped=not self._is_tiled)
+        size, grouped = self.cache.block_size, not self._is_tiled
+        divided = () if self._ranks is None else self._ranks.choose(sequences, units)
+        if self._ranks is None or not any(divided):
+            return lay_out(sequences, units, block_size=size, device=device, grouped=grouped)
+        own = [n - elsewhere for n, elsewhere in zip(units, divided, strict=True)]
+        layout = lay_out(sequences, own, block_size=size, device=device, grouped=grouped, num_skipped=divided)
+        chunks = [self._ranks.store(s, n) for s, n in zip(sequences, divided, strict=True) if n]
+        return dataclasses.replace(layout, divided=tuple(chunks))
 
     def tap(self, places: Sequence[int]) -> HiddenTaps:
         """Keeps what enters these layers, step by step; such steps are not recorded as graphs."""
@@ -91,7 +105,8 @@ class Decoder:
 
     def starts_at_once(self, layout: BatchLayout) -> bool:
         """Whether the host starts the step by one call; where nothing is recorded, all steps are alike."""
-        return self._graphs is None or (not layout.adapters and self._graphs.can_run(layout))
+        is_plain = not layout.adapters and not layout.divided
+        return self._graphs is None or (is_plain and self._graphs.can_run(layout))
 
     def forward(self, layout: BatchLayout, chosen: Tensor | None = None) -> Tensor | None:
         """Fills the cache for all rows; returns the logits of the wanted ones, [rows, vocabulary], or None if none is.
@@ -102,6 +117,8 @@ class Decoder:
         """
         if self._taps is not None:
             self._taps.begin(layout)
+        if layout.divided:
+            return self._forward_divided(layout, chosen)
         if layout.adapters:
             return self._forward_adapted(layout, chosen)
         if self._graphs is not None and self._graphs.can_run(layout):
@@ -124,6 +141,22 @@ class Decoder:
         finally:
             self.router.end()
 
+    def _forward_divided(self, layout: BatchLayout, chosen: Tensor | None) -> Tensor | None:
+        """A step with chunks that other ranks compute along; this one's part of them follows the layout's rows."""
+        assert self._ranks is not None, "without ranks nothing is divided"
+        own = self._completed(self.on_device(layout), chosen)
+
+        def compute(rows: DividedRows, token_ids: Tensor, positions: Tensor) -> Tensor | None:
+            directions = own.position_ids.shape[:-1]
+            whole = dataclasses.replace(
+                own,
+                token_ids=torch.cat((own.token_ids, token_ids[None]), -1),
+                position_ids=torch.cat((own.position_ids, positions.expand(*directions, -1)), -1),
+            )
+            return self._compute(whole, dataclasses.replace(rows, stored=layout.divided))
+
+        return self._ranks.run(layout.divided, compute)
+
     def on_device(self, layout: BatchLayout) -> BatchLayout:
         """A layout of `lay_out` as layers take it."""
         if not self._is_tiled:
@@ -132,8 +165,8 @@ class Decoder:
 
         return layout.to(self.device, TiledRows(layout.contexts, self.device))
 
-    def _compute(self, layout: BatchLayout) -> Tensor | None:
-        step = PagedStep(layout=layout, caches=self.cache.layers)
+    def _compute(self, layout: BatchLayout, divided: DividedRows | None = None) -> Tensor | None:
+        step = PagedStep(layout=layout, caches=self.cache.layers, divided=divided)
         arguments: dict[str, Any] = {
             **self._embedded(layout),
             "position_ids": layout.position_ids,

@@ -111,6 +111,7 @@ def load_decoder(
     quantization: QuantizationPolicy | None = None,
     reads_images: bool = False,
     may_adapt: bool = False,
+    fuses: bool = True,
     guessing_layers: tuple[LayerShape, ...] = (),
     report: Callable[[float, str], None],
 ) -> LoadedDecoder:
@@ -126,6 +127,7 @@ def load_decoder(
         quantization: Which layers are kept in fewer bits, and whether the cache is.
         reads_images: Whether images are wanted of a model that can read them.
         may_adapt: Whether it can have adapters.
+        fuses: Whether whole layers may be replaced by kernels; not where other ranks compute along.
         guessing_layers: Layers of its cache beyond its own; see `KvCache`.
         report: See `LoadContext`.
 
@@ -144,7 +146,7 @@ def load_decoder(
     processor = _image_processor(path, model, model_name) if reads_images else None
     num_parameters = sum(p.numel() for p in model.parameters())
     report(0.6, "packing weights")
-    passes = Passes(quantization=policy.weights, model_name=model_name, fuse=options.compute_packed)
+    passes = Passes(quantization=policy.weights, model_name=model_name, fuse=options.compute_packed and fuses)
     to_paged = functools.partial(
         _to_paged,
         facts=facts,
@@ -193,12 +195,12 @@ def _to_paged(
     check = None
     if processor is not None:
         check = VisionCheck.of_stock(model, processor, tokens, model.config.image_token_id)
-    _set_attention(model, PROBE_ATTENTION)
+    set_attention(model, PROBE_ATTENTION)
     layers = probe_layers(model, num_layers=facts.num_layers, model_name=model_name)
     stepped = decoder_of(model)
     shapes = linear_shapes(model, stepped)
     quantized = passes.run(model, stepped, packed=options.compute_packed)
-    _set_attention(model, ATTENTION)
+    set_attention(model, ATTENTION)
     cache = _make_cache(
         layers, guessing_layers, options, num_blocks=num_blocks, dtype=dtype, scheme=cache_scheme, device=device
     )
@@ -220,7 +222,7 @@ def _to_paged(
     return decoder, ", ".join(filter(None, (quantized, cached)))
 
 
-def _set_attention(model: Any, name: str) -> None:
+def set_attention(model: Any, name: str) -> None:
     """For the decoder alone: a vision tower keeps its own."""
     model.set_attn_implementation({"text_config": name} if has_other_parts(model) else name)
 

@@ -181,6 +181,11 @@ def dequantize(numbers: Tensor, scales: Tensor, scheme: CacheScheme) -> Tensor:
     return kept.float() * scales.unsqueeze(-1)
 
 
+def as_read(values: Tensor, scheme: CacheScheme) -> Tensor:
+    """What a cache of this scheme gives back of values."""
+    return dequantize(*quantize(values, scheme), scheme).to(values.dtype)
+
+
 def make_layer(
     num_blocks: int,
     *,

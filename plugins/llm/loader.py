@@ -26,6 +26,7 @@ from sixfold.plugins.llm.lora_options import lora_details
 from sixfold.plugins.llm.lora_table import AdapterTable
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.options import TransformersOptions
+from sixfold.plugins.llm.prefill_ranks import check_degrees, divide_prefill
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
 from sixfold.plugins.llm.prepare import Preparer
 from sixfold.plugins.llm.speculation import make_speculator
@@ -46,6 +47,7 @@ def load(context: LoadContext) -> TransformersModel:
     torch.set_num_threads(context.num_threads)
     device = torch.device(context.device)
     context.report(0.05, "reading the tokenizer")
+    check_degrees(context, options)
     codec: TextCodec = read_files(lambda: TextCodec.load(context.path), "tokenizer")
     eagle3 = load_eagle3(context, options)
     loaded = load_decoder(
@@ -57,6 +59,7 @@ def load(context: LoadContext) -> TransformersModel:
         quantization=context.quantization,
         reads_images=options.images,
         may_adapt=options.lora is not None,
+        fuses=context.parallel is None,
         guessing_layers=() if eagle3 is None else (eagle3.shape,),
         report=context.report,
     )
@@ -64,6 +67,7 @@ def load(context: LoadContext) -> TransformersModel:
     if vision is not None and not codec.has_chat_template:
         codec.use_template(vision.processor.chat_template)
     _keep_on_host(context, options, cache)
+    divide_prefill(context, options, loaded.decoder, vocab_size=facts.vocab_size)
     adapters = _adapters(context, options, loaded.decoder)
     draft = _load_draft(context, options, loaded, codec)
     head = None if eagle3 is None else eagle3_proposer(eagle3, loaded.decoder, facts)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sixfold.core.family import ModelFiles
 from sixfold.core.memory.need import HOST, TORCH_PROCESS_BYTES, MemoryNeed, MemoryQuestion
 from sixfold.core.memory.quantized import planned_bytes
 from sixfold.core.memory.weights import StoredTensor, folder_tensors, weights_bytes
+from sixfold.core.parallel.planner import ParallelShape
 from sixfold.core.runtime.quantization.plan import LinearShape, plan
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 from sixfold.plugins.llm.cache_policy import CacheScheme, head_token_bytes, split
@@ -22,6 +23,11 @@ _CPU_CACHE_BYTES = 1 << 30
 GPU_CACHE_SHARE = 0.8
 """Of what is free beside the weights."""
 
+# Chunks of so many tokens are worth the exchange between ranks: a 1B model computes them in 10 ms on an H100, and an exchange
+# takes 0.1 ms a layer. On a host ranks share the cores, so no prompt is worth it; there it is for trying out.
+_GPU_PARALLEL_TOKENS = 2048
+_CPU_PARALLEL_TOKENS = 256
+_LONG_PROMPT_TOKENS = 16_384
 _STEP_TOKENS = 4096
 _LOGITS_ROWS = 64
 # What the allocator keeps between steps, and the tables of grammars: measured with a model of 135 million weights.
@@ -75,6 +81,37 @@ def need(question: MemoryQuestion) -> MemoryNeed:
         loading_bytes=loading,
         process_bytes=TORCH_PROCESS_BYTES + (options.kv_offload_bytes or 0),
     )
+
+
+def parallel_tokens(options: TransformersOptions, device: str) -> int:
+    """From how many tokens on a chunk of a prompt is computed by all ranks."""
+    return options.parallel_prompt_tokens or (_CPU_PARALLEL_TOKENS if device == HOST else _GPU_PARALLEL_TOKENS)
+
+
+def parallel_shape(question: MemoryQuestion) -> ParallelShape:
+    """For the planner of ranks: a long prompt, as long as the model takes; the chunks that steps cut it into are alike."""
+    options = cast(TransformersOptions, question.options)
+    itemsize = _itemsize(options.dtype, has_bfloat16=question.has_bfloat16)
+    config = _text_config(question.path)
+    heads = _Heads.of_config(config)
+    longest = options.max_model_len or int(config.get("max_position_embeddings") or _LONG_PROMPT_TOKENS)
+    return ParallelShape(
+        num_heads=heads.num_heads,
+        num_kv_heads=heads.num_kv_heads,
+        head_dim=heads.head_dim,
+        num_layers=heads.num_layers,
+        num_tokens=min(longest, _LONG_PROMPT_TOKENS),
+        num_rows=1,
+        parameters=weights_bytes(question.path, itemsize=itemsize) // itemsize,
+        itemsize=itemsize,
+        can_split_tokens=longest >= parallel_tokens(options, question.device) and not _looks_back(config),
+    )
+
+
+def _looks_back(config: dict[str, Any]) -> bool:
+    """Whether layers see a window only, or cap their scores: such attention is not divided."""
+    windowed = bool(config.get("sliding_window")) and config.get("use_sliding_window") is not False
+    return windowed or config.get("attn_logit_softcapping") is not None
 
 
 def vllm_need(question: MemoryQuestion) -> MemoryNeed:
@@ -165,12 +202,26 @@ def _shape(tensor: StoredTensor, name: str) -> LinearShape:
 
 def _token_bytes(config: dict[str, Any], itemsize: int, scheme: CacheScheme | None = None) -> int:
     """Keys and values of one token in all layers."""
-    num_heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
-    num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
-    hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
-    head_dim = int(config.get("head_dim") or hidden // num_heads)
-    num_layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
-    return 2 * num_layers * num_kv_heads * head_token_bytes(head_dim, itemsize, scheme)
+    heads = _Heads.of_config(config)
+    return 2 * heads.num_layers * heads.num_kv_heads * head_token_bytes(heads.head_dim, itemsize, scheme)
+
+
+class _Heads(NamedTuple):
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of_config(cls, config: dict[str, Any]) -> _Heads:
+        num_heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+        hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
+        return cls(
+            num_layers=int(config.get("num_hidden_layers") or config.get("n_layer") or 0),
+            num_heads=num_heads,
+            num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
+            head_dim=int(config.get("head_dim") or hidden // num_heads),
+        )
 
 
 def _step_bytes(config: dict[str, Any], itemsize: int) -> int:

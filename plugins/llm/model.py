@@ -7,16 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from pydantic import BaseModel
-from torch import Tensor
 
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, PendingStep, StepModel, StepRange
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Cost, Request
-from sixfold.plugins.llm.batch_layout import BatchLayout
 from sixfold.plugins.llm.decoder import Decoder
-from sixfold.plugins.llm.drafted_row import sampled_rows
 from sixfold.plugins.llm.generation import (
     ChatInput,
     Choice,
@@ -28,26 +24,20 @@ from sixfold.plugins.llm.generation import (
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import KvAnnouncer
 from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS, KvTransfer
-from sixfold.plugins.llm.logprobs import RowLogprobs
 from sixfold.plugins.llm.lora_table import AdapterTable
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.pending_step import LaunchedStep, PendingTokens
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
 from sixfold.plugins.llm.prompt_scores import MAX_SCORED_TOKENS, score_prompts
-from sixfold.plugins.llm.sampler import NO_ROWS, PendingSample, begin_sample
+from sixfold.plugins.llm.sampler import NO_ROWS
 from sixfold.plugins.llm.sequence import SequenceState
 from sixfold.plugins.llm.speculation import Speculator
-from sixfold.plugins.llm.step_failures import step_failed
-from sixfold.plugins.llm.step_graphs import with_carried
-from sixfold.plugins.llm.step_sharing import SharedSpan, share_in_step
-from sixfold.plugins.llm.tensors import index_tensor
+from sixfold.plugins.llm.step_launcher import StepLauncher
 from sixfold.plugins.llm.token_describer import TokenDescriber
+from sixfold.plugins.llm.token_intake import TokenIntake
 from sixfold.plugins.llm.vision import NO_IMAGES, VisionTower
 
 _LOG = logging.getLogger(__name__)
-
-# Where more than one in so many needs its token before it can go on, a step waits for the one before.
-_MAX_SHARE_LOOKING_BACK = 8
 
 # A 1B model computes so many in 39 ms on an H100; more make decoding wait and the activations large.
 _GPU_STEP_TOKENS = 8192
@@ -106,10 +96,9 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._tokens_per_image = tokens_per_image
         self._adapters = adapters
         self._begins_steps = begins_steps
-        self._chosen: Tensor | None = None  # by the last step, on the device
+        self._launcher = StepLauncher(decoder, masks, begins_steps=begins_steps)
+        self._intake = TokenIntake(decoder.cache, describer)
         self._waited_s = 0.0  # when the device was last waited for, by ``time.perf_counter``
-        self._num_prompt_tokens = 0
-        self._num_generated_tokens = 0
 
     @property
     def step_range(self) -> StepRange:
@@ -229,7 +218,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         """Starts what `step` does. Tokens that the step in flight chooses are taken from it on the device."""
         units = [self._num_computable(granted) for granted in batch]
         sequences = [granted.sequence for granted, n in zip(batch, units, strict=True) if n]
-        step = self._launch(sequences, [n for n in units if n]) if sequences else None
+        awaits = self._speculator.awaits(len(sequences))
+        step = self._launcher.launch(sequences, [n for n in units if n], awaits=awaits) if sequences else None
         return PendingTokens(batch, units, step, self._settle, self._cache)
 
     def _num_visible(self, sequence: SequenceState, begin: int) -> int | None:
@@ -248,80 +238,6 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         units = min(granted.units, sequence.num_uncomputed + len(sequence.drafts))
         visible = self._num_visible(sequence, sequence.num_begun)
         return units if visible is None else min(units, visible)
-
-    def _launch(self, sequences: Sequence[SequenceState], units: list[int]) -> LaunchedStep:
-        """Everything of a step that need not wait for the device. Leaves the sequences as they were if it raises."""
-        for sequence in sequences:
-            sequence.suspect = True  # until the logits after its last token prove to be finite
-        spans = share_in_step(sequences, units, self._cache)
-        began_s = time.perf_counter()
-        try:
-            step = self._compute(sequences, units, spans, began_s)
-        except BaseException:
-            for span in reversed(spans):
-                span.undo(self._cache)
-            for sequence in sequences:
-                sequence.num_checked = sequence.num_published
-            raise
-        self._chosen = step.chosen
-        step.mark()
-        return step
-
-    def _compute(
-        self, sequences: Sequence[SequenceState], units: Sequence[int], spans: Sequence[SharedSpan], began_s: float
-    ) -> LaunchedStep:
-        with torch.inference_mode():
-            layout = self._decoder.lay_out(sequences, units)
-            masks = self._masks.begin([sequences[i].grammar for i in layout.sampled])
-            logits = self._decoder.forward(layout, self._chosen)
-            rows = sampled_rows(sequences, layout.sampled)
-            pending: PendingSample | None = None
-            if logits is not None and rows:
-                unknown = self._unknown([sequences[i] for i in layout.sampled])
-                pending = begin_sample(logits[: len(rows)], rows, masks.wait(), unknown)
-            # The next step may write over the logits before this one's prompts are judged.
-            scored = logits[len(rows) :].clone() if layout.scored and logits is not None else None
-            ends = [s.num_begun + n for s, n in zip(sequences, units, strict=True)]
-            filled = self._cache.check(sequences, ends)
-        return LaunchedStep(
-            sequences=sequences,
-            units=units,
-            spans=spans,
-            sampled=layout.sampled,
-            pending=pending,
-            scored=layout.scored,
-            scored_logits=scored,
-            filled=filled,
-            began_s=began_s,
-            may_be_followed=self._may_be_followed(sequences, layout),
-        )
-
-    def _unknown(self, sequences: Sequence[SequenceState]) -> Tensor | None:
-        """The tokens in flight of rows whose penalties ask for them."""
-        if self._chosen is None or not any(s.num_expected and s.token_counts is not None for s in sequences):
-            return None
-        carried = index_tensor([s.carried if s.num_expected else -1 for s in sequences], self._chosen.device)
-        return with_carried(torch.full_like(carried, -1), carried, self._chosen)
-
-    def _may_be_followed(self, sequences: Sequence[SequenceState], layout: BatchLayout) -> bool:
-        """Whether the next step may begin before this one is done.
-
-        Not if this one is started kernel by kernel: that takes the host as long as the device, and only while it waits do
-        other threads come to prepare what arrives. Prompts in many small steps, one on top of the other, came to their first
-        tokens after 1.7-2.1 s instead of 0.4-0.5 (256 at once, H100).
-        """
-        if (
-            not self._begins_steps
-            or self._speculator.awaits(len(sequences))
-            or not self._decoder.starts_at_once(layout)
-        ):
-            return False
-        num_looking_back = 0
-        for sequence in sequences:
-            sequence.looks_back = sequence.grammar is not None or bool(sequence.drafts)
-            num_looking_back += sequence.looks_back
-        # A few may take part in every other step; with many, two half steps by turns would cost twice one whole.
-        return num_looking_back * _MAX_SHARE_LOOKING_BACK <= len(sequences)
 
     def _settle(self, step: LaunchedStep) -> list[Outcome[TextDelta | Generation]]:
         """Takes in what a step has computed."""
@@ -357,7 +273,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
                 sequence.add_scores(sequence.num_computed, scores[i])
             own = tokens.get(i, ())
             its_logprobs = [logprobs.get(step.first_row(i) + at) for at in range(len(own))] if logprobs else None
-            outcomes.append(self._advance(sequence, units[i], own, its_logprobs))
+            outcomes.append(self._intake.take(sequence, units[i], own, its_logprobs, self._speculator))
             if filled and filled[i][1] and sequence.num_blocks:
                 self._cache.publish_checked(sequence, *filled[i])
             # Behind that, since only what is published is offered.
@@ -375,73 +291,6 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         if step.scored_logits is None:
             return {}
         return score_prompts(step.scored_logits, step.sequences, step.scored, self._describer)
-
-    def _advance(
-        self,
-        sequence: SequenceState,
-        num_units: int,
-        sampled: Sequence[int],
-        logprobs: Sequence[RowLogprobs | None] | None,
-    ) -> Outcome[TextDelta | Generation]:
-        begin = sequence.num_computed
-        end = begin + num_units
-        if begin < sequence.num_prompt_tokens:
-            self._num_prompt_tokens += min(end, sequence.num_prompt_tokens) - begin
-        if not sampled:
-            sequence.num_computed = end
-            return _NOTHING
-        if sequence.grammar is None and not sequence.drafts and sampled[0] >= 0:
-            found = None if logprobs is None else logprobs[0]
-            sequence.append(sampled[0], None if found is None else self._describer.describe(sampled[0], found))
-            sequence.num_computed = end
-            self._num_generated_tokens += 1
-            return self._outcome(sequence)
-        return self._advance_guessed(sequence, end, sampled, logprobs)
-
-    def _advance_guessed(
-        self,
-        sequence: SequenceState,
-        end: int,
-        sampled: Sequence[int],
-        logprobs: Sequence[RowLogprobs | None] | None,
-    ) -> Outcome[TextDelta | Generation]:
-        """Takes in tokens that drafts or a grammar may turn down."""
-        begin = sequence.num_computed
-        drafts, sequence.drafts = sequence.drafts[: len(sampled) - 1], ()
-        if drafts or sequence.grammar is not None:
-            sequence.num_checked = sequence.num_published  # what is not accepted will be filled again
-        if drafts and min(sampled) < 0:
-            # A masked value that is not finite spoils the rows before it as well: without drafts it will show whether
-            # the sequence itself is to blame.
-            self._cache.erase(sequence, begin, end)
-            sequence.suspect = sequence.may_draft = False
-            return _NOTHING
-        num_output = sequence.num_output_tokens
-        num_accepted = 0
-        for at, token_id in enumerate(sampled):
-            failure = None if sequence.grammar is None else sequence.grammar.failure
-            if token_id < 0 or failure is not None:
-                return Outcome(done=True, error=step_failed(sequence, failure))
-            found = None if logprobs is None else logprobs[at]
-            logprob = None if found is None else self._describer.describe(token_id, found)
-            if not sequence.append(token_id, logprob):
-                num_accepted -= 1  # the token before is computed again, now with the grammar's mask
-                break
-            # Drafts behind the begin of a grammar were sampled without its mask.
-            is_next = at < len(drafts) and token_id == drafts[at]
-            if sequence.finish_reason is not None or not is_next or sequence.is_constrained:
-                break
-            num_accepted += 1
-        # What lies behind belongs to wrong drafts and will be written over.
-        sequence.num_computed = end - len(drafts) + num_accepted
-        self._num_generated_tokens += sequence.num_output_tokens - num_output
-        self._speculator.observe(sequence, len(drafts), max(num_accepted, 0))
-        return self._outcome(sequence)
-
-    def _outcome(self, sequence: SequenceState) -> Outcome[TextDelta | Generation]:
-        """What a step with a token brings."""
-        sequence.suspect = sequence.num_in_flight > 0
-        return Outcome(output=sequence.take_delta(), done=sequence.finish_reason is not None)
 
     def finish(
         self, request: Request[ChatInput | CompletionInput], sequences: Sequence[SequenceState]
@@ -474,8 +323,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
     def stats(self) -> Mapping[str, float]:
         """See `metrics`."""
         return {
-            "prompt_tokens_total": self._num_prompt_tokens,
-            "generation_tokens_total": self._num_generated_tokens,
+            "prompt_tokens_total": self._intake.num_prompt_tokens,
+            "generation_tokens_total": self._intake.num_generated_tokens,
             **self._cache.stats(),
             "lora_adapters_loaded": 0 if self._adapters is None else self._adapters.num_loaded,
             **self._speculator.stats(),

@@ -112,7 +112,7 @@ class TransformersOptions(BaseModel):
     block_size_tokens: int = Field(default=16, ge=1, le=1024)
     """Tokens per cache block: the unit of allocation and of prefix reuse."""
 
-    prefix_cache: Literal["shared", "per_key", "off"] = "shared"
+    prefix_cache: Literal["shared", "per_key", "off"] = "per_key"
     """Whose computed prefixes a request may use: everybody's, those of the same API key, or nobody's."""
 
     speculation: SpeculationOptions = SpeculationOptions()
@@ -140,6 +140,10 @@ class TransformersOptions(BaseModel):
     """Whether a step begins before the answers of the one before are handed out, on devices that compute beside the host. The
     tokens are the same and come at shorter intervals, but new prompts start later, and in all fewer tokens a second were
     measured so far."""
+
+    parallel_prompt_tokens: int | None = Field(default=None, ge=2)
+    """Where the entry has `parallel`: chunks of prompts of at least so many tokens are computed by all ranks, shorter ones by the
+    first alone. 2048 on GPUs and 256 on CPUs unless given."""
 
     kv_events: KvEventOptions | None = None
     """Announces cached prefixes to routers."""

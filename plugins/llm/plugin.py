@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from sixfold.core.benchmark.workload import Workload
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, Command, Progress, hookimpl
 from sixfold.core.runtime.quantization.methods import CACHE_METHODS, LINEAR_METHODS
+from sixfold.core.telemetry.names import TraceNames
 from sixfold.plugins.llm import memory_need
 from sixfold.plugins.llm.cli import COMMAND
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, Generation, TextDelta
@@ -15,10 +17,15 @@ from sixfold.plugins.llm.lora_options import adapter_names, differ_in_adapters_o
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.vllm_metrics import METRICS as VLLM_METRICS
 from sixfold.plugins.llm.vllm_options import VllmOptions
+from sixfold.plugins.llm.workloads import WORKLOADS
 
 LlmOptions = TransformersOptions | VllmOptions
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+_TRACE_NAMES = TraceNames(
+    prepare="tokenize", first="prefill", rest="decode", finish="detokenize", operations={"complete": "text_completion"}
+)
 
 
 def detect(files: ModelFiles) -> int:
@@ -46,9 +53,12 @@ FAMILY = Family(
     summary="Any decoder of transformers, batched in flight on a paged key/value cache.",
     operations=frozenset({"chat", "complete"}),
     loader="sixfold.plugins.llm.loader:load",
+    rank_loader="sixfold.plugins.llm.rank_loader:load_rank",
+    parallel=memory_need.parallel_shape,
     input_type=ChatInput | CompletionInput,
     output_type=TextDelta | Generation,
     options=TransformersOptions,
+    trace_names=_TRACE_NAMES,
     extra="llm",
     requires=("torch", "transformers", "jinja2", "safetensors", "llguidance", "PIL"),
     detect=detect,
@@ -116,6 +126,7 @@ VLLM_FAMILY = Family(
     input_type=ChatInput | CompletionInput,
     output_type=TextDelta | Generation,
     options=VllmOptions,
+    trace_names=_TRACE_NAMES,
     extra="vllm",
     requires=("vllm", "transformers", "jinja2"),
     # Below the native runtime, which serves an entry that names no family wherever it is installed.
@@ -157,6 +168,13 @@ def register_apis(register: Callable[[Api], None]) -> None:
 def register_commands(register: Callable[[Command], None]) -> None:
     """Offers ``sixfold chat``."""
     register(COMMAND)
+
+
+@hookimpl
+def register_workloads(register: Callable[[Workload], None]) -> None:
+    """Offers chats and completions to ``sixfold bench``."""
+    for workload in WORKLOADS:
+        register(workload)
 
 
 @hookimpl

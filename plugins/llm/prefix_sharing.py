@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from sixfold.core.messages import ANONYMOUS
 from sixfold.plugins.llm.block_pool import block_hash
 from sixfold.plugins.llm.prompt_images import PromptImage, block_key
 
@@ -36,9 +37,11 @@ class PrefixSharing:
         """
         if self.mode == "off":
             return None
+        # Without keys all are one: the blocks have the names that routers know from the tokens alone.
+        is_shared = self.mode == "shared" or tenant == ANONYMOUS
         if adapter is not None:
-            return msgspec.msgpack.encode((adapter, tenant if self.mode == "per_key" else None, cache_salt))
-        if self.mode == "shared":
+            return msgspec.msgpack.encode((adapter, None if is_shared else tenant, cache_salt))
+        if is_shared:
             return b"" if cache_salt is None else msgspec.msgpack.encode(cache_salt)
         return msgspec.msgpack.encode((tenant, cache_salt))
 

@@ -53,7 +53,7 @@ class VllmOptions(BaseModel):
     max_num_batched_tokens: int | None = Field(default=None, ge=1)
     """Tokens in one step: larger for throughput, smaller for even gaps between tokens."""
 
-    prefix_cache: Literal["shared", "per_key", "off"] = "shared"
+    prefix_cache: Literal["shared", "per_key", "off"] = "per_key"
     """Whose computed prefixes a request may use: everybody's, those of the same API key, or nobody's."""
 
     tool_call_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "mistral_args"] = "auto"

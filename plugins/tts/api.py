@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 from pydantic import BaseModel, ConfigDict
@@ -12,7 +13,7 @@ from starlette.responses import Response
 
 from sixfold.core.errors import ContextLengthExceeded, InvalidRequest
 from sixfold.core.messages import Finished, Increment
-from sixfold.core.serving.api import Call, ModalityAPI, Route, Running, ServedModel
+from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, Running, ServedModel
 from sixfold.core.serving.sse import event_frame
 from sixfold.plugins.tts.audio import Encoder, make_encoder, media_type
 from sixfold.plugins.tts.schema import SpeechBody, SpeechInput, SpeechOutput
@@ -38,10 +39,15 @@ class SpeechAPI(ModalityAPI):
     def routes(self) -> Sequence[Route]:
         """The three routes."""
         return (
-            Route(path="/v1/audio/speech", endpoint=self.speak, body=SpeechBody),
+            Route(path="/v1/audio/speech", endpoint=self.speak, body=SpeechBody, in_batches=True),
             Route(path="/v1/audio/voices", endpoint=self.voices, method="GET"),
             Route(path="/v1/audio/models", endpoint=self.models, method="GET"),
         )
+
+    def panels(self) -> Sequence[Panel]:
+        """The tab Speak."""
+        script = Path(__file__).parent / "playground" / "speak.js"
+        return (Panel(title="Speak", operation="speech", script=script, order=40),)
 
     async def speak(self, call: Call) -> Response:
         """Speaks a text; the sound is sent sentence by sentence while it is made.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sixfold.core.benchmark.workload import Workload
 from sixfold.core.family import Family, MetricKind, MetricSpec, ModelFiles
 from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.plugins.tts import memory_need
 from sixfold.plugins.tts.metrics import HISTOGRAMS
 from sixfold.plugins.tts.options import KokoroOptions, TransformersSpeechOptions
 from sixfold.plugins.tts.schema import SpeechInput, SpeechOutput
+from sixfold.plugins.tts.workloads import SPEECH
 
 _METRICS = (
     *HISTOGRAMS,
@@ -92,3 +94,9 @@ def register_apis(register: Callable[[Api], None]) -> None:
             ),
         )
     )
+
+
+@hookimpl
+def register_workloads(register: Callable[[Workload], None]) -> None:
+    """Offers speech to ``sixfold bench``."""
+    register(SPEECH)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 from starlette.responses import Response
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from sixfold.core.errors import InvalidRequest, NotFound
 from sixfold.core.files import FileStore
 from sixfold.core.jobs import JobStore
-from sixfold.core.serving.api import Call, ModalityAPI, Route, ServedModel, Services, Upload
+from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, ServedModel, Services, Upload
 from sixfold.plugins.video.assets import VideoAssets
 from sixfold.plugins.video.capabilities import Capabilities
 from sixfold.plugins.video.jobs import OPERATION, VideoJobs
@@ -42,7 +43,7 @@ class VideoAPI(ModalityAPI):
         ]
         return (
             *refused,
-            Route(path="/v1/videos", endpoint=self.create, body=CreateBody, form=CreateBody),
+            Route(path="/v1/videos", endpoint=self.create, body=CreateBody, form=CreateBody, in_batches=True),
             Route(path="/v1/videos", endpoint=self.list, method="GET", query_params=ListQuery),
             Route(path=one, endpoint=self.retrieve, method="GET"),
             Route(path=one, endpoint=self.delete, method="DELETE"),
@@ -55,6 +56,11 @@ class VideoAPI(ModalityAPI):
             ),
             Route(path=f"{one}/remix", endpoint=self.remix, body=RemixBody, form=RemixBody),
         )
+
+    def panels(self) -> Sequence[Panel]:
+        """The tab Film."""
+        script = Path(__file__).parent / "playground" / "film.js"
+        return (Panel(title="Film", operation="video", script=script, order=60),)
 
     async def startup(self, services: Services) -> None:
         """Opens the jobs, and takes up what a former server left."""
@@ -69,10 +75,11 @@ class VideoAPI(ModalityAPI):
         await self._jobs.close()
 
     async def create(self, call: Call) -> Response:
-        """Makes a job; answers at once.
+        """Makes a job; answers at once, or in a batch when it has ended.
 
         Raises:
-            RequestError: The body is wrong, the image can't be used, or the model's queue is full.
+            RequestError: The body is wrong, the image can't be used, or the model's queue is full; in a batch also why the
+                job failed.
         """
         body = await (call.form(CreateBody) if call.is_form else call.json(CreateBody))
         model = await self._model(call, body.model)
@@ -84,8 +91,10 @@ class VideoAPI(ModalityAPI):
             request=request,
             seconds=seconds_text(request, body.seconds),
             keep_s=can.keep_s,
+            priority=call.priority,
         )
-        return call.respond(video_object(await self._jobs.create(record, tenant=call.tenant)))
+        job = await self._jobs.create(record, tenant=call.tenant)
+        return call.respond(video_object(await self._jobs.ended(job) if call.in_batch else job))
 
     async def remix(self, call: Call) -> Response:
         """Makes a job with another's settings, seed and reference image, and a new prompt.
@@ -109,6 +118,7 @@ class VideoAPI(ModalityAPI):
             seconds=old.seconds,
             keep_s=old.keep_s,
             remixed_from=source.id,
+            priority=call.priority,
         )
         return call.respond(video_object(await self._jobs.create(record, tenant=call.tenant)))
 

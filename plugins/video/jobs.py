@@ -73,6 +73,7 @@ class VideoJobs:
         self._sleep = sleep
         self._live: dict[str, _Live] = {}
         self._sweeper: asyncio.Task[None] | None = None
+        self._removals: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Takes up the jobs that a former server left: those that had not ended are run again, once."""
@@ -85,6 +86,7 @@ class VideoJobs:
 
     async def close(self) -> None:
         """Stops following; what has not ended is taken up by the next server."""
+        await asyncio.gather(*self._removals, return_exceptions=True)
         tasks = [live.task for live in self._live.values() if live.task is not None]
         if self._sweeper is not None:
             tasks.append(self._sweeper)
@@ -103,7 +105,9 @@ class VideoJobs:
         Raises:
             RequestError: The model does not take the request now (no job is made), or there is no room for files.
         """
-        run = self._services.background(record.model, OPERATION, record.request, tenant=tenant)
+        run = self._services.background(
+            record.model, OPERATION, record.request, tenant=tenant, priority=record.priority
+        )
         try:
             record = await self._assets.store_reference(record)
             job_id = await self._store.create(KIND, tenant, record.payload(), QUEUED)
@@ -124,6 +128,30 @@ class VideoJobs:
         job = await self._store.get(job_id, owner=tenant)
         if job is None or job.kind != KIND or job.state not in VISIBLE or self._expired(job):
             raise _not_found(job_id)
+        return job
+
+    async def ended(self, job: Job) -> Job:
+        """Waits for the end of a job that was created here; whoever stops waiting has it removed.
+
+        Raises:
+            RequestError: It failed, or was deleted.
+        """
+        live = self._live.get(job.id)
+        try:
+            if live is not None and live.task is not None:
+                await asyncio.shield(live.task)
+        except asyncio.CancelledError:
+            # In a task of its own, as this one ends. Whoever waited makes another job, or none.
+            removal = asyncio.create_task(self.delete(job.id, tenant=job.owner), name=f"video-removal-{job.id}")
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)
+            raise
+        job = await self.get(job.id, tenant=job.owner)
+        error = VideoRecord.of(job).error
+        if error is not None:
+            raise RequestError(error.message, code=error.code)
+        if job.state != COMPLETED:
+            raise NotReady("The server goes down; the next one goes on with this video.", code="draining")
         return job
 
     async def page(self, *, tenant: str, limit: int, after: str | None, order: Order) -> tuple[Job, ...]:
@@ -194,7 +222,9 @@ class VideoJobs:
         while True:
             await self._services.wait_ready(record.model, OPERATION, tenant=tenant)
             try:
-                return self._services.background(record.model, OPERATION, request, tenant=tenant)
+                return self._services.background(
+                    record.model, OPERATION, request, tenant=tenant, priority=record.priority
+                )
             except QueueFull as full:
                 await self._sleep(full.retry_after_s or 1.0)
 

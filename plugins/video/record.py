@@ -8,6 +8,7 @@ import msgspec
 
 from sixfold.core.errors import RequestError
 from sixfold.core.jobs import Job
+from sixfold.core.messages import Priority
 from sixfold.plugins.video.messages import VideoInput
 
 KIND = "video"
@@ -58,6 +59,7 @@ class VideoRecord(msgspec.Struct, frozen=True, kw_only=True):
         keep_s: How long to keep it after its end.
         reference: File id of the reference image.
         remixed_from: Id of the job that it varies.
+        priority: Of its request.
         num_runs: How often it was begun.
         progress: Percent, as last stored.
         ended_s: Unix seconds.
@@ -71,6 +73,7 @@ class VideoRecord(msgspec.Struct, frozen=True, kw_only=True):
     keep_s: float
     reference: str | None = None
     remixed_from: str | None = None
+    priority: Priority | None = None
     num_runs: int = 0
     progress: int = 0
     ended_s: float | None = None

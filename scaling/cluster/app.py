@@ -23,7 +23,8 @@ class ServeReplica:
 
     async def __init__(self, settings: ReplicaSettings) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         region = ray.get_runtime_context().get_node_labels().get(REGION_LABEL, "")
-        self._replica = Replica(serve.get_replica_context().replica_id.unique_id, region, settings)
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        self._replica = Replica(replica_id, region, settings, node_ip=_node_ip())
         await self._replica.start()
 
     async def __call__(self) -> str:
@@ -37,6 +38,13 @@ class ServeReplica:
     async def __del__(self) -> None:
         """Drains: Ray Serve awaits it before it ends the process."""
         await self._replica.stop()
+
+
+def _node_ip() -> str:
+    """The address by which the other nodes reach this one."""
+    context: Any = ray.get_runtime_context()  # what is asked of it has no types
+    nodes: list[dict[str, Any]] = ray.nodes()
+    return str(next(node["NodeManagerAddress"] for node in nodes if node["NodeID"] == context.get_node_id()))
 
 
 def build(args: dict[str, Any]) -> Application:

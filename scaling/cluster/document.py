@@ -15,6 +15,11 @@ REGION_LABEL = "region"
 DEPLOYMENT = "replica"
 """Ray Serve's name of the one deployment in each service's application."""
 
+IMPORT_PATH = "sixfold.scaling.cluster.app:build"
+"""What Ray Serve imports; by it an application is known as one of ours."""
+
+_NO_PROXY = "Disabled"
+
 _HEALTH_PERIOD_S = 1.0
 _HEALTH_TIMEOUT_S = 10.0
 _STOP_MARGIN_S = 5.0
@@ -27,18 +32,34 @@ class DeployedService:
     Attributes:
         spec: What and where.
         replicas: Settings of each replica; changed ones replace the replicas one after the other.
-        num_replicas: How many; a change starts or drains some and leaves the others alone.
+        name: Of its own in the cluster; two revisions of one model are two services. Empty: the model's.
+        num_replicas: How many; a change starts or drains some and leaves the others alone. With 0 the service is not in the
+            document: Ray Serve knows no deployment without replicas.
     """
 
     spec: ServiceSpec
     replicas: ReplicaSettings
     num_replicas: int
+    name: str = ""
+
+    @property
+    def application(self) -> str:
+        """Ray Serve's name of it."""
+        return self.name or self.spec.model
 
 
-def serve_document(services: Sequence[DeployedService]) -> dict[str, Any]:
-    """Ray Serve's configuration of all services: what is not in it is drained and ended."""
-    # No proxies: bytes go from gateways to replicas.
-    return {"proxy_location": "Disabled", "applications": [_application(service) for service in services]}
+def serve_document(
+    services: Sequence[DeployedService], *, others: Sequence[Mapping[str, Any]] = (), proxies: str | None = None
+) -> dict[str, Any]:
+    """Ray Serve's configuration of all services: what is not in it is drained and ended.
+
+    Args:
+        services: Ours, all of them.
+        others: Applications of others on the cluster, as their configurations are there; they stay as they are.
+        proxies: Where they have Ray Serve's proxies. Ours need none: bytes go from gateways to replicas.
+    """
+    ours = [_application(service) for service in services if service.num_replicas]
+    return {"proxy_location": proxies or _NO_PROXY, "applications": [*others, *ours]}
 
 
 def _application(service: DeployedService) -> dict[str, Any]:
@@ -53,9 +74,9 @@ def _application(service: DeployedService) -> dict[str, Any]:
         "graceful_shutdown_wait_loop_s": 0.1,
     }
     return {
-        "name": service.spec.model,
+        "name": service.application,
         "route_prefix": None,
-        "import_path": "sixfold.scaling.cluster.app:build",
+        "import_path": IMPORT_PATH,
         "args": replicas.model_dump(mode="json"),
         "deployments": [deployment],
     }

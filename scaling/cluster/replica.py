@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import httpx
 from pydantic import BaseModel, ConfigDict
@@ -11,7 +10,11 @@ from pydantic import BaseModel, ConfigDict
 from sixfold.core.config import Seconds
 from sixfold.core.errors import SixfoldError
 from sixfold.scaling.cluster.server_process import ServerProcess
-from sixfold.scaling.registry import Registry, ReplicaRecord, SqliteRegistry, lease
+from sixfold.scaling.etcd_registry import open_registry
+from sixfold.scaling.registry import Registry, ReplicaRecord, lease
+
+NODE_IP = "SIXFOLD_NODE_IP"
+"""Variable that a replica's configuration may name, as in ``host: ${SIXFOLD_NODE_IP}``: its machine's address."""
 
 _HEALTH_TIMEOUT_S = 5.0
 
@@ -28,8 +31,11 @@ class ReplicaSettings(BaseModel):
     config: str
     """The text of its server's configuration file."""
 
-    registry: Path
-    """The file of the registry that gateways watch."""
+    registry: str
+    """Where gateways find it: the file of a registry, or ``etcd://HOST:PORT``."""
+
+    revision: str = ""
+    """Published with its address: what a rollout tells old and new replicas apart by."""
 
     start_timeout_s: Seconds = 600.0
     """Longest start, the loading of the model included."""
@@ -49,18 +55,25 @@ class Replica:
     Args:
         replica_id: Of its own; another start has another one.
         region: Where it runs.
+        node_ip: Address of its machine, for the configuration that asks for it (`NODE_IP`).
         settings: Of the service.
         registry: Where it publishes itself; made of the settings unless given.
     """
 
     def __init__(
-        self, replica_id: str, region: str, settings: ReplicaSettings, *, registry: Registry | None = None
+        self,
+        replica_id: str,
+        region: str,
+        settings: ReplicaSettings,
+        *,
+        node_ip: str = "127.0.0.1",
+        registry: Registry | None = None,
     ) -> None:
         self._replica_id = replica_id
         self._region = region
         self._settings = settings
-        self._registry = registry or SqliteRegistry(settings.registry)
-        self._server = ServerProcess(settings.config)
+        self._registry = registry or open_registry(settings.registry)
+        self._server = ServerProcess(settings.config, variables={NODE_IP: node_ip})
         self._stopping = asyncio.Event()
         self._holding: asyncio.Task[None] | None = None
         self._http = httpx.AsyncClient(timeout=_HEALTH_TIMEOUT_S)
@@ -78,7 +91,9 @@ class Replica:
         """
         url = await self._server.start(self._settings.start_timeout_s)
         published = asyncio.Event()
-        record = ReplicaRecord(replica_id=self._replica_id, url=url, region=self._region)
+        record = ReplicaRecord(
+            replica_id=self._replica_id, url=url, region=self._region, revision=self._settings.revision
+        )
         self._holding = asyncio.create_task(self._hold(record, published))
         waiting = asyncio.create_task(published.wait())
         await asyncio.wait((self._holding, waiting), return_when=asyncio.FIRST_COMPLETED)

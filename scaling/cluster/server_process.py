@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+from sixfold.core.config import SERVER_VARIABLE
 from sixfold.core.errors import SixfoldError
 
 _READY_MARK = " on http://"
@@ -27,11 +31,14 @@ class ServerProcess:
     counted its accelerator as taken does so no more.
 
     Args:
-        config: The text of its configuration file, YAML or JSON. ``server.port`` should be 0.
+        config: The text of its configuration file, YAML or JSON; ``server.port`` should be 0. Variables that set fields of
+            ``server`` are kept from the child: they are meant for who listens to clients.
+        variables: Further variables that the configuration may name.
     """
 
-    def __init__(self, config: str) -> None:
+    def __init__(self, config: str, *, variables: Mapping[str, str] = MappingProxyType({})) -> None:
         self._config = config
+        self._variables = variables
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._log = b""
@@ -64,11 +71,13 @@ class ServerProcess:
         self._folder = tempfile.TemporaryDirectory(prefix="sixfold-replica-")
         path = Path(self._folder.name) / "config.yaml"
         path.write_text(self._config)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(SERVER_VARIABLE)}
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "sixfold.core.cli", "serve", str(path), "--stop-on-eof"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            env={**kept, **self._variables},
         )
         assert self._process.stdout is not None
         assert self._process.stderr is not None

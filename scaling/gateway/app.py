@@ -7,9 +7,10 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.middleware.cors import CORSMiddleware
@@ -21,7 +22,10 @@ from sixfold.core.serving.drain import Drain
 from sixfold.core.serving.error_responses import error_response, internal_error_response
 from sixfold.core.serving.keys import KeyRing, Principal
 from sixfold.core.serving.metrics import CONTENT_TYPE
+from sixfold.core.serving.request_facts import read_headers
+from sixfold.core.serving.request_record import RequestRecord
 from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.serving.submission_record import error_name
 from sixfold.scaling.gateway.admission import Admission
 from sixfold.scaling.gateway.attempts import Attempts
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
@@ -39,10 +43,15 @@ from sixfold.scaling.gateway.settings import GatewaySettings
 from sixfold.scaling.gateway.splitter import PromptSplitter
 from sixfold.scaling.gateway.upstream import Upstream
 from sixfold.scaling.registry import Registry, ReplicaRecord
+from sixfold.scaling.rollout.split import Splitter
 from sixfold.scaling.route.kv_index import KvIndex
 from sixfold.scaling.route.router import Router
 
+if TYPE_CHECKING:
+    from sixfold.core.telemetry.tracing import Tracing
+
 _LOG = logging.getLogger(__name__)
+_MAX_LOGGED_PATH = 200
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 
 
@@ -54,6 +63,10 @@ class Gateway:
         registry: Where replicas publish themselves, if anywhere.
         token_ids: Tokenizes prompts for ``routing.policy: kv``.
         clock: Monotonic seconds.
+        tracing: Where traces of requests go; closed by the caller.
+
+    Attributes:
+        shares: Of models that are being rolled out, by each name that clients use: how requests are divided among revisions.
     """
 
     def __init__(
@@ -63,7 +76,10 @@ class Gateway:
         registry: Registry | None = None,
         token_ids: TokenIds | None = None,
         clock: Callable[[], float] = monotonic,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
+        self._records = tracing is not None or settings.server.access_log
         self.settings: ServerSettings = settings.server
         self.drain = Drain()
         self.kv_index = KvIndex()
@@ -73,6 +89,7 @@ class Gateway:
         self._keys = KeyRing(settings.server.api_keys, clock)
         self._admissions: dict[str, Admission] = {}
         self._hedges: dict[str, HedgeClock] = {}
+        self.shares: dict[str, Splitter] = {}
         self._buffered = Buffered(settings.admission.max_buffered_bytes)
         self._router = Router(build_policy(settings.routing, self.kv_index))
         self._metrics = GatewayMetrics(self._gauges)
@@ -94,6 +111,10 @@ class Gateway:
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"],
             )
+
+    def num_waiting(self, models: Iterable[str]) -> int:
+        """Requests of models, by the names that clients use, that wait at the door."""
+        return sum(self._admissions[model].num_waiting for model in models if model in self._admissions)
 
     def _build_splitter(self) -> PromptSplitter | None:
         settings = self._gateway_settings
@@ -122,6 +143,7 @@ class Gateway:
             clock=self._clock,
             hurry=self._prober.hurry,
             splitter=self._splitter,
+            shares=self.shares,
         )
         return Parts(
             settings=settings,
@@ -173,22 +195,34 @@ class Gateway:
         wished = headers.get(b"x-request-id", b"")
         request_id = wished.decode() if _SANE_ID.fullmatch(wished) else f"req_{secrets.token_hex(12)}"
 
+        record: RequestRecord | None = None
+        if self._records:
+            record = RequestRecord(request_id, monotonic(), trace=None, logs_access=self.settings.access_log)
+        status = 499  # until an answer begins
+
         async def send_named(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
+            await (send(message) if record is None else record.send(send, message))
 
         try:
             response = self._own_answer(scope, headers)
             if response is not None:
                 await response(scope, receive, send_named)
                 return
-            await self._proxy(scope, receive, send_named, request_id, headers.get(b"authorization"))
+            await self._proxy(scope, receive, send_named, request_id, headers.get(b"authorization"), record)
         except RequestError as error:
+            if record is not None:
+                record.error = error_name(error)
             await error_response(error)(scope, receive, send_named)
         except Exception:  # the border of a request: the client gets an answer and the log the reason
-            _LOG.exception("request %s: a defect in the gateway", request_id)
+            _LOG.exception("request %s: a defect in the gateway", request_id, extra={"request_id": request_id})
             await internal_error_response(request_id)(scope, receive, send_named)
+        finally:
+            if record is not None:
+                record.end(scope["method"], scope["path"][:_MAX_LOGGED_PATH], status)
 
     def _own_answer(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Response | None:
         """The answer to what the gateway answers itself; None for what is passed on.
@@ -212,8 +246,17 @@ class Gateway:
         return None
 
     async def _proxy(
-        self, scope: Scope, receive: Receive, send: Send, request_id: str, authorization: bytes | None
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        request_id: str,
+        authorization: bytes | None,
+        record: RequestRecord | None,
     ) -> None:
+        if record is not None and self._tracing is not None:
+            record.trace = self._tracing.begin(read_headers(scope), name="request", arrived_s=monotonic())
+            receive = record.timed(receive)
         principal = self._keys.authenticate(authorization)
         if self.drain.begun:
             raise self.drain.refusal()
@@ -221,8 +264,18 @@ class Gateway:
         if not self.settings.api_keys and authorization is not None:
             # The replicas know the keys: here a key only stands for whom to be fair to.
             tenant = hashlib.blake2b(authorization, digest_size=8).hexdigest()
+        if record is not None:
+            record.tenant = tenant
         request = ProxiedRequest(
-            self._parts, self._buffered, scope, receive, send, request_id=request_id, principal=principal, tenant=tenant
+            self._parts,
+            self._buffered,
+            scope,
+            receive,
+            send,
+            request_id=request_id,
+            principal=principal,
+            tenant=tenant,
+            record=record,
         )
         self.drain.enter(request)
         try:

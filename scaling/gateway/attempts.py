@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError, WorkerDied
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
@@ -15,9 +17,14 @@ from sixfold.scaling.gateway.fleet import Fleet, Replica
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.settings import RetrySettings
 from sixfold.scaling.gateway.splitter import PromptSplitter
+from sixfold.scaling.gateway.try_span import TrySpan
 from sixfold.scaling.gateway.upstream import Answer, Outgoing, ReplicaFailed, Upstream
+from sixfold.scaling.rollout.split import Splitter
 from sixfold.scaling.route.policy import Decision, RequestShape
 from sixfold.scaling.route.router import ReplicaFacts, Router
+
+if TYPE_CHECKING:
+    from sixfold.core.telemetry.tracing import RequestTrace
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,6 +47,7 @@ class Work:
         replayable: Whether it may be tried again after a replica has begun.
         deadline_s: Monotonic seconds; None for none.
         only: Id of the one replica that may do it; None for any.
+        trace: Where its tries are noted; None for nowhere.
     """
 
     request_id: str
@@ -49,12 +57,14 @@ class Work:
     replayable: bool
     deadline_s: float | None
     only: str | None = None
+    trace: RequestTrace | None = None
 
 
 class Attempt:
     """An answer that has begun, and the reservation that it needs. Must be closed, once or more."""
 
-    def __init__(self, answer: Answer, decision: Decision, router: Router) -> None:
+    def __init__(self, answer: Answer, decision: Decision, router: Router, span: TrySpan | None) -> None:
+        self._span = span
         self.answer = answer
         self.decision = decision
         self._router = router
@@ -63,6 +73,8 @@ class Attempt:
     def close(self, *, failed: bool = False) -> None:
         """Gives the connection and the reservation back."""
         self.answer.close()
+        if self._span is not None:
+            self._span.end(status=self.answer.status, error="lost" if failed and self.answer.status < 400 else None)
         if failed:
             self._router.fail(self.decision)
         else:
@@ -82,6 +94,7 @@ class Attempts:
         clock: Monotonic seconds.
         hurry: Called when a replica seems to be gone.
         splitter: Has prompts computed elsewhere; None to have none.
+        shares: By the names of models that are being rolled out, which revision gets a request.
     """
 
     def __init__(
@@ -96,7 +109,9 @@ class Attempts:
         clock: Callable[[], float],
         hurry: Callable[[], None],
         splitter: PromptSplitter | None = None,
+        shares: Mapping[str, Splitter] = MappingProxyType({}),
     ) -> None:
+        self._shares = shares
         self._splitter = splitter
         self._fleet = fleet
         self._router = router
@@ -195,26 +210,32 @@ class Attempts:
         if tried.count(replica.record.replica_id) > 0:  # nobody else is left
             await asyncio.sleep(_BACKOFF_S * 2 ** len(tried) * self._jitter.uniform(0.5, 1.0))
         tried.append(replica.record.replica_id)
+        span = None if work.trace is None else TrySpan(work.trace, decision, number=len(tried))
         try:
             outgoing = work.outgoing
             if self._splitter is not None and work.replayable:
                 outgoing = await self._splitter.outgoing_of(work.request_id, work.shape, outgoing, decision)
+            if span is not None:
+                outgoing = span.below(outgoing)
             answer = await self._upstream.send(replica.record.url, self._with_deadline(work, outgoing))
-        except ReplicaFailed as failure:
+        except BaseException as failure:
             self._router.fail(decision)
-            self._on_lost(replica, failure, work)
-            raise
-        except BaseException:
-            self._router.fail(decision)
+            if span is not None:
+                span.end(error=type(failure).__name__)
+            if isinstance(failure, ReplicaFailed):
+                self._on_lost(replica, failure, work)
             raise
         if self._fleet.judge(replica, answer):
             self._metrics.lost.labels(replica.record.replica_id, str(answer.status)).inc()
-        return Attempt(answer, decision, self._router)
+        return Attempt(answer, decision, self._router, span)
 
     def _select(self, work: Work, tried: Sequence[str]) -> tuple[Replica, Decision]:
-        candidates = self._others(work, tried) or self._others(work, ())
+        candidates: Sequence[ReplicaFacts] = self._others(work, tried) or self._others(work, ())
         if not candidates:
             raise NotReady("No server of this model is up right now. Try again in a moment.", retry_after_s=2.0)
+        shared = self._shares.get(work.shape.model)
+        if shared is not None:
+            candidates = shared.narrow(candidates, session=work.shape.session, is_retry=bool(tried))
         decision = self._router.select(work.shape, candidates, self._clock())
         replica = self._fleet.get(decision.replica_id)
         assert replica is not None  # nothing was awaited since it was listed

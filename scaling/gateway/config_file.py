@@ -38,6 +38,9 @@ def load_gateway_config(
     if server is None or isinstance(server, dict):
         given = {name: value for name, value in (flags or {}).items() if value is not None}
         data["server"] = {"port": 8080, **(server or {}), **given}
+    telemetry = data.get("telemetry")
+    if isinstance(telemetry, dict):
+        data["telemetry"] = {"service_name": "sixfold-gateway", **telemetry}
     registry = data.get("registry")
     if isinstance(registry, dict) and isinstance(registry.get("path"), str):
         data["registry"] = {**registry, "path": str((path.resolve().parent / str(registry["path"])).resolve())}

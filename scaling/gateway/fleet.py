@@ -9,6 +9,7 @@ import msgspec
 from sixfold.scaling.gateway.outlier import OutlierDetector
 from sixfold.scaling.gateway.upstream import Answer
 from sixfold.scaling.registry import ReplicaRecord
+from sixfold.scaling.rollout.decide import Tally
 from sixfold.scaling.route.router import ReplicaFacts, Router
 
 _MAX_KNOWN_MODELS = 10_000
@@ -94,6 +95,7 @@ class Fleet:
         self._on_change = on_change
         self._replicas: dict[str, Replica] = {}
         self._known_models: dict[str, None] = {}
+        self._tallies: dict[str, Tally] = {}
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(tuple(self._replicas.values()))
@@ -101,6 +103,11 @@ class Fleet:
     def get(self, replica_id: str) -> Replica | None:
         """The replica of this id, if it is still there."""
         return self._replicas.get(replica_id)
+
+    def tally(self, revision: str) -> Tally:
+        """What became of requests at a revision's replicas so far, present and past ones. An answer that broke off after it had
+        begun counts twice, as one that began well and as a failure."""
+        return self._tallies.get(revision, Tally())
 
     def knows(self, model: str) -> bool:
         """Whether any replica, present or past, served the model."""
@@ -165,12 +172,15 @@ class Fleet:
             return True
         else:
             self._outliers.succeeded(replica_id)
+            self._count(replica, num_failed=0)
         return False
 
     def failed(self, replica_id: str) -> None:
         """It failed a request by its own fault."""
-        if replica_id in self._replicas:
+        replica = self._replicas.get(replica_id)
+        if replica is not None:
             self._outliers.failed(replica_id, self._clock())
+            self._count(replica, num_failed=1)
 
     def available(self, model: str | None, without: Collection[str] = ()) -> list[ReplicaFacts]:
         """Who may take a request of the model: those that are up, not draining and not ejected.
@@ -187,6 +197,13 @@ class Fleet:
     def prefillers(self, model: str) -> list[ReplicaFacts]:
         """Who computes prompts of the model for others."""
         return self._preferred([each for each in self._usable(model, ()) if each.record.role == "prefill"])
+
+    def _count(self, replica: Replica, *, num_failed: int) -> None:
+        if revision := replica.record.revision:
+            so_far = self.tally(revision)
+            self._tallies[revision] = Tally(
+                num_requests=so_far.num_requests + 1, num_failed=so_far.num_failed + num_failed
+            )
 
     def _forget(self, replica_id: str) -> None:
         for router in self._routers:
@@ -223,5 +240,6 @@ def _facts(record: ReplicaRecord, names: Mapping[str, ServedName]) -> ReplicaFac
         replica_id=record.replica_id,
         region=record.region,
         weight=record.weight,
+        revision=record.revision,
         adapters=frozenset(name for name, entry in names.items() if entry.parent is not None),
     )

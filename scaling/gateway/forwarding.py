@@ -26,7 +26,12 @@ _NOT_PASSED_BACK = _OF_CONNECTION | {"date", "server", "x-request-id"}
 
 
 def forwarded_headers(
-    raw: Iterable[tuple[bytes, bytes]], *, request_id: str, replica_key: str | None, priority: Priority | None = None
+    raw: Iterable[tuple[bytes, bytes]],
+    *,
+    request_id: str,
+    replica_key: str | None,
+    priority: Priority | None = None,
+    trace: Mapping[str, str] | None = None,
 ) -> Headers:
     """The headers for a replica: the client's without those of its connection, and what the gateway says in their place.
 
@@ -35,8 +40,9 @@ def forwarded_headers(
         request_id: The gateway's for it.
         replica_key: Goes in the place of the client's key, if there is one.
         priority: The class that the client's key gives it, which the replica can't know; None leaves that to the replica.
+        trace: W3C headers in place of the client's, which are passed on where the gateway traces nothing.
     """
-    own = {"x-request-id": request_id}
+    own = {"x-request-id": request_id, **(trace or {})}
     if replica_key is not None:
         own["authorization"] = f"Bearer {replica_key}"
     if priority is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from sixfold.core.cli.commands import LOG_LEVELS
+from sixfold.core.cli.commands import add_log_arguments
 from sixfold.core.errors import UsageError
 from sixfold.core.hookspecs import Command, hookimpl
 
@@ -19,7 +19,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", help="address to listen on (overrides the file)")
     parser.add_argument("--port", type=int, help="port to listen on (overrides the file)")
-    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="least severe level that is logged")
+    add_log_arguments(parser)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -28,7 +28,7 @@ def _run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as missing:
         raise UsageError(f"sixfold gateway needs {missing.name}: pip install 'sixfold[gateway]'.") from missing
     flags: dict[str, JsonValue] = {"host": args.host, "port": args.port}
-    return run_gateway(args.config, flags=flags, log_level=args.log_level)
+    return run_gateway(args.config, flags=flags, log_level=args.log_level, log_format=args.log_format)
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 from starlette.types import Receive, Scope, Send
 
@@ -11,6 +12,8 @@ from sixfold.core.serving.body import BodyStream
 from sixfold.core.serving.form_reader import is_form
 from sixfold.core.serving.keys import Principal
 from sixfold.core.serving.request_facts import read_headers
+from sixfold.core.serving.request_record import RequestRecord
+from sixfold.core.serving.submission_record import error_name
 from sixfold.scaling.gateway.attempts import Work
 from sixfold.scaling.gateway.form_peek import peek_form
 from sixfold.scaling.gateway.forwarding import Buffered, deadline_of, forwarded_headers
@@ -21,6 +24,7 @@ from sixfold.scaling.gateway.relay import Relay
 from sixfold.scaling.gateway.resume import is_resumable
 from sixfold.scaling.gateway.upstream import Outgoing
 
+_OF_ONE_SERVER = ("/v1/files", "/v1/batches")
 _EVERY_REPLICA = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/sleep", "/wake_up", "/metrics"))
 
 
@@ -36,6 +40,7 @@ class ProxiedRequest:
         request_id: The client's or a new one.
         principal: Whose key it is.
         tenant: Whose fairness it counts in; of a gateway without keys, whoever the client's own key stands for.
+        record: What becomes of it, where that is traced or logged.
     """
 
     def __init__(
@@ -49,7 +54,9 @@ class ProxiedRequest:
         request_id: str,
         principal: Principal,
         tenant: str,
+        record: RequestRecord | None = None,
     ) -> None:
+        self._record = record
         self._parts = parts
         self._buffered = buffered
         self._scope = scope
@@ -103,6 +110,11 @@ class ProxiedRequest:
             raise NotFound(
                 "Pictures have no addresses at the gateway. Set 'response_format' to 'b64_json' when they are drawn."
             )
+        if path.startswith(_OF_ONE_SERVER):
+            # All keys of a gateway are one key to the servers behind it: lists there would show each what others sent.
+            raise NotFound(
+                "Files and batches are kept by single servers. Send them to one of these, not to the gateway."
+            )
         if sum(name == b"content-type" for name, _value in scope["headers"]) > 1:
             raise InvalidRequest(
                 "The header content-type is given more than once. Give it once."
@@ -141,6 +153,8 @@ class ProxiedRequest:
                     f"The model {model[:200]!r} does not exist. GET /v1/models lists all.", param="model"
                 )
             self._label = model
+            if self._record is not None:
+                self._record.model = model
         elif principal.models is not None and inbound.body and named_object(inbound.path) is None:
             raise InvalidRequest(
                 "The API key is for certain models only. Name one of them in the parameter 'model'.",
@@ -154,12 +168,15 @@ class ProxiedRequest:
         try:
             cost = float(work.shape.prompt_units + work.shape.output_units)
             weight = principal.weight * self._priority.weight
+            queued_s = monotonic()
             try:
                 await admission.enter(self._tenant, weight=weight, cost=cost, deadline_s=work.deadline_s)
             except RequestError as error:
                 parts.metrics.rejections.labels(self._label, error.code or "internal_error").inc()
                 raise
             parts.metrics.queue_time.labels(self._label).observe(parts.clock() - self._arrived_s)
+            if work.trace is not None:
+                work.trace.add("queue", queued_s, monotonic())
             parts.budget.enter()
             try:
                 await self._answer(inbound, work)
@@ -180,11 +197,13 @@ class ProxiedRequest:
             tenant=self._tenant,
             token_ids=parts.token_ids,
         )
+        trace = None if self._record is None else self._record.trace
         headers = forwarded_headers(
             self._scope["headers"],
             request_id=self._request_id,
             replica_key=parts.settings.replica_key,
             priority=self._priority if parts.settings.server.api_keys else None,
+            trace={} if trace is None else trace.headers(),
         )
         limit_s = parts.settings.server.request_timeout_s
         return Work(
@@ -195,6 +214,7 @@ class ProxiedRequest:
             replayable=inbound.replayable,
             deadline_s=deadline_of(self._headers, limit_s=limit_s, arrived_s=self._arrived_s),
             only=parts.owners.owner_of(inbound, tenant=self._tenant),
+            trace=trace,
         )
 
     async def _answer(self, inbound: Inbound, work: Work) -> None:
@@ -203,6 +223,8 @@ class ProxiedRequest:
         hedge = parts.hedge_of(self._label)
         hedge.arrived()
         attempt = await parts.attempts.first_answer(work, hedge)
+        if self._record is not None:
+            self._record.replica = attempt.decision.replica_id
         delay_s = parts.clock() - self._arrived_s
         parts.metrics.time_to_first.labels(self._label).observe(delay_s)
         try:
@@ -224,6 +246,8 @@ class ProxiedRequest:
         self.abort(RequestCancelled("The client went away."))
 
     async def _tell(self, error: RequestError) -> None:
+        if self._record is not None:
+            self._record.error = error_name(error)
         if self._label:
             self._parts.metrics.failures.labels(self._label, error.code or "internal_error").inc()
         if not isinstance(error, RequestCancelled):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.telemetry.settings import TelemetrySettings
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -50,11 +51,25 @@ class RegistrySettings(BaseModel):
 
     model_config = _FROZEN
 
-    path: Path
+    path: Path | None = None
     """A SQLite file of this machine; a relative path starts at the folder of the configuration file."""
+
+    etcd: Annotated[str | None, Field(pattern=r"^etcd://[^/\s]+(/\S*)?$")] = None
+    """For many machines, in place of ``path``: ``etcd://HOST:PORT``, further members after commas, and a prefix as its path."""
 
     ttl_s: Seconds = 2.0
     """A replica that has not renewed its lease for so long gets no more requests."""
+
+    @model_validator(mode="after")
+    def _is_one_place(self) -> RegistrySettings:
+        if (self.path is None) == (self.etcd is None):
+            raise ValueError("set 'path' for a file of this machine, or 'etcd' for many machines, and not both")
+        return self
+
+    @property
+    def address(self) -> str:
+        """For `sixfold.scaling.etcd_registry.open_registry`."""
+        return str(self.path) if self.etcd is None else self.etcd
 
 
 class RoutingSettings(BaseModel):
@@ -251,6 +266,9 @@ class GatewaySettings(BaseModel):
 
     health: HealthSettings = HealthSettings()
     """How replicas are watched."""
+
+    telemetry: TelemetrySettings = TelemetrySettings(service_name="sixfold-gateway")
+    """Traces, as of ``sixfold serve``; ``service_name`` is ``sixfold-gateway`` unless set."""
 
     @field_validator("replicas")
     @classmethod

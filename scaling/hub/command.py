@@ -17,7 +17,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_hub(args: argparse.Namespace) -> int:
-    from sixfold.core.cli.serve import configure_logging
+    from sixfold.core.telemetry.logs import configure_logging
     from sixfold.scaling.hub.config import HubSettings, load_section
     from sixfold.scaling.hub.service import run_hub
 
@@ -28,7 +28,7 @@ def _run_hub(args: argparse.Namespace) -> int:
 
 
 def _run_agent(args: argparse.Namespace) -> int:
-    from sixfold.core.cli.serve import configure_logging
+    from sixfold.core.telemetry.logs import configure_logging
     from sixfold.scaling.agent.config import AgentSettings
     from sixfold.scaling.agent.service import run_agent
     from sixfold.scaling.hub.config import load_section

@@ -10,12 +10,13 @@ from sixfold.scaling.route.policy import Candidate, Decision, Policy, RequestSha
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaFacts:
-    """What is known of a replica beside its load; see `Candidate` for the fields."""
+    """What is known of a replica beside its load; see `Candidate` for the fields, and `ReplicaRecord` for its revision."""
 
     replica_id: str
     region: str = ""
     weight: float = 1.0
     adapters: frozenset[str] = frozenset()
+    revision: str = ""
 
 
 @dataclass(slots=True, kw_only=True)

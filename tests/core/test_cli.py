@@ -100,6 +100,8 @@ def test_the_built_in_commands_are_those_of_the_manual() -> None:
         "models",
         "quantize-report",
         "plan",
+        "bench",
+        "hash-key",
         "plugins",
     ]
 

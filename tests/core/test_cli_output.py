@@ -13,11 +13,12 @@ import pytest
 
 from sixfold.core.cli.listing import model_lines, plugin_lines, table
 from sixfold.core.cli.progress import ProgressReport
-from sixfold.core.cli.serve import configure_logging, start_message
+from sixfold.core.cli.serve import start_message
 from sixfold.core.config import load_config
 from sixfold.core.family import Family
 from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.core.plugins import Plugins, load_plugins
+from sixfold.core.telemetry.logs import configure_logging
 
 
 class Payload(msgspec.Struct):
@@ -97,6 +98,8 @@ def test_the_start_message_fills_in_the_address_and_a_model_of_the_modality(plug
     assert message.startswith("Sixfold serves other, mine, yours on http://127.0.0.1:9\n")
     assert 'draw http://127.0.0.1:9/mine -d \'{"cost": "$5"}\'' in message
     assert "second" in message
+    assert "browser" not in message
+    assert "browser" in start_message(plugins, served, "http://127.0.0.1:9", has_page=True)
     assert "draw" not in start_message(plugins, {"other": family("no/api")}, "http://127.0.0.1:9")
 
 

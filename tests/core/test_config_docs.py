@@ -12,8 +12,9 @@ from sixfold.core.config import Limits, ModelEntry, Objective, Settings, load_co
 from sixfold.core.environment import EnvironmentEntry
 from sixfold.core.parallel.settings import ParallelSettings
 from sixfold.core.runtime.quantization.policy import ComponentPolicy, QuantizationPolicy, SkipRule
-from sixfold.core.serving.settings import ApiKeySettings, KeyLimits, ServerSettings
+from sixfold.core.serving.settings import ApiKeySettings, BatchSettings, KeyLimits, ServerSettings
 from sixfold.core.sources.wheel_reference import WheelReference
+from sixfold.core.telemetry.settings import TelemetrySettings
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
@@ -28,8 +29,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "models.NAME.quantization.skip[]": SkipRule,
     "models.NAME.quantization.components.NAME": ComponentPolicy,
     "server": ServerSettings,
+    "server.batches": BatchSettings,
     "server.api_keys[]": ApiKeySettings,
     "server.api_keys[].limits": KeyLimits,
+    "telemetry": TelemetrySettings,
 }
 WORDED_DEFAULTS = {
     "`[defaults]`",

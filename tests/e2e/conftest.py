@@ -77,8 +77,8 @@ def start_config() -> Iterator[Callable[..., DemoServer]]:
     """Starts further servers from their own configuration files; they are stopped after the test."""
     servers: list[DemoServer] = []
 
-    def start_server_of(config: Path, env: Mapping[str, str] | None = None) -> DemoServer:
-        servers.append(start_server(config, env))
+    def start_server_of(config: Path, env: Mapping[str, str] | None = None, **how: Any) -> DemoServer:
+        servers.append(start_server(config, env, **how))
         return servers[-1]
 
     yield start_server_of

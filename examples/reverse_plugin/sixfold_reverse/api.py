@@ -26,7 +26,7 @@ class ReverseAPI(ModalityAPI):
 
     def routes(self) -> Sequence[Route]:
         """One route."""
-        return (Route(path="/v1/reverse", endpoint=self.reverse, body=ReverseBody),)
+        return (Route(path="/v1/reverse", endpoint=self.reverse, body=ReverseBody, in_batches=True),)
 
     async def reverse(self, call: Call) -> Response:
         """Answers one request; errors become OpenAI-shaped bodies, a client that leaves cancels its text."""

@@ -46,10 +46,10 @@ class ScoreItem(msgspec.Struct, frozen=True, kw_only=True):
 def routes() -> Sequence[Route]:
     """The four routes."""
     return (
-        Route(path="/v1/rerank", endpoint=rerank, body=RerankBody),
-        Route(path="/v2/rerank", endpoint=rerank_v2, body=RerankBody),
-        Route(path="/rerank", endpoint=rerank, body=RerankBody),
-        Route(path="/v1/score", endpoint=score, body=ScoreBody),
+        Route(path="/v1/rerank", endpoint=rerank, body=RerankBody, in_batches=True),
+        Route(path="/v2/rerank", endpoint=rerank_v2, body=RerankBody, in_batches=True),
+        Route(path="/rerank", endpoint=rerank, body=RerankBody, in_batches=True),
+        Route(path="/v1/score", endpoint=score, body=ScoreBody, in_batches=True),
     )
 
 

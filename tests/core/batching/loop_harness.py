@@ -70,7 +70,11 @@ class LoopHarness:
         for state in states:
             end = self.model.finish(state.request, [entry.sequence for entry in state.entries])
             finished: Finished[Any] = Finished(
-                request_id=state.request.request_id, result=end.result, usage=end.usage, timing=state.timing()
+                request_id=state.request.request_id,
+                result=end.result,
+                usage=end.usage,
+                timing=state.timing(),
+                trace=state.trace(),
             )
             self.emit((finished,))
 
@@ -103,6 +107,7 @@ class LoopHarness:
         priority: Priority = Priority.STANDARD,
         deadline_s: float | None = None,
         prepare: bool = True,
+        trace_id: str | None = None,
     ) -> None:
         """Admits a request and (unless told otherwise) prepares all its pieces; raises QueueFull like the manager."""
         request = Request(
@@ -113,6 +118,7 @@ class LoopHarness:
             priority=priority,
             arrived_s=self.clock(),
             deadline_s=deadline_s,
+            trace_id=trace_id,
         )
         ticket = self.admission.admit(self.model.estimate_units(request))
         self.tickets[request_id] = ticket

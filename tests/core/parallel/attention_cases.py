@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sixfold.core.parallel.attention import Lengths, parallel_attention
+from sixfold.core.parallel.attention import Lengths, Past, parallel_attention, past_shares
 from sixfold.core.parallel.mesh import Mesh
-from sixfold.core.parallel.tokens import TokenOrder, divide
+from sixfold.core.parallel.tokens import TokenOrder, divide, even_lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Case:
     whole_part_masked: bool = False
     causal: bool = False
     zigzag: bool = False
+    past: int = 0  # keys before all of these
     rows: int = 2
     dtype: torch.dtype = torch.float32
 
@@ -47,6 +48,9 @@ CASES = {
     "causal, odd length, grouped heads": Case(causal=True, tokens=37, heads=8, kv_heads=2),
     "causal, mirrored": Case(causal=True, zigzag=True, tokens=32),
     "causal, mirrored, odd length, one kv head": Case(causal=True, zigzag=True, tokens=45, heads=4, kv_heads=1),
+    "causal, with a past": Case(causal=True, tokens=29, past=21, heads=8, kv_heads=2),
+    "causal, mirrored, with a past": Case(causal=True, zigzag=True, tokens=29, past=21, heads=6, kv_heads=3),
+    "causal, mirrored, with a past shorter than the ranks": Case(causal=True, zigzag=True, tokens=29, past=3),
     "causal, mirrored, with padding": Case(causal=True, zigzag=True, tokens=41, masked=True),
 }
 
@@ -73,7 +77,8 @@ def difference(case: Case, mesh: Mesh) -> float:
     queries = divide(case.tokens, mesh.degrees, zigzag=case.zigzag)
     keys = queries if case.keys is None else divide(num_keys, mesh.degrees)
     mask = _mask(case, num_keys, keys, generator)
-    expected = _expected(case, query, key, value, mask)
+    earlier = draw(case.kv_heads, case.past), draw(case.kv_heads, case.past)
+    expected = _expected(case, query, torch.cat((earlier[0], key), 2), torch.cat((earlier[1], value), 2), mask)
     own, own_keys = queries.positions(mesh.context.index), keys.positions(mesh.context.index)
     actual = parallel_attention(
         query[:, :, own],
@@ -83,9 +88,16 @@ def difference(case: Case, mesh: Mesh) -> float:
         Lengths(query=queries.lengths, key=keys.lengths),
         mask=None if mask is None else mask[..., own_keys],
         order=queries if case.causal else None,
+        past=_past(case, *earlier, mesh) if case.past else None,
     )
     assert actual.dtype == query.dtype
     return float((actual - expected[:, :, own]).abs().max()) if own else 0.0
+
+
+def _past(case: Case, key: Tensor, value: Tensor, mesh: Mesh) -> Past:
+    heads, tokens = past_shares(case.heads, case.kv_heads, case.past, mesh.degrees)[mesh.context.index]
+    key, value = (each[:, heads.start : heads.stop, tokens.start : tokens.stop] for each in (key, value))
+    return Past(key=key, value=value, lengths=even_lengths(case.past, mesh.degrees.ring))
 
 
 def _mask(case: Case, num_keys: int, keys: TokenOrder, generator: torch.Generator) -> Tensor | None:
@@ -102,6 +114,6 @@ def _mask(case: Case, num_keys: int, keys: TokenOrder, generator: torch.Generato
 
 def _expected(case: Case, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     if case.causal:
-        causal = torch.ones(case.tokens, case.tokens, dtype=torch.bool).tril()
+        causal = torch.ones(case.tokens, case.past + case.tokens, dtype=torch.bool).tril(case.past)
         mask = causal if mask is None else mask & causal
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)

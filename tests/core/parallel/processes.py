@@ -26,7 +26,7 @@ def run_ranks(work: Callable[[Mesh], Any], *meshes: Degrees, timeout_s: float = 
     count = max(degrees.num_ranks for degrees in meshes)
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            context.Process(target=_run, args=(work, meshes, rank, Path(folder), answers), daemon=True)
+            context.Process(target=_run, args=(work, meshes, rank, Path(folder), answers, timeout_s), daemon=True)
             for rank in range(count)
         ]
         try:
@@ -48,7 +48,9 @@ def run_ranks(work: Callable[[Mesh], Any], *meshes: Degrees, timeout_s: float = 
     return [[found[rank][i] for rank in range(degrees.num_ranks)] for i, degrees in enumerate(meshes)]
 
 
-def _run(work: Callable[[Mesh], Any], meshes: tuple[Degrees, ...], rank: int, folder: Path, answers: Any) -> None:
+def _run(
+    work: Callable[[Mesh], Any], meshes: tuple[Degrees, ...], rank: int, folder: Path, answers: Any, timeout_s: float
+) -> None:
     torch.set_num_threads(1)
     values: list[Any] = []
     try:
@@ -56,7 +58,7 @@ def _run(work: Callable[[Mesh], Any], meshes: tuple[Degrees, ...], rank: int, fo
             if rank >= degrees.num_ranks:
                 values.append(None)
                 continue
-            mesh = join(degrees, rank, torch.device("cpu"), folder / f"store{index}", timeout_s=30.0)
+            mesh = join(degrees, rank, torch.device("cpu"), folder / f"store{index}", timeout_s=timeout_s)
             with torch.no_grad():
                 values.append(work(mesh))
             mesh.close()

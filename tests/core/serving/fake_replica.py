@@ -18,7 +18,7 @@ from starlette.responses import Response
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import RequestError
 from sixfold.core.family import Family, MetricKind, MetricSpec
-from sixfold.core.messages import Event, Failed, Finished, Increment, Request, Timing, Usage
+from sixfold.core.messages import Event, Failed, Finished, Increment, ReplicaTrace, Request, Timing, Usage
 from sixfold.core.runtime.replica import EventStream
 from sixfold.core.serving.api import Call, ModalityAPI, Route
 from sixfold.core.serving.directory import ModelState, OptionsChange
@@ -88,19 +88,22 @@ class Submitted:
         outputs: list[msgspec.Struct] = [EchoOutput(text) for text in texts]
         self.push(*(Increment(request_id=request_id, output=output) for output in outputs))
 
-    def finish(self, text: str = "", *, timing: Timing | None = None) -> None:
-        self.push(self.finished(text, timing=timing))
+    def finish(self, text: str = "", *, timing: Timing | None = None, trace: ReplicaTrace | None = None) -> None:
+        self.push(self.finished(text, timing=timing, trace=trace))
 
     def fail(self, error: RequestError) -> None:
         self.push(Failed(request_id=self.request.request_id, error=error))
 
-    def finished(self, text: str = "", *, timing: Timing | None = None) -> Finished[msgspec.Struct]:
+    def finished(
+        self, text: str = "", *, timing: Timing | None = None, trace: ReplicaTrace | None = None
+    ) -> Finished[msgspec.Struct]:
         words = self.request.input.words
         return Finished(
             request_id=self.request.request_id,
             result=EchoOutput(text),
             usage=Usage(counts={"prompt_tokens": len(words)}),
             timing=timing or Timing(queue_s=0.01, inference_s=0.02, num_steps=1, max_batch_sequences=3),
+            trace=trace,
         )
 
 
@@ -227,7 +230,7 @@ class EchoAPI(ModalityAPI):
 
     def routes(self) -> Sequence[Route]:
         return (
-            Route(path="/v1/echo", endpoint=self.echo, body=EchoBody),
+            Route(path="/v1/echo", endpoint=self.echo, body=EchoBody, in_batches=True),
             Route(path="/v1/defect", endpoint=self.defect),
         )
 

@@ -72,7 +72,8 @@ class KitchenAPI(ModalityAPI):
             Route(path="/v1/form", endpoint=self.form, form=KitchenForm, body=KitchenForm),
             Route(path="/v1/things/{thing_id}", endpoint=self.thing, method="GET", query_params=KitchenQuery),
             Route(path="/v1/models-of/{operation}", endpoint=self.models_of, method="GET"),
-            Route(path="/v1/bytes", endpoint=self.bytes, media_types=("audio/wav",)),
+            Route(path="/v1/bytes", endpoint=self.bytes, media_types=("audio/wav",), in_batches=True),
+            Route(path="/v1/upload", endpoint=self.form, form=KitchenForm, in_batches=True),
             Route(path="/v1/file", endpoint=self.file, method="GET", media_types=("video/mp4",)),
             Route(path="/v1/fetch", endpoint=self.fetch),
             Route(path="/v1/later", endpoint=self.later),
@@ -165,4 +166,5 @@ class KitchenAPI(ModalityAPI):
 class EchoText(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
+    model: str = "parrot"
     text: str

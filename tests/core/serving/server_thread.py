@@ -14,10 +14,12 @@ from typing import Any, Self
 import litserve as ls
 from prometheus_client.parser import text_string_to_metric_families
 
+from sixfold.core.memory.ledger import MemoryLedger
 from sixfold.core.serving import lifecycle
 from sixfold.core.serving.lifecycle import Listening
 from sixfold.core.serving.server import SixfoldServer
 from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.telemetry.tracing import Tracing
 from tests.core.serving.fake_replica import TIMEOUT_S, EchoAPI, FakeDirectory, FakeModel
 
 
@@ -46,10 +48,14 @@ class ServerThread:
         *models: FakeModel,
         settings: ServerSettings | None = None,
         apis: Sequence[ls.LitAPI] | None = None,
+        ledger: MemoryLedger | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         settings = (settings or ServerSettings()).model_copy(update={"port": 0})
         self.directory = FakeDirectory(*models)
-        self.server = SixfoldServer(apis if apis is not None else [EchoAPI()], self.directory, settings)
+        self.server = SixfoldServer(
+            apis if apis is not None else [EchoAPI()], self.directory, settings, ledger=ledger, tracing=tracing
+        )
         self.exit_status: int | None = None
         self._ready: SimpleQueue[Listening | BaseException] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from sixfold.core.errors import NotAuthenticated, RateLimited
 from sixfold.core.messages import Priority
 from sixfold.core.serving.keys import KeyRing
-from sixfold.core.serving.limits import KeyLimiter, TokenBucket
+from sixfold.core.serving.limits import KeyLimiter, TokenBucket, duration_text
 from sixfold.core.serving.settings import ApiKeySettings, KeyLimits, ServerSettings, hash_key
 from tests.core.serving.fake_replica import FakeModel, FakeReplica
 from tests.core.serving.server_thread import ServerThread
@@ -215,3 +215,60 @@ def test_a_key_gets_its_place_back_when_a_request_ends() -> None:
         connection.close()
         replica.by_hand = False
         assert served.echo(headers=bearer("secret")).status == 200
+
+
+def test_a_keys_limits_are_in_the_headers_that_openais_clients_read() -> None:
+    limits = {"requests_per_minute": 2, "tokens_per_minute": 600}
+    settings = ServerSettings(api_keys=(key("ward", "secret", limits=limits), key("lab", "free")))
+    with ServerThread(FakeModel("parrot", replicas=[FakeReplica()]), settings=settings) as served:
+        first = served.echo("a b c", headers=bearer("secret"))
+        assert first.headers["x-ratelimit-limit-requests"] == "2"
+        assert first.headers["x-ratelimit-limit-tokens"] == "600"
+        assert first.headers["x-ratelimit-remaining-requests"] == "1"
+        assert 596 <= int(first.headers["x-ratelimit-remaining-tokens"]) <= 597, "three words were read"
+        assert first.headers["x-ratelimit-reset-requests"].endswith("s")
+        refused = [served.echo(headers=bearer("secret")) for _ in range(2)][-1]
+        assert (refused.status, refused.headers["x-ratelimit-remaining-requests"]) == (429, "0")
+        assert not any(name.startswith("x-ratelimit") for name in served.echo(headers=bearer("free")).headers)
+
+
+def test_tokens_are_counted_when_a_request_ends_and_the_next_waits_until_they_are_back() -> None:
+    clock = Clock()
+    limiter = KeyLimiter("ward", KeyLimits(tokens_per_minute=60, requests_per_minute=10), clock)
+    limiter.begin()
+    limiter.charge_tokens(90)  # more than there were: a debt of 30
+    limiter.end()
+    with pytest.raises(RateLimited) as refused:
+        limiter.begin()
+    assert refused.value.retry_after_s == pytest.approx(31.0)
+    assert dict(limiter.headers)[b"x-ratelimit-remaining-tokens"] == b"0"
+    assert dict(limiter.headers)[b"x-ratelimit-reset-tokens"] == b"1m30s"
+    assert dict(limiter.headers)[b"x-ratelimit-remaining-requests"] == b"9", "what tokens refuse uses up no request"
+    clock.now_s += 31.0
+    limiter.begin()
+
+
+def test_a_cancelled_request_counts_what_it_was_seen_to_bring() -> None:
+    replica = FakeReplica(by_hand=True)
+    settings = ServerSettings(api_keys=(key("ward", "secret", limits={"tokens_per_minute": 600}),))
+    with ServerThread(FakeModel("parrot", replicas=[replica]), settings=settings) as served:
+        connection = served.connect()
+        body = json.dumps({"model": "parrot", "input": "a", "stream": True})
+        connection.request("POST", "/v1/echo", body, bearer("secret"))
+        submitted = replica.next()
+        submitted.say(*["word"] * 300)
+        answer = connection.getresponse()
+        assert answer.read(1)
+        connection.close()
+        answer.close()
+        assert submitted.cancelled.wait(20.0)
+        listed = served.ask("GET", "/v1/models", headers=bearer("secret"))
+        assert int(listed.headers["x-ratelimit-remaining-tokens"]) < 400
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0ms"), (0.0195, "20ms"), (1.0, "1s"), (1.5, "1.5s"), (360.0, "6m0s"), (61.25, "1m1.25s")],
+)
+def test_times_are_written_as_openai_does(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text

@@ -54,6 +54,7 @@ def test_models_are_listed_with_aliases_as_ids(served: ServerThread) -> None:
         "state": "ready",
         "memory_bytes": 4000,
         "parameters": 1000,
+        "details": {},
     }
     assert listed["data"][1]["id"] == "org/parrot-1"
     assert listed["data"][1]["root"] == "parrot"

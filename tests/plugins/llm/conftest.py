@@ -183,7 +183,12 @@ class Driver:
     Args:
         model: The model.
         seed: Of the random schedule; None runs all at once with a large budget.
+
+    Attributes:
+        budgets: Fewest and most tokens of a step of a random schedule.
     """
+
+    budgets = (1, 40)
 
     def __init__(self, model: TransformersModel, seed: int | None = None) -> None:
         self.model = model
@@ -227,7 +232,7 @@ class Driver:
         self.num_preemptions += 1
 
     def _step(self, running: list[SequenceState], owner: dict[int, int]) -> None:
-        budget = 10_000 if self.random is None else self.random.randint(1, 40)
+        budget = 10_000 if self.random is None else self.random.randint(*self.budgets)
         batch: list[Granted[SequenceState]] = []
         away = 0
         for sequence in running:

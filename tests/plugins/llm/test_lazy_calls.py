@@ -12,8 +12,7 @@ import jsonschema
 import pytest
 
 from sixfold.core.errors import InvalidRequest
-from sixfold.plugins.llm import model as model_module
-from sixfold.plugins.llm import sampler
+from sixfold.plugins.llm import sampler, step_launcher
 from sixfold.plugins.llm.answer_parser import ParsedAnswer, ParserChoice
 from sixfold.plugins.llm.call_watch import CallWatch
 from sixfold.plugins.llm.generation import ChatInput, ChatMessage, SamplingParams, ToolCall, ToolSpec
@@ -87,7 +86,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], list[in
                     chosen[place] = tokens[number]
             return PendingSample(chosen, None)
 
-        monkeypatch.setattr(model_module, "begin_sample", begin_sample)
+        monkeypatch.setattr(step_launcher, "begin_sample", begin_sample)
         return allowed
 
     return follow

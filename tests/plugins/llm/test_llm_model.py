@@ -12,7 +12,7 @@ import torch
 from sixfold.core.batching.model import Granted
 from sixfold.core.errors import ConfigError, ContextLengthExceeded, InvalidRequest, RequestError, StepFailed
 from sixfold.core.messages import Request
-from sixfold.plugins.llm import model as model_module
+from sixfold.plugins.llm import step_launcher
 from sixfold.plugins.llm.generation import ChatInput, ChatMessage, CompletionInput, SamplingParams
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.plugin import FAMILY
@@ -193,7 +193,7 @@ def test_a_failed_step_changes_nothing_and_can_be_repeated(
             raise RuntimeError("out of luck")
         return tokens
 
-    monkeypatch.setattr(model_module, "begin_sample", sometimes)
+    monkeypatch.setattr(step_launcher, "begin_sample", sometimes)
     done = False
     while not done:
         cost = llama.cost(sequence)

@@ -16,6 +16,8 @@ from sixfold.core.config import default_cache_dir
 from sixfold.core.family import LoadContext
 from sixfold.core.memory.need import MemoryQuestion
 from sixfold.core.memory.quantized import planned_bytes
+from sixfold.core.parallel.degrees import Degrees
+from sixfold.core.parallel.planner import Capacity, ParallelChoice, ParallelShape, choose
 from sixfold.core.runtime.byte_dots import block_bytes
 from sixfold.core.runtime.quantization.plan import Decision, LinearShape
 from sixfold.core.runtime.quantization.policy import Method, QuantizationPolicy
@@ -168,3 +170,23 @@ def test_asking_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_ranks_are_planned_where_prompts_can_be_long_and_layers_divided(model_folder: Callable[[str], Path]) -> None:
+    devices = Capacity(names=("cuda:0", "cuda:1"))
+
+    def shape(name: str, **options: Any) -> ParallelShape:
+        return memory_need.parallel_shape(question(model_folder(name), of(**options), device="cuda:0"))
+
+    def planned(found: ParallelShape) -> ParallelChoice:
+        return choose(dataclasses.replace(found, num_layers=32, head_dim=128, parameters=8_000_000_000), devices, None)
+
+    long = shape("llama-long")
+    assert (long.num_heads, long.num_kv_heads, long.head_dim, long.num_layers, long.num_tokens) == (6, 2, 8, 3, 4096)
+    assert planned(long).degrees.context == 2
+    for refused in (shape("llama-long", max_model_len=1024), shape("mistral-sliding", parallel_prompt_tokens=16)):
+        choice = planned(refused)
+        assert choice.degrees == Degrees()
+        assert "its tokens can't be shared" in choice.reasons[0]
+    assert planned(shape("llama-long", max_model_len=1024, parallel_prompt_tokens=512)).degrees.context == 2
+    assert choose(long, Capacity(names=("cpu",)), None).degrees == Degrees()

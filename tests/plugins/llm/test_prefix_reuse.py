@@ -15,7 +15,7 @@ from openai import OpenAI
 
 from sixfold.core.batching.model import Granted
 from sixfold.core.messages import Request
-from sixfold.plugins.llm import model as model_module
+from sixfold.plugins.llm import step_launcher
 from sixfold.plugins.llm.generation import CompletionInput, SamplingParams
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.sampler import begin_sample
@@ -122,7 +122,7 @@ def test_a_failed_step_of_choices_that_share_is_repeated_in_parts(
             middle = len(batch) // 2
             return [*bisect(batch[:middle]), *bisect(batch[middle:])]
 
-    monkeypatch.setattr(model_module, "begin_sample", alone_only)
+    monkeypatch.setattr(step_launcher, "begin_sample", alone_only)
     monkeypatch.setattr(model, "step", bisect)
     (got,) = run(model, [item])
     assert [raw_tokens(got, n) for n in range(3)] == [raw_tokens(expected, n) for n in range(3)]

@@ -325,3 +325,32 @@ async def test_expired_jobs_are_removed_with_their_files(services: FakeServices)
         await jobs.remove_expired()
         assert num_files(services) == 0
         assert await jobs.page(tenant="ward", limit=10, after=None, order="desc") == ()
+
+
+async def test_whoever_waits_for_the_end_gets_the_finished_job_or_why_there_is_none(services: FakeServices) -> None:
+    async with opened(services) as jobs:
+        job = await jobs.create(RECORD, tenant="ward")
+        waiting = asyncio.create_task(jobs.ended(job))
+        services.runs[0].step(1)
+        services.runs[0].finish(b"a video")
+        assert (await waiting).state == "completed"
+        failing = await jobs.create(RECORD, tenant="ward")
+        waiting = asyncio.create_task(jobs.ended(failing))
+        services.runs[1].events.put_nowait(StepFailed("It did not work."))
+        with pytest.raises(RequestError, match="It did not work"):
+            await waiting
+
+
+async def test_a_job_goes_when_nobody_waits_for_its_end_any_more(services: FakeServices) -> None:
+    async with opened(services) as jobs:
+        job = await jobs.create(RECORD, tenant="ward")
+        waiting = asyncio.create_task(jobs.ended(job))
+        services.runs[0].step(1)
+        await until(jobs, job.id, "in_progress")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    async with opened(services) as jobs:
+        assert await jobs.page(tenant="ward", limit=10, after=None, order="desc") == ()
+    assert num_files(services) == 0
+    assert len(services.runs) == 1, "the next server does not take it up"

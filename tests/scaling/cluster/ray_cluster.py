@@ -10,9 +10,15 @@ import sys
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Any
+
+# All others give themselves up when the head's memory is gone for a minute, and every replica with them. Only the environment
+# changes that: by the time that a node has the system's configuration, it has made up its mind.
+os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "600"
 
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
 
 _JOIN_TIMEOUT_S = 120.0
 
@@ -28,15 +34,17 @@ _SYSTEM = {
 class LabelledCluster:
     """One head without room for replicas, and one node a region. Owned by `labelled_cluster`."""
 
-    def __init__(self, regions: Mapping[str, int]) -> None:
-        self._cluster = Cluster(
+    def __init__(self, regions: Mapping[str, int], gcs_folder: Path | None) -> None:
+        # Ray's embedded database, alpha in 2.60: what the head knows outlives the process that knew it.
+        kept = {"gcs_storage": "rocksdb", "gcs_storage_path": str(gcs_folder)} if gcs_folder is not None else {}
+        self._cluster: Any = Cluster(  # what of it is used here has no types
             initialize_head=True,
             head_node_args={
                 "num_cpus": 2,
                 "num_gpus": 0,
                 "labels": {"region": "hub"},
                 "include_dashboard": True,
-                "_system_config": _SYSTEM,
+                "_system_config": {**_SYSTEM, **kept},
             },
         )
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
@@ -77,6 +85,21 @@ class LabelledCluster:
                 os.kill(pid, signal.SIGKILL)
         node.wait()
 
+    def lose_controller(self) -> None:
+        """Ends Ray Serve's controller at once."""
+        found: Any = [("class_name", "=", "ServeController"), ("state", "=", "ALIVE")]
+        controllers: Any = list_actors(self._cluster.address, filters=found)
+        (controller,) = controllers
+        os.kill(controller.pid, signal.SIGKILL)
+
+    def lose_gcs(self) -> None:
+        """Ends the head's memory of the cluster at once: nothing can be placed, and nobody joins."""
+        self._cluster.head_node.kill_gcs_server()
+
+    def restart_gcs(self) -> None:
+        """Starts it again, with what it had written down."""
+        self._cluster.head_node.start_gcs_server()
+
     def close(self) -> None:
         """Ends it."""
         for region in tuple(self._nodes):
@@ -94,13 +117,18 @@ def _descendants(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def labelled_cluster(regions: Mapping[str, int]) -> Generator[LabelledCluster]:
-    """A cluster with one node a region and so many places on each."""
+def labelled_cluster(regions: Mapping[str, int], *, gcs_folder: Path | None = None) -> Generator[LabelledCluster]:
+    """A cluster with one node a region and so many places on each.
+
+    Args:
+        regions: The places of each.
+        gcs_folder: Where the head writes down what it knows; None for nowhere.
+    """
     # Replicas import what this process can import.
     paths = [str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    cluster = LabelledCluster(regions)
+    cluster = LabelledCluster(regions, gcs_folder)
     try:
         yield cluster
     finally:

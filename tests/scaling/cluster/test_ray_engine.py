@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -37,11 +38,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ReplicaSettings:
     options = {"dtype": "float32", "kv_cache_bytes": 4 << 20}
     models = {"tiny": {"source": f"file:{source}", "options": options}}
     config = json.dumps({"models": models, "server": {"host": "127.0.0.1", "port": 0}})
-    return ReplicaSettings(config=config, registry=folder / "registry.db", start_timeout_s=_WAIT_S)
+    return ReplicaSettings(config=config, registry=str(folder / "registry.db"), start_timeout_s=_WAIT_S)
 
 
 def replicas(settings: ReplicaSettings) -> list[ReplicaRecord]:
-    return [row.record for row in SqliteRegistry(settings.registry).rows()]
+    return [row.record for row in SqliteRegistry(Path(settings.registry)).rows()]
 
 
 def until_regions(settings: ReplicaSettings, regions: list[str]) -> list[ReplicaRecord]:

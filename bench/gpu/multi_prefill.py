@@ -1,0 +1,167 @@
+"""A long prompt of a Llama-shaped decoder over several GPUs, handed over to decoding in the first; part of multi.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillShape:
+    """A decoder and a prompt.
+
+    Attributes:
+        name: For the table.
+        config: Fields of a LlamaConfig.
+        prompt_tokens: Of the prompt.
+        chunk_tokens: That a step takes of it.
+        dtype: Of weights and cache.
+    """
+
+    name: str
+    config: dict[str, int]
+    prompt_tokens: int
+    chunk_tokens: int
+    dtype: str = "bfloat16"
+
+    @property
+    def chunks(self) -> list[int]:
+        """Tokens of each step: the prompt's, then a few that are decoded one by one."""
+        return [self.chunk_tokens] * (self.prompt_tokens // self.chunk_tokens) + [1] * 4
+
+
+def prefill_shape(tiny: bool) -> PrefillShape:
+    """Llama 3 8B and a prompt of 128k tokens."""
+    real = {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "vocab_size": 128_256}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 1 << 18}
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 100}
+    few = {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+    return PrefillShape(
+        name="Llama 3 8B, prompt of 128k tokens, bfloat16",
+        config={**small, **few} if tiny else {**real, **heads},
+        prompt_tokens=256 if tiny else 1 << 17,
+        chunk_tokens=64 if tiny else 1 << 14,
+        dtype="float32" if tiny else "bfloat16",
+    )
+
+
+class Orders:
+    """Stands for the leader: rank 0's orders are broadcast, and all ranks run the same modules."""
+
+    def __init__(self, mesh: Any, modules: Any) -> None:
+        self.degrees = mesh.degrees
+        self._mesh = mesh
+        self._modules = modules
+
+    def run(self, function: Any, parts: Sequence[Any]) -> list[Any]:
+        self._broadcast(parts[0])
+        return [self._modules.run(self._modules.name_of(function), parts[0])]
+
+    def follow(self) -> None:
+        """Computes what is ordered, to the end."""
+        while (arguments := self._broadcast(None)) is not None:
+            self._modules.run("decoder", arguments)
+
+    def end(self) -> None:
+        self._broadcast(None)
+
+    def _broadcast(self, value: Any) -> Any:
+        import torch.distributed as dist
+
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._mesh.control.handle)
+        return values[0]
+
+
+def share_prefill(
+    shape: PrefillShape, ranks: Any, splits: dict[str, Any], report: Callable[[str], None], tolerance: float
+) -> dict[str, Any]:
+    """Seconds of the prompt alone and in each way of sharing it, and how far the logits behind a few decoded tokens are apart."""
+    import torch
+
+    decoder, model = _decoder(shape, ranks.device, keeps=ranks.rank == 0)
+    tokens = torch.randint(
+        0, shape.config["vocab_size"], (sum(shape.chunks),), generator=torch.Generator().manual_seed(0)
+    )
+    found: dict[str, Any] = {"shape": shape.name, "ranks": ranks.count, "ways": {}}
+    expected = None
+    if ranks.rank == 0:
+        found["alone_s"], expected = _timed(decoder, tokens.tolist(), shape, ranks)
+    for name, degrees in splits.items():
+        mesh = ranks.join(degrees)
+        orders, end = _meet(mesh, decoder, model, shape)
+        try:
+            if ranks.rank > 0:
+                orders.follow()
+                continue
+            seconds, logits = _timed(decoder, tokens.tolist(), shape, ranks)
+        finally:
+            end()
+            mesh.close()
+        error = float((logits.double() - expected.double()).norm() / expected.double().norm())
+        assert error <= tolerance, f"{shape.name}, {name}: {error:.1e} from one device"
+        efficiency = found["alone_s"] / seconds / ranks.count
+        found["ways"][name] = {"prefill_s": seconds, "efficiency": efficiency, "relative_error": error}
+        report(
+            f"{shape.name}: alone {found['alone_s']:.2f} s, {name} {seconds:.2f} s ({efficiency:.0%}), {error:.1e} apart"
+        )
+    return found
+
+
+def _decoder(shape: PrefillShape, device: Any, *, keeps: bool) -> tuple[Any, Any]:
+    """The model of every rank, and in the first the decoder with its cache."""
+    import torch
+    import transformers
+    from transformers.modeling_utils import AttentionInterface
+
+    from sixfold.plugins.llm.attention import ATTENTION, paged_attention
+    from sixfold.plugins.llm.decoder import Decoder
+    from sixfold.plugins.llm.divided_attention import DIVIDED_ATTENTION, divided_attention
+    from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
+
+    AttentionInterface.register(ATTENTION, paged_attention)
+    AttentionInterface.register(DIVIDED_ATTENTION, divided_attention)
+    config = transformers.LlamaConfig(**shape.config)
+    dtype = getattr(torch, shape.dtype)
+    torch.manual_seed(0)
+    with torch.device(device), torch.no_grad():
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0, 0.02)
+    model.set_attn_implementation(ATTENTION if keeps else DIVIDED_ATTENTION)
+    if not keeps:
+        return None, model
+    layer = LayerShape(num_kv_heads=config.num_key_value_heads, head_dim=config.head_dim)
+    num_blocks = sum(shape.chunks) // 16 + 8
+    layers = (layer,) * config.num_hidden_layers
+    return Decoder(model, KvCache(layers, num_blocks=num_blocks, block_size=16, dtype=dtype, device=device)), model
+
+
+def _meet(mesh: Any, decoder: Any, model: Any, shape: PrefillShape) -> tuple[Orders, Callable[[], None]]:
+    from sixfold.core.parallel.modules import RankModule, RankModules
+    from sixfold.plugins.llm.divided_decoder import DividedDecoder, rows_alone
+    from sixfold.plugins.llm.prefill_ranks import PrefillRanks
+
+    if decoder is None:
+        module = DividedDecoder(rows_alone(model.model), None)
+        return Orders(mesh, RankModules({"decoder": RankModule(module=module, splits_itself=True)}, mesh)), lambda: None
+    orders: Any = Orders(mesh, None)
+    ranks = PrefillRanks(orders, decoder, min_tokens=shape.chunk_tokens // 2)
+    orders._modules = RankModules({"decoder": RankModule(module=ranks.module, splits_itself=True)}, mesh)
+    decoder.divide(ranks)
+    return orders, orders.end
+
+
+def _timed(decoder: Any, tokens: list[int], shape: PrefillShape, ranks: Any) -> tuple[float, Any]:
+    """Seconds of the prompt's chunks, after a first one that makes kernels; and the logits behind the decoded tokens."""
+    decoder.run([tokens[: shape.chunk_tokens]])
+    ranks.synchronize()
+    began_s = time.perf_counter()
+    decoder.run([tokens[: shape.prompt_tokens]], shape.chunks[: shape.prompt_tokens // shape.chunk_tokens])
+    ranks.synchronize()
+    seconds = time.perf_counter() - began_s
+    return seconds, decoder.run([tokens], shape.chunks)

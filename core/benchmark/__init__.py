@@ -1,0 +1,1 @@
+"""``sixfold bench``: load for any OpenAI-compatible server, and what came of it."""

@@ -1,0 +1,1 @@
+"""What a server tells about its requests: traces, and structured logs."""

@@ -1,0 +1,1 @@
+"""A configuration file as objects of Kubernetes: servers, the gateway before them, and what other projects run them with."""

@@ -1,0 +1,1 @@
+"""``sixfold up``: a gateway, an agent and replicas on a Ray cluster, of one configuration file."""

@@ -1,0 +1,88 @@
+"""Puts ``sixfold up`` together: one process that is the gateway and the agent, before a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from sixfold.core.errors import ConfigError, UsageError
+from sixfold.core.plugins import load_plugins
+from sixfold.core.registry import check_entry
+from sixfold.core.serving.lifecycle import run
+from sixfold.core.telemetry.logs import configure_logging
+from sixfold.scaling.etcd_registry import open_registry
+from sixfold.scaling.gateway.app import Gateway
+from sixfold.scaling.up.settings import Site, is_etcd, load_site
+from sixfold.scaling.up.site import RunningSite
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+
+
+def run_up(config: Path, *, flags: Mapping[str, JsonValue], address: str | None, keep: bool, log_level: str) -> int:
+    """See `sixfold.scaling.up.command.run`."""
+    plugins = load_plugins()
+
+    def read() -> Site:
+        site = load_site(config, flags=flags)
+        for entry in site.settings.models.values():
+            check_entry(entry, plugins)
+        return site
+
+    site = read()
+    configure_logging(log_level)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each call, and the agent's are a few a second
+    with ExitStack() as stack:
+        registry = site.cluster.registry
+        if registry is None:
+            if keep:
+                raise UsageError(
+                    "--keep: set cluster.registry, or the kept replicas publish themselves where nobody looks."
+                )
+            registry = f"{stack.enter_context(tempfile.TemporaryDirectory(prefix='sixfold-up-'))}/replicas.db"
+        replica_key = (site.cluster.replica_key or key_of(registry)) if site.settings.server.api_keys else None
+        gateway = Gateway(site.gateway(registry, replica_key=replica_key), registry=open_registry(registry))
+
+        def on_ready(url: str, models: Sequence[str]) -> None:
+            print(f"Sixfold serves {', '.join(models)} on {url}", flush=True)
+
+        running = RunningSite(
+            *(site, gateway),
+            config=config,
+            read=read,
+            registry=registry,
+            replica_key=replica_key,
+            address=address,
+            keep=keep,
+            on_ready=on_ready,
+        )
+        status = run(gateway, models=running, on_listening=running.on_listening, on_reload=running.reload)
+    if running.error is not None:
+        raise running.error
+    return status
+
+
+def key_of(registry: str) -> str:
+    """The key that replicas of a registry demand: made once, and kept beside its file for other gateways and the next start.
+
+    Raises:
+        ConfigError: The file can't be read or made.
+    """
+    if is_etcd(registry):
+        return secrets.token_urlsafe(32)
+    path = Path(f"{registry}.key")
+    try:
+        with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(32))
+        return path.read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"cluster.registry: {path} can't be had: {error}. Name a file in a folder that exists."
+        ) from error

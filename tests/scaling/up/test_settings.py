@@ -1,0 +1,146 @@
+"""The ``cluster`` part of a configuration file, and what each replica's server is told of the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sixfold.core.config import load_config
+from sixfold.core.errors import ConfigError
+from sixfold.core.messages import Priority
+from sixfold.core.serving.keys import KeyRing
+from sixfold.core.serving.settings import hash_key
+from sixfold.scaling.cluster.replica import NODE_IP
+from sixfold.scaling.up.services import deployed, replica_config
+from sixfold.scaling.up.settings import Site, load_site
+
+MODELS: dict[str, Any] = {
+    "chat": {"source": "file:chat", "objective": {"p95_ttft_s": 0.5}},
+    "embed": {"source": "file:e"},
+}
+ENVIRON = {"SIXFOLD_CACHE_DIR": "/cache"}
+
+
+def site(tmp_path: Path, **parts: Any) -> Site:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"models": MODELS, **parts}))
+    return load_site(path, environ=ENVIRON)
+
+
+def test_without_a_cluster_part_each_model_has_one_replica_wherever_there_is_room(tmp_path: Path) -> None:
+    found = site(tmp_path)
+    service = found.service("chat", has_gpus=False)
+    assert (service.scaling.min_replicas, service.scaling.max_replicas) == (1, 1)
+    assert (service.placement.num_gpus, service.placement.labels) == (0.0, {})
+
+
+@pytest.mark.parametrize(
+    ("entry", "num_gpus"),
+    [({}, 1.0), ({"device": "cpu"}, 0.0), ({"parallel": {"context": 2, "cfg": 2}}, 4.0), ({"replicas": 3}, 3.0)],
+)
+def test_a_model_gets_a_gpu_for_each_process_that_holds_it(
+    tmp_path: Path, entry: dict[str, Any], num_gpus: float
+) -> None:
+    found = site(tmp_path, models={"chat": {"source": "file:chat", **entry}})
+    assert found.service("chat", has_gpus=True).placement.num_gpus == num_gpus
+
+
+def test_a_placement_that_was_given_holds_on_any_cluster(tmp_path: Path) -> None:
+    cluster = {"services": {"chat": {"placement": {"num_gpus": 2, "labels": {"region": "eu"}}}}}
+    placement = site(tmp_path, cluster=cluster).service("chat", has_gpus=False).placement
+    assert (placement.num_gpus, placement.labels) == (2.0, {"region": "eu"})
+
+
+def test_one_server_takes_the_same_file(tmp_path: Path) -> None:
+    given = site(tmp_path, cluster={"services": {"chat": {"scaling": {"max_replicas": 3}}}})
+    assert load_config(tmp_path / "config.yaml", environ=ENVIRON) == given.settings
+
+
+@pytest.mark.parametrize(
+    ("parts", "complaint"),
+    [
+        ({"cluster": {"services": {"caht": {}}}}, r"services\.caht: there is no such model. Did you mean 'chat'"),
+        ({"cluster": {"servces": {}}}, "cluster.servces: unknown key. Did you mean 'services'"),
+        ({"cluster": ["chat"]}, "must be a mapping"),
+        ({"cluster": {"services": {"chat": {"scaling": {"slo": {"ttft_s": 1}}}}}}, r"scaling\.slo"),
+        ({"cluster": {"services": {"chat": {"scaling": {"min_replicas": 2}}}}}, "Raise max_replicas"),
+        ({"cluster": {"gateway": {"replicas": ["http://a"]}}}, "cluster.gateway.replicas: unknown key"),
+        ({"server": {"data_dir": "jobs"}}, "data_dir"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(tmp_path: Path, parts: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        site(tmp_path, **parts)
+    assert "config.yaml:" in str(caught.value)
+
+
+def test_requests_are_held_for_two_cold_starts_where_a_service_may_have_no_replica(tmp_path: Path) -> None:
+    services = {"chat": {"scaling": {"min_replicas": 0, "cold_start_s": 20}}}
+    registry = str(tmp_path / "replicas.db")
+    held = site(tmp_path, cluster={"services": services}).gateway(registry, replica_key=None).admission
+    assert held.hold_s == 40.0
+    gateway = {"admission": {"hold_s": 3}}
+    given = site(tmp_path, cluster={"services": services, "gateway": gateway}).gateway(registry, replica_key=None)
+    assert given.admission.hold_s == 3.0
+    assert site(tmp_path).gateway(registry, replica_key=None).admission.hold_s == 0.0
+
+
+def test_a_replica_serves_one_model_as_the_file_says_and_listens_on_a_free_port(tmp_path: Path) -> None:
+    whole = site(tmp_path, server={"port": 9000, "host": "0.0.0.0", "drain_timeout_s": 5, "cors_origins": ["*"]})
+    for name in MODELS:
+        path = tmp_path / f"{name}.json"
+        path.write_text(replica_config(whole, name))
+        own = load_config(path, environ={})
+        assert own.models == {name: whole.settings.models[name]}
+        assert (own.server.host, own.server.port, own.server.drain_timeout_s) == ("127.0.0.1", 0, 5.0)
+        assert (own.server.cors_origins, own.cache_dir) == ((), Path("/cache"))
+
+
+def test_what_looks_like_a_variable_reaches_the_replica_as_it_is(tmp_path: Path) -> None:
+    models = {"chat": {"source": "file:chat", "options": {"chat_template": "a $${b} c"}}}
+    path = tmp_path / "replica.json"
+    path.write_text(replica_config(site(tmp_path, models=models), "chat"))
+    assert load_config(path, environ={}).models["chat"].options == {"chat_template": "a ${b} c"}
+
+
+def test_replicas_take_the_gateways_key_alone_and_every_priority_from_it(tmp_path: Path) -> None:
+    keys = [{"name": "ward", "sha256": "0" * 64, "models": ["chat"]}]
+    whole = site(tmp_path, server={"api_keys": keys})
+    path = tmp_path / "replica.json"
+    path.write_text(replica_config(whole, "chat", key_sha256=hash_key("secret")))
+    ring = KeyRing(load_config(path, environ={}).server.api_keys, lambda: 0.0)
+    holder = ring.authenticate(b"Bearer secret")
+    assert (holder.name, holder.max_priority, holder.changes_models) == ("gateway", Priority.INTERACTIVE, False)
+    assert "secret" not in path.read_text()
+
+
+def test_a_replica_drains_longer_than_its_server(tmp_path: Path) -> None:
+    whole = site(tmp_path, server={"drain_timeout_s": 7})
+    service = deployed(whole, "chat", registry=str(tmp_path / "r.db"), replica_key=None, has_gpus=False)
+    assert service.replicas.drain_s > 7.0
+
+
+def test_replicas_listen_on_their_machines_address_where_the_registry_spans_machines(tmp_path: Path) -> None:
+    whole = site(tmp_path, server={"api_keys": [{"name": "ward", "sha256": "0" * 64}]})
+    path = tmp_path / "replica.json"
+    for registry, host in (("etcd://10.0.0.9:2379", "10.0.0.7"), (str(tmp_path / "r.db"), "127.0.0.1")):
+        service = deployed(whole, "chat", registry=registry, replica_key="secret", has_gpus=False)
+        path.write_text(service.replicas.config)
+        server = load_config(path, environ={NODE_IP: "10.0.0.7"}).server
+        assert (server.host, [key.sha256 for key in server.api_keys]) == (host, [hash_key("secret")])
+
+
+def test_a_revision_is_another_whenever_its_server_is_told_something_else(tmp_path: Path) -> None:
+    def revision(**parts: Any) -> str:
+        whole = site(tmp_path, **parts)
+        return deployed(whole, "chat", registry="r.db", replica_key=None, has_gpus=False).replicas.revision
+
+    same = revision()
+    more = {"services": {"chat": {"scaling": {"max_replicas": 4}}}}
+    assert revision(cluster=more) == revision(server={"port": 9}) == same
+    assert revision(server={"drain_timeout_s": 9}) != same
+    assert revision(models={**MODELS, "chat": {"source": "file:other"}}) != same
+    assert revision(models={**MODELS, "embed": {"source": "file:other"}}) == same
