@@ -168,9 +168,10 @@ def babbler(request: Any) -> Babbler:
 
 def asking(schema: object, max_tokens: int, **params: Any) -> ChatInput:
     form = GrammarSpec(kind="json_schema", text=json.dumps(schema))
+    fields: dict[str, Any] = {"grammar": form, "max_tokens": max_tokens, "seed": 5} | params
     return ChatInput(
         messages=(ChatMessage(role="user", content="abc"),),
-        params=SamplingParams(**{"grammar": form, "max_tokens": max_tokens, "seed": 5} | params),
+        params=SamplingParams(**fields),
     )
 
 
@@ -278,7 +279,7 @@ def test_reasoning_ends_in_time_for_the_form(special: tuple[str, ...]) -> None:
 
 def completion(max_tokens: int, **params: Any) -> CompletionInput:
     form = GrammarSpec(kind="json_schema", text=json.dumps(CITY))
-    fields = {"max_tokens": max_tokens, "seed": 5, "grammar": form} | params
+    fields: dict[str, Any] = {"max_tokens": max_tokens, "seed": 5, "grammar": form} | params
     return CompletionInput(prompts=("abc",), params=SamplingParams(**fields), stream=True)
 
 
