@@ -15,6 +15,11 @@ from examples.train_tiny.check_image import check_image
 SENTENCE = "The patient has no known allergy to penicillin."
 
 
+def is_list(found: Any) -> bool:
+    """Whether it is no error."""
+    return isinstance(found, list)
+
+
 def knows_paris(found: Any) -> None:
     """The answer to what the capital of France is."""
     assert isinstance(found, str)
@@ -23,7 +28,7 @@ def knows_paris(found: Any) -> None:
 
 def calls_for_weather(found: Any) -> None:
     """A list of calls, each a name and JSON text."""
-    assert isinstance(found, list), found
+    assert is_list(found), found
     assert found
     for name, arguments in found:
         assert name == "get_weather"
@@ -41,8 +46,8 @@ def is_person(found: Any) -> None:
 
 def are_meals_and_an_engine(found: Any) -> None:
     """Vectors of "a meal", "a dinner" and "an engine", perhaps many times over."""
-    assert isinstance(found, list), found
-    vectors = np.array(found)
+    assert is_list(found), found
+    vectors = np.array(found, dtype=np.float64)
     assert vectors.shape[1] == 384
     meal, dinner, engine = vectors[:3]
     assert meal @ dinner > meal @ engine + 0.2
@@ -51,7 +56,7 @@ def are_meals_and_an_engine(found: Any) -> None:
 
 def puts_penicillin_first(found: Any) -> None:
     """Places of the two best of three documents."""
-    assert isinstance(found, list), found
+    assert is_list(found), found
     assert len(found) == 2
     assert found[0] == 1
 

@@ -155,9 +155,8 @@ class Babbler:
 
     def num_needed(self, chat: ChatInput) -> int | None:
         """Tokens of the shortest answer that is known when it begins."""
-        grammar = self.conversations.grammar(chat, opens_in_reasoning=False)
-        assert grammar is not None
-        ending: Any = grammar._closing._ending
+        grammar: Any = self.conversations.grammar(chat, opens_in_reasoning=False)
+        ending = grammar._closing._ending
         return None if ending is None else len(ending.tokens)
 
 
