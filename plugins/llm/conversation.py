@@ -151,7 +151,7 @@ class ConversationWriter:
         is_parallel = request_input.allow_parallel_calls
         calls = tool_grammar(format, request_input.tools, is_parallel=is_parallel, literal=self._literal, follows=True)
         try:
-            matcher = self._grammars.matcher(json.dumps({"grammars": [calls]}), param="tools")
+            matchers = self._grammars.matchers(json.dumps({"grammars": [calls]}), param="tools")
         except InvalidRequest:
             if any(tool.is_strict for tool in request_input.tools):
                 raise
@@ -159,7 +159,7 @@ class ConversationWriter:
         watch = CallWatch(
             format, self._codec.known_bytes, thinks=self.thinks, opens_in_reasoning=self.thinks and opens_in_reasoning
         )
-        return LazyGrammar(matcher, watch)
+        return LazyGrammar(matchers, watch)
 
     def _check_images(self, chat: ChatInput) -> None:
         images = [image for message in chat.messages for image in message.images]

@@ -85,6 +85,9 @@ class GrammarMasks:
         if len(grammars) == 1:
             grammars[0].mask_into(words[0])
         else:
-            pairs = [(grammar.matcher, place) for place, grammar in enumerate(grammars)]
+            for place, grammar in enumerate(grammars):
+                if grammar.is_closing:
+                    grammar.mask_into(words[place])
+            pairs = [(grammar.matcher, place) for place, grammar in enumerate(grammars) if not grammar.is_closing]
             self._rows_in_parallel.unsafe_compute_mask_ptr(pairs, words.ctypes.data, self._num_words * 4, len(pairs))
         return words

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sixfold.plugins.llm.call_watch import CallWatch
-from sixfold.plugins.llm.grammar import Grammar
+from sixfold.plugins.llm.grammar import Grammar, Matchers
 
 
 class LazyGrammar(Grammar):
     """Where one sequence is in its free text, and from the begin of a call on in the grammar of calls.
 
     Args:
-        matcher: Of the grammar of calls, at its beginning; of this sequence alone.
+        matchers: Of the grammar of calls, at its beginning; of this sequence alone.
         watch: Tells when a call begins.
     """
 
     __slots__ = ("_is_active", "_is_trial", "_watch")
 
-    def __init__(self, matcher: Any, watch: CallWatch) -> None:
-        super().__init__(matcher)
+    def __init__(self, matchers: Matchers, watch: CallWatch) -> None:
+        super().__init__(matchers)
         self._watch = watch
         self._is_active = False
         self._is_trial = False  # active for one token, the one that is chosen again
@@ -43,19 +41,18 @@ class LazyGrammar(Grammar):
         """See `Grammar.forced`."""
         return super().forced() if self._is_active else []
 
-    def accept(self, token_id: int) -> bool:
+    def accept(self, token_id: int, num_left: int) -> bool:
         """Takes the chosen token.
 
         Returns:
-            False if a call begins with it and already goes on as none may: the token is not taken, and must be chosen again
-            among those that the grammar allows.
+            False if it is not taken: as `Grammar.accept`, or if a call begins with it and already goes on as none may; then it
+            must be chosen again among those that the grammar allows.
         """
         if self._is_active and not self._is_trial:
-            return super().accept(token_id)
+            return super().accept(token_id, num_left)
         begun = self._watch.push(token_id)
         if self._is_trial:
-            self._end_trial(token_id, is_call=begun is not None)
-            return True
+            return self._end_trial(token_id, num_left, is_call=begun is not None)
         if begun is None:
             return True
         num_taken = int(self.matcher.try_consume_tokens(begun))
@@ -63,17 +60,19 @@ class LazyGrammar(Grammar):
             # The marker is spelled as the model's own template never does; its call is read as it is written.
             self._watch.stop()
             return True
+        self._closing.follow(begun[:num_taken])
         self._is_active = True
         self._is_trial = num_taken < len(begun)
         if self._is_trial:
             self._watch.pop()
         return not self._is_trial
 
-    def _end_trial(self, token_id: int, *, is_call: bool) -> None:
+    def _end_trial(self, token_id: int, num_left: int, *, is_call: bool) -> bool:
         """The token was chosen among those with which either a call begins as it may, or none does yet."""
         self._is_trial = False
         self._is_active = is_call
         if is_call:
-            super().accept(token_id)
-        else:
-            self.matcher.reset()
+            return super().accept(token_id, num_left)
+        self.matcher.reset()
+        self._closing.reset()
+        return True

@@ -130,6 +130,8 @@ def _check_form(body: ChatBody) -> None:
         raise InvalidRequest(
             "'response_format.json_schema' goes with the type 'json_schema'.", param="response_format.json_schema"
         )
+    if form is not None and form.value is not None and form.type != "json_object":
+        raise InvalidRequest("'response_format.value' goes with the type 'json_object'.", param="response_format.value")
     _check_structured(body, others=() if is_free else ("response_format",))
 
 

@@ -138,6 +138,8 @@ def _tool_spec(tool: ToolBody) -> ToolSpec:
 def _format_grammar(form: ResponseFormat | None) -> GrammarSpec | None:
     if form is None or form.type == "text":
         return None
+    if form.value is not None:
+        return schema_grammar(form.value, "response_format.value")
     if form.json_schema is None or form.json_schema.schema_ is None:
         return GrammarSpec(kind="json_object")
     return schema_grammar(form.json_schema.schema_, "response_format.json_schema.schema")

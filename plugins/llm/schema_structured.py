@@ -41,6 +41,8 @@ class ResponseFormat(StrictBody):
     """Free text, any JSON object, or JSON of a schema."""
     json_schema: JsonSchemaFormat | None = None
     """With ``json_schema``."""
+    value: JsonObject | None = None
+    """With ``json_object``: a JSON schema, as Hugging Face's InferenceClient sends it."""
 
 
 class StructuredOutputs(StrictBody):

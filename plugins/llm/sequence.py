@@ -141,8 +141,8 @@ class SequenceState(CachedTokens):
         return self.token_ids[self.num_prompt_tokens :]
 
     @property
-    def max_drafts(self) -> int:
-        """Drafts that could be of use: a step gives one token more than it accepts."""
+    def num_left(self) -> int:
+        """How many tokens may follow the next one. More drafts are of no use: a step gives one token more than it accepts."""
         return self.max_output_tokens - self.num_output_tokens - 1
 
     @property
@@ -163,27 +163,41 @@ class SequenceState(CachedTokens):
         """Adds a generated token; sets `finish_reason` at the end.
 
         Returns:
-            False if it is not added: a grammar began with it that does not allow it.
+            False if it is not added and another must be chosen: a grammar began with it that does not allow it, or the form
+            could not be closed after it, and log probabilities of what closes it are wanted.
 
         Tokens that the grammar leaves no choice about are added at once: the next step computes them like a prompt's, which
         costs little more than one. Where log probabilities are wanted they are generated one by one, for theirs.
         """
         if self.num_scored:
             self._logprobs, self.num_scored = self._prompt_logprobs, 0
-        if self.grammar is not None:
-            if not self.grammar.accept(token_id):
-                self.may_draft = False
-                return False
-            self.may_draft = self.may_draft and not self.is_constrained
-        self._add(token_id, logprob)
-        if self.grammar is not None and self.sampling.num_top_logprobs is None:
-            while self.finish_reason is None and (forced := self.grammar.forced()):
-                for forced_id in forced:
-                    self.grammar.accept(forced_id)
-                    self._add(forced_id, None)
-                    if self.finish_reason is not None:
-                        break
+        if self.grammar is None:
+            self._add(token_id, logprob)
+            return True
+        is_taken = self.grammar.accept(token_id, self.num_left)
+        self.may_draft = self.may_draft and not self.is_constrained
+        wants_logprobs = self.sampling.num_top_logprobs is not None
+        if is_taken:
+            self._add(token_id, logprob)
+        elif self.grammar.is_complete:
+            self._finish_at_limit("length")
+        elif wants_logprobs or not self.grammar.is_closing:
+            self.may_draft = False
+            return False
+        if not wants_logprobs:
+            self._add_forced(self.grammar)
         return True
+
+    def _add_forced(self, grammar: Grammar) -> None:
+        while self.finish_reason is None and (forced := grammar.forced()):
+            for forced_id in forced:
+                if not grammar.accept(forced_id, self.num_left):
+                    if grammar.is_complete:
+                        self._finish_at_limit("length")
+                    break  # what closes the form is shorter
+                self._add(forced_id, None)
+                if self.finish_reason is not None:
+                    break
 
     def _add(self, token_id: int, logprob: TokenLogprob | None) -> None:
         self.token_ids.append(token_id)
@@ -205,7 +219,7 @@ class SequenceState(CachedTokens):
         if stopped:
             self.finish_reason = "stop"
         elif self.grammar is not None and self.grammar.is_complete:
-            self._finish_at_limit("stop")
+            self._finish_at_limit("length" if self.grammar.is_closing else "stop")
         elif num_output >= self.max_output_tokens:
             self._finish_at_limit("length")
 

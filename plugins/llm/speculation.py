@@ -133,7 +133,7 @@ class Speculator:
 
     def _limit(self, sequence: SequenceState, num_sequences: int) -> int:
         goes_on = sequence.may_draft and sequence.finish_reason is None and sequence.num_uncomputed == 1
-        limit = min(self._num_tokens, sequence.max_drafts)
+        limit = min(self._num_tokens, sequence.num_left)
         if not goes_on or limit < 1:
             return 0
         length = sequence.draft_pace.next_length(limit, num_sequences=num_sequences)

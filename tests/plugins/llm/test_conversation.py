@@ -205,7 +205,7 @@ def test_a_form_begins_after_reasoning(
     assert sequence.opens_in_reasoning is think
     assert sequence.grammar is not None
     for token_id in codec_of(model).encode(text, add_special_tokens=False):
-        sequence.grammar.accept(token_id)
+        sequence.grammar.accept(token_id, 10_000)
     assert sequence.grammar.failure is None
     assert sequence.grammar.is_complete is is_complete
 
@@ -227,7 +227,7 @@ def test_an_answer_with_tools_and_a_form_is_a_call_or_of_the_form(
     sequence = prepared(llama, ChatInput(messages=HISTORY[:2], tools=TOOLS, must_call=must_call, params=params))
     assert sequence.grammar is not None
     for token_id in codec_of(llama).encode(text, add_special_tokens=False):
-        sequence.grammar.accept(token_id)
+        sequence.grammar.accept(token_id, 10_000)
     assert (sequence.grammar.failure is None) is is_allowed
 
 

@@ -189,7 +189,7 @@ def test_a_matcher_that_fails_harms_no_neighbour(llama: TransformersModel, run: 
     requests = [request_of(asking(GrammarSpec(kind="regex", text="[a-z]{40}")), str(i)) for i in range(2)]
     broken, sound = (llama.prepare(request, llama.split(request)[0])[0] for request in requests)
     assert broken.grammar is not None
-    broken.grammar.accept(1_000)  # no token of the vocabulary
+    broken.grammar.accept(1_000, 100)  # no token of the vocabulary
     assert broken.grammar.failure is not None
     for sequence in (broken, sound):
         llama.reserve(sequence, 3)
@@ -210,6 +210,7 @@ def test_masks_are_computed_beside_the_device_thread(llama: TransformersModel) -
 
     class Watched:
         is_active = True
+        is_closing = False
 
         def __init__(self, grammar: Grammar) -> None:
             self._grammar = grammar

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.models
 
 _ROOT = Path(__file__).resolve().parents[3]
 _MAX_TOKENS = 400
-"""No bounded schema needs more; one without bounds may."""
+"""No bounded schema needs more; an answer without bounds is closed there."""
 _AT_ONCE = 125
 _HEALTH_CHECKS: Any = hypothesis.HealthCheck  # an enumeration whose metaclass types leave out
 
@@ -93,20 +93,16 @@ def answers(driver: Any, model: TransformersModel, drawn: Sequence[DrawnSchema])
 
 
 def check(drawn: Sequence[DrawnSchema], found: Sequence[Choice]) -> int:
-    """Every answer that ended validates; every bounded one ended. Returns how many were cut by the limit of tokens."""
-    num_cut = 0
+    """Every answer validates, and every bounded one ended by itself. Returns how many the limit of tokens closed."""
     for item, choice in zip(drawn, found, strict=True):
-        if choice.finish_reason == "length":
-            assert not item.is_bounded, (item.schema, choice.text)
-            num_cut += 1
-            continue
+        assert choice.finish_reason == "stop" or not item.is_bounded, (item.schema, choice.text)
         jsonschema.validate(
             json.loads(choice.text),
             item.schema,
             cls=jsonschema.Draft202012Validator,
             format_checker=_FORMATS,
         )
-    return num_cut
+    return sum(choice.finish_reason == "length" for choice in found)
 
 
 def test_answers_to_20_schemas_validate(smollm: TransformersModel, driver: Any) -> None:
@@ -117,8 +113,10 @@ def test_answers_to_20_schemas_validate(smollm: TransformersModel, driver: Any) 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_answers_to_500_schemas_validate(smollm: TransformersModel, driver: Any) -> None:
-    """Some schemas are unbounded; of these some answers run into the limit, and are counted, not hidden."""
+    """Some schemas are unbounded; of these some answers run into the limit, and are closed there."""
     drawn = draw_schemas(500)
-    num_cut = check(drawn, answers(driver, smollm, drawn))
-    print(f"{sum(not item.is_bounded for item in drawn)} schemas without a bound, {num_cut} answers cut")
-    assert num_cut <= 25
+    num_closed = check(drawn, answers(driver, smollm, drawn))
+    print(
+        f"{sum(not item.is_bounded for item in drawn)} schemas without a bound, {num_closed} answers closed by the limit"
+    )
+    assert num_closed >= 5

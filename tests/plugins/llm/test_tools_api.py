@@ -45,6 +45,10 @@ def pieces(text: str, reason: str = "stop", **first: Any) -> list[list[Event]]:
             GrammarSpec(kind="json_schema", text=json.dumps(SCHEMA), param="response_format.json_schema.schema"),
         ),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, GrammarSpec(kind="json_object")),
+        (  # as huggingface-hub's InferenceClient writes the one before
+            {"response_format": {"type": "json_object", "value": SCHEMA}},
+            GrammarSpec(kind="json_schema", text=json.dumps(SCHEMA), param="response_format.value"),
+        ),
         (
             {"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}},
             GrammarSpec(kind="json_schema", text=json.dumps(SCHEMA), param="structured_outputs.json", is_compact=True),

@@ -1,0 +1,73 @@
+"""LlamaIndex: chats and embeddings by its openai-like packages, reranking by those of Cohere and Jina."""
+
+import sys
+
+from cells import DOCUMENTS, QUERY, answer
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.tools import FunctionTool
+from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+from llama_index.llms.openai_like import OpenAILike
+from llama_index.postprocessor.cohere_rerank import CohereRerank
+from llama_index.postprocessor.jinaai_rerank import JinaRerank
+
+URL = sys.argv[1]
+LLM = OpenAILike(
+    model="chat",
+    api_base=f"{URL}/v1",
+    api_key="none",
+    is_chat_model=True,
+    is_function_calling_model=True,
+    temperature=0,
+    max_tokens=60,
+    max_retries=0,
+    timeout=300,
+)
+CAPITAL = [ChatMessage(role="user", content="What is the capital of France?")]
+NODES = [NodeWithScore(node=TextNode(text=text)) for text in DOCUMENTS]
+
+
+def get_weather(city: str) -> str:
+    """The weather of a city."""
+    return f"mild in {city}"
+
+
+def chat() -> str:
+    return LLM.chat(CAPITAL).message.content
+
+
+def stream() -> str:
+    return "".join(part.delta or "" for part in LLM.stream_chat(CAPITAL))
+
+
+def tools() -> list:
+    tool = FunctionTool.from_defaults(get_weather)
+    found = LLM.chat_with_tools([tool], user_msg="What is the weather in Paris?", tool_required=True)
+    return [call.tool_name for call in LLM.get_tool_calls_from_response(found)]
+
+
+def embed() -> list:
+    model = OpenAILikeEmbedding(model_name="embed", api_base=f"{URL}/v1", api_key="none", max_retries=0)
+    return model.get_text_embedding_batch(["a meal", "a dinner", "an engine"])
+
+
+def rerank_by_cohere() -> list:
+    found = CohereRerank(model="embed", api_key="none", base_url=URL, top_n=2).postprocess_nodes(NODES, query_str=QUERY)
+    return [DOCUMENTS.index(one.node.get_content()) for one in found]
+
+
+def rerank_by_jina() -> list:
+    jina = JinaRerank(model="embed", api_key="none", base_url=f"{URL}/v1", top_n=2)
+    return [DOCUMENTS.index(one.node.get_content()) for one in jina.postprocess_nodes(NODES, query_str=QUERY)]
+
+
+answer(
+    {
+        "chat": chat,
+        "stream": stream,
+        "tools": tools,
+        "embed": embed,
+        "rerank_by_cohere": rerank_by_cohere,
+        "rerank_by_jina": rerank_by_jina,
+    }
+)
