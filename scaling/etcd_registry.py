@@ -180,8 +180,12 @@ class EtcdRegistry:
             return self._loop
 
 
-def open_registry(address: Path | str, *, ttl_s: float = 2.0) -> Registry:
+def open_registry(address: Path | str, *, ttl_s: float) -> Registry:
     """The registry at an address: ``etcd://HOST:PORT`` (etcds for https), or the name of a file of this machine.
+
+    Args:
+        address: See above.
+        ttl_s: How long a lease lasts that nobody renews.
 
     Raises:
         ConfigError: The file can't be opened.

@@ -47,7 +47,7 @@ class RayEngine:
     """
 
     def __init__(self, head_url: str, *, transport: httpx.BaseTransport | None = None) -> None:
-        self._http = httpx.Client(base_url=head_url, timeout=_TIMEOUT_S, transport=transport)
+        self._http = httpx.Client(base_url=head_url, timeout=_TIMEOUT_S, transport=transport, trust_env=False)
         # One after the other, so that what was said last holds: a thread may still be at it when its caller has given up.
         self._applying = threading.Lock()
 

@@ -100,7 +100,7 @@ class LocalRay:
 
     async def _answers(self, url: str) -> None:
         assert self._process is not None
-        async with httpx.AsyncClient(base_url=url, timeout=5.0) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=5.0, trust_env=False) as http:
             while True:
                 if self._process.returncode is not None:
                     raise RayFailed(f"Ray did not start:\n{self._log()}")

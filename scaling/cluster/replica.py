@@ -72,11 +72,11 @@ class Replica:
         self._replica_id = replica_id
         self._region = region
         self._settings = settings
-        self._registry = registry or open_registry(settings.registry)
+        self._registry = registry or open_registry(settings.registry, ttl_s=settings.lease_s)
         self._server = ServerProcess(settings.config, variables={NODE_IP: node_ip})
         self._stopping = asyncio.Event()
         self._holding: asyncio.Task[None] | None = None
-        self._http = httpx.AsyncClient(timeout=_HEALTH_TIMEOUT_S)
+        self._http = httpx.AsyncClient(timeout=_HEALTH_TIMEOUT_S, trust_env=False)
 
     @property
     def url(self) -> str:

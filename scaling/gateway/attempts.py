@@ -49,6 +49,7 @@ class Work:
         replayable: Whether it may be tried again after a replica has begun.
         deadline_s: Monotonic seconds; None for none.
         only: Id of the one replica that may do it; None for any.
+        broke: Whether an answer of it broke already, which keeps it from a revision on trial.
         trace: Where its tries are noted; None for nowhere.
     """
 
@@ -60,6 +61,7 @@ class Work:
     replayable: bool
     deadline_s: float | None
     only: str | None = None
+    broke: bool = False
     trace: RequestTrace | None = None
 
 
@@ -227,7 +229,7 @@ class Attempts:
                 outgoing = await self._splitter.outgoing_of(work.request_id, work.shape, outgoing, decision)
             if span is not None:
                 outgoing = span.below(outgoing)
-            self._fleet.sent(replica_id, decision.number)
+            self._fleet.sent(replica_id, decision.number, model=work.model or "")
             answer = await self._upstream.send(replica.record.url, self._with_deadline(work, outgoing))
             self._fleet.answered(replica_id, decision.number)
         except BaseException as failure:
@@ -251,7 +253,7 @@ class Attempts:
             candidates = self._geography.prefer(work.journey, work.shape.session, candidates)
         shared = self._shares.get(work.shape.model)
         if shared is not None:
-            candidates = shared.narrow(candidates, session=work.shape.session, is_retry=bool(tried))
+            candidates = shared.narrow(candidates, session=work.shape.session, is_retry=work.broke or bool(tried))
         decision = self._router.select(work.shape, candidates, self._clock())
         replica = self._fleet.get(decision.replica_id)
         assert replica is not None  # nothing was awaited since it was listed

@@ -185,9 +185,9 @@ class Fleet:
             self._count(replica, num_failed=0)
         return False
 
-    def sent(self, replica_id: str, number: int) -> None:
-        """A request was sent to it; `answered` or `given_up` follows."""
-        self._outliers.sent(replica_id, number, self._clock())
+    def sent(self, replica_id: str, number: int, *, model: str) -> None:
+        """A request for a model was sent to it; `answered` or `given_up` follows."""
+        self._outliers.sent(replica_id, number, self._clock(), model=model)
 
     def answered(self, replica_id: str, number: int) -> None:
         """The first bytes of its answer came."""

@@ -109,6 +109,8 @@ class Geography:
         """
         if not self._follows:
             return True
+        if self.waits_for_plan:
+            return False
         if not names:
             return not self._locks or region == self._region
         return all(region in self._locks[name] for name in names if name in self._locks)

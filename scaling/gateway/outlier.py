@@ -2,7 +2,8 @@
 
 A replica that is slow and not broken (a hot card, a neighbour that takes the memory's bandwidth, a full disk) passes its probes
 and holds its requests for long; Envoy has no rule for it. Here medians of the time to the first byte are compared, each over one
-interval: they take no offence at a few long prompts, and no clock but the gateway's enters.
+interval and of one model, since another model may rightly take longer: they take no offence at a few long prompts, and no clock
+but the gateway's enters.
 
 Source: Envoy documentation, "Outlier detection" (consecutive 5xx, success rate, ejection times) and "Panic threshold".
 """
@@ -17,7 +18,7 @@ from sixfold.core.decisions import DecisionLog
 from sixfold.scaling.gateway.settings import OutlierSettings
 
 _MAX_DELAYS = 1024
-"""Of one interval that are kept of a replica."""
+"""Of one interval that are kept of a replica, of each model."""
 
 
 @dataclass(slots=True)
@@ -27,8 +28,8 @@ class _Host:
     ejected_until_s: float = 0.0
     num_requests: int = 0
     num_successes: int = 0
-    delays_s: list[float] = field(default_factory=list[float])
-    waiting: dict[int, float] = field(default_factory=dict[int, float])
+    delays_s: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    waiting: dict[int, tuple[str, float]] = field(default_factory=dict[int, tuple[str, float]])
 
 
 class OutlierDetector:
@@ -50,16 +51,19 @@ class OutlierDetector:
         """Forgets replicas that are none of these."""
         self._hosts = {each: self._hosts.get(each, _Host()) for each in replica_ids}
 
-    def sent(self, replica_id: str, number: int, now_s: float) -> None:
-        """A request was sent; its number is its own."""
-        self._hosts.setdefault(replica_id, _Host()).waiting[number] = now_s
+    def sent(self, replica_id: str, number: int, now_s: float, *, model: str) -> None:
+        """A request for a model was sent; its number is its own."""
+        self._hosts.setdefault(replica_id, _Host()).waiting[number] = (model, now_s)
 
     def answered(self, replica_id: str, number: int, now_s: float) -> None:
         """The first bytes of its answer came."""
         host = self._hosts.setdefault(replica_id, _Host())
-        began_s = host.waiting.pop(number, None)
-        if began_s is not None and len(host.delays_s) < _MAX_DELAYS:
-            host.delays_s.append(now_s - began_s)
+        model, began_s = host.waiting.pop(number, ("", None))
+        if began_s is None:
+            return
+        delays_s = host.delays_s.setdefault(model, [])
+        if len(delays_s) < _MAX_DELAYS:
+            delays_s.append(now_s - began_s)
 
     def given_up(self, replica_id: str, number: int) -> None:
         """Nobody waits for the answer any more; harmless when said of one that came."""
@@ -123,23 +127,26 @@ class OutlierDetector:
         factor = self._settings.slow_factor
         if factor is None:
             return
+        for model in sorted({model for host in self._hosts.values() for model in _models_of(host)}):
+            medians = self._medians(model, now_s)
+            for replica_id, median_s in medians.items():
+                others = [each for other, each in medians.items() if other != replica_id]
+                usual_s = statistics.median(others) if others else median_s
+                if median_s > max(factor * usual_s, usual_s + self._settings.slow_least_s):
+                    reason = f"first bytes of {model} after {median_s:.2f} s, where the others take {usual_s:.2f} s"
+                    self._eject(replica_id, now_s, reason)
+
+    def _medians(self, model: str, now_s: float) -> dict[str, float]:
+        """The time to the first byte of those that had enough requests, in seconds."""
         medians: dict[str, float] = {}
         for replica_id, host in self._hosts.items():
             # What still waits says most of one that answers nothing; the newest would make any look quick.
-            late = [
-                now_s - began_s for began_s in host.waiting.values() if now_s - began_s > self._settings.slow_least_s
-            ]
-            if len(host.delays_s) + len(late) >= self._settings.slow_request_volume:
-                medians[replica_id] = statistics.median([*host.delays_s, *late])
-        for replica_id, median_s in medians.items():
-            others = [each for other, each in medians.items() if other != replica_id]
-            if not others:
-                continue
-            usual_s = statistics.median(others)
-            if median_s > max(factor * usual_s, usual_s + self._settings.slow_least_s):
-                self._eject(
-                    replica_id, now_s, f"first bytes after {median_s:.2f} s, where the others take {usual_s:.2f} s"
-                )
+            waits = [now_s - began_s for each, began_s in host.waiting.values() if each == model]
+            late = [wait_s for wait_s in waits if wait_s > self._settings.slow_least_s]
+            delays_s = host.delays_s.get(model, [])
+            if len(delays_s) + len(late) >= self._settings.slow_request_volume:
+                medians[replica_id] = statistics.median([*delays_s, *late])
+        return medians
 
     def _eject(self, replica_id: str, now_s: float, reason: str) -> None:
         host = self._hosts[replica_id]
@@ -161,3 +168,7 @@ class OutlierDetector:
             objective=f"at most {self._settings.max_ejection_percent}% or one; none below {self._settings.panic_percent}% left",
             source=replica_id,
         )
+
+
+def _models_of(host: _Host) -> set[str]:
+    return {*host.delays_s, *(model for model, _began_s in host.waiting.values())}

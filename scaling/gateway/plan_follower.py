@@ -71,6 +71,7 @@ class PlanFollower:
         self._file = StateFile(settings.state, Known())
         self._sites: dict[str, SiteReplicas] = {}
         self._saved = Known()
+        self._saving = asyncio.Lock()
         self._agents = tuple(
             _Agent(HttpClient(url, timeout_s=settings.timeout_s, token=settings.token)) for url in settings.agents
         )
@@ -143,13 +144,14 @@ class PlanFollower:
 
     async def _save(self) -> None:
         """Keeps what is known. A disk that refuses costs what a restart would know, and nothing now."""
-        known = Known(plan=self._geography.plan, sites=tuple(self._sites.values()))
-        if known == self._saved:
-            return
-        before, self._saved = self._saved, known
-        try:
-            await asyncio.to_thread(self._file.save, known)
-        except OSError as error:
-            self._saved = before  # tried again at the next exchange
-            self._on_unsaved()
-            _LOG.error("plan %d holds and is not on the disk, which refuses it: %s", known.plan.epoch, error)
+        async with self._saving:  # agents answer at the same time, and the file is one
+            known = Known(plan=self._geography.plan, sites=tuple(self._sites.values()))
+            if known == self._saved:
+                return
+            try:
+                await asyncio.to_thread(self._file.save, known)
+            except OSError as error:  # tried again at the next exchange
+                self._on_unsaved()
+                _LOG.error("plan %d holds and is not on the disk, which refuses it: %s", known.plan.epoch, error)
+            else:
+                self._saved = known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from starlette.types import Receive, Scope, Send
 
@@ -97,6 +98,7 @@ class Relay:
     async def _resume(self, stream: EventStream, attempt: Attempt, work: Work, torn: AnswerTorn) -> None:
         parts = self._parts
         attempt.close(failed=True)
+        work = replace(work, broke=True)
         for _attempt in range(1, parts.settings.retries.max_attempts):
             again = await parts.attempts.first_answer(work, is_retry=True)
             try:

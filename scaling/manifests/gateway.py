@@ -57,10 +57,12 @@ def gateway_objects(target: Target, *, servers: Sequence[str] = (), registry: st
     selector = {"matchLabels": labels(GATEWAY)}
     deployment = {"replicas": _NUM_GATEWAYS, "selector": selector, "template": pod_template(GATEWAY, pod)}
     ports = [{"name": "http", "port": 80, "targetPort": "http"}]
+    # Objects (videos, responses) and prefixes are known to the gateway that made them.
+    service = {"selector": labels(GATEWAY), "ports": ports, "sessionAffinity": "ClientIP"}
     return [
         config_map(GATEWAY, target, gateway_config(target, servers=servers, registry=registry)),
         manifest("apps/v1", "Deployment", GATEWAY, target, spec=deployment),
-        manifest("v1", "Service", GATEWAY, target, spec={"selector": labels(GATEWAY), "ports": ports}),
+        manifest("v1", "Service", GATEWAY, target, spec=service),
         manifest("policy/v1", "PodDisruptionBudget", GATEWAY, target, spec={"minAvailable": 1, "selector": selector}),
     ]
 

@@ -28,6 +28,7 @@ KEY_SHA256_VARIABLE = "SIXFOLD_REPLICA_KEY_SHA256"
 _NODE_LABELS = {"region": "topology.kubernetes.io/region", "zone": "topology.kubernetes.io/zone"}
 _PROBE_S = 5
 _STOP_MARGIN_S = 15
+_PREFIX = "sixfold-"
 _MAX_NAME = 52  # the hash and ordinal that Kubernetes adds must fit into 63 characters, too
 
 
@@ -59,12 +60,12 @@ def name_of(model: str) -> str:
     Raises:
         ConfigError: Nothing is left of it.
     """
-    slug = re.sub(r"[^a-z0-9]+", "-", model.lower())[:_MAX_NAME].strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", model.lower())[: _MAX_NAME - len(_PREFIX)].strip("-")
     if not slug:
         raise ConfigError(
             f"models.{model}: no name for Kubernetes can be made of {model!r}. Rename it, and keep the old name as an alias."
         )
-    return f"sixfold-{slug}"
+    return f"{_PREFIX}{slug}"
 
 
 def names_of(target: Target) -> Mapping[str, str]:

@@ -99,6 +99,8 @@ class Agent:
             ClusterError: It does not answer, or refuses. What runs there goes on.
         """
         status = await asyncio.to_thread(self._cluster.status)
+        if self._asked is None:
+            self._take_over(status)
         for model in self._specs:
             await self._decide(model)
         missing = [model for model, count in self.counts.items() if count and model not in status]
@@ -108,12 +110,19 @@ class Agent:
             self._asked = counts
         return status
 
+    def _take_over(self, status: Mapping[str, ServiceStatus]) -> None:
+        """Before the first word to the cluster: what runs there already stays until its load says otherwise."""
+        for model, spec in self._specs.items():
+            if model in status and model not in self._states:
+                self.counts[model] = min(max(self.counts[model], status[model].num_running), spec.max_replicas)
+
     async def _decide(self, model: str) -> None:
         loads = await self._loads(model)
         spec = self._specs.get(model)
         if spec is None:  # the file was changed meanwhile
             return
         count = self.counts[model]
+        loads = folded(loads, count)
         held = self._observer.num_held(model)
         if not loads and not held and count:
             return  # the first replicas start, or all were lost: either way the number stays
@@ -146,3 +155,26 @@ class Agent:
         except (httpx.HTTPError, msgspec.MsgspecError) as error:
             _LOG.warning("no load of %s: %s: %s", url, type(error).__name__, error)
             return None
+
+
+def folded(loads: Sequence[ModelLoad], count: int) -> tuple[ModelLoad, ...]:
+    """The loads of no more replicas than were ordered.
+
+    Those beyond that leave, or are a second revision on trial: they are no reason to order more, and their requests count.
+
+    Args:
+        loads: One each replica.
+        count: Replicas that were ordered.
+    """
+    if count == 0:
+        return ()  # they leave; who waits for a new one is counted in front
+    kept = list(loads[:count])
+    for i, more in enumerate(loads[count:]):
+        one = kept[i % count]
+        kept[i % count] = msgspec.structs.replace(
+            one,
+            num_in_flight=one.num_in_flight + more.num_in_flight,
+            num_waiting=one.num_waiting + more.num_waiting,
+            queued_units=one.queued_units + more.queued_units,
+        )
+    return tuple(kept)

@@ -78,7 +78,9 @@ class Revisions:
         for model, live in self._live.items():
             for service in (live.current, live.next):
                 if service is not None:
-                    services.append(replace(service, num_replicas=counts.get(model, 0)))
+                    # A trial needs someone to try, and someone to compare with, where the service may have none.
+                    fewest = 0 if live.next is None else 1
+                    services.append(replace(service, num_replicas=max(fewest, counts.get(model, 0))))
         self._engine.apply(services)
 
     def status(self) -> Mapping[str, ServiceStatus]:

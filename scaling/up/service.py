@@ -48,7 +48,10 @@ def run_up(config: Path, *, flags: Mapping[str, JsonValue], address: str | None,
                 )
             registry = f"{stack.enter_context(tempfile.TemporaryDirectory(prefix='sixfold-up-'))}/replicas.db"
         replica_key = (site.cluster.replica_key or key_of(registry)) if site.settings.server.api_keys else None
-        gateway = Gateway(site.gateway(registry, replica_key=replica_key), registry=open_registry(registry))
+        gateway = Gateway(
+            site.gateway(registry, replica_key=replica_key),
+            registry=open_registry(registry, ttl_s=site.cluster.lease_s),
+        )
 
         def on_ready(url: str, models: Sequence[str]) -> None:
             print(f"Sixfold serves {', '.join(models)} on {url}", flush=True)
@@ -76,7 +79,10 @@ def key_of(registry: str) -> str:
         ConfigError: The file can't be read or made.
     """
     if is_etcd(registry):
-        return secrets.token_urlsafe(32)
+        raise ConfigError(
+            "cluster.registry: with etcd and server.api_keys set cluster.replica_key, which all machines share: a key made at "
+            "each start would lock out the replicas that run."
+        )
     path = Path(f"{registry}.key")
     try:
         with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW, 0o600), "w") as file:

@@ -159,7 +159,7 @@ class Site:
 
 def is_etcd(registry: str) -> bool:
     """Whether a registry is one of many machines."""
-    return registry.startswith(ETCD_SCHEME)
+    return registry.startswith((ETCD_SCHEME, "etcds://"))
 
 
 def _registry_settings(registry: str, ttl_s: float) -> RegistrySettings:
@@ -209,6 +209,11 @@ def load_site(
     if settings.server.data_dir is not None:
         raise ConfigError(
             f"{document.where(('server', 'data_dir'))}: server.data_dir: replicas come and go and none keeps a folder. Remove it."
+        )
+    if "telemetry" in document.root:
+        raise ConfigError(
+            f"{document.where(('telemetry',))}: telemetry: 'sixfold up' and manifests send no traces yet. Remove it; "
+            "'sixfold serve' and 'sixfold gateway' do."
         )
     if cluster.registry is not None and not is_etcd(cluster.registry):
         registry = (path.resolve().parent / Path(cluster.registry).expanduser()).resolve()

@@ -178,7 +178,7 @@ class RunningSite:
         make = partial(Revisions, registry=self._registry, replica_key=self._replica_key)
         revisions = await asyncio.to_thread(make, self._engine, self._site, self._gateway)
         revisions.change(self._site, time.monotonic())  # what changed meanwhile
-        async with httpx.AsyncClient(timeout=_LOAD_TIMEOUT_S) as http:
+        async with httpx.AsyncClient(timeout=_LOAD_TIMEOUT_S, trust_env=False) as http:
             agent = Agent(self._specs(), revisions, self, clock=time.monotonic, http=http)
             self._agent, self._revisions = agent, revisions
             while self._ray is None or self._ray.is_running:

@@ -103,10 +103,12 @@ def test_whatever_happens_half_of_the_replicas_stay_and_the_share_holds(
         assert len(ejected) * 2 <= count
 
 
-def answer(found: OutlierDetector, replica_id: str, delay_s: float, now_s: float, times: int = 20) -> None:
+def answer(
+    found: OutlierDetector, replica_id: str, delay_s: float, now_s: float, times: int = 20, model: str = "chat"
+) -> None:
     """So many answers after so long, the last of them now."""
     for number in range(times):
-        found.sent(replica_id, number, now_s - delay_s)
+        found.sent(replica_id, number, now_s - delay_s, model=model)
         found.answered(replica_id, number, now_s)
 
 
@@ -120,12 +122,25 @@ def test_a_replica_that_is_slow_and_not_broken_is_ejected_and_one_with_a_few_lon
     assert found.ejected(40.1) == frozenset(), "it gets its chance again"
 
 
+def test_a_model_that_takes_longer_than_another_makes_nobody_slow() -> None:
+    found = detector(4)
+    found.ejected(0.0)
+    for replica_id, delay_s, model in (
+        ("r0", 6.0, "chat"),
+        ("r1", 7.0, "chat"),
+        ("r2", 0.02, "embed"),
+        ("r3", 0.02, "embed"),
+    ):
+        answer(found, replica_id, delay_s, 9.0, model=model)
+    assert found.ejected(10.0) == frozenset()
+
+
 def test_a_replica_that_answers_its_probes_and_nothing_else_is_found_by_what_waits_there() -> None:
     found = detector(2)
     found.ejected(0.0)
     answer(found, "r1", 0.2, 9.0)
     for number in range(20):
-        found.sent("r0", number, 2.0)
+        found.sent("r0", number, 2.0, model="chat")
     assert found.ejected(10.0) == {"r0"}
 
 
@@ -135,7 +150,7 @@ def test_what_was_given_up_and_what_has_nothing_to_compare_with_ejects_nobody() 
     answer(found, "r0", 9.0, 9.0)
     answer(found, "r1", 0.1, 9.0, times=19)
     for number in range(100, 140):
-        found.sent("r1", number, 1.0)
+        found.sent("r1", number, 1.0, model="chat")
         found.given_up("r1", number)
     assert found.ejected(10.0) == frozenset()
     off = detector(2, slow_factor=None)
@@ -157,6 +172,6 @@ def test_however_slow_replicas_are_the_bounds_of_ejection_hold(
     found = detector(4, max_ejection_percent=percent, slow_request_volume=volume)
     found.ejected(0.0)
     for number, (replica_id, delay_s) in enumerate(delays):
-        found.sent(replica_id, number, 9.0 - delay_s)
+        found.sent(replica_id, number, 9.0 - delay_s, model="chat")
         found.answered(replica_id, number, 9.0)
     assert len(found.ejected(10.0)) <= max(1, 4 * percent // 100)

@@ -151,3 +151,33 @@ async def test_what_a_cluster_out_of_reach_was_not_told_it_is_told_later(scene: 
     scene.cluster.is_gone = False
     await scene.step()
     assert scene.cluster.said == [{"chat": 1}]
+
+
+async def test_a_second_revision_on_trial_is_no_reason_for_more_replicas(scene: Scene) -> None:
+    for tick in range(20):
+        scene.loads = {f"http://{name}": server(tick, 0) for name in ("old", "new")}
+        assert await scene.step() == 1
+
+
+async def test_what_a_replica_too_many_does_counts_at_those_that_were_ordered(scene: Scene) -> None:
+    await scene.step()
+    scene.loads = {"http://old": server(0, 0, 4), "http://new": server(0, 0, 4)}
+    assert await scene.step() == 4
+
+
+async def test_a_replica_that_is_still_seen_while_it_leaves_does_not_undo_a_shrink(scene: Scene) -> None:
+    await scene.step()
+    counts: list[int] = []
+    for tick in range(200):
+        # It is seen until a step after it was told to go.
+        scene.loads = {"http://a": server(tick, 0)} if not counts or counts[-1] or counts[-2:-1] == [1] else {}
+        counts.append(await scene.step())
+    assert counts[-1] == 0
+    assert counts == sorted(counts, reverse=True)
+
+
+async def test_what_runs_already_stays_when_an_agent_takes_over(scene: Scene) -> None:
+    scene.cluster.running = {"chat": ServiceStatus(state="RUNNING", message="", num_running=4)}
+    scene.loads = {f"http://r{number}": server(0, 0) for number in range(4)}
+    assert await scene.step() == 4
+    assert scene.cluster.said == [{"chat": 4}]
