@@ -20,11 +20,9 @@ from sixfold.core.registry import ChangedEntry, RegistryDiff
 from sixfold.core.runtime.model_slot import ModelSlot
 from sixfold.core.runtime.report import NoReport, Report
 from sixfold.core.runtime.residence import Residence
-from sixfold.core.serving.directory import ModelState
+from sixfold.core.serving.directory import ModelState, takes_requests
 
 _log = logging.getLogger(__name__)
-
-_SETTLED = frozenset({ModelState.READY, ModelState.UNLOADED})
 
 
 class ModelHost:
@@ -82,8 +80,11 @@ class ModelHost:
 
     @property
     def ready(self) -> bool:
-        """Whether every model is ready, or will be for the first request."""
-        return not self._draining and all(slot.state in _SETTLED for slot in self._slots.values())
+        """Whether every model takes requests, or will be loaded for the first one. While a worker is being replaced, its model
+        does as long as it has another."""
+        return not self._draining and all(
+            slot.state is ModelState.UNLOADED or takes_requests(slot) for slot in self._slots.values()
+        )
 
     @property
     def draining(self) -> bool:

@@ -102,6 +102,11 @@ class HostedModel(Protocol):
         ...
 
 
+def takes_requests(model: HostedModel) -> bool:
+    """Whether a request would be served now: a model whose workers have ended and did not come back yet is READY, and is not."""
+    return model.state is ModelState.READY and bool(model.replicas)
+
+
 class Directory(Protocol):
     """The models of this server. Called in the event loop; must not block."""
 

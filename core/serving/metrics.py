@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from sixfold.core.errors import RequestError
+from sixfold.core.errors import RequestError, request_error_types
 from sixfold.core.messages import Finished
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -18,6 +18,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 _GAP_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0)
 _BATCH = tuple(float(2**power) for power in range(13))
+
+_REASONS = tuple(sorted({cls.default_code or "internal_error" for cls in request_error_types().values()}))
+_NOT_READY = ("load_failed", "loading", "model_failed")  # codes of `NotReady` that alerts ask for
 
 
 class _Counts(Protocol):
@@ -45,6 +48,11 @@ class ModelMetrics:
         self._request_s = 0.0
         self._counted_s = 0.0
         self.usage: dict[str, int] = {}
+        # A counter that begins at 1 has not risen for Prometheus: the first death of a worker must not be lost.
+        for reason in _REASONS:
+            families.failures.labels(model_name, reason)
+        for reason in (*_REASONS, *_NOT_READY):
+            families.rejections.labels(model_name, reason)
 
     def began(self, now_s: float) -> None:
         """Counts a request that a replica admitted; the monotonic time in seconds."""
@@ -147,7 +155,7 @@ class ServingMetrics:
         return found
 
     def models(self) -> Iterator[tuple[str, ModelMetrics]]:
-        """All models that had a request, by name."""
+        """All models that had a request or were looked at, by name."""
         return iter(tuple(self._models.items()))
 
     def http_request(self, route: str, method: str, status: int) -> None:

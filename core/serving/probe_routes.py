@@ -13,6 +13,7 @@ from sixfold.core.autoscaling.sample import sample_load
 from sixfold.core.decisions import merged
 from sixfold.core.errors import PermissionDenied
 from sixfold.core.serving.context import SCOPE_KEY, ServingContext
+from sixfold.core.serving.directory import HostedModel, ModelState, takes_requests
 from sixfold.core.serving.metrics import CONTENT_TYPE
 
 
@@ -49,7 +50,7 @@ class ProbeRoutes:
             status = "ready"
         else:
             status = "loading"
-        body = Readiness(status=status, models={model.name: model.state.value for model in directory.models()})
+        body = Readiness(status=status, models={model.name: _state(model) for model in directory.models()})
         return Response(msgspec.json.encode(body), 200 if status == "ready" else 503, media_type="application/json")
 
     async def load(self, _request: Request) -> Response:
@@ -77,3 +78,9 @@ class ProbeRoutes:
     async def metrics(self, _request: Request) -> Response:
         """``GET /metrics``: Prometheus text."""
         return Response(self._context.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
+
+
+def _state(model: HostedModel) -> str:
+    if model.state is ModelState.READY and not takes_requests(model):
+        return "restarting"
+    return model.state.value

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from sixfold.core.family import MetricKind, MetricSpec
 from sixfold.core.observations import read_observations
-from sixfold.core.serving.directory import Directory, HostedModel, ModelState
+from sixfold.core.serving.directory import Directory, HostedModel, takes_requests
 from sixfold.core.serving.metrics import ServingMetrics
 
 _LABELS = ("model_name", "engine")
@@ -56,6 +56,8 @@ class ReplicaCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All values at this moment."""
         models = tuple(self._directory.models())
+        for model in models:
+            self._metrics.model(model.name)  # its counters are there, at 0, before its first request
         yield from self._queues(models)
         declared = {spec.name: spec for spec in MANAGER_METRICS}
         for model in models:
@@ -79,7 +81,7 @@ class ReplicaCollector(Collector):
             spent.add_metric((name,), metrics.request_seconds(now_s))
         in_flight = {name: metrics.num_in_flight for name, metrics in self._metrics.models()}
         for model in models:
-            ready.add_metric((model.name,), float(model.state is ModelState.READY))
+            ready.add_metric((model.name,), float(takes_requests(model)))
             num_waiting = 0
             for index, replica in enumerate(model.replicas):
                 labels, snapshot = (model.name, str(index)), replica.snapshot

@@ -132,10 +132,13 @@ async def test_a_killed_worker_fails_its_requests_at_once_and_is_replaced(count_
         assert isinstance(events[-1].error, WorkerDied)
         slot = host.find("counter")
         assert slot is not None
+        while slot.replicas:
+            await asyncio.sleep(0)
+        assert not host.ready
         async with asyncio.timeout(60.0):
             while not (slot.replicas and slot.replicas[0] is not replica):
                 await slot.replaced.wait()
-        assert slot.state is ModelState.READY
+        assert slot.state is ModelState.READY and host.ready
         events = await events_of(slot.replicas[0].submit(count(2)))
         assert events[-1].result.total == 2
     finally:

@@ -17,7 +17,7 @@ from tests.core.serving.server_thread import ServerThread
 
 
 def test_health_is_about_the_process_and_ready_about_the_models() -> None:
-    model = FakeModel("parrot", state=ModelState.LOADING)
+    model = FakeModel("parrot", state=ModelState.LOADING, replicas=[FakeReplica()])
     with ServerThread(model) as served:
         assert served.ask("GET", "/health").status == 200
         loading = served.ask("GET", "/ready")
@@ -30,6 +30,29 @@ def test_health_is_about_the_process_and_ready_about_the_models() -> None:
         assert (draining.status, draining.json["status"]) == (503, "draining")
         refused = served.echo()
         assert (refused.status, refused.error["code"], refused.headers["retry-after"]) == (503, "draining", "1")
+
+
+def test_a_model_whose_workers_are_gone_is_not_ready_for_metrics_and_restarting_for_people() -> None:
+    model = FakeModel("parrot", replicas=[FakeReplica()])
+    with ServerThread(model) as served:
+        assert served.metric("sixfold:model_ready", model_name="parrot") == 1
+        model.replicas = ()
+        assert served.metric("sixfold:model_ready", model_name="parrot") == 0
+        assert served.ask("GET", "/ready").json["models"] == {"parrot": "restarting"}
+
+
+def test_counters_of_failures_stand_at_0_before_the_first_request_so_that_the_first_failure_is_a_rise() -> None:
+    with ServerThread(FakeModel("parrot")) as served:
+        served.ask("GET", "/metrics")
+        families = text_string_to_metric_families(served.ask("GET", "/metrics").body.decode())
+        reasons = {
+            family.name: {sample.labels["reason"]: sample.value for sample in family.samples}
+            for family in families
+            if family.name in ("sixfold:requests_failed", "sixfold:admission_rejections")
+        }
+    assert reasons["sixfold:requests_failed"]["worker_died"] == 0
+    for reason in ("queue_full", "model_failed", "load_failed", "loading", "worker_died"):
+        assert reasons["sixfold:admission_rejections"][reason] == 0
 
 
 def test_load_balancers_may_probe_with_head(served: ServerThread) -> None:

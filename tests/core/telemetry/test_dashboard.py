@@ -99,7 +99,7 @@ def gateway_exposed() -> Exposed:
     """What a gateway declares: its label names do not depend on traffic."""
     metrics = GatewayMetrics(lambda: {name: {("x",) * len(labels): 1.0} for name, (_text, labels) in GAUGES.items()})
     for family in vars(metrics).values():
-        if hasattr(family, "labels"):
+        if getattr(family, "_labelnames", ()):
             family.labels(*("x" for _label in family._labelnames))
     return samples_of(metrics.exposition().decode())
 
@@ -177,3 +177,17 @@ def test_panels_do_not_overlap() -> None:
         assert not cells & taken, panel["title"]
         assert place["x"] + place["w"] <= 24
         taken |= cells
+
+
+def test_a_gateway_without_servers_is_found_by_the_dashboard_and_by_its_alert() -> None:
+    alone = GatewayMetrics(lambda: {"gateway_buffered_bytes": {(): 0.0}, "gateway_replica_up": {}})
+    exposed = samples_of(alone.exposition().decode())
+    (variable,) = [each for each in DASHBOARD["templating"]["list"] if each["name"] == "gateway"]
+    metric = re.fullmatch(r"label_values\(([\w:]+), job\)", variable["definition"])
+    assert metric is not None and metric[1] in exposed
+    (rule,) = [each for each in RULES if each["alert"] == "SixfoldGatewayWithoutServers"]
+    alternatives = rule["expr"].split(" or ")
+    assert any(
+        {name for name in re.findall(r"sixfold:\w+", each.split("unless")[0])} <= exposed.keys()
+        for each in alternatives
+    )
