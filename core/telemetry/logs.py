@@ -44,7 +44,8 @@ _SECRETS = re.compile(
     r"(?P<name>\b(?:bearer|basic)\s+|\b(?:api[_-]?key|token|secret|password|authorization)[\"']?\s*[=:]\s*[\"']?(?:(?:bearer|basic)\s+)?)"
     r"(?P<value>[^\s\"',;&)}\]]{6,})"
     r"|\b(?P<prefix>sk-|hf_)[A-Za-z0-9_\-]{8,}"
-    r"|(?P<scheme>[a-z][a-z0-9+.\-]*://)[^\s/@:]+:[^\s/@]+@",
+    # Without the scheme's own letters: else each letter of a long word would be tried as their beginning.
+    r"|(?P<scheme>://)[^\s/@:]+:[^\s/@]+@",
     re.IGNORECASE,
 )
 
@@ -105,9 +106,15 @@ class PresentStderrHandler(logging.Handler):
     """Writes to what is ``sys.stderr`` at the moment: while bars are drawn, that is a proxy that prints above them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes one line; where stderr is closed, there is nobody to tell."""
+        """Writes one line. Where stderr is closed, there is nobody to tell; a record that can't be made a line is told there in
+        its place, as `logging` does, and never raises in whoever logged it."""
         try:
-            print(self.format(record), file=sys.stderr, flush=True)
+            line = self.format(record)
+        except Exception:  # whatever a library gave to be formatted
+            self.handleError(record)
+            return
+        try:
+            print(line, file=sys.stderr, flush=True)
         except (ValueError, OSError):
             return
 

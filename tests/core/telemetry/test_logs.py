@@ -14,6 +14,7 @@ from sixfold.core.serving.request_record import ACCESS_LOG
 from sixfold.core.serving.settings import ApiKeySettings, ServerSettings, hash_key
 from sixfold.core.telemetry.logs import (
     JsonFormatter,
+    PresentStderrHandler,
     TextFormatter,
     add_log_fields,
     configure_logging,
@@ -155,3 +156,21 @@ def test_a_process_says_how_it_logs_so_that_its_workers_do_the_same(monkeypatch:
     (handler,) = root.handlers
     found = json.loads(handler.format(record("x")))
     assert (found["pid"], found["model"], found["replica"]) == (7, "m", 1)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("word", ["a" * 200_000, "a." * 100_000, "a://" * 50_000, "x:" * 100_000, "token=" * 33_000])
+def test_a_long_word_is_read_in_time_that_grows_with_its_length(word: str) -> None:
+    redact(word)
+
+
+@pytest.mark.parametrize("before", ["", "see ", "(", '"', "'", "url=", "_", "-i", "1", "https://proxy/http:"])
+def test_a_password_in_an_address_is_struck_out_wherever_the_address_begins(before: str) -> None:
+    assert "hunter" not in redact(f"{before}http://user:hunter@host/")
+
+
+def test_a_record_that_makes_no_line_never_raises_in_whoever_logged_it(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = PresentStderrHandler()
+    handler.setFormatter(TextFormatter())
+    handler.handle(record("%d of %d", "one"))
+    assert "Logging error" in capsys.readouterr().err
