@@ -44,7 +44,7 @@ class Length:
 
 
 def draw_samples(
-    count: int, *, input_tokens: Length, output_tokens: Length, shared_prefix_tokens: int, seed: int
+    count: int, *, input_tokens: Length, output_tokens: Length, shared_prefix_tokens: int, seed: int, edition: int = 0
 ) -> list[Sample]:
     """Texts of random words, the same for the same seed; no two begin alike but for the shared prefix.
 
@@ -54,13 +54,14 @@ def draw_samples(
         output_tokens: Most tokens of each answer.
         shared_prefix_tokens: Words at the beginning of all: what a prefix cache finds again.
         seed: Of all that is drawn.
+        edition: Other editions have the same lengths and other words.
     """
-    rng = random.Random(seed)
-    prefix = [rng.choice(_WORDS) for _word in range(shared_prefix_tokens)]
+    rng, words_rng = random.Random(seed), random.Random(f"{seed}, edition {edition}")
+    prefix = [words_rng.choice(_WORDS) for _word in range(shared_prefix_tokens)]
     samples: list[Sample] = []
     for _sample in range(count):
         own = max(1, input_tokens.draw(rng) - shared_prefix_tokens)
-        words = [*prefix, *(rng.choice(_WORDS) for _word in range(own))]
+        words = [*prefix, *(words_rng.choice(_WORDS) for _word in range(own))]
         samples.append(Sample(text=" ".join(words), max_output_tokens=output_tokens.draw(rng)))
     return samples
 

@@ -17,6 +17,7 @@ from sixfold.core.benchmark.workload import Sample, Workload
 from sixfold.core.errors import UsageError
 
 _CONCURRENCY = 8
+_WARM_UP_EDITION = 2
 
 
 def run_bench(workload: Workload, args: argparse.Namespace) -> int:
@@ -39,12 +40,11 @@ def run_bench(workload: Workload, args: argparse.Namespace) -> int:
     ]
     load = Load(rate_per_s=args.rate, concurrency=None if args.rate else args.concurrency or _CONCURRENCY)
     samples = _samples(args)
+    warm_up = _drawn(args, args.warm_up, _WARM_UP_EDITION)
 
     async def run() -> list[Measured]:
         try:
-            return await measure(
-                targets, samples, load, num_rounds=args.rounds, num_warm_up=args.warm_up, seed=args.seed
-            )
+            return await measure(targets, samples, warm_up, load, num_rounds=args.rounds, seed=args.seed)
         finally:
             for target in targets:
                 target.close()
@@ -55,7 +55,7 @@ def run_bench(workload: Workload, args: argparse.Namespace) -> int:
         "workload": workload.name,
         "rate": load.rate_per_s,
         "concurrency": load.concurrency,
-        "requests": len(samples),
+        "requests": len(samples[0]),
         "rounds": args.rounds,
         "input_tokens": f"{args.input_tokens.low}:{args.input_tokens.high}",
         "output_tokens": f"{args.output_tokens.low}:{args.output_tokens.high}",
@@ -76,17 +76,37 @@ def _names(urls: list[str]) -> list[str]:
     return [url if url not in urls[:index] else f"{url} (again)" for index, url in enumerate(urls)]
 
 
-def _samples(args: argparse.Namespace) -> list[Sample]:
+def _samples(args: argparse.Namespace) -> list[list[Sample]]:
+    """What each address is asked. One that is given twice gets other texts of the same lengths the second time: the first ones
+    are in its prefix cache by then.
+
+    Raises:
+        UsageError: The data set can't be read, or its lines do not suffice for one address that is given twice.
+    """
+    is_pair = len(args.urls) == 2 and args.urls[0].rstrip("/") == args.urls[1].rstrip("/")
     if args.dataset is None:
-        return draw_samples(
-            args.requests,
-            input_tokens=args.input_tokens,
-            output_tokens=args.output_tokens,
-            shared_prefix_tokens=args.shared_prefix_tokens,
-            seed=args.seed,
-        )
+        return [_drawn(args, args.requests, index if is_pair else 0) for index in range(len(args.urls))]
     found = read_samples(args.dataset, default_output_tokens=args.output_tokens.high)
-    return [found[index % len(found)] for index in range(args.requests)]
+    if not is_pair:
+        return [[found[index % len(found)] for index in range(args.requests)]] * len(args.urls)
+    if len(found) < 2 * args.requests:
+        raise UsageError(
+            f"--dataset {args.dataset} has {len(found)} lines. One address given twice needs two for each request, since"
+            f" what it has been asked may be in its cache: at most --requests {len(found) // 2}."
+        )
+    # In turns, so that both halves are as long where a file is sorted by length.
+    return [found[0 : 2 * args.requests : 2], found[1 : 2 * args.requests : 2]]
+
+
+def _drawn(args: argparse.Namespace, count: int, edition: int) -> list[Sample]:
+    return draw_samples(
+        count,
+        input_tokens=args.input_tokens,
+        output_tokens=args.output_tokens,
+        shared_prefix_tokens=args.shared_prefix_tokens,
+        seed=args.seed,
+        edition=edition,
+    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -43,32 +43,35 @@ class Measured:
 
 
 async def measure(
-    targets: Sequence[Target], samples: Sequence[Sample], load: Load, *, num_rounds: int, num_warm_up: int, seed: int
+    targets: Sequence[Target],
+    samples: Sequence[Sequence[Sample]],
+    warm_up: Sequence[Sample],
+    load: Load,
+    *,
+    num_rounds: int,
+    seed: int,
 ) -> list[Measured]:
     """Loads each server in turns, ABBA: whatever drifts on the machine meets both alike.
 
     Args:
         targets: One or two.
-        samples: Split over the rounds; in each, all targets get the same ones, at the same moments.
+        samples: Of each target, as many of each; split over the rounds, in which all targets get theirs at the same moments.
+        warm_up: Sent to each before anything is measured; of texts that do not come again, so that no prefix cache knows
+            what comes.
         load: How they are sent.
         num_rounds: Of all.
-        num_warm_up: Requests to each before anything is measured; they are the first samples again, reversed, so that no
-            prefix cache knows what comes.
         seed: Of the arrivals.
     """
     for target in targets:
         await target.prepare()
-        warm_up = [
-            Sample(text=sample.text[::-1], max_output_tokens=sample.max_output_tokens, body=sample.body)
-            for sample in samples
-        ]
-        await run_closed_loop(target.ask, warm_up[:num_warm_up], concurrency=4, clock=time.perf_counter)
+        await run_closed_loop(target.ask, warm_up, concurrency=4, clock=time.perf_counter)
     measured = [Measured() for _target in targets]
     for number in range(num_rounds):
-        mine = samples[number::num_rounds]
         order = list(enumerate(targets))
         for index, target in order if number % 2 == 0 else reversed(order):
-            measured[index].rounds.append(await _run(target, mine, load, random.Random(seed + number)))
+            measured[index].rounds.append(
+                await _run(target, samples[index][number::num_rounds], load, random.Random(seed + number))
+            )
     return measured
 
 

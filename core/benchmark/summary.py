@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -34,8 +35,8 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile of rising values; the maximum when there are few."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    """The nearest-rank percentile of rising values: the first that at least this share of all does not exceed."""
+    return ordered[max(1, math.ceil(share * len(ordered))) - 1]
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from sixfold.core.benchmark.client import Address, Answer
 from sixfold.core.benchmark.dataset import Length, draw_samples, read_samples
 from sixfold.core.benchmark.outcome import Outcome, read_answer
 from sixfold.core.benchmark.slo import Slo
-from sixfold.core.benchmark.summary import Spread, summarize
+from sixfold.core.benchmark.summary import Spread, percentile, summarize
 from sixfold.core.errors import UsageError
 from sixfold.core.plugins import load_plugins
 from sixfold.plugins.embedding.workloads import EMBEDDINGS
@@ -139,6 +139,51 @@ async def test_two_servers_get_the_same_requests_in_turns_and_are_compared(
     assert len(drawn.findall(".//{http://www.w3.org/2000/svg}polyline")) == 6
 
 
+def prompts_of(replica: ScriptedReplica) -> list[str]:
+    return [json.loads(seen.body)["messages"][0]["content"] for seen in replica.seen]
+
+
+async def test_one_server_given_twice_never_gets_a_text_twice_and_lengths_are_those_of_the_first(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    replica, figures = ScriptedReplica("a", GOOD), tmp_path / "figures.json"
+    await replica.start()
+    try:
+        arguments = ("--requests", "4", "--rounds", "1", "--warm-up", "2", "--concurrency", "1")
+        lengths = ("--input-tokens", "20:40", "--output-tokens", "3:9", "--shared-prefix-tokens", "10")
+        status, _out, _err = await bench(
+            capsys, replica.url, f"{replica.url}/", *arguments, *lengths, "--json", str(figures)
+        )
+    finally:
+        await replica.kill()
+    assert status == 0
+    prompts = prompts_of(replica)
+    first, second = prompts[4:8], prompts[8:]
+    assert [len(prompt.split()) for prompt in first] == [len(prompt.split()) for prompt in second]
+    prefixes = [{" ".join(prompt.split()[:10]) for prompt in part} for part in (first, second)]
+    assert [len(each) for each in prefixes] == [1, 1] and prefixes[0] != prefixes[1]
+    assert not {*prompts[:4]} & {*first, *second}
+
+
+async def test_lines_of_a_file_are_no_warm_up_and_are_split_over_a_server_given_twice(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    replica, path = ScriptedReplica("a", GOOD), tmp_path / "data.jsonl"
+    bodies = [{"messages": [{"role": "user", "content": f"line {n}"}], "stream": True} for n in range(4)]
+    path.write_text("".join(f"{json.dumps(body)}\n" for body in bodies))
+    arguments = ("--dataset", str(path), "--rounds", "1", "--warm-up", "3", "--concurrency", "1")
+    await replica.start()
+    try:
+        status, _out, _err = await bench(capsys, replica.url, replica.url, *arguments, "--requests", "2")
+        refused, _out, complaint = await bench(capsys, replica.url, replica.url, *arguments, "--requests", "3")
+    finally:
+        await replica.kill()
+    assert status == 0
+    of_file = [prompt for prompt in prompts_of(replica) if prompt.startswith("line")]
+    assert of_file == ["line 0", "line 2", "line 1", "line 3"] and len(replica.seen) == 10
+    assert refused == 2 and "at most --requests 2" in complaint
+
+
 async def test_a_server_that_fails_everything_ends_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     replica = ScriptedReplica("a", Reply(status=503))
     await replica.start()
@@ -236,6 +281,14 @@ def test_percentiles_are_values_that_occurred_and_rise(values: list[float]) -> N
     rising = [spread.p50, spread.p90, spread.p95, spread.p99, spread.max]
     assert rising == sorted(rising) and set(rising) <= set(values)
     assert sum(value < spread.p50 for value in values) <= len(values) / 2
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "rank"),
+    [(0.5, 2, 1), (0.5, 3, 2), (0.95, 20, 19), (0.95, 21, 20), (0.99, 100, 99), (0.99, 1, 1)],
+)
+def test_a_percentile_has_the_nearest_rank(share: float, count: int, rank: int) -> None:
+    assert percentile([float(each) for each in range(1, count + 1)], share) == rank
 
 
 def outcome(e2e_s: float, *, ttft_s: float = 0.1, tokens: int = 11, error: str | None = None) -> Outcome:
