@@ -83,6 +83,13 @@ def open_page(browser: Browser, url: str, **options: Any) -> Generator[tuple[Pag
         context.close()
 
 
+def wait_until(page: Page, condition: str) -> None:
+    """Asks the page until an expression holds; pytest's own time limit ends it. Playwright's waiting needs `eval`, which the
+    page's policy forbids."""
+    while not page.evaluate(condition):
+        pass
+
+
 def barriers(page: Page) -> list[str]:
     """What axe finds that keeps people out: rules that are broken seriously, each with the elements."""
     page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8"))

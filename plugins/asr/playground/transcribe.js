@@ -6,7 +6,7 @@ import { record } from "./recorder.js";
 
 export function mount(root, context) {
   const panel = new Transcribe(root, context);
-  return { update: panel.picker.update, hide: () => panel.player.pause() };
+  return { update: panel.picker.update, show: () => (panel.isShown = true), hide: () => panel.leave() };
 }
 
 class Transcribe {
@@ -15,6 +15,7 @@ class Transcribe {
     this.announce = announce;
     this.file = null;
     this.recording = null;
+    this.isShown = true;
     this.running = null;
     this.words = []; // {start, end, node}
     this.build(root, models);
@@ -68,18 +69,44 @@ class Transcribe {
   }
 
   async toggleMic() {
+    const recording = this.recording;
+    this.mic.disabled = true; // a second click must not start a second recording, which nobody would stop
     try {
-      if (this.recording) {
-        const recording = this.recording;
-        this.recording = null;
-        this.mic.textContent = "Record";
-        this.take(await recording.stop());
-        await this.transcribe();
-      } else {
-        this.recording = await record();
-        this.mic.textContent = "Stop recording";
-        this.announce("Recording.");
-      }
+      if (recording) await this.endRecording();
+      else await this.beginRecording();
+    } catch (error) {
+      this.problem.show(error);
+      return;
+    } finally {
+      this.mic.disabled = false;
+    }
+    if (recording) await this.transcribe();
+  }
+
+  async beginRecording() {
+    const recording = await record();
+    if (!this.isShown) { // the tab was left while the browser asked
+      await recording.stop();
+      return;
+    }
+    this.recording = recording;
+    this.mic.textContent = "Stop recording";
+    this.announce("Recording.");
+  }
+
+  async endRecording() {
+    const recording = this.recording;
+    this.recording = null;
+    this.mic.textContent = "Record";
+    this.take(await recording.stop());
+  }
+
+  /** Nothing sounds and nothing listens in a tab that is not shown; what was recorded stays, to be transcribed. */
+  async leave() {
+    this.isShown = false;
+    this.player.pause();
+    try {
+      if (this.recording) await this.endRecording();
     } catch (error) {
       this.problem.show(error);
     }

@@ -86,6 +86,8 @@ class Chat {
 
   clear() {
     this.running?.abort();
+    this.running = null;
+    this.send.textContent = "Send";
     this.messages = [];
     this.log.replaceChildren(el("p", { class: "empty" }, "Ask something."));
     this.problem.clear();
@@ -127,24 +129,27 @@ class Chat {
   /** Answers the last message, and goes on after tool calls. */
   async answer() {
     this.problem.clear();
-    this.running = new AbortController();
+    const messages = this.messages; // a new conversation has others, and must not get the end of this one
+    const running = (this.running = new AbortController());
     this.send.textContent = "Stop";
     try {
       for (let round = 0; round < MAX_ROUNDS; round += 1) {
-        const calls = await this.answerOnce(this.body(), this.running.signal);
-        if (!calls.length) break;
+        const calls = await this.answerOnce(this.body(), messages, running.signal);
+        if (!calls.length || messages !== this.messages) break;
         for (const call of calls) this.runTool(call);
       }
     } catch (error) {
-      this.problem.show(error);
+      if (messages === this.messages) this.problem.show(error);
       if (error.name === "AbortError") this.announce("Stopped.");
     } finally {
-      this.running = null;
-      this.send.textContent = "Send";
+      if (this.running === running) {
+        this.running = null;
+        this.send.textContent = "Send";
+      }
     }
   }
 
-  async answerOnce(body, signal) {
+  async answerOnce(body, messages, signal) {
     this.code.set({
       path: "v1/chat/completions", json: body, stream: true,
       python: `stream = client.chat.completions.create(\n${pythonArguments(body)}\n)\nfor chunk in stream:\n` +
@@ -154,8 +159,9 @@ class Chat {
     try {
       for await (const { data } of this.api.events("v1/chat/completions", { json: body, signal })) turn.take(data);
     } finally {
+      if (!turn.isWhole) turn.calls = []; // half a call has no result, and no server takes it back without one
       turn.end();
-      if (turn.text || turn.calls.length) this.messages.push(turn.message());
+      if (turn.text || turn.calls.length) messages.push(turn.message());
       if (signal.aborted) turn.say("stopped");
     }
     this.announce(turn.text || "The model called a tool.");
@@ -189,6 +195,7 @@ class Turn {
     this.text = "";
     this.reasoning = "";
     this.calls = [];
+    this.isWhole = false; // its end was told
     this.usage = null;
     this.began = performance.now();
     this.first = null;
@@ -202,6 +209,7 @@ class Turn {
 
   take(chunk) {
     if (chunk.usage) this.usage = chunk.usage;
+    if (chunk.choices?.[0]?.finish_reason) this.isWhole = true;
     const delta = chunk.choices?.[0]?.delta;
     if (!delta) return;
     if (delta.content || delta.tool_calls || delta.reasoning_content) this.first ??= performance.now();
