@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -15,7 +16,8 @@ from sixfold.core.serving.keys import Principal
 from sixfold.core.serving.live_feed import LiveFeed
 
 MAX_FEEDS = 16
-"""Streams at the same time: each costs the serving process a message four times a second."""
+"""Streams of one key at the same time: each costs the serving process a message four times a second. By key, so that none can
+keep the others from looking."""
 
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -31,27 +33,31 @@ class LiveRoutes:
     def __init__(self, context: ServingContext, ledger: MemoryLedger | None) -> None:
         self._context = context
         self._ledger = ledger
-        self._num_feeds = 0
+        self._num_feeds: Counter[str] = Counter()
 
     async def live(self, request: Request) -> Response:
         """``GET /live``: one moment as JSON, or a stream of server-sent events for whoever accepts ``text/event-stream``.
 
         Raises:
-            RateLimited: As many as may watch do so already.
+            RateLimited: As many of this key watch already as may.
         """
         principal: Principal = request.scope[SCOPE_KEY].principal
         feed = LiveFeed(self._context, principal, self._ledger)
         if "text/event-stream" not in request.headers.get("accept", "") or request.method == "HEAD":
             return Response(msgspec.json.encode(feed.message()), media_type="application/json")
-        if self._num_feeds >= MAX_FEEDS:
-            raise RateLimited(f"{MAX_FEEDS} live views are open already. Close one and try again.", retry_after_s=5.0)
-        return StreamingResponse(self._counted(feed), headers=_STREAM_HEADERS, media_type="text/event-stream")
+        if self._num_feeds[principal.name] >= MAX_FEEDS:
+            raise RateLimited(
+                f"{MAX_FEEDS} live views of this key are open already. Close one and try again.", retry_after_s=5.0
+            )
+        return StreamingResponse(
+            self._counted(feed, principal.name), headers=_STREAM_HEADERS, media_type="text/event-stream"
+        )
 
-    async def _counted(self, feed: LiveFeed) -> AsyncIterator[bytes]:
-        self._num_feeds += 1
+    async def _counted(self, feed: LiveFeed, holder: str) -> AsyncIterator[bytes]:
+        self._num_feeds[holder] += 1
         try:
             async for frame in feed.frames():
                 yield frame
         finally:
             feed.close()
-            self._num_feeds -= 1
+            self._num_feeds[holder] -= 1

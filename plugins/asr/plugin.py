@@ -19,7 +19,7 @@ METRICS = (
         name="audio_duration_seconds_total", kind=_COUNTER, help="Seconds of speech windows that were recognized."
     ),
     MetricSpec(name="audio_windows_total", kind=_COUNTER, help="Windows that were recognized."),
-    MetricSpec(name="audio_rtf", kind=_GAUGE, help="Seconds of computing for a second of audio, lately."),
+    MetricSpec(name="audio_compute_rtf", kind=_GAUGE, help="Seconds of computing for a second of audio, lately."),
 )
 WHISPER_METRICS = (
     *METRICS,

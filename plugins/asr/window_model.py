@@ -171,7 +171,7 @@ class WindowModel(StepModel[WindowT, AsrInput, AsrOutput], Generic[WindowT]):
         return {
             "audio_duration_seconds_total": self._audio_s,
             "audio_windows_total": self._num_windows,
-            "audio_rtf": self._rtf,
+            "audio_compute_rtf": self._rtf,
         }
 
     def _check_diarization(self, wanted: TranscribeInput) -> None:

@@ -321,4 +321,4 @@ def test_metrics_count_the_audio(speech_server: DemoServer, client: openai.OpenA
     text = urlopen(f"{speech_server.url}/metrics").read().decode()
     seconds = next(line for line in text.splitlines() if line.startswith("sixfold:audio_duration_seconds_total"))
     assert float(seconds.rpartition(" ")[2]) > 0
-    assert "sixfold:audio_rtf{" in text
+    assert "sixfold:audio_compute_rtf{" in text

@@ -2,6 +2,7 @@
 
 const NUM_STEPS = 600;
 const NUM_LOGGED = 200;
+const MAX_UNSEEN_STEPS = 50; // for a sequence whose end may be among the events that were dropped
 
 /** The history of one replica. `take` is given its part of each message. */
 export class BatchHistory {
@@ -25,8 +26,11 @@ export class BatchHistory {
   take(part) {
     if (part.watch !== this.watch) this.restart();
     this.watch = part.watch;
-    this.numDropped = part.num_dropped;
     for (const event of part.events) this[event.kind](event);
+    if (part.num_dropped > this.numDropped) {
+      for (const sequence of this.sequences.values()) sequence.numUnseen = 0;
+    }
+    this.numDropped = part.num_dropped;
   }
 
   joined(event) {
@@ -34,7 +38,7 @@ export class BatchHistory {
     let lane = this.lanes.indexOf(null);
     if (lane < 0) lane = this.lanes.push(null) - 1;
     this.lanes[lane] = event.sequence;
-    const sequence = { ...event, lane, step: null, numSteps: 0, done: 0, isNew: true };
+    const sequence = { ...event, lane, step: null, numSteps: 0, done: 0, isNew: true, numUnseen: null };
     this.sequences.set(event.sequence, sequence);
     this.write({ kind: "joined", sequence });
   }
@@ -50,6 +54,8 @@ export class BatchHistory {
       sequence.done += units;
       cells.push([sequence.lane, sequence.request, units, sequence.isNew, number]);
       sequence.isNew = false;
+      if (units > 0) sequence.numUnseen = null; // it runs: its end was not dropped
+      else if (sequence.numUnseen !== null && ++sequence.numUnseen > MAX_UNSEEN_STEPS) this.forget(sequence);
     }
     const gap = before ? Math.max(0, event.at_s - event.seconds - before.at) : 0;
     this.steps.push({
@@ -64,11 +70,15 @@ export class BatchHistory {
   left(event) {
     const sequence = this.sequences.get(event.sequence);
     if (!sequence) return;
-    this.sequences.delete(event.sequence);
-    this.lanes[sequence.lane] = null;
+    this.forget(sequence);
     this.write({ kind: "left", sequence, reason: event.reason, step: event.step });
     const cell = this.steps.at(-1)?.cells.find((each) => each[4] === event.sequence);
     if (cell) cell[5] = event.reason;
+  }
+
+  forget(sequence) {
+    this.sequences.delete(sequence.sequence);
+    this.lanes[sequence.lane] = null;
   }
 
   write(row) {

@@ -7,6 +7,7 @@ import { Timeline } from "./timeline.js";
 const RETRY_MS = 2000;
 const DECISIONS_MS = 3000;
 const NUM_ROWS = 12;
+const MAY_PASS = [429, 503]; // refusals after which the feed is asked for again
 
 export function mount(root, context) {
   return new LiveView(root, context);
@@ -75,12 +76,13 @@ class LiveView {
         this.state.textContent = "the server ended the feed";
       } catch (error) {
         if (feed.signal.aborted) return;
-        if (error.status && error.status !== 503) {
+        if (error.status && !MAY_PASS.includes(error.status)) {
           this.problem.show(error);
-          this.feed = null;
+          this.state.textContent = "stopped";
+          this.rest();
           return;
         }
-        this.state.textContent = "no connection";
+        this.state.textContent = error.status === 429 ? "too many live views are open; waiting for one to close" : "no connection";
       }
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
     }
@@ -143,8 +145,9 @@ class LiveView {
       this.decisions.replaceChildren(...rows.slice(-20).reverse().map((row) => el("li", {},
         el("time", {}, new Date(row.time * 1000).toLocaleTimeString()), `${row.source} `, el("strong", {}, row.what), ` ${row.from} to ${row.to}`,
         el("span", { class: "reason" }, row.reason), row.objective ? el("small", {}, row.objective) : null)));
-    } catch {
-      // the feed says what is wrong with the connection
+    } catch (error) {
+      if (error.status === 403) this.tellsDecisions = false; // this key will never see them
+      // of all else, the feed says what is wrong with the connection
     }
   }
 }

@@ -4,6 +4,7 @@ import { codeBox, pythonArguments } from "../code.js";
 import { el, field, modelPicker, number, problemBox, read } from "../elements.js";
 
 const POLL_MS = 700;
+const RETRY_MS = 3000;
 const NUM_SHOWN = 12;
 
 export function mount(root, context) {
@@ -18,6 +19,7 @@ class Film {
     this.cards = new Map(); // by job id
     this.timer = 0;
     this.visible = false;
+    this.isFailing = false; // the last look
     this.build(root, models);
   }
 
@@ -97,8 +99,13 @@ class Film {
       const found = await this.api.json(`v1/videos?limit=${NUM_SHOWN}`);
       for (const job of found.data.reverse()) this.place(job);
       isBusy = found.data.some((job) => job.status === "queued" || job.status === "in_progress");
+      if (this.isFailing) this.problem.clear();
+      this.isFailing = false;
     } catch (error) {
       this.problem.show(error);
+      this.isFailing = true;
+      // A server that restarts or is busy answers again; a key that is refused stays so until it is changed.
+      if (!error.status || error.status === 429 || error.status >= 500) this.schedule(RETRY_MS);
       return;
     }
     if (isBusy) this.schedule(POLL_MS);
@@ -119,6 +126,7 @@ class Film {
       await this.api.request(`v1/videos/${card.id}`, { method: "DELETE" });
       this.cards.delete(card.id);
       card.node.remove();
+      card.free();
     } catch (error) {
       this.problem.show(error);
     }
@@ -131,6 +139,7 @@ class Card {
     this.id = job.id;
     this.film = film;
     this.status = null;
+    this.url = null; // of the clip, in the browser's memory
     this.sheet = el("div", { class: "sheet" });
     this.bar = el("progress", { max: 100, value: 0, "aria-label": "Progress" });
     this.caption = el("figcaption", {});
@@ -148,12 +157,21 @@ class Card {
     this.status = job.status;
   }
 
+  /** Gives the clip's memory back. */
+  free() {
+    if (this.url) URL.revokeObjectURL(this.url);
+    this.url = null;
+  }
+
   async load(isNew) {
     try {
       const response = await this.film.api.request(`v1/videos/${this.id}/content`);
       const video = el("video", { controls: true, loop: true, playsinline: true, "aria-label": this.caption.textContent });
       video.muted = true;
-      video.src = URL.createObjectURL(await response.blob());
+      const clip = await response.blob();
+      if (!this.node.isConnected) return; // removed meanwhile
+      this.free();
+      video.src = this.url = URL.createObjectURL(clip);
       this.sheet.replaceChildren(video);
       if (isNew && !matchMedia("(prefers-reduced-motion: reduce)").matches) video.play().catch(() => {});
       if (isNew) this.film.announce("The clip is ready.");

@@ -208,6 +208,20 @@ def test_a_key_sees_its_models_and_the_ids_of_its_own_requests_only() -> None:
         feed.close()
 
 
+def test_one_key_that_watches_as_often_as_it_may_keeps_no_other_out() -> None:
+    keys = tuple(ApiKeySettings(name=name, sha256=hash_key(f"{name}-key")) for name in ("ward", "laboratory"))
+    with ServerThread(FakeModel("parrot"), settings=ServerSettings(api_keys=keys)) as served:
+        feeds = [Feed(served, WARD) for _ in range(MAX_FEEDS)]
+        for feed in feeds:
+            feed.next()
+        stream = {"accept": "text/event-stream"}
+        assert served.ask("GET", "/live", headers=WARD | stream).status == 429
+        feeds.append(Feed(served, {"authorization": "Bearer laboratory-key"}))
+        assert feeds[-1].response.status == 200
+        for feed in feeds:
+            feed.close()
+
+
 def test_as_many_may_watch_as_the_server_can_bear() -> None:
     with ServerThread(FakeModel("parrot")) as served:
         feeds = [Feed(served) for _ in range(MAX_FEEDS)]

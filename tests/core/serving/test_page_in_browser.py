@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Route, sync_playwright
 
 from sixfold.core.batching.step_watch import Joined
 from sixfold.core.memory.ledger import MemoryLedger
@@ -156,6 +156,49 @@ def test_whoever_comes_back_to_the_live_view_sees_who_runs_now(
         replica.tell(served, other, stepped(30, (1, 1)))
         page.get_by_role("cell", name="later").wait_for()
         assert page.get_by_role("cell", name="req_1").count() == 0
+
+
+def test_a_sequence_whose_end_was_dropped_does_not_run_for_ever(
+    browser: Browser, served: ServerThread, replica: WatchedFake
+) -> None:
+    with open_page(browser, f"{served.url}#live") as (page, _seen):
+        show_steps(replica, served)
+        page.get_by_role("cell", name="req_1").wait_for()
+        replica.tell(served, stepped(30, (1, 1)), num_dropped=1)
+        page.get_by_text("1 events were dropped").wait_for()
+        replica.tell(served, *(stepped(number, (1, 1)) for number in range(31, 90)), num_dropped=1)
+        page.get_by_role("cell", name="req_2").wait_for(state="detached")
+        assert page.get_by_role("cell", name="req_1").count() == 1
+
+
+def test_a_live_view_that_is_refused_for_now_comes_back_and_a_key_that_sees_no_decisions_asks_once(
+    browser: Browser, api: TabbedAPI, replica: WatchedFake
+) -> None:
+    settings = ServerSettings(api_keys=(ApiKeySettings(name="ward", sha256=hash_key("right")),))
+    full, asked = [True], list[str]()
+    with (
+        ServerThread(FakeModel("parrot", replicas=[replica]), apis=[api], settings=settings) as served,
+        open_page(browser, served.url) as (page, _seen),
+    ):
+
+        def limit(route: Route) -> None:
+            if full:
+                full.clear()
+                route.fulfill(status=429, json={"error": {"message": "16 live views"}})
+            else:
+                route.continue_()
+
+        page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+        page.route("**/live", limit)
+        page.get_by_label("Key", exact=True).fill("right")
+        page.keyboard.press("Enter")
+        page.get_by_role("tab", name="Live").click()
+        page.get_by_text("too many live views are open").wait_for()
+        page.get_by_text("live", exact=True).wait_for()
+        page.get_by_role("tab", name="Echo").click()
+        with page.expect_response("**/live"):
+            page.get_by_role("tab", name="Live").click()
+        assert asked.count("decisions") <= 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
