@@ -107,7 +107,7 @@ def test_a_plugin_brings_a_tab_with_the_files_beside_it(tabbed: TabbedAPI) -> No
     with ServerThread(FakeModel("parrot"), apis=[tabbed]) as served:
         facts = served.ask("GET", "/playground/page.json").json
         (entry,) = facts["panels"]
-        assert facts["tells_decisions"] is False
+        assert facts["tells_decisions"] is True
         assert entry == {
             "id": "echo",
             "title": "Echo",
