@@ -81,7 +81,7 @@ class Files:
         """A file as a form would have brought it, for a line that names it.
 
         Raises:
-            InvalidRequest: There is none of this owner, or it is larger than an upload may be.
+            InvalidRequest: There is none of this owner, or it is larger than ``max_bytes``; nothing was read then.
         """
         try:
             job = await self.get(file_id, tenant=tenant)
@@ -90,7 +90,10 @@ class Files:
             raise InvalidRequest(f"{failure.message} Upload it with the purpose 'user_data'.") from None
         record = FileRecord.of(job)
         if record.num_bytes > max_bytes:
-            raise InvalidRequest(f"The file {file_id!r} is larger than the {max_bytes} bytes that one upload may have.")
+            raise InvalidRequest(
+                f"The file {file_id!r} is larger than the {max_bytes} bytes that are left of what the files of one request may "
+                "have (server.max_upload_bytes). Send less in one line."
+            )
         return Upload(record.filename, "application/octet-stream", await asyncio.to_thread(path.read_bytes))
 
     async def page(

@@ -105,9 +105,7 @@ class RowRunner:
             body,
             tenant=job.owner,
             request_id=request_id_of(job.id, ref.number),
-            open_file=lambda file_id: self._files.upload(
-                file_id, tenant=job.owner, max_bytes=self._settings.max_upload_bytes
-            ),
+            open_file=lambda file_id, max_bytes: self._files.upload(file_id, tenant=job.owner, max_bytes=max_bytes),
         )
 
 

@@ -307,6 +307,16 @@ async def test_no_more_lines_run_at_once_than_may(tmp_path: Path) -> None:
     assert most[0] == 3
 
 
+async def test_the_gate_keeps_no_name_of_a_model_of_which_no_line_runs() -> None:
+    gate = IdleGate(BatchSettings(max_rows=4), lambda _model: 0)
+    for number in range(100):
+        await gate.enter(f"unknown-{number}")
+        gate.leave(f"unknown-{number}")
+    await gate.enter("known")
+    assert gate.models == ("known",)
+    assert gate.num_running == 1
+
+
 async def test_lines_wait_while_the_results_have_no_room(tmp_path: Path) -> None:
     async with Server(tmp_path, say, bounds=BatchSettings(max_storage_bytes=1024)) as server:
         await server.outcomes.add("other", [Outcome(line=1, succeeded=True, data=b"x" * 512)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -332,6 +333,45 @@ def test_bytes_come_as_base64_and_forms_take_files_by_id_and_data_url(monkeypatc
         assert (by_url["heat"], by_url["loud"]) == (0.5, True)
         refused = [each["response"]["body"]["error"]["param"] for each in results(client, done.error_file_id)]
         assert refused == ["file", "file"]
+
+
+def test_a_line_that_names_more_than_an_upload_may_have_is_refused_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+
+    def read_bytes(path: Path) -> bytes:
+        read.append(path.name)
+        with path.open("rb") as file:
+            return file.read()
+
+    settings = ServerSettings(max_upload_bytes=100_000)
+    parrot = FakeModel("parrot", replicas=[FakeReplica()])
+    with ServerThread(parrot, apis=[EchoAPI(), KitchenAPI()], settings=settings) as served, client_of(served) as client:
+        sound = client.files.create(file=("sound.wav", b"R" * 40_000), purpose="user_data").id
+        forms: dict[str, dict[str, Any]] = {
+            "one": {"file": [sound]},
+            "some": {"image": [sound, sound]},
+            "twice": {"file": [sound, sound]},
+            "large": {"image": [sound] * 3},
+            "many": {"image": [sound] * 300},
+            "many of text": {"tags": ["x"] * 300},
+            "nested": {"image": [[sound] * 300]},
+        }
+        lines = [
+            {"custom_id": name, "method": "POST", "url": "/v1/upload", "body": {"model": "parrot", **fields}}
+            for name, fields in forms.items()
+        ]
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+        done = ended(client, begin(client, jsonl(*lines), endpoint="/v1/upload").id)
+        answers = {each["custom_id"]: each["response"] for each in results(client, done.output_file_id)}
+        refused = {each["custom_id"]: each["response"] for each in results(client, done.error_file_id)}
+    assert set(answers) == {"one", "some"}, refused
+    assert len(answers["some"]["body"]["image"]) == 2
+    assert {each["status_code"] for each in refused.values()} == {400}
+    params = {name: each["body"]["error"]["param"] for name, each in refused.items()}
+    assert params == {"twice": "file", "large": "image", "many": None, "many of text": None, "nested": "image"}
+    assert len(read) == 1 + 2 + 2, "of the large one the third is not read, and nothing of the others"
 
 
 def test_a_server_without_batches_in_use_makes_no_folder_for_them(served: ServerThread) -> None:

@@ -22,7 +22,7 @@ def text(**changes: object) -> str:
     return json.dumps({key: value for key, value in {**line, **changes}.items() if value is not None})
 
 
-def scanned(folder: Path, content: str | bytes, *, max_lines: int = 100, max_line_bytes: int = 400) -> Scan:
+def scanned(folder: Path, content: str | bytes, *, max_lines: int = 100, max_line_bytes: int = 650) -> Scan:
     path = folder / "lines.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return scan(path, endpoint="/v1/echo", max_lines=max_lines, max_line_bytes=max_line_bytes)
@@ -47,7 +47,8 @@ def scanned(folder: Path, content: str | bytes, *, max_lines: int = 100, max_lin
         (text(body=[1]), "invalid_body", 1, "body"),
         (text(body={"input": "a"}), "invalid_body", 1, "body"),
         (text(body={"model": "parrot", "stream": True}), "stream_unsupported", 1, "body.stream"),
-        (text() + "\n\n" + text(body={"model": "x" * 500}), "line_too_long", 3, None),
+        (text() + "\n\n" + text(body={"model": "x" * 700}), "line_too_long", 3, None),
+        (text(body={"model": "x" * 513}), "invalid_body", 1, "body.model"),
         (text() + "\r\n" + text(), "duplicate_custom_id", 2, "custom_id"),
     ],
 )
