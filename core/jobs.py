@@ -241,7 +241,10 @@ class JobStore:
         return await self._do(delete)
 
     async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_transaction, work)
+        # Shielded: who is cancelled must not take work back that still waits for the thread.
+        return await asyncio.shield(
+            asyncio.get_running_loop().run_in_executor(self._thread, self._in_transaction, work)
+        )
 
     def _in_transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._connection is None:
@@ -249,10 +252,11 @@ class JobStore:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             result = work(self._connection)
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # a full disk can have ended it
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
         return result
 
 
