@@ -144,7 +144,7 @@ class OutcomeStore:
             rows = connection.execute(
                 "SELECT data FROM outcomes WHERE batch_id = ? AND succeeded = ? ORDER BY line", (batch_id, succeeded)
             )
-            with files.create(".jsonl") as file:
+            with files.create(".jsonl", from_reserve=True) as file:
                 for (data,) in rows:
                     on_line(data)
                     file.write(data + b"\n")

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 _SWEEP_EVERY_S = 5.0
 _SWEEPS_PER_REMOVAL = 12
-"""Removal reads every record; the end of windows only what runs."""
+"""Removal asks the disk; the end of windows only looks at what runs."""
 _FULL_PAUSE_S = 10.0
 _DEFECT = LineError(
     code="internal_error", message="The server made a mistake with this batch. Tell the operator; the log says more."

@@ -244,3 +244,26 @@ async def test_a_job_whose_caller_is_cancelled_is_stored(tmp_path: Path, monkeyp
     faults.may_begin.set()
     assert len(await store.list(owner=None, kind="video", limit=9)) == 2
     await store.close()
+
+
+async def test_jobs_are_found_by_their_last_change_by_a_number_in_them_and_are_counted(tmp_path: Path) -> None:
+    clock = FakeClock()
+    store = JobStore(tmp_path / "jobs.sqlite3", clock=clock)
+    due = await store.create("file", "ward", {"expires_s": 50.0}, "batch")
+    never = await store.create("file", "ward", {"expires_s": None}, "batch")
+    clock.advance(10.0)
+    later = await store.create("file", "ward", {"expires_s": 50.5}, "user_data")
+    await store.create("file", "other", {}, "batch")
+    await store.create("batch", "ward", {"expires_s": 1.0}, "open")
+
+    async def found(**narrowed: Any) -> list[str]:
+        jobs = await store.list(owner="ward", kind="file", limit=9, order="asc", **narrowed)
+        return [job.id for job in jobs]
+
+    assert await found(due=("expires_s", 50.0)) == [due]
+    assert await found(due=("expires_s", 51.0)) == [due, later]
+    assert await found(changed_by_s=clock() - 10.0) == [due, never]
+    assert await store.count(owner="ward", kind="file", limit=9) == 3
+    assert await store.count(owner="ward", kind="file", limit=2) == 2
+    assert await store.count(owner="ward", kind="file", limit=9, states=("user_data", "x")) == 1
+    await store.close()

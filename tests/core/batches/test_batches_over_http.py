@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import httpx
 import openai
 import pytest
 
+from sixfold.core.batches.ledger import Files
 from sixfold.core.messages import Priority
 from sixfold.core.serving.settings import ApiKeySettings, BatchSettings, KeyLimits, ServerSettings, hash_key
+from tests.core.faulty_sqlite import Faults
 from tests.core.serving.fake_replica import EchoAPI, FakeModel, FakeReplica
 from tests.core.serving.kitchen_api import KitchenAPI
 from tests.core.serving.server_thread import ServerThread
@@ -296,6 +299,72 @@ def test_a_key_has_a_bounded_number_of_open_batches() -> None:
         submitted.finish("a")
         ended(client, batch.id)
         assert begin(client, jsonl(line("a"))).status == "validating"
+
+
+def test_parallel_creations_do_not_exceed_the_bound_of_open_batches() -> None:
+    settings = ServerSettings(batches=BatchSettings(max_open_batches=2, max_rows_beside_others=1))
+    replica = FakeReplica(by_hand=True)
+    with (
+        ServerThread(FakeModel("parrot", replicas=[replica]), settings=settings) as served,
+        client_of(served) as client,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        file = client.files.create(file=("lines.jsonl", jsonl(line("a"))), purpose="batch")
+
+        def begun(_number: int) -> bool:
+            try:
+                create(client, file.id)
+            except openai.RateLimitError:
+                return False
+            return True
+
+        assert sum(threads.map(begun, range(16))) == 2
+        for _ in range(2):
+            replica.next().finish("a")
+
+
+def test_a_key_has_a_bounded_number_of_files_and_of_batches() -> None:
+    settings = ServerSettings(batches=BatchSettings(max_files=2, max_batches=1))
+    with ServerThread(FakeModel("parrot", replicas=[FakeReplica()]), settings=settings) as served:
+        with client_of(served) as client, ThreadPoolExecutor(8) as threads:
+
+            def upload(_number: int) -> str | None:
+                try:
+                    return client.files.create(file=("lines.jsonl", jsonl(line("a"))), purpose="batch").id
+                except openai.RateLimitError as refused:
+                    assert refused.code == "too_many_files"
+                    return None
+
+            kept = [each for each in threads.map(upload, range(12)) if each is not None]
+            assert len(kept) == 2
+            ended(client, create(client, kept[0]).id)
+            with pytest.raises(openai.RateLimitError) as refused:
+                create(client, kept[0])
+            assert refused.value.code == "too_many_batches"
+            assert upload(0) is None, "the result is one of the key's files"
+            for each in client.files.list():
+                client.files.delete(each.id)
+            assert upload(0) is not None
+
+
+def test_an_upload_whose_record_cannot_be_stored_leaves_no_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = Faults(monkeypatch, "batches.sqlite3")
+    num = Files.num
+
+    async def num_then_full(files: Files, **rest: Any) -> int:
+        found = await num(files, **rest)
+        if files.store.ids():
+            faults.num_commits = 1
+        return found
+
+    monkeypatch.setattr(Files, "num", num_then_full)
+    settings = ServerSettings(data_dir=tmp_path)
+    with ServerThread(FakeModel("parrot"), settings=settings) as served, client_of(served) as client:
+        with pytest.raises(openai.InternalServerError):
+            client.files.create(file=("a", b"x"), purpose="user_data")
+        assert list((tmp_path / "batches" / "files").iterdir()) == []
 
 
 def test_bytes_come_as_base64_and_forms_take_files_by_id_and_data_url(monkeypatch: pytest.MonkeyPatch) -> None:
