@@ -61,7 +61,9 @@ def parallel_shape(question: MemoryQuestion) -> ParallelShape:
         num_rows=1,
         parameters=weights,
         itemsize=itemsize,
-        can_split_tokens=longest >= parallel_tokens(options, question.device) and not config.get("local_attention"),
+        can_split_tokens=longest >= parallel_tokens(options, question.device)
+        and not config.get("local_attention")
+        and (not config.get("sliding_window") or config.get("use_sliding_window") is False),
     )
 
 

@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sixfold.plugins.llm.closing_search import NO_TEXT, ClosingSearch, Ending, may_end
+from sixfold.plugins.llm.closing_search import MAX_NODES, NO_TEXT, ClosingSearch, Ending, may_end
 
 _WATCHED_TOKENS = 192
 """With so many tokens to spare beyond the way to the end, not every token is looked at."""
 _SHARE_UNWATCHED = 8
 """An eighth of what there is to spare may then go by: what closing costs would have to rise by 7 tokens with each."""
+_MAX_WORK = 4000
+"""Of one answer, in positions of a short one, some 15 us each. It is counted and not timed: equal requests get equal answers.
+One that has cost so much, as very long answers and those with very long ends do, is closed at once; its neighbours wait no more.
+"""
+_TOKENS_PER_WORK = 300
+"""A position of an answer this long costs twice as much: copies of it are as long as it is."""
 
 
 class Closing:
@@ -26,7 +32,18 @@ class Closing:
         ending: From there; None if it is not known.
     """
 
-    __slots__ = ("_due_left", "_ending", "_is_over", "_search", "_spelled", "_unread", "_vocabulary", "rest")
+    __slots__ = (
+        "_due_left",
+        "_ending",
+        "_is_over",
+        "_num_tokens",
+        "_search",
+        "_spelled",
+        "_unread",
+        "_vocabulary",
+        "_work",
+        "rest",
+    )
 
     def __init__(self, search: ClosingSearch, spelled: Any, ending: Ending | None = None) -> None:
         self._vocabulary = search.vocabulary
@@ -36,6 +53,8 @@ class Closing:
         self._unread: list[int] = []  # tokens that `_spelled` has not taken yet
         self._due_left: int | None = None  # no token is looked at while more may follow
         self._is_over = False
+        self._num_tokens = 0
+        self._work = 0.0
         self.rest: list[int] | None = None
         """The tokens that must still come, once the form is being closed."""
 
@@ -66,6 +85,7 @@ class Closing:
             return self._go_on(token_id)
         if self._is_over:
             return True
+        self._num_tokens += 1
         if self._due_left is None:
             self._begin(num_left)
         if self._due_left is None or num_left > self._due_left:
@@ -89,14 +109,17 @@ class Closing:
         if not after.consume_token(token_id):
             return True  # not for us to say: the grammar will find it, too
         spelled = self._vocabulary.spell(token_id)
+        self._charge(1)
         ending = self._still(spelled, after, num_left)
+        if ending is None and self._work > _MAX_WORK:
+            return self._close(matcher, num_left + 1)
         if ending is not None:
             self._unread.append(token_id)
         else:
             self._read()
             position = self._spelled.deep_copy()
             if spelled and position.try_consume_tokens(list(spelled)) == len(spelled):
-                ending = self._checked(self._search.find(position), after)
+                ending = self._checked(self._find(position), after)
             if ending is None or len(ending.tokens) > num_left:
                 return self._close(matcher, num_left + 1)
             self._spelled = position
@@ -127,12 +150,24 @@ class Closing:
 
     def _close(self, matcher: Any, num_left: int) -> bool:
         """Begins to close before the token that was not taken; gives up where that never fitted."""
-        known = self._ending or self._checked(self._search.find(self._spelled), matcher)
+        known = self._ending or self._checked(self._find(self._spelled), matcher)
         if known is None or len(known.tokens) > num_left:
             self._is_over = True
             return True
         self.rest = list(known.tokens)
         return False
+
+    def _find(self, position: Any) -> Ending | None:
+        left = int((_MAX_WORK - self._work) / self._weight())
+        found = self._search.find(position, max_nodes=max(1, min(MAX_NODES, left)))
+        self._charge(found.num_looked)
+        return found.ending
+
+    def _charge(self, num_looked: int) -> None:
+        self._work += num_looked * self._weight()
+
+    def _weight(self) -> float:
+        return 1.0 + self._num_tokens / _TOKENS_PER_WORK
 
     def _go_on(self, token_id: int) -> bool:
         assert self.rest is not None

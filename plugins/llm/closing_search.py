@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sixfold.plugins.llm.spelled_vocabulary import SpelledVocabulary
 
-_MAX_NODES = 600
+MAX_NODES = 600
 """Positions that are looked at, best first, 10 to 30 us each; beyond that the first choice is taken everywhere."""
 _MAX_LENGTH = 4096
 """Bytes of the longest end that is looked for."""
@@ -41,6 +41,18 @@ class Ending(NamedTuple):
     tokens: tuple[int, ...]
 
 
+class Found(NamedTuple):
+    """What a search came to.
+
+    Attributes:
+        ending: None if there is none.
+        num_looked: Positions that were looked at: what the search cost.
+    """
+
+    ending: Ending | None
+    num_looked: int
+
+
 NO_TEXT = Ending((), ())
 """The answer may end as it is."""
 
@@ -62,27 +74,30 @@ class ClosingSearch:
         self._quote = vocabulary.spell_bytes(b'"')
         self._hints = [spelled for hint in hints if (spelled := vocabulary.spell_bytes(hint.encode()))]
 
-    def find(self, matcher: Any) -> Ending | None:
-        """The way to the end that has the fewest bytes, as far as was looked; None if none was found.
+    def find(self, matcher: Any, *, max_nodes: int = MAX_NODES) -> Found:
+        """The way to the end that has the fewest bytes, as far as was looked.
 
         Args:
             matcher: The library's object over the spelled vocabulary; stays where it is.
+            max_nodes: Positions that are looked at for the shortest; beyond that the first way is taken.
         """
-        spelled = self._best_first(matcher)
-        return None if spelled is None else Ending(tuple(spelled), tuple(self.vocabulary.join(spelled)))
+        spelled, num_looked = self._best_first(matcher, max_nodes)
+        if spelled is None:
+            return Found(None, num_looked)
+        return Found(Ending(tuple(spelled), tuple(self.vocabulary.join(spelled))), num_looked + len(spelled))
 
-    def _best_first(self, matcher: Any) -> list[int] | None:
+    def _best_first(self, matcher: Any, max_nodes: int) -> tuple[list[int] | None, int]:
         # Invariant: no position on the heap is reached by fewer bytes than the one that was taken last, so the first that may
         # end is the nearest. Positions that are as far and may go on with the same bytes are taken for one.
         numbers = count()
         heap: list[tuple[int, int, tuple[int, ...], Any, bytes]] = [(0, next(numbers), (), matcher.deep_copy(), b"")]
         seen: set[tuple[int, bytes]] = set()
-        for _ in range(_MAX_NODES):
+        for num_looked in range(1, max_nodes + 1):
             if not heap:
-                return None
+                return None, num_looked
             length, _, spelled, position, barred = heapq.heappop(heap)
             if may_end(position):
-                return list(spelled)
+                return list(spelled), num_looked
             allowed = self._allowed(position)
             mask = allowed.tobytes()
             if position.is_error() or mask == barred or (length, mask) in seen:
@@ -95,7 +110,7 @@ class ClosingSearch:
                     barred = mask if text == self._quote else b""
                     heapq.heappush(heap, (length + len(text), -next(numbers), (*spelled, *text), there, barred))
         furthest = max(heap, default=None)
-        return None if furthest is None else self._straight_on(list(furthest[2]), furthest[3])
+        return None if furthest is None else self._straight_on(list(furthest[2]), furthest[3]), max_nodes
 
     def _straight_on(self, spelled: list[int], position: Any) -> list[int] | None:
         while len(spelled) < _MAX_LENGTH:

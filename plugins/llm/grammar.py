@@ -167,7 +167,7 @@ class GrammarCompiler:
         if matcher.is_error():
             raise InvalidRequest(f"{param!r} can't be enforced: {_reason(matcher)}", param=param)
         spelled = _MATCHER(self._search.vocabulary.tokenizer, text, log_level=0, limits=_LIMITS)
-        compiled = _Compiled(matcher, spelled, self._search, self._search.find(spelled))
+        compiled = _Compiled(matcher, spelled, self._search, self._search.find(spelled).ending)
         with self._lock:
             self._kept[text] = compiled
             while len(self._kept) > _MAX_CACHED:

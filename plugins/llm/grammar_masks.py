@@ -89,5 +89,8 @@ class GrammarMasks:
                 if grammar.is_closing:
                     grammar.mask_into(words[place])
             pairs = [(grammar.matcher, place) for place, grammar in enumerate(grammars) if not grammar.is_closing]
-            self._rows_in_parallel.unsafe_compute_mask_ptr(pairs, words.ctypes.data, self._num_words * 4, len(pairs))
+            if pairs:
+                self._rows_in_parallel.unsafe_compute_mask_ptr(
+                    pairs, words.ctypes.data, self._num_words * 4, len(grammars)
+                )
         return words

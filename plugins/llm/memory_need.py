@@ -104,7 +104,10 @@ def parallel_shape(question: MemoryQuestion) -> ParallelShape:
         num_rows=1,
         parameters=weights_bytes(question.path, itemsize=itemsize) // itemsize,
         itemsize=itemsize,
-        can_split_tokens=longest >= parallel_tokens(options, question.device) and not _looks_back(config),
+        # As `check_degrees` has it, so that `auto` chooses nothing that is refused at the load.
+        can_split_tokens=longest >= parallel_tokens(options, question.device)
+        and not _looks_back(config)
+        and options.speculation.method != "eagle3",
     )
 
 

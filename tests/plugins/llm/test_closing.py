@@ -303,3 +303,27 @@ def test_what_closes_has_its_log_probabilities_and_the_same_text(llama: Transfor
     assert len(choice.logprobs) == told.finish.usage.counts["completion_tokens"]
     assert all(one.chosen.logprob <= 0 for one in choice.logprobs)
     assert "".join(delta.text for delta in told.deltas) == choice.text
+
+
+def test_an_end_that_is_long_to_find_is_not_looked_for_at_each_token(babbler: Babbler) -> None:
+    """What an answer's searches look at is bounded, and the answer matches its form all the same."""
+    form = GrammarSpec(kind="regex", text="([a-z]{3} ){300}[a-z]*")
+    sequence = babbler.sequence(asking({}, 1300, grammar=form))
+    closing: Any = sequence.grammar._closing  # type: ignore[union-attr]  # pyright: ignore
+    looked = 0
+
+    class Counted:
+        def __init__(self, search: Any) -> None:
+            self._search = search
+            self.vocabulary = search.vocabulary
+
+        def find(self, position: Any, **bounds: int) -> Any:
+            nonlocal looked
+            found = self._search.find(position, **bounds)
+            looked += found.num_looked
+            return found
+
+    closing._search = Counted(closing._search)
+    said = babbler.say(sequence, 1).text
+    assert re.fullmatch(form.text, said)
+    assert looked < 3 * (600 + 1300), "of hundreds of tokens, each of which would have cost as much"

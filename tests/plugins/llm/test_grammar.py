@@ -226,3 +226,23 @@ def test_masks_are_computed_beside_the_device_thread(llama: TransformersModel) -
     assert row[0] == 1
     assert np.flatnonzero(row[1]).tolist() == _ids_of(llama, "q")
     assert threads != [threading.get_ident()]
+
+
+@pytest.mark.parametrize("closes", [(True, False), (False, True), (True, True)])
+def test_masks_of_forms_that_are_closed_beside_others(llama: TransformersModel, closes: tuple[bool, bool]) -> None:
+    grammars: list[Grammar] = []
+    for is_closing in closes:
+        request = request_of(asking(schema({"type": "string"}), max_tokens=3))
+        (sequence,) = llama.prepare(request, llama.split(request)[0])
+        assert sequence.grammar is not None
+        if is_closing:
+            assert sequence.grammar.accept(_ids_of(llama, '"')[0], 2)
+            assert not sequence.grammar.accept(_ids_of(llama, "a")[0], 0)
+        assert sequence.grammar.is_closing == is_closing
+        grammars.append(sequence.grammar)
+    masks = GrammarMasks(vocab_size=260, num_mask_tokens=260)
+    rows = masks.begin(grammars).wait()
+    masks.close()
+    for place, is_closing in enumerate(closes):
+        # Closed: the quotation mark that ends the string. Not begun: the one that begins it.
+        assert np.flatnonzero(rows[place]).tolist() == _ids_of(llama, '"'), is_closing

@@ -17,7 +17,7 @@ from sixfold.core.errors import ConfigError
 from sixfold.scaling.gateway.config_file import load_gateway_config
 from sixfold.scaling.manifests import command
 from sixfold.scaling.manifests.kinds import KINDS, render
-from sixfold.scaling.manifests.objects import KEY_SHA256_VARIABLE, KEY_VARIABLE, Manifest, Target
+from sixfold.scaling.manifests.objects import KEY_SHA256_VARIABLE, KEY_VARIABLE, Manifest, Target, name_of
 from sixfold.scaling.up.settings import load_site
 from tests.scaling.manifests.schemas import CUSTOM, INFERENCE_SERVICE_ONLY
 
@@ -202,3 +202,8 @@ def test_the_command_prints_them_and_names_files_that_the_image_must_hold(
     printed = capsys.readouterr()
     assert {each["metadata"]["namespace"] for each in yaml.safe_load_all(printed.out)} == {"ward"}
     assert "file:/models/chat must be in the image" in printed.err
+
+
+def test_names_leave_room_for_what_kubernetes_adds() -> None:
+    name = name_of("meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8-dynamic-and-more")
+    assert len(name) + len("-") + len("5f8b7c9d4d") <= 63

@@ -183,3 +183,16 @@ def test_models_come_and_go_with_the_file(tmp_path: Path) -> None:
     scene.revisions.change(replace(site, settings=more), 1.0)
     scene.revisions.run({"notes": 2})
     assert scene.engine.said[-1] == {"notes": 2}
+
+
+def test_a_trial_of_a_service_that_may_have_no_replica_has_one_of_each(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, {"kind": "canary"})
+    scene.change("second")
+    scene.revisions.run({"chat": 0})
+    assert [each.num_replicas for each in scene.engine.services.values()] == [1, 1]
+
+
+def test_a_service_that_may_have_no_replica_has_none_without_a_trial(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, {"kind": "canary"})
+    scene.revisions.run({"chat": 0})
+    assert [each.num_replicas for each in scene.engine.services.values()] == [0]

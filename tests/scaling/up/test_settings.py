@@ -69,6 +69,7 @@ def test_one_server_takes_the_same_file(tmp_path: Path) -> None:
         ({"cluster": {"services": {"chat": {"scaling": {"min_replicas": 2}}}}}, "Raise max_replicas"),
         ({"cluster": {"gateway": {"replicas": ["http://a"]}}}, "cluster.gateway.replicas: unknown key"),
         ({"server": {"data_dir": "jobs"}}, "data_dir"),
+        ({"telemetry": {"endpoint": "http://127.0.0.1:4318"}}, "send no traces yet"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(tmp_path: Path, parts: dict[str, Any], complaint: str) -> None:
