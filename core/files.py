@@ -9,7 +9,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from sixfold.core.errors import NotReady
@@ -251,7 +251,7 @@ class FileWriter:
 
 
 @contextlib.contextmanager
-def _no_room_is_not_ready() -> Iterator[None]:
+def _no_room_is_not_ready() -> Generator[None]:
     """The disk may be full, or this user's part of it, before the store is."""
     try:
         yield

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from pydantic import BaseModel
@@ -208,7 +208,7 @@ def _flat(fields: Mapping[str, Any], schema: type[BaseModel]) -> list[tuple[str,
         if not isinstance(value, list):
             found.append((name, value))
             continue
-        each: list[Any] = value
+        each = cast(list[Any], value)
         if len(each) > 1 and takes_upload(schema, name) and not takes_many(schema, name):
             raise InvalidRequest(f"Invalid parameter {name!r}: it takes one file, not {len(each)}.", param=name)
         found.extend((f"{name}[]", one) for one in each)
