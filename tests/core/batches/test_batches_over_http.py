@@ -347,6 +347,24 @@ def test_a_key_has_a_bounded_number_of_files_and_of_batches() -> None:
             assert upload(0) is not None
 
 
+def test_room_for_the_results_of_open_batches_is_kept_free_of_uploads() -> None:
+    replica = FakeReplica(by_hand=True)
+    settings = ServerSettings(batches=BatchSettings(max_storage_bytes=200_000, max_rows=1))
+    with (
+        ServerThread(FakeModel("parrot", replicas=[replica]), settings=settings) as served,
+        client_of(served) as client,
+    ):
+        batch = begin(client, jsonl(line("a"), line("b")))
+        replica.next().finish("x" * 60_000)
+        last = replica.next()  # begins when the first answer is stored
+        with pytest.raises(openai.InternalServerError) as full:
+            client.files.create(file=("big", b"x" * 100_000), purpose="user_data")
+        assert full.value.code == "storage_full"
+        last.finish("b")
+        assert ended(client, batch.id).request_counts.completed == 2
+        assert client.files.create(file=("big", b"x" * 100_000), purpose="user_data").bytes == 100_000
+
+
 def test_an_upload_whose_record_cannot_be_stored_leaves_no_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
