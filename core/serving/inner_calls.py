@@ -208,7 +208,7 @@ def _flat(fields: Mapping[str, Any], schema: type[BaseModel]) -> list[tuple[str,
         if not isinstance(value, list):
             found.append((name, value))
             continue
-        each = cast(list[Any], value)
+        each = cast(list[object], value)
         if len(each) > 1 and takes_upload(schema, name) and not takes_many(schema, name):
             raise InvalidRequest(f"Invalid parameter {name!r}: it takes one file, not {len(each)}.", param=name)
         found.extend((f"{name}[]", one) for one in each)
