@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from sixfold.core.errors import NotReady
@@ -16,6 +18,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{32}(?:\.[a-z0-9]{1,10})?", re.ASCII)
 _SUFFIX = re.compile(r"(?:\.[a-z0-9]{1,10})?", re.ASCII)
 _ID_BYTES = 24
 _PARTIAL = ".partial-"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FileStore:
@@ -24,7 +27,9 @@ class FileStore:
     Args:
         root: A folder of its own; made if it is not there. Files that are in it already are kept.
         ttl_s: How long a file is kept; None for ever.
-        max_bytes: Of all files together.
+        max_bytes: Of all files together, and of what is reserved.
+        min_file_bytes: What a file takes at least, however short it is.
+        reserved: Bytes that are kept free for `create` with ``from_reserve``.
         clock: Unix seconds.
     """
 
@@ -34,17 +39,23 @@ class FileStore:
         ttl_s: float | None,
         *,
         max_bytes: int = 10 * 1024**3,
+        min_file_bytes: int = 0,
+        reserved: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._root = root
         self._ttl_s = ttl_s
         self._max_bytes = max_bytes
+        self._min_file_bytes = min_file_bytes
+        self._reserved = reserved
         self._clock = clock
         self._lock = threading.Lock()
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left_over in root.glob(f"{_PARTIAL}*"):
             left_over.unlink(missing_ok=True)
-        self._sizes = {path.name: path.stat().st_size for path in root.iterdir() if _ID.fullmatch(path.name)}
+        self._sizes = {
+            path.name: max(path.stat().st_size, min_file_bytes) for path in root.iterdir() if _ID.fullmatch(path.name)
+        }
         self._num_bytes = sum(self._sizes.values())
 
     @property
@@ -66,16 +77,24 @@ class FileStore:
             file.write(data)
             return file.commit()
 
-    def create(self, suffix: str = "") -> FileWriter:
+    def create(self, suffix: str = "", *, from_reserve: bool = False) -> FileWriter:
         """Begins a file that is written piece by piece; it is there once `FileWriter.commit` was called.
 
         Args:
             suffix: As for `put`.
+            from_reserve: Whether it may take what is reserved.
+
+        Raises:
+            NotReady: There is no room.
         """
         assert _SUFFIX.fullmatch(suffix), f"{suffix!r} is no suffix such as '.png'"
         self.expire()
         path = self._root / (secrets.token_urlsafe(_ID_BYTES) + suffix)
-        return FileWriter(path, take=self._take, keep=self._keep, clock=self._clock)
+
+        def take(num_bytes: int) -> None:
+            self._take(num_bytes, 0 if from_reserve else self._reserved())
+
+        return FileWriter(path, take=take, keep=self._keep, clock=self._clock, min_bytes=self._min_file_bytes)
 
     def ids(self) -> tuple[str, ...]:
         """The ids of all files that were committed."""
@@ -119,13 +138,11 @@ class FileStore:
         except OSError:
             return 0.0  # it is being written
 
-    def _take(self, num_bytes: int) -> None:
+    def _take(self, num_bytes: int, num_reserved: int) -> None:
         """Takes room for a part of a file, or gives it back where the number is negative."""
         with self._lock:
-            if num_bytes > 0 and self._num_bytes + num_bytes > self._max_bytes:
-                raise NotReady(
-                    "The server's storage for files is full. Try again later.", code="storage_full", retry_after_s=60.0
-                )
+            if num_bytes > 0 and self._num_bytes + num_reserved + num_bytes > self._max_bytes:
+                raise _full()
             self._num_bytes += num_bytes
 
     def _keep(self, file_id: str, num_bytes: int) -> None:
@@ -148,6 +165,10 @@ class FileWriter:
         take: Takes room in the store, or raises.
         keep: Tells the store that the file is there.
         clock: Unix seconds.
+        min_bytes: Taken at least.
+
+    Raises:
+        NotReady: There is no room (``storage_full``).
     """
 
     def __init__(
@@ -157,15 +178,23 @@ class FileWriter:
         take: Callable[[int], None],
         keep: Callable[[str, int], None],
         clock: Callable[[], float],
+        min_bytes: int = 0,
     ) -> None:
         self._path = path
         self._take = take
         self._keep = keep
         self._clock = clock
         self._partial = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
-        self._file = os.fdopen(os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        self._num_taken = 0
         self._ended = False
         self.num_bytes = 0
+        with _no_room_is_not_ready():
+            self._file = os.fdopen(os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        try:
+            self._grow_to(min_bytes)
+        except NotReady:
+            self.abort()
+            raise
 
     def write(self, data: bytes | memoryview) -> None:
         """Adds to the file.
@@ -173,19 +202,25 @@ class FileWriter:
         Raises:
             NotReady: There is no room (``storage_full``).
         """
-        self._take(len(data))
+        self._grow_to(self.num_bytes + len(data))
         self.num_bytes += len(data)
-        self._file.write(data)
+        with _no_room_is_not_ready():
+            self._file.write(data)
 
     def commit(self) -> str:
-        """Puts the file on the disk, whole, and returns its id."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        now_s = self._clock()
-        os.utime(self._partial, (now_s, now_s))
-        self._partial.rename(self._path)
-        self._keep(self._path.name, self.num_bytes)
+        """Puts the file on the disk, whole, and returns its id. Where it raises, call `abort`.
+
+        Raises:
+            NotReady: There is no room (``storage_full``).
+        """
+        with _no_room_is_not_ready():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            now_s = self._clock()
+            os.utime(self._partial, (now_s, now_s))
+            self._partial.rename(self._path)
+        self._keep(self._path.name, self._num_taken)
         self._ended = True
         return self._path.name
 
@@ -195,13 +230,36 @@ class FileWriter:
             return
         self._ended = True
         try:
-            self._file.close()  # may have to write what is left, to a disk that is full
-        finally:
+            with contextlib.suppress(OSError):
+                self._file.close()  # may have to write what is left, to a disk that is full
             self._partial.unlink(missing_ok=True)
-            self._take(-self.num_bytes)
+        finally:
+            self._take(-self._num_taken)
+
+    def _grow_to(self, num_bytes: int) -> None:
+        """Takes what such a length needs beyond what was taken."""
+        more = num_bytes - self._num_taken
+        if more > 0:
+            self._take(more)
+            self._num_taken += more
 
     def __enter__(self) -> FileWriter:
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self.abort()
+
+
+@contextlib.contextmanager
+def _no_room_is_not_ready() -> Generator[None]:
+    """The disk may be full, or this user's part of it, before the store is."""
+    try:
+        yield
+    except OSError as failure:
+        if failure.errno in _FULL:
+            raise _full() from failure
+        raise
+
+
+def _full() -> NotReady:
+    return NotReady("The server's storage for files is full. Try again later.", code="storage_full", retry_after_s=60.0)

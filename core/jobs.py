@@ -186,6 +186,8 @@ class JobStore:
         after: str | None = None,
         order: Order = "desc",
         states: Collection[str] | None = None,
+        changed_by_s: float | None = None,
+        due: tuple[str, float] | None = None,
     ) -> tuple[Job, ...]:
         """Jobs in the order of their creation, newest first unless told.
 
@@ -196,19 +198,28 @@ class JobStore:
             after: The id of the last job of the page before.
             order: ``"desc"`` for newest first.
             states: In these states only.
+            changed_by_s: Those whose last change was at this Unix time or before.
+            due: A name in the payload, and what the number there may be at most; those without one are left out.
 
         Raises:
             InvalidRequest: There is no job ``after`` of this owner.
         """
 
         def read(connection: sqlite3.Connection) -> tuple[Job, ...]:
-            where, values = ["kind = ?"], [kind]
+            where: list[str] = ["kind = ?"]
+            values: list[str | float] = [kind]
             if owner is not None:
                 where.append("owner = ?")
                 values.append(owner)
             if states is not None:
                 where.append(f"state IN ({', '.join('?' * len(states))})")
                 values += states
+            if changed_by_s is not None:
+                where.append("updated_s <= ?")
+                values.append(changed_by_s)
+            if due is not None:
+                where.append("json_extract(payload, ?) <= ?")
+                values += [f"$.{due[0]}", due[1]]
             if after is not None:
                 if _one(connection, after, owner) is None:
                     raise InvalidRequest("There is no such job to list after.", param="after")
@@ -222,6 +233,19 @@ class JobStore:
             return tuple(map(_job, rows))
 
         return await self._do(read)
+
+    async def count(self, *, owner: str, kind: str, limit: int, states: Collection[str] | None = None) -> int:
+        """How many jobs of a kind an owner has, in any of ``states`` where given; counts up to ``limit``."""
+
+        def count(connection: sqlite3.Connection) -> int:
+            narrowed = "" if states is None else f" AND state IN ({', '.join('?' * len(states))})"
+            row = connection.execute(
+                f"SELECT count(*) FROM (SELECT 1 FROM jobs WHERE kind = ? AND owner = ?{narrowed} LIMIT ?)",
+                (kind, owner, *(states or ()), limit),
+            ).fetchone()
+            return int(row[0])
+
+        return await self._do(count)
 
     async def delete(self, job_id: str, *, owner: str | None) -> bool:
         """Removes a job; whether there was one of this id and owner."""
@@ -241,7 +265,10 @@ class JobStore:
         return await self._do(delete)
 
     async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_transaction, work)
+        # Shielded: who is cancelled must not take work back that still waits for the thread.
+        return await asyncio.shield(
+            asyncio.get_running_loop().run_in_executor(self._thread, self._in_transaction, work)
+        )
 
     def _in_transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._connection is None:
@@ -249,10 +276,11 @@ class JobStore:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             result = work(self._connection)
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # a full disk can have ended it
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
         return result
 
 

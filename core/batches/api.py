@@ -23,6 +23,8 @@ from sixfold.core.serving.api import Call, ModalityAPI, Route, Services
 from sixfold.core.serving.inner_calls import InnerCalls
 from sixfold.core.serving.settings import ServerSettings
 
+_MIN_FILE_BYTES = 4096
+"""What the shortest file takes of a disk, and its record of memory."""
 _FILE = "/v1/files/{file_id}"
 _BATCH = "/v1/batches/{batch_id}"
 
@@ -54,6 +56,8 @@ class BatchAPI(ModalityAPI):
         self._settings = settings
         self._parts: _Parts | None = None
         self._opening = asyncio.Lock()
+        # Between counting what a key has and storing one more nothing may be stored.
+        self._creating = asyncio.Lock()
 
     def routes(self) -> Sequence[Route]:
         """OpenAI's routes."""
@@ -91,9 +95,10 @@ class BatchAPI(ModalityAPI):
         """Takes a file.
 
         Raises:
-            RequestError: The form is wrong or too large, or there is no room.
+            RequestError: The form is wrong or too large, there is no room, or the key has too many files.
         """
         files = (await self._open()).files
+        await self._check_num_files(files, call.tenant)  # before all of it is sent
         form = await call.form(FileForm, files.store)
         keep_s = self._settings.batches.keep_files_s if form.expires_after is None else form.expires_after.seconds
         record = FileRecord(
@@ -105,7 +110,26 @@ class BatchAPI(ModalityAPI):
         if not record.num_bytes:
             await asyncio.to_thread(files.store.delete, record.stored_id)
             raise InvalidRequest("The file is empty. Send one with content.", param="file")
-        return call.respond(file_object(await files.add(record, tenant=call.tenant, purpose=form.purpose)))
+        # Shielded: a client that leaves now finds the file or nothing, never a record without bytes.
+        return call.respond(file_object(await asyncio.shield(self._add(files, record, call.tenant, form.purpose))))
+
+    async def _add(self, files: Files, record: FileRecord, tenant: str, purpose: str) -> Job:
+        try:
+            async with self._creating:
+                await self._check_num_files(files, tenant)
+                return await files.add(record, tenant=tenant, purpose=purpose)
+        except BaseException:
+            await asyncio.to_thread(files.store.delete, record.stored_id)
+            raise
+
+    async def _check_num_files(self, files: Files, tenant: str) -> None:
+        limit = self._settings.batches.max_files
+        if await files.num(tenant=tenant, limit=limit) >= limit:
+            raise RateLimited(
+                f"The key has {limit} files. Delete some, or wait until some expire.",
+                code="too_many_files",
+                retry_after_s=60.0,
+            )
 
     async def list_files(self, call: Call) -> Response:
         """Lists the key's files."""
@@ -160,7 +184,7 @@ class BatchAPI(ModalityAPI):
         Raises:
             InvalidRequest: The endpoint takes no batches, or the file is not for them.
             NotFound: The key has no such file.
-            RateLimited: The key has too many batches that have not ended.
+            RateLimited: The key has too many batches.
         """
         body = await call.json(BatchBody)
         if body.endpoint not in self._inner.paths:
@@ -175,13 +199,6 @@ class BatchAPI(ModalityAPI):
                 f"The file's purpose is {job.state!r}. Upload the lines with the purpose 'batch'.",
                 param="input_file_id",
             )
-        limit = self._settings.batches.max_open_batches
-        if await parts.batches.num_open(tenant=call.tenant, limit=limit) >= limit:
-            raise RateLimited(
-                f"The key has {limit} batches that have not ended. Wait for one, or cancel it.",
-                code="too_many_batches",
-                retry_after_s=60.0,
-            )
         output = body.output_expires_after
         record = BatchRecord(
             endpoint=body.endpoint,
@@ -191,9 +208,26 @@ class BatchAPI(ModalityAPI):
             keep_files_s=self._settings.batches.keep_files_s if output is None else output.seconds,
             metadata=body.metadata,
         )
-        batch = await parts.batches.create(record, tenant=call.tenant, state=VALIDATING)
-        parts.runner.start(batch)
+        # Shielded: a batch that is stored is begun, also where its client has left.
+        batch = await asyncio.shield(self._begin(parts, record, call.tenant))
         return call.respond(batch_object(batch, (0, 0)))
+
+    async def _begin(self, parts: _Parts, record: BatchRecord, tenant: str) -> Job:
+        async with self._creating:
+            await self._check_num_batches(parts.batches, tenant)
+            batch = await parts.batches.create(record, tenant=tenant, state=VALIDATING)
+        parts.runner.start(batch)
+        return batch
+
+    async def _check_num_batches(self, batches: Batches, tenant: str) -> None:
+        bounds = self._settings.batches
+        if await batches.num_open(tenant=tenant, limit=bounds.max_open_batches) >= bounds.max_open_batches:
+            message = f"The key has {bounds.max_open_batches} batches that have not ended. Wait for one, or cancel it."
+        elif await batches.num(tenant=tenant, limit=bounds.max_batches) >= bounds.max_batches:
+            message = f"The key has {bounds.max_batches} batches that are kept. Wait until the oldest are forgotten."
+        else:
+            return
+        raise RateLimited(message, code="too_many_batches", retry_after_s=60.0)
 
     async def list_batches(self, call: Call) -> Response:
         """Lists the key's batches, newest first."""
@@ -240,10 +274,16 @@ class BatchAPI(ModalityAPI):
 
     async def _new_parts(self) -> _Parts:
         folder, clock, settings = self._services.data_dir, self._services.clock, self._settings
-        store = await asyncio.to_thread(
-            FileStore, folder / "files", None, max_bytes=settings.batches.max_storage_bytes, clock=clock
-        )
         jobs, outcomes = JobStore(folder / "batches.sqlite3", clock=clock), OutcomeStore(folder / "outcomes.sqlite3")
+        store = await asyncio.to_thread(
+            FileStore,
+            folder / "files",
+            None,
+            max_bytes=settings.batches.max_storage_bytes,
+            min_file_bytes=_MIN_FILE_BYTES,
+            reserved=lambda: 2 * outcomes.num_bytes,  # they are there twice while the results are written
+            clock=clock,
+        )
         await jobs.open()
         await outcomes.open()
         files, batches = Files(jobs, store, clock), Batches(jobs, clock)

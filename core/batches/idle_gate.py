@@ -39,6 +39,11 @@ class IdleGate:
         """Lines that entered and have not left."""
         return self._running.total()
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Where lines run."""
+        return tuple(self._running)
+
     async def enter(self, model: str) -> None:
         """Waits for the turn of a line and counts it; each must `leave` once."""
         while not self._is_open(model):
@@ -53,6 +58,8 @@ class IdleGate:
     def leave(self, model: str) -> None:
         """Counts a line that is done, or gave its place up."""
         self._running[model] -= 1
+        if not self._running[model]:
+            del self._running[model]  # names come from clients: none may stay
         self._left.set()
 
     def _is_open(self, model: str) -> bool:

@@ -81,7 +81,7 @@ class Files:
         """A file as a form would have brought it, for a line that names it.
 
         Raises:
-            InvalidRequest: There is none of this owner, or it is larger than an upload may be.
+            InvalidRequest: There is none of this owner, or it is larger than ``max_bytes``; nothing was read then.
         """
         try:
             job = await self.get(file_id, tenant=tenant)
@@ -90,7 +90,10 @@ class Files:
             raise InvalidRequest(f"{failure.message} Upload it with the purpose 'user_data'.") from None
         record = FileRecord.of(job)
         if record.num_bytes > max_bytes:
-            raise InvalidRequest(f"The file {file_id!r} is larger than the {max_bytes} bytes that one upload may have.")
+            raise InvalidRequest(
+                f"The file {file_id!r} is larger than the {max_bytes} bytes that are left of what the files of one request may "
+                "have (server.max_upload_bytes). Send less in one line."
+            )
         return Upload(record.filename, "application/octet-stream", await asyncio.to_thread(path.read_bytes))
 
     async def page(
@@ -107,9 +110,13 @@ class Files:
 
     async def remove_expired(self, in_use: Collection[str]) -> None:
         """Removes files whose time is over, but none of the ids ``in_use``."""
-        for job in await all_of(self._jobs, FILE, None):
-            if job.id not in in_use and _is_over(FileRecord.of(job).expires_s, self._clock()):
+        for job in await all_of(self._jobs, FILE, None, due=("expires_s", self._clock())):
+            if job.id not in in_use:
                 await self.delete(job)
+
+    async def num(self, *, tenant: str, limit: int) -> int:
+        """How many files this owner has, results included; counts up to ``limit``."""
+        return await self._jobs.count(owner=tenant, kind=FILE, limit=limit)
 
     async def remove_orphans(self) -> None:
         """Removes bytes of which no record is left: an earlier server ended between the two."""
@@ -159,7 +166,11 @@ class Batches:
 
     async def num_open(self, *, tenant: str, limit: int) -> int:
         """How many batches of this owner have not ended; counts up to ``limit``."""
-        return len(await self._jobs.list(owner=tenant, kind=BATCH, limit=limit, order="asc", states=OPEN))
+        return await self._jobs.count(owner=tenant, kind=BATCH, limit=limit, states=OPEN)
+
+    async def num(self, *, tenant: str, limit: int) -> int:
+        """How many batches this owner has, ended ones included; counts up to ``limit``."""
+        return await self._jobs.count(owner=tenant, kind=BATCH, limit=limit)
 
     async def change(
         self,
@@ -193,17 +204,33 @@ class Batches:
 
     async def remove_ended(self, keep_s: float) -> None:
         """Forgets batches that ended longer ago than that."""
-        for job in await all_of(self._jobs, BATCH, ENDED):
+        for job in await all_of(self._jobs, BATCH, ENDED, changed_by_s=self._clock() - keep_s):
             if self._clock() - job.updated_s >= max(keep_s, BatchRecord.of(job).keep_files_s):
                 await self._jobs.delete(job.id, owner=None)
 
 
-async def all_of(jobs: JobStore, kind: str, states: Collection[str] | None) -> list[Job]:
-    """Every job of a kind, of all owners, oldest first."""
+async def all_of(
+    jobs: JobStore,
+    kind: str,
+    states: Collection[str] | None,
+    *,
+    changed_by_s: float | None = None,
+    due: tuple[str, float] | None = None,
+) -> list[Job]:
+    """Every job of a kind, of all owners, oldest first; narrowed as by `JobStore.list`."""
     found: list[Job] = []
     after: str | None = None
     while True:
-        page = await jobs.list(owner=None, kind=kind, limit=_PAGE, after=after, order="asc", states=states)
+        page = await jobs.list(
+            owner=None,
+            kind=kind,
+            limit=_PAGE,
+            after=after,
+            order="asc",
+            states=states,
+            changed_by_s=changed_by_s,
+            due=due,
+        )
         found.extend(page)
         if len(page) < _PAGE:
             return found

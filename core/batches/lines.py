@@ -13,6 +13,8 @@ from sixfold.core.batches.records import LineError
 
 MAX_ERRORS = 100
 _MAX_ID = 512
+_MAX_MODEL = 512
+"""Characters; names are held in memory while a file is read and its lines run."""
 _NAMES = ("custom_id", "method", "url", "body")
 
 
@@ -157,6 +159,8 @@ def _check(data: bytes, ref: LineRef, endpoint: str, max_line_bytes: int) -> Lin
         body = msgspec.json.decode(line.body, type=_Body)
     except (msgspec.DecodeError, RecursionError) as failure:
         return wrong("invalid_body", f"body: {failure}. It is an object with at least a model.", "body")
+    if len(body.model) > _MAX_MODEL:
+        return wrong("invalid_body", f"body.model must have at most {_MAX_MODEL} characters.", "body.model")
     if body.stream:
         return wrong("stream_unsupported", "Batches hold whole answers. Remove 'stream'.", "body.stream")
     return line.custom_id, body.model

@@ -27,6 +27,9 @@ CREATE TABLE IF NOT EXISTS outcomes (
 CREATE INDEX IF NOT EXISTS outcomes_by_kind ON outcomes (batch_id, succeeded, line);
 """
 
+_PAGES_AT_ONCE = 2048
+"""Given back to the disk while others wait: some milliseconds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -84,16 +87,18 @@ class OutcomeStore:
     async def add(self, batch_id: str, outcomes: Sequence[Outcome]) -> None:
         """Keeps outcomes of lines that have none, all or nothing; those of other lines are dropped."""
 
-        def add(connection: sqlite3.Connection) -> None:
+        def add(connection: sqlite3.Connection) -> int:
+            num_added = 0
             for each in outcomes:
                 done = connection.execute(
                     "INSERT OR IGNORE INTO outcomes VALUES (?, ?, ?, ?)",
                     (batch_id, each.line, each.succeeded, each.data),
                 )
                 if done.rowcount:
-                    self.num_bytes += len(each.data)
+                    num_added += len(each.data)
+            return num_added
 
-        await self._do(add)
+        await self._in_thread(lambda: self._count(add))
 
     async def lines(self, batch_id: str) -> frozenset[int]:
         """The lines that have an outcome."""
@@ -139,7 +144,7 @@ class OutcomeStore:
             rows = connection.execute(
                 "SELECT data FROM outcomes WHERE batch_id = ? AND succeeded = ? ORDER BY line", (batch_id, succeeded)
             )
-            with files.create(".jsonl") as file:
+            with files.create(".jsonl", from_reserve=True) as file:
                 for (data,) in rows:
                     on_line(data)
                     file.write(data + b"\n")
@@ -150,14 +155,16 @@ class OutcomeStore:
     async def delete(self, batch_id: str) -> None:
         """Forgets a batch's outcomes."""
 
-        def delete(connection: sqlite3.Connection) -> None:
+        def delete(connection: sqlite3.Connection) -> int:
             gone = connection.execute(
                 "SELECT coalesce(sum(length(data)), 0) FROM outcomes WHERE batch_id = ?", (batch_id,)
             ).fetchone()[0]
             connection.execute("DELETE FROM outcomes WHERE batch_id = ?", (batch_id,))
-            self.num_bytes -= gone
+            return -int(gone)
 
-        await self._do(delete)
+        await self._in_thread(lambda: self._count(delete))
+        while await self._in_thread(self._shrink):
+            pass
 
     async def batch_ids(self) -> frozenset[str]:
         """The batches that have outcomes."""
@@ -168,7 +175,26 @@ class OutcomeStore:
         return await self._do(read)
 
     async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_transaction, work)
+        return await self._in_thread(lambda: self._in_transaction(work))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        # Shielded: who is cancelled must not take work back that still waits for the thread.
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+
+    def _count(self, change: Callable[[sqlite3.Connection], int]) -> None:
+        """Does what returns how many bytes it added; they count once it is committed."""
+        self.num_bytes += self._in_transaction(change)
+
+    def _shrink(self) -> bool:
+        """Gives some of the free part of the file back to the disk; whether there is more."""
+        assert self._connection is not None, "something was deleted"
+        try:
+            before = _num_free_pages(self._connection)
+            # A step of it at a time is done, so all must be fetched.
+            self._connection.execute(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})").fetchall()
+            return 0 < _num_free_pages(self._connection) < before
+        except sqlite3.Error:
+            return False  # the room is used again by the next outcomes
 
     def _in_transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._connection is None:
@@ -176,11 +202,16 @@ class OutcomeStore:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             result = work(self._connection)
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # a full disk can have ended it
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
         return result
+
+
+def _num_free_pages(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
 
 
 def _connect(path: Path) -> sqlite3.Connection:

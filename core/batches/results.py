@@ -83,6 +83,12 @@ class ResultWriter:
         await self._outcomes.delete(job.id)
 
     async def _write(self, job: Job, sort: str, *, succeeded: bool, on_line: Callable[[bytes], None]) -> str | None:
+        # The id follows from the batch's: a server that ended, or had no room for the other file, left the same file.
+        file_id = derived_id("file-", job.id, sort)
+        there = await self._files.peek(file_id, tenant=job.owner)
+        if there is not None:
+            await asyncio.to_thread(_read_lines, self._files.path(there), on_line)
+            return file_id
         written = await self._outcomes.write(job.id, self._files.store, succeeded=succeeded, on_line=on_line)
         if written is None:
             return None
@@ -93,6 +99,10 @@ class ResultWriter:
             stored_id=stored_id,
             expires_s=self._clock() + BatchRecord.of(job).keep_files_s,
         )
-        # The id follows from the batch's: a server that ended before it could say so in the batch left the same file.
-        file_id = derived_id("file-", job.id, sort)
         return (await self._files.add(record, tenant=job.owner, purpose="batch_output", file_id=file_id)).id
+
+
+def _read_lines(path: Path, on_line: Callable[[bytes], None]) -> None:
+    with path.open("rb") as file:
+        for line in file:
+            on_line(line)

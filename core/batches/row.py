@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -10,11 +12,13 @@ from sixfold.core.batches.answers import outcome_of, request_id_of
 from sixfold.core.batches.idle_gate import IdleGate
 from sixfold.core.batches.ledger import Files
 from sixfold.core.batches.lines import LineRef, model_of, read_line
-from sixfold.core.batches.outcomes import OutcomeStore
+from sixfold.core.batches.outcomes import Outcome, OutcomeStore
 from sixfold.core.batches.records import BatchRecord
 from sixfold.core.jobs import Job
 from sixfold.core.serving.inner_calls import InnerAnswer, InnerCalls
 from sixfold.core.serving.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -79,7 +83,7 @@ class RowRunner:
                 pause_s = _pause_s(answer, num_tries)
                 if pause_s is None:
                     # Still in its place: so no more answers are held in memory than lines may run.
-                    await self._outcomes.add(job.id, [outcome_of(job.id, ref.number, line, answer)])
+                    await self._keep(job.id, outcome_of(job.id, ref.number, line, answer))
                     return
                 self.gate.leave(place)
                 holding = False
@@ -99,15 +103,23 @@ class RowRunner:
         while self._files.store.num_bytes + 2 * self._outcomes.num_bytes >= limit:
             await self._sleep(_FULL_PAUSE_S)
 
+    async def _keep(self, batch_id: str, outcome: Outcome) -> None:
+        """Stores an outcome, however long the disk is full: the model has done its work."""
+        while True:
+            try:
+                await self._outcomes.add(batch_id, [outcome])
+                return
+            except (OSError, sqlite3.Error) as failure:
+                logger.warning("batch %s: line %d cannot be stored, tried again: %s", batch_id, outcome.line, failure)
+                await self._sleep(_FULL_PAUSE_S)
+
     async def _ask(self, job: Job, ref: LineRef, body: bytes) -> InnerAnswer:
         return await self._inner.perform(
             BatchRecord.of(job).endpoint,
             body,
             tenant=job.owner,
             request_id=request_id_of(job.id, ref.number),
-            open_file=lambda file_id: self._files.upload(
-                file_id, tenant=job.owner, max_bytes=self._settings.max_upload_bytes
-            ),
+            open_file=lambda file_id, max_bytes: self._files.upload(file_id, tenant=job.owner, max_bytes=max_bytes),
         )
 
 

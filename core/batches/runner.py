@@ -3,7 +3,7 @@
 A batch is a row of states, each of which is on the disk before what follows it begins:
 
     validating -> in_progress -> finalizing -> completed, expired
-              \\-> failed     \\-> cancelling -> cancelled
+              \\-> failed     \\-> cancelling -> cancelled      (failed, too, with what was answered, after a defect)
 
 Each line has at most one outcome in the store (the first one stays), and the result files are written from the store alone,
 once no line runs any more. So it does not matter where a server ends: the next one goes on in the state that it finds, asks
@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from sixfold.core.batches.records import (
     CANCELLED,
     CANCELLING,
     COMPLETED,
+    ENDED,
     EXPIRED,
     FAILED,
     FINALIZING,
@@ -46,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 _SWEEP_EVERY_S = 5.0
 _SWEEPS_PER_REMOVAL = 12
-"""Removal reads every record; the end of windows only what runs."""
+"""Removal asks the disk; the end of windows only looks at what runs."""
 _FULL_PAUSE_S = 10.0
 _DEFECT = LineError(
     code="internal_error", message="The server made a mistake with this batch. Tell the operator; the log says more."
@@ -166,32 +168,59 @@ class BatchRunner:
 
     async def _run(self, batch_id: str, live: _Live) -> None:
         try:
-            found = await self._validate(await self._batches.get(batch_id, tenant=None))
-            if found is None:
-                return
-            await self._work(await self._batches.get(batch_id, tenant=None), found, live)
-            await self._finish(batch_id, found)
-        except Exception:  # the border of the task: a defect must not leave a batch open for ever
-            logger.exception("batch %s: a defect ended it", batch_id)
-            await self._fail(batch_id, (_DEFECT,))
+            try:
+                await self._insist(batch_id, lambda: self._advance(batch_id, live))
+            except Exception:  # the border of the task: a defect must not leave a batch open for ever
+                logger.exception("batch %s: a defect ended it", batch_id)
+                await self._insist(batch_id, lambda: self._fail(batch_id, (_DEFECT,)))
+        except Exception:
+            logger.exception("batch %s: it is left as it is for the next start", batch_id)
         finally:
             del self._live[batch_id]
+
+    async def _insist(self, batch_id: str, act: Callable[[], Awaitable[None]]) -> None:
+        """Does what may be done again, until no full disk or busy file stops it."""
+        while not await self._passes(batch_id, act):
+            await self._sleep(_FULL_PAUSE_S)
+
+    async def _passes(self, batch_id: str, act: Callable[[], Awaitable[None]]) -> bool:
+        try:
+            await act()
+            return True
+        except* (NotReady, OSError, sqlite3.Error) as failures:
+            logger.warning("batch %s: it cannot go on, tried again: %s", batch_id, failures.exceptions)
+        return False
+
+    async def _advance(self, batch_id: str, live: _Live) -> None:
+        """Brings a batch to its end from whatever state it is in."""
+        job = await self._batches.get(batch_id, tenant=None)
+        if job.state in ENDED:
+            await self._outcomes.delete(batch_id)
+            return
+        found = await self._validate(job)
+        if found is not None:
+            await self._work(await self._batches.get(batch_id, tenant=None), found, live)
+            await self._finish(batch_id, found)
 
     async def _validate(self, job: Job) -> Scan | None:
         """Reads the input file; None where the batch has ended with that."""
         record = BatchRecord.of(job)
+        max_lines, max_line_bytes = self._settings.batches.max_lines, self._settings.max_body_bytes
         try:
             source = await self._source(job)
+            if job.state != VALIDATING:  # it was found right, maybe under larger bounds than this server's
+                max_lines = max(max_lines, record.num_lines)
+                max_line_bytes = max(max_line_bytes, (await asyncio.to_thread(source.stat)).st_size)
             found = await asyncio.to_thread(
                 scan,
                 source,
                 endpoint=record.endpoint,
-                max_lines=self._settings.batches.max_lines,
-                max_line_bytes=self._settings.max_body_bytes,
+                max_lines=max_lines,
+                max_line_bytes=max_line_bytes,
             )
         except NotFound as failure:
             found = Scan(lines=(), errors=(LineError(code="file_not_found", message=failure.message),), model=None)
-        if found.errors and job.state != CANCELLING:
+        if found.errors and job.state in (VALIDATING, IN_PROGRESS):
             await self._fail(job.id, found.errors)
             return None
         await self._batches.change(
@@ -255,16 +284,15 @@ class BatchRunner:
             job = changed or await self._batches.get(batch_id, tenant=None)  # cancelled at the same moment
         if BatchRecord.of(job).ends_as == EXPIRED:
             await self._results.mark_expired(job, await self._source(job), found.lines)
-        while True:
-            try:
-                await self._results.write(job)
-                return
-            except NotReady as full:
-                logger.warning("batch %s: its results do not fit: %s", batch_id, full.message)
-                await self._sleep(_FULL_PAUSE_S)
+        await self._results.write(job)
 
     async def _fail(self, batch_id: str, errors: tuple[LineError, ...]) -> None:
-        await self._batches.change(
-            batch_id, OPEN, FAILED, edit=lambda record: msgspec.structs.replace(record, errors=errors)
-        )
-        await self._outcomes.delete(batch_id)
+        """Ends a batch; what was answered until then is in its output file."""
+
+        def edit(record: BatchRecord) -> BatchRecord:
+            return msgspec.structs.replace(record, errors=errors, ends_as=FAILED)
+
+        if await self._batches.change(batch_id, (VALIDATING,), FAILED, edit=edit) is None:
+            job = await self._batches.change(batch_id, OPEN, FINALIZING, edit=edit)
+            if job is not None:
+                await self._results.write(job)

@@ -47,6 +47,11 @@ def takes_upload(schema: type[BaseModel], name: str) -> bool:
     return any(kind is Upload or Upload in typing.get_args(kind) for kind in kinds)
 
 
+def takes_many(schema: type[BaseModel], name: str) -> bool:
+    """Whether the field of this name takes a list."""
+    return _shape(schema, name).many
+
+
 @dataclass(slots=True)
 class _Given:
     """What a form has under one name."""

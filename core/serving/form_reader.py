@@ -31,6 +31,8 @@ _PARSE_BYTES = 64 * 1024
 """Parsed without letting others run: about a tenth of a millisecond, and some 30 ms for a body made to be slow."""
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
 _EXTENDED_NAME = re.compile(r";\s*filename\*\s*=\s*([\w-]+)'[^';]*'([^;\s]+)", re.ASCII | re.IGNORECASE)
+_CHARSETS = ("utf-8", "iso-8859-1")
+"""RFC 5987's. Other codecs of Python are no charsets, or make text that cannot be encoded again."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _FORM_KINDS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
@@ -264,12 +266,12 @@ class _Parts:
             self.items.append(FormItem(self._name, Upload(self._filename, self._kind(), data)))
 
     def _end_stored(self, writer: FileWriter) -> None:
-        self._writer = None
         if not self._filename and not writer.num_bytes:
             writer.abort()
-            return
-        upload = StoredUpload(self._filename or "", self._kind(), writer.commit(), writer.num_bytes)
-        self.items.append(FormItem(self._name, upload))
+        else:
+            upload = StoredUpload(self._filename or "", self._kind(), writer.commit(), writer.num_bytes)
+            self.items.append(FormItem(self._name, upload))
+        self._writer = None  # not before: where commit raises, discard gives the writer up
 
     def _kind(self) -> str:
         kind = self._headers.get("content-type", b"").decode("latin-1").strip().lower()
@@ -284,8 +286,11 @@ def _filename(header: bytes, plain: bytes | None) -> str | None:
     name = None if plain is None else _text(plain)
     extended = _EXTENDED_NAME.search(_QUOTED.sub('""', header.decode("latin-1")))
     if extended is not None:
+        charset = extended[1].lower()
         try:
-            name = unquote_to_bytes(extended[2]).decode(extended[1])
+            if charset not in _CHARSETS:
+                raise LookupError(charset)
+            name = unquote_to_bytes(extended[2]).decode(charset)
         except (LookupError, UnicodeDecodeError):
             name = name or ""
     if name is None:

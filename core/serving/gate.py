@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 _NO_ROUTE = "none"
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+"""Change nothing; browsers keep their answers from pages of other origins."""
 _BEGINNINGS = frozenset(("http.response.start", "websocket.http.response.start", "websocket.accept"))
 
 ALWAYS_OPEN = frozenset(("/", "/health", "/ready", "/docs", "/redoc", "/openapi.json"))
@@ -67,11 +69,14 @@ class Gate:
         is_socket = scope["type"] == "websocket"
         authorization: bytes | None = None
         wished_id = b""
+        from_page = False
         for name, value in scope["headers"]:
             if name == b"authorization":
                 authorization = value
             elif name == b"x-request-id":
                 wished_id = value
+            elif name == b"origin":
+                from_page = True
         # The client's id, if it is harmless in logs and headers.
         sane = wished_id and _SANE_ID.fullmatch(wished_id)
         request_id = wished_id.decode() if sane else f"req_{secrets.token_hex(12)}"
@@ -80,8 +85,9 @@ class Gate:
             receive = record.timed(receive)
         reply = _Reply(send, request_id.encode(), record)
         try:
-            if is_socket:
+            if from_page and (is_socket or scope["method"] not in SAFE_METHODS):
                 check_origin(scope, self._context.settings.cors_origins)
+            if is_socket:
                 authorization = authorization or key_of_subprotocol(scope)
             self._admit(scope, request_id, authorization, record)
             reply.limiter = scope[SCOPE_KEY].principal.limiter

@@ -1,4 +1,4 @@
-"""What is particular about the handshake of a WebSocket: keys in subprotocols, and pages of other origins."""
+"""What browsers make particular: keys in the subprotocols of a WebSocket, and pages of other origins."""
 
 from __future__ import annotations
 
@@ -28,17 +28,26 @@ def choose_subprotocol(scope: Scope) -> str | None:
 
 
 def check_origin(scope: Scope, allowed: Sequence[str]) -> None:
-    """Refuses pages of other origins: browsers let any page open a WebSocket to any host, also to one on the desk.
+    """Refuses pages of other origins: browsers let any page open a WebSocket, or post a form, to any host and to this desk.
 
     Raises:
-        PermissionDenied: The handshake comes from a page that is neither this server's nor in ``server.cors_origins``.
+        PermissionDenied: It comes from a page that is neither this server's nor in ``server.cors_origins``.
     """
     headers: dict[bytes, bytes] = dict(scope["headers"])
     origin = headers.get(b"origin", b"").decode("latin-1")
     if not origin or "*" in allowed or origin in allowed:
         return
-    if urlsplit(origin).netloc.lower() == headers.get(b"host", b"").decode("latin-1").lower():
+    host = headers.get(b"host", b"").decode("latin-1").lower()
+    if host and _netloc(origin) == host:
         return
     raise PermissionDenied(
-        "Pages of this origin may not open WebSockets here. The operator can add it to cors_origins."
+        "Pages of this origin may not call this server. The operator can add it to cors_origins, or let the proxy before the "
+        "server keep the Host header."
     )
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""

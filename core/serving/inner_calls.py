@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from pydantic import BaseModel
@@ -21,8 +21,8 @@ from sixfold.core.serving.body import parse_json
 from sixfold.core.serving.call import HttpCall
 from sixfold.core.serving.context import Admitted, ServingContext
 from sixfold.core.serving.error_responses import error_json
-from sixfold.core.serving.form_fields import parse_fields, takes_upload
-from sixfold.core.serving.form_reader import FormItem
+from sixfold.core.serving.form_fields import parse_fields, takes_many, takes_upload
+from sixfold.core.serving.form_reader import MAX_PARTS, FormItem
 from sixfold.core.serving.keys import Principal
 from sixfold.core.serving.limits import KeyLimiter
 from sixfold.core.serving.settings import KeyLimits
@@ -31,8 +31,9 @@ from sixfold.core.serving.upload import Upload
 logger = logging.getLogger(__name__)
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
-OpenFile = Callable[[str], Awaitable[Upload]]
-"""Gets the file that a body names by its id; raises InvalidRequest if there is none."""
+OpenFile = Callable[[str, int], Awaitable[Upload]]
+"""Gets the file that a body names by its id, read only if it has at most so many bytes; raises InvalidRequest if there is none or
+it has more."""
 
 _MAX_ANSWER_BYTES = 256 * 1024 * 1024
 
@@ -169,33 +170,52 @@ class _InnerCall(HttpCall):
     async def form(self, schema: type[BodyT], store: FileStore | None = None) -> BodyT:
         assert store is None, "routes that store files are not for batches"
         fields: dict[str, Any] = msgspec.json.decode(self._body)
-        items = [item for name, value in fields.items() for item in await self._items(name, value, schema)]
+        # A line of a few bytes may name a large file often: it is refused before any is read, and all together are one upload.
+        num_left = self._context.settings.max_upload_bytes
+        items: list[FormItem] = []
+        for name, value in _flat(fields, schema):
+            plain = name.removesuffix("[]")
+            if takes_upload(schema, plain):
+                upload = await self._upload(plain, value, max_bytes=num_left)
+                num_left -= len(upload.data)
+                items.append(FormItem(name, upload))
+            else:
+                items.append(FormItem(name, value if isinstance(value, str) else msgspec.json.encode(value).decode()))
         return parse_fields(items, schema)
 
-    async def _items(self, name: str, value: Any, schema: type[BaseModel]) -> list[FormItem]:
-        """A JSON value as a form would bring it."""
-        if value is None:
-            return []
-        if isinstance(value, list):
-            several = [await self._items(f"{name}[]", each, schema) for each in value]  # pyright: ignore[reportUnknownVariableType]
-            return [item for items in several for item in items]
-        plain = name.removesuffix("[]")
-        if takes_upload(schema, plain):
-            return [FormItem(name, await self._upload(plain, value))]
-        return [FormItem(name, value if isinstance(value, str) else msgspec.json.encode(value).decode())]
-
-    async def _upload(self, name: str, value: Any) -> Upload:
+    async def _upload(self, name: str, value: Any, *, max_bytes: int) -> Upload:
         if not isinstance(value, str):
             raise InvalidRequest(
                 f"Invalid parameter {name!r}: in a batch it is the id of an uploaded file or a data: URL.", param=name
             )
         try:
             if not value.startswith("data:"):
-                return await self._open_file(value)
-            fetched = await self.fetch(value, max_bytes=self._context.settings.max_upload_bytes)
+                return await self._open_file(value, max_bytes)
+            fetched = await self.fetch(value, max_bytes=max_bytes)
         except InvalidRequest as failure:
             raise InvalidRequest(failure.message, param=name, code=failure.code) from None
         return Upload("", fetched.content_type, fetched.data)
+
+
+def _flat(fields: Mapping[str, Any], schema: type[BaseModel]) -> list[tuple[str, Any]]:
+    """A JSON object's values as a form would bring them: those of a list one by one.
+
+    Raises:
+        InvalidRequest: They are more than a form may have, or several files where the schema takes one.
+    """
+    found: list[tuple[str, Any]] = []
+    for name, value in fields.items():
+        if not isinstance(value, list):
+            found.append((name, value))
+            continue
+        each = cast(list[object], value)
+        if len(each) > 1 and takes_upload(schema, name) and not takes_many(schema, name):
+            raise InvalidRequest(f"Invalid parameter {name!r}: it takes one file, not {len(each)}.", param=name)
+        found.extend((f"{name}[]", one) for one in each)
+    found = [(name, value) for name, value in found if value is not None]
+    if len(found) > MAX_PARTS:
+        raise InvalidRequest(f"The body has more than {MAX_PARTS} values. Send fewer.")
+    return found
 
 
 class _Sink:

@@ -98,8 +98,15 @@ class BatchSettings(BaseModel):
     max_open_batches: int = Field(default=100, ge=1)
     """Batches of one key that have not ended; more get 429."""
 
+    max_batches: int = Field(default=10_000, ge=1)
+    """Batches of one key, those that have ended and are still kept included; more get 429."""
+
+    max_files: int = Field(default=10_000, ge=1)
+    """Files of one key, results included; more uploads get 429."""
+
     max_storage_bytes: int = Field(default=10 * 1024**3, ge=1024)
-    """Of all uploaded files and results together; uploads over it get 503, lines wait until there is room."""
+    """Of all uploaded files and results together; uploads over it get 503, lines wait until there is room. A file takes 4 KiB
+    at least."""
 
     keep_files_s: float = Field(default=30 * 86_400.0, gt=0)
     """How long files and ended batches are kept where the client does not say so (``expires_after``)."""

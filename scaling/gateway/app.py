@@ -20,6 +20,8 @@ from sixfold.core.decisions import DecisionLog
 from sixfold.core.errors import RequestError
 from sixfold.core.serving.drain import Drain
 from sixfold.core.serving.error_responses import error_response, internal_error_response
+from sixfold.core.serving.gate import SAFE_METHODS
+from sixfold.core.serving.handshake import check_origin
 from sixfold.core.serving.keys import KeyRing
 from sixfold.core.serving.request_facts import read_headers
 from sixfold.core.serving.request_record import RequestRecord
@@ -241,6 +243,8 @@ class Gateway:
             await (send(message) if record is None else record.send(send, message))
 
         try:
+            if b"origin" in headers and scope["method"] not in SAFE_METHODS:
+                check_origin(scope, self.settings.cors_origins)
             response = self._own.answer(scope, headers)
             if response is not None:
                 await response(scope, receive, send_named)

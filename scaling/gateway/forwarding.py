@@ -17,6 +17,7 @@ _OF_CONNECTION = frozenset(
 )  # fmt: skip
 _NOT_FORWARDED = _OF_CONNECTION | {
     "host",
+    "origin",  # the gateway has checked it; for a replica it is that of another host
     "content-length",
     "expect",
     "x-request-timeout-s",

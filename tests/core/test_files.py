@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -79,14 +80,43 @@ def test_a_full_store_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
     store.put(b"x" * 10)
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_reserved_is_free_for_those_who_may_take_it(tmp_path: Path) -> None:
+    reserved = [8]
+    store = FileStore(tmp_path, None, max_bytes=10, reserved=lambda: reserved[0])
+    with pytest.raises(NotReady):
+        store.put(b"x" * 3)
+    with store.create(from_reserve=True) as file:
+        file.write(b"x" * 9)
+        file.commit()
+    reserved[0] = 0
+    store.put(b"x")
+
+
+def test_the_shortest_file_takes_what_the_store_counts_at_least(tmp_path: Path) -> None:
+    store = FileStore(tmp_path, None, max_bytes=10, min_file_bytes=4)
+    names = [store.put(b"x"), store.put(b"x")]
+    assert store.num_bytes == 8
+    for _again in range(3):
+        with pytest.raises(NotReady):
+            store.put(b"x")
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(names)
+    assert FileStore(tmp_path, None, min_file_bytes=4).num_bytes == 8
+    assert store.delete(names[0])
+    assert store.num_bytes == 4
+    store.put(b"x" * 6)
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, NotReady), (errno.EDQUOT, NotReady), (errno.EIO, OSError)])
+def test_a_write_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: type[Exception]
+) -> None:
     store = FileStore(tmp_path, 60.0)
 
     def full_disk(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(told):
         store.put(b"x")
     assert list(tmp_path.iterdir()) == []
     assert store.num_bytes == 0

@@ -15,6 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from sixfold.core.errors import InvalidRequest, UsageError
 from sixfold.core.jobs import Job, JobStore, Order
+from tests.core.faulty_sqlite import Faults
 from tests.fakes import FakeClock
 
 T = TypeVar("T")
@@ -214,3 +215,55 @@ class JobMachine(RuleBasedStateMachine):
 
 JobMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 TestJobMachine = JobMachine.TestCase
+
+
+async def test_a_job_that_a_full_disk_refused_does_not_block_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = Faults(monkeypatch)
+    store = JobStore(tmp_path / "jobs.sqlite3")
+    await store.open()
+    faults.num_commits = 1
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        await store.create("video", "ward", {}, "queued")
+    kept = await store.create("video", "ward", {}, "queued")
+    assert [job.id for job in await store.list(owner=None, kind="video", limit=9)] == [kept]
+    await store.close()
+
+
+async def test_a_job_whose_caller_is_cancelled_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = Faults(monkeypatch)
+    store = JobStore(tmp_path / "jobs.sqlite3")
+    await store.open()
+    faults.may_begin.clear()
+    creates = [asyncio.create_task(store.create("video", "ward", {}, "queued")) for _ in range(2)]
+    await asyncio.to_thread(faults.waits.wait, 20.0)
+    for create in creates:
+        create.cancel()
+    await asyncio.gather(*creates, return_exceptions=True)
+    faults.may_begin.set()
+    assert len(await store.list(owner=None, kind="video", limit=9)) == 2
+    await store.close()
+
+
+async def test_jobs_are_found_by_their_last_change_by_a_number_in_them_and_are_counted(tmp_path: Path) -> None:
+    clock = FakeClock()
+    store = JobStore(tmp_path / "jobs.sqlite3", clock=clock)
+    due = await store.create("file", "ward", {"expires_s": 50.0}, "batch")
+    never = await store.create("file", "ward", {"expires_s": None}, "batch")
+    clock.advance(10.0)
+    later = await store.create("file", "ward", {"expires_s": 50.5}, "user_data")
+    await store.create("file", "other", {}, "batch")
+    await store.create("batch", "ward", {"expires_s": 1.0}, "open")
+
+    async def found(**narrowed: Any) -> list[str]:
+        jobs = await store.list(owner="ward", kind="file", limit=9, order="asc", **narrowed)
+        return [job.id for job in jobs]
+
+    assert await found(due=("expires_s", 50.0)) == [due]
+    assert await found(due=("expires_s", 51.0)) == [due, later]
+    assert await found(changed_by_s=clock() - 10.0) == [due, never]
+    assert await store.count(owner="ward", kind="file", limit=9) == 3
+    assert await store.count(owner="ward", kind="file", limit=2) == 2
+    assert await store.count(owner="ward", kind="file", limit=9, states=("user_data", "x")) == 1
+    await store.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from sixfold.core.serving.context import new_context
 from sixfold.core.serving.error_responses import error_json
 from sixfold.core.serving.inner_calls import InnerAnswer, InnerCalls
 from sixfold.core.serving.settings import BatchSettings, ServerSettings
+from tests.core.faulty_sqlite import Faults
 from tests.core.serving.fake_replica import FakeDirectory
 
 HOUR_S = 3600.0
@@ -77,9 +80,10 @@ class Server:
         clock: Clock | None = None,
         bounds: BatchSettings | None = None,
         batches: type[Batches] = Batches,
+        max_body_bytes: int = 1_000_000,
     ) -> None:
         self.clock = clock or Clock()
-        settings = ServerSettings(batches=bounds or BatchSettings(max_rows=4))
+        settings = ServerSettings(batches=bounds or BatchSettings(max_rows=4), max_body_bytes=max_body_bytes)
         self.jobs = JobStore(folder / "batches.sqlite3", clock=self.clock)
         self.outcomes = OutcomeStore(folder / "outcomes.sqlite3")
         self.files = Files(self.jobs, FileStore(folder / "files", None, clock=self.clock), self.clock)
@@ -93,11 +97,18 @@ class Server:
             settings,
             self._sleep,
         )
-        self.runner = BatchRunner(self.batches, self.files, self.outcomes, rows, settings, clock=self.clock)
+        self.runner = BatchRunner(
+            self.batches, self.files, self.outcomes, rows, settings, clock=self.clock, sleep=self._sleep_or_sweep
+        )
 
     async def _sleep(self, seconds: float) -> None:
         self.pauses_s.append(seconds)
         await asyncio.sleep(0)
+
+    async def _sleep_or_sweep(self, seconds: float) -> None:
+        if seconds == 5.0:  # between sweeps, which the test makes itself
+            await asyncio.get_running_loop().create_future()
+        await self._sleep(seconds)
 
     async def __aenter__(self) -> Server:
         await self.outcomes.open()
@@ -305,6 +316,105 @@ async def test_no_more_lines_run_at_once_than_may(tmp_path: Path) -> None:
         await server.ended(first)
         await server.ended(second)
     assert most[0] == 3
+
+
+async def test_the_gate_keeps_no_name_of_a_model_of_which_no_line_runs() -> None:
+    gate = IdleGate(BatchSettings(max_rows=4), lambda _model: 0)
+    for number in range(100):
+        await gate.enter(f"unknown-{number}")
+        gate.leave(f"unknown-{number}")
+    await gate.enter("known")
+    assert gate.models == ("known",)
+    assert gate.num_running == 1
+
+
+async def test_a_disk_that_is_full_for_a_while_loses_no_answer_and_repeats_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults, asked = Faults(monkeypatch, "outcomes.sqlite3"), list[str]()
+
+    async def some(word: str) -> object:
+        asked.append(word)
+        if word == "b":
+            faults.num_commits = 3
+        return {"text": word}
+
+    async with Server(tmp_path, some, bounds=BatchSettings(max_rows=1)) as server:
+        done = await server.ended(await server.begin(["a", "b", "c"]))
+        lines = await server.lines(done.output_file_id)
+    assert (server.state, asked) == ("completed", ["a", "b", "c"])
+    assert [each["custom_id"] for each in lines] == ["line-0", "line-1", "line-2"]
+    assert server.pauses_s, "it was tried again after a pause"
+
+
+async def test_results_that_do_not_fit_are_written_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, left, num_whole = os.fsync, [2], [0]
+
+    def full_disk(descriptor: int) -> None:
+        if f"{tmp_path}/files/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            num_whole[0] += 1
+            if num_whole[0] > 2 and left[0]:  # after the input and the output: the error file
+                left[0] -= 1
+                raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    async def some(word: str) -> object:
+        return StepFailed("no") if word == "bad" else {"usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    async with Server(tmp_path, some) as server:
+        done = await server.ended(await server.begin(["a", "bad"]))
+        assert server.state == "completed"
+        assert len(await server.lines(done.output_file_id)) == len(await server.lines(done.error_file_id)) == 1
+        assert num_whole[0] == 2 + 3, "the output was written once, the error file three times"
+        assert done.usage is not None
+        assert done.usage.total_tokens == 7
+
+
+async def test_a_defect_ends_a_batch_as_failed_with_what_was_answered(tmp_path: Path) -> None:
+    async def some(word: str) -> object:
+        if word == "defect":
+            raise ZeroDivisionError
+        return {"text": word}
+
+    async with Server(tmp_path, some, bounds=BatchSettings(max_rows=1)) as server:
+        done = await server.ended(await server.begin(["a", "defect", "b"]))
+        assert (server.state, [error.code for error in done.errors]) == ("failed", ["internal_error"])
+        assert [each["custom_id"] for each in await server.lines(done.output_file_id)] == ["line-0"]
+        assert (done.num_completed, done.num_failed) == (1, 0)
+
+
+async def test_a_server_with_lower_bounds_finishes_what_another_began(tmp_path: Path) -> None:
+    async def some(word: str) -> object:
+        return {"text": word} if word == "quick" else await never(word)
+
+    async with Server(tmp_path, some) as server:
+        batch_id = await server.begin(["quick", "slow" * 300, "quick"])
+        async with asyncio.timeout(TIMEOUT_S):
+            while await server.outcomes.counts(batch_id) != (2, 0):
+                await asyncio.sleep(0.005)
+    async with Server(tmp_path, say, bounds=BatchSettings(max_lines=1), max_body_bytes=1024) as server:
+        done = await server.ended(batch_id)
+        assert (server.state, done.errors, done.num_completed) == ("completed", (), 3)
+
+
+async def test_a_batch_whose_input_is_lost_keeps_what_was_answered(tmp_path: Path) -> None:
+    async def some(word: str) -> object:
+        return {"text": word} if word == "quick" else await never(word)
+
+    async with Server(tmp_path, some) as server:
+        batch_id = await server.begin(["quick", "slow"])
+        async with asyncio.timeout(TIMEOUT_S):
+            while await server.outcomes.counts(batch_id) != (1, 0):
+                await asyncio.sleep(0.005)
+        for stored_id in server.files.store.ids():
+            server.files.store.delete(stored_id)
+    async with Server(tmp_path, say) as server:
+        done = await server.ended(batch_id)
+        assert (server.state, [error.code for error in done.errors]) == ("failed", ["file_not_found"])
+        assert len(await server.lines(done.output_file_id)) == 1
 
 
 async def test_lines_wait_while_the_results_have_no_room(tmp_path: Path) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from sixfold.core.batches.ledger import Files
 from sixfold.core.messages import Priority
 from sixfold.core.serving.settings import ApiKeySettings, BatchSettings, KeyLimits, ServerSettings, hash_key
+from tests.core.faulty_sqlite import Faults
 from tests.core.serving.fake_replica import EchoAPI, FakeModel, FakeReplica
 from tests.core.serving.kitchen_api import KitchenAPI
 from tests.core.serving.server_thread import ServerThread
@@ -297,6 +301,90 @@ def test_a_key_has_a_bounded_number_of_open_batches() -> None:
         assert begin(client, jsonl(line("a"))).status == "validating"
 
 
+def test_parallel_creations_do_not_exceed_the_bound_of_open_batches() -> None:
+    settings = ServerSettings(batches=BatchSettings(max_open_batches=2, max_rows_beside_others=1))
+    replica = FakeReplica(by_hand=True)
+    with (
+        ServerThread(FakeModel("parrot", replicas=[replica]), settings=settings) as served,
+        client_of(served) as client,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        file = client.files.create(file=("lines.jsonl", jsonl(line("a"))), purpose="batch")
+
+        def begun(_number: int) -> bool:
+            try:
+                create(client, file.id)
+            except openai.RateLimitError:
+                return False
+            return True
+
+        assert sum(threads.map(begun, range(16))) == 2
+        for _ in range(2):
+            replica.next().finish("a")
+
+
+def test_a_key_has_a_bounded_number_of_files_and_of_batches() -> None:
+    settings = ServerSettings(batches=BatchSettings(max_files=2, max_batches=1))
+    with ServerThread(FakeModel("parrot", replicas=[FakeReplica()]), settings=settings) as served:
+        with client_of(served) as client, ThreadPoolExecutor(8) as threads:
+
+            def upload(_number: int) -> str | None:
+                try:
+                    return client.files.create(file=("lines.jsonl", jsonl(line("a"))), purpose="batch").id
+                except openai.RateLimitError as refused:
+                    assert refused.code == "too_many_files"
+                    return None
+
+            kept = [each for each in threads.map(upload, range(12)) if each is not None]
+            assert len(kept) == 2
+            ended(client, create(client, kept[0]).id)
+            with pytest.raises(openai.RateLimitError) as refused:
+                create(client, kept[0])
+            assert refused.value.code == "too_many_batches"
+            assert upload(0) is None, "the result is one of the key's files"
+            for each in client.files.list():
+                client.files.delete(each.id)
+            assert upload(0) is not None
+
+
+def test_room_for_the_results_of_open_batches_is_kept_free_of_uploads() -> None:
+    replica = FakeReplica(by_hand=True)
+    settings = ServerSettings(batches=BatchSettings(max_storage_bytes=200_000, max_rows=1))
+    with (
+        ServerThread(FakeModel("parrot", replicas=[replica]), settings=settings) as served,
+        client_of(served) as client,
+    ):
+        batch = begin(client, jsonl(line("a"), line("b")))
+        replica.next().finish("x" * 60_000)
+        last = replica.next()  # begins when the first answer is stored
+        with pytest.raises(openai.InternalServerError) as full:
+            client.files.create(file=("big", b"x" * 100_000), purpose="user_data")
+        assert full.value.code == "storage_full"
+        last.finish("b")
+        assert ended(client, batch.id).request_counts.completed == 2
+        assert client.files.create(file=("big", b"x" * 100_000), purpose="user_data").bytes == 100_000
+
+
+def test_an_upload_whose_record_cannot_be_stored_leaves_no_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = Faults(monkeypatch, "batches.sqlite3")
+    num = Files.num
+
+    async def num_then_full(files: Files, **rest: Any) -> int:
+        found = await num(files, **rest)
+        if files.store.ids():
+            faults.num_commits = 1
+        return found
+
+    monkeypatch.setattr(Files, "num", num_then_full)
+    settings = ServerSettings(data_dir=tmp_path)
+    with ServerThread(FakeModel("parrot"), settings=settings) as served, client_of(served) as client:
+        with pytest.raises(openai.InternalServerError):
+            client.files.create(file=("a", b"x"), purpose="user_data")
+        assert list((tmp_path / "batches" / "files").iterdir()) == []
+
+
 def test_bytes_come_as_base64_and_forms_take_files_by_id_and_data_url(monkeypatch: pytest.MonkeyPatch) -> None:
     kitchen = KitchenAPI()
     with (
@@ -332,6 +420,45 @@ def test_bytes_come_as_base64_and_forms_take_files_by_id_and_data_url(monkeypatc
         assert (by_url["heat"], by_url["loud"]) == (0.5, True)
         refused = [each["response"]["body"]["error"]["param"] for each in results(client, done.error_file_id)]
         assert refused == ["file", "file"]
+
+
+def test_a_line_that_names_more_than_an_upload_may_have_is_refused_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+
+    def read_bytes(path: Path) -> bytes:
+        read.append(path.name)
+        with path.open("rb") as file:
+            return file.read()
+
+    settings = ServerSettings(max_upload_bytes=100_000)
+    parrot = FakeModel("parrot", replicas=[FakeReplica()])
+    with ServerThread(parrot, apis=[EchoAPI(), KitchenAPI()], settings=settings) as served, client_of(served) as client:
+        sound = client.files.create(file=("sound.wav", b"R" * 40_000), purpose="user_data").id
+        forms: dict[str, dict[str, Any]] = {
+            "one": {"file": [sound]},
+            "some": {"image": [sound, sound]},
+            "twice": {"file": [sound, sound]},
+            "large": {"image": [sound] * 3},
+            "many": {"image": [sound] * 300},
+            "many of text": {"tags": ["x"] * 300},
+            "nested": {"image": [[sound] * 300]},
+        }
+        lines = [
+            {"custom_id": name, "method": "POST", "url": "/v1/upload", "body": {"model": "parrot", **fields}}
+            for name, fields in forms.items()
+        ]
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+        done = ended(client, begin(client, jsonl(*lines), endpoint="/v1/upload").id)
+        answers = {each["custom_id"]: each["response"] for each in results(client, done.output_file_id)}
+        refused = {each["custom_id"]: each["response"] for each in results(client, done.error_file_id)}
+    assert set(answers) == {"one", "some"}, refused
+    assert len(answers["some"]["body"]["image"]) == 2
+    assert {each["status_code"] for each in refused.values()} == {400}
+    params = {name: each["body"]["error"]["param"] for name, each in refused.items()}
+    assert params == {"twice": "file", "large": "image", "many": None, "many of text": None, "nested": "image"}
+    assert len(read) == 1 + 2 + 2, "of the large one the third is not read, and nothing of the others"
 
 
 def test_a_server_without_batches_in_use_makes_no_folder_for_them(served: ServerThread) -> None:

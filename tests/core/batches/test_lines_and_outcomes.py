@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sixfold.core.batches.lines import MAX_ERRORS, Scan, read_line, scan
 from sixfold.core.batches.outcomes import Outcome, OutcomeStore
 from sixfold.core.errors import UsageError
 from sixfold.core.files import FileStore
+from tests.core.faulty_sqlite import Faults
 
 
 def text(**changes: object) -> str:
@@ -22,7 +24,7 @@ def text(**changes: object) -> str:
     return json.dumps({key: value for key, value in {**line, **changes}.items() if value is not None})
 
 
-def scanned(folder: Path, content: str | bytes, *, max_lines: int = 100, max_line_bytes: int = 400) -> Scan:
+def scanned(folder: Path, content: str | bytes, *, max_lines: int = 100, max_line_bytes: int = 650) -> Scan:
     path = folder / "lines.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return scan(path, endpoint="/v1/echo", max_lines=max_lines, max_line_bytes=max_line_bytes)
@@ -47,7 +49,8 @@ def scanned(folder: Path, content: str | bytes, *, max_lines: int = 100, max_lin
         (text(body=[1]), "invalid_body", 1, "body"),
         (text(body={"input": "a"}), "invalid_body", 1, "body"),
         (text(body={"model": "parrot", "stream": True}), "stream_unsupported", 1, "body.stream"),
-        (text() + "\n\n" + text(body={"model": "x" * 500}), "line_too_long", 3, None),
+        (text() + "\n\n" + text(body={"model": "x" * 700}), "line_too_long", 3, None),
+        (text(body={"model": "x" * 513}), "invalid_body", 1, "body.model"),
         (text() + "\r\n" + text(), "duplicate_custom_id", 2, "custom_id"),
     ],
 )
@@ -122,6 +125,54 @@ async def _add_and_write(folder: Path, adds: list[list[tuple[int, bool, bytes]]]
     await store.delete("mine")
     assert store.num_bytes == 5
     await store.close()
+
+
+@pytest.mark.parametrize("ends_transaction", [False, True])
+async def test_outcomes_that_a_full_disk_refused_count_for_nothing_and_the_next_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_transaction: bool
+) -> None:
+    faults = Faults(monkeypatch)
+    faults.ends_transaction = ends_transaction
+    store = OutcomeStore(tmp_path / "outcomes.sqlite3")
+    await store.open()
+    faults.num_commits = 1
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        await store.add("mine", [Outcome(line=1, succeeded=True, data=b"abc")])
+    assert (store.num_bytes, await store.lines("mine")) == (0, frozenset())
+    await store.add("mine", [Outcome(line=1, succeeded=True, data=b"abc")])
+    assert (store.num_bytes, await store.lines("mine")) == (3, frozenset((1,)))
+    await store.close()
+
+
+async def test_an_outcome_whose_caller_is_cancelled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = Faults(monkeypatch)
+    store = OutcomeStore(tmp_path / "outcomes.sqlite3")
+    await store.open()
+    faults.may_begin.clear()
+    adds = [
+        asyncio.create_task(store.add("mine", [Outcome(line=line, succeeded=True, data=b"abc")])) for line in (1, 2)
+    ]
+    await asyncio.to_thread(faults.waits.wait, 20.0)
+    for add in adds:
+        add.cancel()
+    await asyncio.gather(*adds, return_exceptions=True)
+    faults.may_begin.set()
+    assert await store.lines("mine") == frozenset((1, 2))
+    assert store.num_bytes == 6
+    await store.close()
+
+
+async def test_what_is_deleted_gives_its_room_back_to_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "outcomes.sqlite3"
+    store = OutcomeStore(path)
+    await store.open()
+    for line in range(24):
+        await store.add("mine", [Outcome(line=line, succeeded=True, data=b"x" * 1_000_000)])
+    await store.add("other", [Outcome(line=1, succeeded=True, data=b"kept")])
+    await store.delete("mine")
+    assert await store.lines("other") == frozenset((1,))
+    await store.close()
+    assert path.stat().st_size < 100_000
 
 
 async def test_a_file_that_is_no_database_is_the_operators_error(tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from time import monotonic
 
 import pytest
@@ -13,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
+from sixfold.core.errors import NotReady
+from sixfold.core.files import FileStore
 from sixfold.core.runtime import wire
 from sixfold.core.serving.form_reader import FormItem, FormLimits, read_form
 from sixfold.core.serving.settings import ServerSettings
@@ -220,6 +225,8 @@ def test_an_upload_that_dribbles_in_is_refused_in_time() -> None:
         ("; filename=\"x.wav\"; filename*=UTF-8''..%2Fy.wav", "y.wav"),
         ("; filename=\"x; filename*=utf-8''evil\"", "x; filename*=utf-8''evil"),
         ("; filename=\"x.wav\"; filename*=nonsense''%FF", "x.wav"),
+        ("; filename=\"x.wav\"; filename*=unicode_escape''%5Cud800.wav", "x.wav"),
+        ("; filename*=ISO-8859-1''gr%FC%DFe.wav", "grüße.wav"),
         ('; filename="a\x07b.wav"', "ab.wav"),
     ],
 )
@@ -266,7 +273,7 @@ def test_the_sockets_to_workers_carry_what_uploads_may_hold() -> None:
     assert largest + 1024 * 1024 < wire._MAX_FRAME_BYTES  # pyright: ignore[reportPrivateUsage]
 
 
-async def read_pieces(pieces: Sequence[bytes]) -> list[FormItem]:
+async def read_pieces(pieces: Sequence[bytes], store: FileStore | None = None) -> list[FormItem]:
     messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     messages.append({"type": "http.request", "body": b"", "more_body": False})
     waiting = iter(messages)
@@ -275,7 +282,7 @@ async def read_pieces(pieces: Sequence[bytes]) -> list[FormItem]:
         return next(waiting)
 
     limits = FormLimits(max_bytes=10**6, max_upload_bytes=10**9, timeout_s=TIMEOUT_S)
-    return await read_form(receive, KIND, limits)
+    return await read_form(receive, KIND, limits, store)
 
 
 @given(
@@ -291,6 +298,24 @@ def test_files_arrive_as_they_were_sent_wherever_the_network_cuts(contents: list
     items = asyncio.run(read_pieces(pieces))
     expected = [Upload(f"{number}.bin", "application/octet-stream", content) for number, content in enumerate(contents)]
     assert [item.value for item in items] == expected
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, NotReady), (errno.EIO, OSError)])
+async def test_an_upload_that_the_disk_refuses_at_its_end_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: type[Exception]
+) -> None:
+    left = [1]
+
+    def fsync(_descriptor: int) -> None:
+        if not left[0]:
+            raise OSError(number, os.strerror(number))
+        left[0] -= 1
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    store = FileStore(tmp_path, None)
+    with pytest.raises(told):
+        await read_pieces([body(file("file", b"first"), file("file", b"second"))], store)
+    assert (list(tmp_path.iterdir()), store.num_bytes) == ([], 0)
 
 
 async def test_parsing_a_large_message_lets_others_run() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -221,8 +222,39 @@ def test_scripts_of_configured_origins_may_call_and_read_errors() -> None:
         assert answer.status == 404
         assert answer.headers["access-control-allow-origin"] == "https://ward.example"
         assert "x-request-id" in answer.headers["access-control-expose-headers"]
-        other = served.echo(headers={"origin": "https://elsewhere.example"})
+        other = served.ask("GET", "/v1/models", headers={"origin": "https://elsewhere.example"})
+        assert other.status == 200
         assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("https://elsewhere.example", 403),
+        ("http://127.0.0.1:1", 403),
+        ("http://[", 403),
+        ("null", 403),
+        ("https://ward.example", 200),
+        ("the server's own", 200),
+        (None, 200),
+    ],
+)
+def test_pages_of_other_origins_cannot_post_what_browsers_send_without_asking(origin: str | None, status: int) -> None:
+    settings = ServerSettings(cors_origins=("https://ward.example",))
+    with ServerThread(FakeModel("parrot", replicas=[FakeReplica()]), settings=settings) as served:
+        own = f"http://127.0.0.1:{served.port}" if origin == "the server's own" else origin
+        headers = (
+            {"content-type": "application/json"} if own is None else {"content-type": "application/json", "origin": own}
+        )
+        answer = served.echo(headers=headers)
+        assert answer.status == status
+        kind = {"content-type": "multipart/form-data; boundary=b"}
+        form = b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nuser_data\r\n--b--\r\n'
+        uploaded = served.ask("POST", "/v1/files", form, {**headers, **kind})
+        assert uploaded.status == (403 if status == 403 else 400), "400: it is read, and has no file"
+        if status == 403:
+            assert "cors_origins" in answer.json["error"]["message"]
+        assert served.ask("DELETE", "/v1/files/file-none", headers=headers).status == (403 if status == 403 else 404)
 
 
 def test_names_that_a_family_offers_are_listed_with_their_model_as_parent() -> None:

@@ -34,6 +34,18 @@ async def test_bodies_queries_and_headers_pass_and_those_of_a_connection_do_not(
     assert seen.headers["host"] == replica.url.removeprefix("http://")
 
 
+async def test_pages_of_other_origins_are_refused_by_the_gateway_and_its_own_pass_without_their_origin() -> None:
+    replica = ScriptedReplica("a")
+    server = ServerSettings(port=0, drain_timeout_s=5.0, cors_origins=("https://ward.example",))
+    async with fleet(replica, server=server) as gateway:
+        status, content, _ = await gateway.ask(origin="https://elsewhere.example")
+        assert (status, replica.seen) == (403, [])
+        assert b"cors_origins" in content
+        for origin in (gateway.url, "https://ward.example"):
+            assert (await gateway.ask(origin=origin))[0] == 200
+    assert [seen.headers.get("origin") for seen in replica.seen] == [None, None]
+
+
 async def test_events_arrive_while_the_replica_still_works() -> None:
     replica = ScriptedReplica("a", events("one", then="stall"))
     async with (
