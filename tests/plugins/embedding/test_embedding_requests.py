@@ -143,7 +143,7 @@ def test_costs_and_estimates_are_in_tokens(bert: EmbeddingModel) -> None:
 
 def test_a_vector_that_is_not_finite_fails_its_own_sequence_alone(bert_path: Any, load_folder: Any) -> None:
     model = load_folder(bert_path)
-    model._encoder._forward._model.get_input_embeddings().weight.data[5] = float("nan")
+    model._encoder.forward.model.get_input_embeddings().weight.data[5] = float("nan")
     sequences = [EmbeddingSequence(np.array(ids), 0) for ids in ([0, 4, 2], [0, 5, 2], [0, 6, 2])]
     outcomes = model.step([Granted(s, 3) for s in sequences])
     assert [type(outcome.error) for outcome in outcomes] == [type(None), StepFailed, type(None)]

@@ -114,7 +114,7 @@ def test_a_text_that_shared_a_tile_with_a_broken_one_is_computed_again(
     tmp_path: Path, load_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_folder(save_multi_vector(tmp_path))
-    model._encoder.forward._model.get_input_embeddings().weight.data[5] = float("nan")
+    model._encoder.forward.model.get_input_embeddings().weight.data[5] = float("nan")
     sequences = [EmbeddingSequence(np.array(ids), 0, ("multi_vector",)) for ids in ([0, 4, 2], [0, 5, 2], [0, 6, 2])]
     encode, broken = Encoder.encode, Outputs(dense=np.full(1, np.nan, np.float32))
 
