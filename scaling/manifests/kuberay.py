@@ -54,7 +54,7 @@ def kuberay(target: Target) -> list[Manifest]:
         services.append(replace(service, num_replicas=max(1, scaling.min_replicas)))
         groups.append(_worker_group(name, model, target))
     cluster: Manifest = {
-        "rayVersion": _ray_version(),
+        "rayVersion": ray_version(),
         "headGroupSpec": {
             # No replica runs on the head: it may be lost and come back while they go on.
             "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},
@@ -125,7 +125,7 @@ def _reconnect() -> Manifest:
     return {"name": "RAY_gcs_rpc_server_reconnect_timeout_s", "value": str(_RECONNECT_S)}
 
 
-def _ray_version() -> str:
+def ray_version() -> str:
     """Of the Ray beside us, which the image should have, too.
 
     Raises:

@@ -15,7 +15,7 @@ from sixfold.core.cli import main
 from sixfold.core.config import load_config
 from sixfold.core.errors import ConfigError
 from sixfold.scaling.gateway.config_file import load_gateway_config
-from sixfold.scaling.manifests import command
+from sixfold.scaling.manifests import command, kuberay
 from sixfold.scaling.manifests.kinds import KINDS, render
 from sixfold.scaling.manifests.objects import KEY_SHA256_VARIABLE, KEY_VARIABLE, Manifest, Target, name_of
 from sixfold.scaling.up.settings import load_site
@@ -34,6 +34,12 @@ SERVICES: dict[str, Any] = {
     }
 }
 KEYS = [{"name": "ward", "sha256": "0" * 64}]
+
+
+@pytest.fixture(autouse=True)
+def some_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Manifests name the version of Ray that is installed, which need not be."""
+    monkeypatch.setattr(kuberay, "ray_version", lambda: "2.56.0")
 
 
 def target(tmp_path: Path, *, services: Any = SERVICES, models: Any = MODELS, **server: Any) -> Target:

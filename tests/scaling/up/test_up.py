@@ -38,6 +38,7 @@ def config(folder: Path, **parts: object) -> Path:
     return path
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'sixfold[ray]'")
 def test_a_port_that_is_taken_is_told_before_anything_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
