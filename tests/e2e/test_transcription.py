@@ -320,7 +320,7 @@ def test_metrics_count_the_audio(speech_server: DemoServer, client: openai.OpenA
     from urllib.request import urlopen
 
     until_s = time.monotonic() + 10.0  # the server hears of its workers' figures a moment later
-    seconds = 0.0
+    seconds, text = 0.0, ""
     while not seconds:
         assert time.monotonic() < until_s
         text = urlopen(f"{speech_server.url}/metrics").read().decode()
