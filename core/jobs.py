@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 from sixfold.core.errors import InvalidRequest, UsageError
+from sixfold.core.sqlite_thread import SqliteThread, open_file
 
 Order: TypeAlias = Literal["asc", "desc"]
-T = TypeVar("T")
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -71,10 +68,8 @@ class JobStore:
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
-        self._path = path
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
-        self._connection: sqlite3.Connection | None = None
+        self._database = SqliteThread(lambda: _connect(path), name="jobs")
 
     async def open(self) -> None:
         """Opens the file; the first other call does it, too.
@@ -82,18 +77,11 @@ class JobStore:
         Raises:
             UsageError: It is no database of ours, or of a later version.
         """
-        await self._do(lambda _connection: None)
+        await self._database.do(lambda _connection: None)
 
     async def close(self) -> None:
         """Finishes what was begun and closes the file. The last call."""
-
-        def close() -> None:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-
-        await asyncio.get_running_loop().run_in_executor(self._thread, close)
-        self._thread.shutdown()
+        await self._database.close()
 
     @staticmethod
     def new_id(kind: str) -> str:
@@ -114,7 +102,7 @@ class JobStore:
         """
         job_id = job_id or self.new_id(kind)
         text, now_s = json.dumps(payload), self._clock()
-        await self._do(
+        await self._database.do(
             lambda connection: connection.execute(
                 f"INSERT INTO jobs ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (job_id, kind, owner, state, text, now_s, now_s),
@@ -128,7 +116,7 @@ class JobStore:
         def get(connection: sqlite3.Connection) -> Job | None:
             return _one(connection, job_id, owner)
 
-        return await self._do(get)
+        return await self._database.do(get)
 
     async def update(self, job_id: str, *, payload: Mapping[str, Any]) -> bool:
         """Replaces the payload; False if the job is gone. For changes of state see `transition`."""
@@ -138,7 +126,7 @@ class JobStore:
             done = connection.execute("UPDATE jobs SET payload = ?, updated_s = ? WHERE id = ?", (text, now_s, job_id))
             return done.rowcount == 1
 
-        return await self._do(update)
+        return await self._database.do(update)
 
     async def transition(
         self,
@@ -175,7 +163,7 @@ class JobStore:
             )
             return _one(connection, job_id, owner)
 
-        return await self._do(change)
+        return await self._database.do(change)
 
     async def list(
         self,
@@ -232,7 +220,7 @@ class JobStore:
             )
             return tuple(map(_job, rows))
 
-        return await self._do(read)
+        return await self._database.do(read)
 
     async def count(self, *, owner: str, kind: str, limit: int, states: Collection[str] | None = None) -> int:
         """How many jobs of a kind an owner has, in any of ``states`` where given; counts up to ``limit``."""
@@ -245,7 +233,7 @@ class JobStore:
             ).fetchone()
             return int(row[0])
 
-        return await self._do(count)
+        return await self._database.do(count)
 
     async def delete(self, job_id: str, *, owner: str | None) -> bool:
         """Removes a job; whether there was one of this id and owner."""
@@ -254,7 +242,7 @@ class JobStore:
             done = connection.execute("DELETE FROM jobs WHERE id = ? AND owner = coalesce(?, owner)", (job_id, owner))
             return done.rowcount == 1
 
-        return await self._do(delete)
+        return await self._database.do(delete)
 
     async def delete_unchanged_since(self, kind: str, time_s: float) -> int:
         """Removes the jobs of a kind that were last changed before a Unix time; returns how many."""
@@ -262,26 +250,7 @@ class JobStore:
         def delete(connection: sqlite3.Connection) -> int:
             return connection.execute("DELETE FROM jobs WHERE kind = ? AND updated_s < ?", (kind, time_s)).rowcount
 
-        return await self._do(delete)
-
-    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        # Shielded: who is cancelled must not take work back that still waits for the thread.
-        return await asyncio.shield(
-            asyncio.get_running_loop().run_in_executor(self._thread, self._in_transaction, work)
-        )
-
-    def _in_transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._connection is None:
-            self._connection = _connect(self._path)
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            result = work(self._connection)
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:  # a full disk can have ended it
-                self._connection.execute("ROLLBACK")
-            raise
-        return result
+        return await self._database.do(delete)
 
 
 def _one(connection: sqlite3.Connection, job_id: str, owner: str | None) -> Job | None:
@@ -306,8 +275,7 @@ def _job(row: tuple[Any, ...]) -> Job:
 
 def _connect(path: Path) -> sqlite3.Connection:
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        connection = open_file(path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # a job that was promised survives a power cut
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from sixfold.core.errors import UsageError
 from sixfold.core.files import FileStore
-
-T = TypeVar("T")
+from sixfold.core.sqlite_thread import SqliteThread, open_file
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS outcomes (
@@ -56,9 +51,7 @@ class OutcomeStore:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="outcomes")
-        self._connection: sqlite3.Connection | None = None
+        self._database = SqliteThread(lambda: _connect(path), name="outcomes")
         self.num_bytes = 0
 
     async def open(self) -> None:
@@ -71,18 +64,11 @@ class OutcomeStore:
         def measure(connection: sqlite3.Connection) -> int:
             return int(connection.execute("SELECT coalesce(sum(length(data)), 0) FROM outcomes").fetchone()[0])
 
-        self.num_bytes = await self._do(measure)
+        self.num_bytes = await self._database.do(measure)
 
     async def close(self) -> None:
         """Finishes what was begun and closes the file. The last call."""
-
-        def close() -> None:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-
-        await asyncio.get_running_loop().run_in_executor(self._thread, close)
-        self._thread.shutdown()
+        await self._database.close()
 
     async def add(self, batch_id: str, outcomes: Sequence[Outcome]) -> None:
         """Keeps outcomes of lines that have none, all or nothing; those of other lines are dropped."""
@@ -98,7 +84,7 @@ class OutcomeStore:
                     num_added += len(each.data)
             return num_added
 
-        await self._in_thread(lambda: self._count(add))
+        await self._database.run(lambda: self._count(add))
 
     async def lines(self, batch_id: str) -> frozenset[int]:
         """The lines that have an outcome."""
@@ -107,7 +93,7 @@ class OutcomeStore:
             rows = connection.execute("SELECT line FROM outcomes WHERE batch_id = ?", (batch_id,))
             return frozenset(row[0] for row in rows)
 
-        return await self._do(read)
+        return await self._database.do(read)
 
     async def counts(self, batch_id: str) -> tuple[int, int]:
         """How many lines succeeded, and how many failed."""
@@ -120,7 +106,7 @@ class OutcomeStore:
             )
             return rows.get(1, 0), rows.get(0, 0)
 
-        return await self._do(read)
+        return await self._database.do(read)
 
     async def write(
         self, batch_id: str, files: FileStore, *, succeeded: bool, on_line: Callable[[bytes], None]
@@ -150,7 +136,7 @@ class OutcomeStore:
                     file.write(data + b"\n")
                 return (file.commit(), file.num_bytes) if file.num_bytes else None
 
-        return await self._do(write)
+        return await self._database.do(write)
 
     async def delete(self, batch_id: str) -> None:
         """Forgets a batch's outcomes."""
@@ -162,8 +148,8 @@ class OutcomeStore:
             connection.execute("DELETE FROM outcomes WHERE batch_id = ?", (batch_id,))
             return -int(gone)
 
-        await self._in_thread(lambda: self._count(delete))
-        while await self._in_thread(self._shrink):
+        await self._database.run(lambda: self._count(delete))
+        while await self._database.run(self._shrink):
             pass
 
     async def batch_ids(self) -> frozenset[str]:
@@ -172,42 +158,22 @@ class OutcomeStore:
         def read(connection: sqlite3.Connection) -> frozenset[str]:
             return frozenset(row[0] for row in connection.execute("SELECT DISTINCT batch_id FROM outcomes"))
 
-        return await self._do(read)
-
-    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._in_thread(lambda: self._in_transaction(work))
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        # Shielded: who is cancelled must not take work back that still waits for the thread.
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+        return await self._database.do(read)
 
     def _count(self, change: Callable[[sqlite3.Connection], int]) -> None:
         """Does what returns how many bytes it added; they count once it is committed."""
-        self.num_bytes += self._in_transaction(change)
+        self.num_bytes += self._database.in_transaction(change)
 
     def _shrink(self) -> bool:
         """Gives some of the free part of the file back to the disk; whether there is more."""
-        assert self._connection is not None, "something was deleted"
+        connection = self._database.connection()
         try:
-            before = _num_free_pages(self._connection)
+            before = _num_free_pages(connection)
             # A step of it at a time is done, so all must be fetched.
-            self._connection.execute(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})").fetchall()
-            return 0 < _num_free_pages(self._connection) < before
+            connection.execute(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})").fetchall()
+            return 0 < _num_free_pages(connection) < before
         except sqlite3.Error:
             return False  # the room is used again by the next outcomes
-
-    def _in_transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._connection is None:
-            self._connection = _connect(self._path)
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            result = work(self._connection)
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:  # a full disk can have ended it
-                self._connection.execute("ROLLBACK")
-            raise
-        return result
 
 
 def _num_free_pages(connection: sqlite3.Connection) -> int:
@@ -216,13 +182,11 @@ def _num_free_pages(connection: sqlite3.Connection) -> int:
 
 def _connect(path: Path) -> sqlite3.Connection:
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        connection = open_file(path)
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(
-            "PRAGMA synchronous = FULL"
-        )  # a line that was answered is not computed again after a power cut
+        # A line that was answered is not computed again after a power cut.
+        connection.execute("PRAGMA synchronous = FULL")
         connection.executescript(_SCHEMA)
     except (sqlite3.Error, OSError) as error:
         raise UsageError(f"The batch results in {path} cannot be used: {error}. Repair or remove the file.") from error
