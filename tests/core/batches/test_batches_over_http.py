@@ -127,8 +127,9 @@ def test_a_cancelled_batch_keeps_what_was_answered() -> None:
         ServerThread(FakeModel("parrot", replicas=[replica]), settings=settings) as served,
         client_of(served) as client,
     ):
-        batch = begin(client, jsonl(*(line(f"line-{number}") for number in range(4))))
-        first, second = replica.next(), replica.next()
+        batch = begin(client, jsonl(*(line(f"line-{word}", words=word) for word in ("a", "b", "c", "d"))))
+        first, second = replica.next(), replica.next()  # in either order: they run side by side
+        answered = f"line-{first.request.input.words[0]}"
         first.finish("one")
         third = replica.next()
         wait(client, batch.id, lambda batch: batch.request_counts.completed == 1)
@@ -137,7 +138,7 @@ def test_a_cancelled_batch_keeps_what_was_answered() -> None:
         assert done.status == "cancelled"
         assert done.cancelling_at <= done.cancelled_at
         assert (done.request_counts.total, done.request_counts.completed) == (4, 1)
-        assert [each["custom_id"] for each in results(client, done.output_file_id)] == ["line-0"]
+        assert [each["custom_id"] for each in results(client, done.output_file_id)] == [answered]
         assert second.cancelled.wait(TIMEOUT_S)
         assert third.cancelled.wait(TIMEOUT_S)
         assert client.batches.cancel(batch.id).status == "cancelled", "once more changes nothing"
