@@ -5,7 +5,7 @@ import io
 import os
 import sys
 
-from cells import CAPITAL, DOCUMENTS, QUERY, SENTENCE, TOOL, WEATHER, answer
+from cells import CAPITAL, DOCUMENTS, QUERY, SENTENCE, TEXTS, TOOL, WEATHER, answer
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it looks for prices on the internet first
 import httpx
@@ -35,7 +35,7 @@ def tools() -> list:
 
 
 def embed() -> list:
-    found = litellm.embedding(model="openai/embed", input=["a meal", "a dinner", "an engine"], **SERVER)
+    found = litellm.embedding(model="openai/embed", input=TEXTS, **SERVER)
     return [one["embedding"] for one in found.data]
 
 
@@ -59,14 +59,4 @@ def draw() -> str:
     return found.b64_json or base64.b64encode(httpx.get(found.url).content).decode()
 
 
-answer(
-    {
-        "chat": chat,
-        "stream": stream,
-        "tools": tools,
-        "embed": embed,
-        "rerank": rerank,
-        "speak_and_hear": speak_and_hear,
-        "draw": draw,
-    }
-)
+answer(chat, stream, tools, embed, rerank, speak_and_hear, draw)

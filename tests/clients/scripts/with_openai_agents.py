@@ -1,6 +1,7 @@
 """openai-agents: an agent that must call a tool, one that answers in a type, over both of OpenAI's interfaces."""
 
 import asyncio
+import json
 import sys
 
 from agents import (
@@ -12,19 +13,12 @@ from agents import (
     function_tool,
     set_tracing_disabled,
 )
-from cells import answer
+from cells import ANN, answer
 from openai import AsyncOpenAI
-from pydantic import BaseModel, Field
+from person import Person
 
 set_tracing_disabled(True)
 CALLED = []
-
-
-class Person(BaseModel):
-    """A person."""
-
-    name: str = Field(max_length=12)
-    age: int = Field(ge=0, le=130)
 
 
 @function_tool
@@ -43,28 +37,30 @@ def run(interface: type, question: str, **agent: object) -> object:
     return asyncio.run(Runner.run(made, question, max_turns=2)).final_output
 
 
-def cells_of(interface: type) -> dict:
-    """The cells of one interface."""
-
-    def chat() -> str:
-        return run(interface, "What is the capital of France?")
-
-    def tools() -> list:
-        CALLED.clear()
-        got = run(
-            interface,
-            "What is the weather in Paris?",
-            tools=[get_weather],
-            settings={"tool_choice": "required", "parallel_tool_calls": False},
-            tool_use_behavior="stop_on_first_tool",
-        )
-        return [got, *CALLED]
-
-    def form() -> dict:
-        return run(interface, "Ann is 30 years old.", output_type=Person).model_dump()
-
-    return {"chat": chat, "tools": tools, "form": form}
+def chat(interface: type = OpenAIChatCompletionsModel) -> str:
+    return run(interface, "What is the capital of France?")
 
 
-chats, responses = cells_of(OpenAIChatCompletionsModel), cells_of(OpenAIResponsesModel)
-answer(chats | {f"responses_{name}": cell for name, cell in responses.items()})
+def tools(interface: type = OpenAIChatCompletionsModel) -> list:
+    CALLED.clear()
+    got = run(
+        interface,
+        "What is the weather in Paris?",
+        tools=[get_weather],
+        settings={"tool_choice": "required", "parallel_tool_calls": False},
+        tool_use_behavior="stop_on_first_tool",
+    )
+    if got != "mild":
+        raise ValueError(f"The run ended with {got!r}, not with what the tool gave.")
+    return [["get_weather", json.dumps({"city": city})] for city in CALLED]
+
+
+def form(interface: type = OpenAIChatCompletionsModel) -> dict:
+    return run(interface, ANN, output_type=Person).model_dump()
+
+
+def responses() -> dict:
+    return {cell.__name__: cell(OpenAIResponsesModel) for cell in (chat, tools, form)}
+
+
+answer(chat, tools, form, responses)
