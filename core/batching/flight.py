@@ -8,7 +8,7 @@ from typing import Any
 
 from sixfold.core.batching.entry import Entry, Phase, RequestState
 from sixfold.core.batching.model import DeviceLost, Granted, Outcome, PendingStep, StepModel
-from sixfold.core.batching.scheduler import Selection
+from sixfold.core.batching.selection import Selection
 from sixfold.core.batching.step_runner import run_step
 
 _log = logging.getLogger(__name__)

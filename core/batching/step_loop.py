@@ -21,7 +21,8 @@ from sixfold.core.batching.flight import Flight
 from sixfold.core.batching.latencies import observe_end, observe_output
 from sixfold.core.batching.model import Outcome, StepModel
 from sixfold.core.batching.outbox import Outbox
-from sixfold.core.batching.scheduler import Scheduler, Selection
+from sixfold.core.batching.scheduler import Scheduler
+from sixfold.core.batching.selection import Selection
 from sixfold.core.batching.step_watch import DONE, StepWatch
 from sixfold.core.errors import DeadlineExceeded, RequestCancelled, RequestError
 from sixfold.core.messages import Event, Failed, Increment
