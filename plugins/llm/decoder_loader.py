@@ -27,7 +27,7 @@ from sixfold.plugins.llm.facts import ModelFacts, read_facts
 from sixfold.plugins.llm.fuse import adapt
 from sixfold.plugins.llm.image_processor import ImageProcessor
 from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
-from sixfold.plugins.llm.lora_sites import linear_shapes
+from sixfold.plugins.llm.lora_linears import linear_shapes
 from sixfold.plugins.llm.memory import default_kv_cache_bytes
 from sixfold.plugins.llm.optimization import Passes, decoder_of
 from sixfold.plugins.llm.options import TransformersOptions
