@@ -54,7 +54,7 @@ CLIENTS = (
         name="openai (npm)",
         pins=("openai@6.49.0",),
         script="with_openai.mjs",
-        cells=("chat", "stream", "tools", "responses", "embed", "speak_and_hear", "draw", "film"),
+        cells=("chat", "stream", "tools", "form", "responses", "embed", "speak_and_hear", "draw", "film"),
     ),
     Client(
         name="ai with @ai-sdk/openai-compatible (npm)",
@@ -66,7 +66,7 @@ CLIENTS = (
         name="litellm",
         pins=("litellm==1.110.2",),
         script="with_litellm.py",
-        cells=("chat", "stream", "tools", "embed", "rerank", "speak_and_hear", "draw"),
+        cells=("chat", "stream", "tools", "form", "responses", "embed", "rerank", "speak_and_hear", "draw", "film"),
     ),
     Client(
         name="LlamaIndex (openai-like; cohere-rerank and jinaai-rerank)",
@@ -77,13 +77,13 @@ CLIENTS = (
             "llama-index-postprocessor-jinaai-rerank==0.6.0",
         ),
         script="with_llama_index.py",
-        cells=("chat", "stream", "tools", "embed", "rerank"),
+        cells=("chat", "stream", "tools", "form", "embed", "rerank"),
     ),
     Client(
         name="openai-agents",
         pins=("openai-agents==0.24.0",),
         script="with_openai_agents.py",
-        cells=("chat", "tools", "form", "responses"),
+        cells=("chat", "stream", "tools", "form", "responses"),
         own_judges={"responses": judges.chats_calls_and_fills},
     ),
     Client(

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from cells import DOCUMENTS, QUERY, TEXTS, answer
+from cells import ANN, DOCUMENTS, QUERY, TEXTS, answer
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.tools import FunctionTool
@@ -11,6 +11,7 @@ from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
 from llama_index.postprocessor.cohere_rerank import CohereRerank
 from llama_index.postprocessor.jinaai_rerank import JinaRerank
+from person import Person
 
 URL = sys.argv[1]
 LLM = OpenAILike(
@@ -47,6 +48,11 @@ def tools() -> list:
     return [[call.tool_name, json.dumps(call.tool_kwargs)] for call in LLM.get_tool_calls_from_response(found)]
 
 
+def form() -> dict:
+    found = LLM.as_structured_llm(Person).chat([ChatMessage(role="user", content=ANN)])
+    return found.raw.model_dump()
+
+
 def embed() -> list:
     model = OpenAILikeEmbedding(model_name="embed", api_base=f"{URL}/v1", api_key="none", max_retries=0)
     return model.get_text_embedding_batch(TEXTS)
@@ -64,4 +70,4 @@ def rerank() -> list:
     return by_cohere
 
 
-answer(chat, stream, tools, embed, rerank)
+answer(chat, stream, tools, form, embed, rerank)

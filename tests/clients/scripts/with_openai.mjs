@@ -1,6 +1,6 @@
 // npm's openai: every modality.
 import OpenAI, { toFile } from "openai";
-import { answer, capital, place, sentence, texts, weather } from "./cells.mjs";
+import { answer, capital, person, place, sentence, texts, weather } from "./cells.mjs";
 
 const client = new OpenAI({ baseURL: `${process.argv[2]}/v1`, apiKey: "none", maxRetries: 0, timeout: 300_000 });
 const asked = { model: "chat", messages: [{ role: "user", content: capital }], temperature: 0, max_tokens: 40 };
@@ -22,6 +22,13 @@ await answer({
       tools: [{ type: "function", function: { name: "get_weather", parameters: place } }],
     });
     return found.choices[0].message.tool_calls.map((call) => [call.function.name, call.function.arguments]);
+  },
+  async form() {
+    const found = await client.chat.completions.create({
+      model: "chat", messages: [{ role: "user", content: "Ann is 30 years old." }], max_tokens: 60,
+      response_format: { type: "json_schema", json_schema: { name: "person", schema: person, strict: true } },
+    });
+    return found.choices[0].message.content;
   },
   async responses() {
     return (await client.responses.create({ model: "chat", input: capital, temperature: 0, max_output_tokens: 40 })).output_text;

@@ -13,12 +13,13 @@ from agents import (
     function_tool,
     set_tracing_disabled,
 )
-from cells import ANN, answer
+from cells import ANN, CAPITAL, answer
 from openai import AsyncOpenAI
 from person import Person
 
 set_tracing_disabled(True)
 CALLED = []
+QUESTION = CAPITAL[0]["content"]
 
 
 @function_tool
@@ -28,17 +29,27 @@ def get_weather(city: str) -> str:
     return "mild"
 
 
-def run(interface: type, question: str, **agent: object) -> object:
-    """One run of an agent, in an event loop and with a client of its own."""
+def agent(interface: type, **options: object) -> Agent:
+    """An agent with a client of its own, for one event loop."""
     client = AsyncOpenAI(base_url=f"{sys.argv[1]}/v1", api_key="none", max_retries=0, timeout=300)
     model = interface(model="chat", openai_client=client)
-    settings = ModelSettings(temperature=0, max_tokens=60, **agent.pop("settings", {}))
-    made = Agent(name="Helper", instructions="Answer.", model=model, model_settings=settings, **agent)
-    return asyncio.run(Runner.run(made, question, max_turns=2)).final_output
+    settings = ModelSettings(temperature=0, max_tokens=60, **options.pop("settings", {}))
+    return Agent(name="Helper", instructions="Answer.", model=model, model_settings=settings, **options)
+
+
+def run(interface: type, question: str, **options: object) -> object:
+    return asyncio.run(Runner.run(agent(interface, **options), question, max_turns=2)).final_output
 
 
 def chat(interface: type = OpenAIChatCompletionsModel) -> str:
-    return run(interface, "What is the capital of France?")
+    return run(interface, QUESTION)
+
+
+async def stream() -> str:
+    """The pieces as they come, of an agent over chats."""
+    running = Runner.run_streamed(agent(OpenAIChatCompletionsModel), QUESTION)
+    events = [event.data async for event in running.stream_events() if event.type == "raw_response_event"]
+    return "".join(event.delta for event in events if event.type == "response.output_text.delta")
 
 
 def tools(interface: type = OpenAIChatCompletionsModel) -> list:
@@ -63,4 +74,4 @@ def responses() -> dict:
     return {cell.__name__: cell(OpenAIResponsesModel) for cell in (chat, tools, form)}
 
 
-answer(chat, tools, form, responses)
+answer(chat, stream, tools, form, responses)
