@@ -12,7 +12,8 @@ from sixfold.core.errors import InvalidRequest
 from sixfold.core.files import FileStore
 from sixfold.core.serving.body import BodyStream, check_encoding
 from sixfold.core.serving.multipart import MAX_PARTS as MAX_PARTS
-from sixfold.core.serving.multipart import FormItem, read_multipart, too_many
+from sixfold.core.serving.multipart import FormItem as FormItem
+from sixfold.core.serving.multipart import read_multipart, too_many
 
 _FORM_KINDS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
