@@ -24,6 +24,7 @@ from tests.e2e.conftest import shipped_demo
 from tests.servers import DemoServer, start_server, stop_server
 
 SCRIPTS = Path(__file__).with_name("scripts")
+_START_TIMEOUT_S = 900
 _INSTALL_TIMEOUT_S = 900
 _ASK_TIMEOUT_S = 600
 
@@ -37,7 +38,7 @@ def clients_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoSer
     data["models"]["embed"]["options"] = {"rerank_by_similarity": True}
     path = tmp_path_factory.mktemp("clients") / "demo.yaml"
     path.write_text(yaml.safe_dump(data))
-    server = start_server(path)
+    server = start_server(path, timeout_s=_START_TIMEOUT_S)
     try:
         yield server
     finally:

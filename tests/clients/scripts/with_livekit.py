@@ -35,7 +35,8 @@ async def stream() -> str:
 
 
 async def tools() -> list:
-    found = await ask(WEATHER[0]["content"], tools=[get_weather], tool_choice="required")
+    # One call: of an answer that ends for its length, as one that calls on and on does, it keeps no call.
+    found = await ask(WEATHER[0]["content"], tools=[get_weather], tool_choice="required", parallel_tool_calls=False)
     return [[call.name, call.arguments] for call in found.tool_calls]
 
 

@@ -6,7 +6,6 @@ import sys
 from cells import ANN, CAPITAL, PERSON, SENTENCE, TOOL, WEATHER, answer
 from pipecat.adapters.llm.schemas.function_schema import FunctionSchema
 from pipecat.frames.frames import (
-    EndFrame,
     ErrorFrame,
     Frame,
     FunctionCallResultFrame,
@@ -17,7 +16,7 @@ from pipecat.frames.frames import (
     TranscriptionFrame,
     TTSAudioRawFrame,
     TTSSpeakFrame,
-    TTSStoppedFrame,
+    TTSTextFrame,
     VADUserStartedSpeakingFrame,
     VADUserStoppedSpeakingFrame,
 )
@@ -69,7 +68,7 @@ async def run(service: FrameProcessor, *frames: Frame, until: type) -> list:
 
     @worker.event_handler("on_frame_reached_downstream")
     async def end(worker: PipelineWorker, frame: Frame) -> None:
-        await worker.queue_frame(EndFrame())
+        await worker.cancel()
 
     @worker.event_handler("on_pipeline_error")
     async def fail(worker: PipelineWorker, frame: ErrorFrame) -> None:
@@ -91,8 +90,11 @@ def model() -> OpenAILLMService:
 
 
 async def speak() -> bytes:
-    mouth = OpenAITTSService(**SERVER, settings=OpenAITTSService.Settings(model="speak", voice="alloy"))
-    frames = await run(mouth, TTSSpeakFrame(SENTENCE), until=TTSStoppedFrame)
+    settings = OpenAITTSService.Settings(model="speak", voice="alloy")
+    mouth = OpenAITTSService(
+        **SERVER, settings=settings, stop_frame_timeout_s=300
+    )  # a busy machine is silent for a while
+    frames = await run(mouth, TTSSpeakFrame(SENTENCE), until=TTSTextFrame)  # the text comes behind its sound
     return b"".join(frame.audio for frame in frames if isinstance(frame, TTSAudioRawFrame))
 
 
