@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ class DemoServer:
 
 
 @contextmanager
-def serving(folder: Path, models: Mapping[str, Any]) -> Iterator[DemoServer]:
+def serving(folder: Path, models: Mapping[str, Any]) -> Generator[DemoServer]:
     """A server of these models, on a free port and with its data in the folder; it must end with status 0."""
     config = folder / "models.yaml"
     config.write_text(yaml.safe_dump({"models": models, "server": {"port": 0, "data_dir": str(folder / "data")}}))

@@ -42,7 +42,7 @@ class Client:
     pins: tuple[str, ...]
     script: str
     cells: tuple[str, ...]
-    own_judges: Mapping[str, Judge] = field(default_factory=dict)
+    own_judges: Mapping[str, Judge] = field(default_factory=dict[str, Judge])
 
     def judge(self, cell: str, found: Any) -> None:
         """Raises AssertionError if what it got for a cell is wrong."""

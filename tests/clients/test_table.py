@@ -33,7 +33,7 @@ def links() -> dict[tuple[str, str], re.Match[str]]:
     head, _, *rows = table()
     assert head[:2] == ["client", "version"]
     assert len(head) == 2 + len(CELLS)
-    found = {}
+    found: dict[tuple[str, str], re.Match[str]] = {}
     for client, _version, *cells in rows:
         assert len(cells) == len(CELLS), client
         for name, cell in zip(CELLS, cells, strict=True):

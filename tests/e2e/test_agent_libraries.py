@@ -35,7 +35,8 @@ def test_langchain_chats_and_streams_the_same(langchain_settings: dict[str, Any]
     from langchain_openai import ChatOpenAI
 
     with httpx2.Client(timeout=120.0) as http:
-        model: Any = ChatOpenAI(model="chat", temperature=0, max_tokens=40, http_client=http, **langchain_settings)
+        asked: dict[str, Any] = {"model": "chat", "temperature": 0, "max_tokens": 40, "http_client": http}
+        model: Any = ChatOpenAI(**asked, **langchain_settings)
         whole = model.invoke(QUESTION).content
         assert "Paris" in whole
         assert "".join(chunk.content for chunk in model.stream(QUESTION)) == whole
