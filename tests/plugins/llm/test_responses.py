@@ -38,6 +38,7 @@ class FakeServices:
     def __init__(self, folder: Path) -> None:
         self.data_dir = folder
         self.clock = Clock()
+        self.store_id = ""
 
 
 class RespondingCall(FakeCall):
