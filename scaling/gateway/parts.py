@@ -13,6 +13,7 @@ from sixfold.scaling.gateway.geography import Geography
 from sixfold.scaling.gateway.inbound import TokenIds
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.owners import Owners
+from sixfold.scaling.gateway.placing import UploadPlaces
 from sixfold.scaling.gateway.settings import GatewaySettings
 
 
@@ -28,6 +29,7 @@ class Parts:
         budget: Counts requests and bounds their retries.
         metrics: Counted on the way.
         owners: Where objects live, and whose they are.
+        places: Where files go.
         admission_of: The door of each model, by its name; "" is for requests that name none.
         hedge_of: When requests of each model are late.
         token_ids: Tokenizes prompts, if anything does.
@@ -42,6 +44,7 @@ class Parts:
     budget: RetryBudget
     metrics: GatewayMetrics
     owners: Owners
+    places: UploadPlaces
     admission_of: Callable[[str], Admission]
     hedge_of: Callable[[str], HedgeClock]
     token_ids: TokenIds | None

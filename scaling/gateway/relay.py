@@ -10,12 +10,12 @@ from starlette.types import Receive, Scope, Send
 
 from sixfold.core.errors import DeadlineExceeded, RequestError, WorkerDied
 from sixfold.core.serving.error_responses import error_json, error_response
-from sixfold.scaling.gateway.attempts import Attempt, Work
 from sixfold.scaling.gateway.events import EventStream
 from sixfold.scaling.gateway.forwarding import passed_back
 from sixfold.scaling.gateway.parts import Parts
 from sixfold.scaling.gateway.resume import Diverged, StreamRecord
 from sixfold.scaling.gateway.upstream import AnswerTorn, Headers
+from sixfold.scaling.gateway.work import Attempt, Work
 
 _LOG = logging.getLogger(__name__)
 
