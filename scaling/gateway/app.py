@@ -24,6 +24,7 @@ from sixfold.scaling.gateway.forwarding import Buffered
 from sixfold.scaling.gateway.front import Front
 from sixfold.scaling.gateway.geography import Geography
 from sixfold.scaling.gateway.inbound import TokenIds
+from sixfold.scaling.gateway.listing import ObjectLists
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.outlier import OutlierDetector
 from sixfold.scaling.gateway.own_routes import OwnRoutes
@@ -179,6 +180,7 @@ class Gateway:
                 hurry=self._prober.hurry,
             ),
             places=UploadPlaces(self.fleet, self.geography, guards=guards),
+            lists=ObjectLists(self.fleet, attempts, guards=guards),
             admission_of=self._doors.admission_of,
             hedge_of=self._doors.hedge_of,
             token_ids=token_ids,

@@ -12,6 +12,8 @@ from sixfold.scaling.gateway.inbound import Inbound
 KINDS = frozenset(("videos", "responses", "batches", "files"))
 """What replicas keep for later requests, by the path below ``/v1``."""
 
+_LISTS = frozenset(("/v1/videos", "/v1/files", "/v1/batches"))
+
 
 def segments(path: str) -> Sequence[str]:
     """The parts of a path as the most lenient server reads them."""
@@ -55,6 +57,11 @@ def makes_batch(inbound: Inbound) -> bool:
 def makes_file(method: str, path: str) -> bool:
     """Whether a request of this kind uploads a file."""
     return method == "POST" and list(segments(path)) == ["v1", "files"]
+
+
+def lists_objects(inbound: Inbound) -> bool:
+    """Whether it is for a list of what is kept, written as every server reads it."""
+    return inbound.method == "GET" and inbound.path in _LISTS
 
 
 def _text(raw: msgspec.Raw) -> str | None:

@@ -16,7 +16,7 @@ from sixfold.core.errors import InvalidRequest, NotFound, NotReady, RequestError
 from sixfold.core.object_ids import store_of
 from sixfold.scaling.gateway.fleet import Fleet
 from sixfold.scaling.gateway.inbound import Inbound
-from sixfold.scaling.gateway.object_names import below_kind, named_objects, segments
+from sixfold.scaling.gateway.object_names import below_kind, lists_objects, named_objects, segments
 from sixfold.scaling.gateway.work import Attempt
 
 _MAX_OBJECTS = 100_000
@@ -134,8 +134,11 @@ class Owners:
         if ".." in path:
             raise NotFound("A path with '..' leads nowhere here.")
         if not named and below_kind(path) is not None and inbound.method != "POST":
+            if lists_objects(inbound) and any(replica.tells_tenants for replica in self._fleet):
+                return
             raise NotFound(
-                "With API keys the gateway lists no objects: a server does not know whose they are. Ask for each by its id."
+                "With API keys the gateway lists no objects of servers that do not know whose they are. Ask for each by its id; "
+                "the operator allows lists by 'acts_for_others' of the servers' key for the gateway."
             )
 
     def _check_model(self, holders: Collection[str], model: str) -> None:

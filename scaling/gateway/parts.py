@@ -11,6 +11,7 @@ from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
 from sixfold.scaling.gateway.fleet import Fleet
 from sixfold.scaling.gateway.geography import Geography
 from sixfold.scaling.gateway.inbound import TokenIds
+from sixfold.scaling.gateway.listing import ObjectLists
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.owners import Owners
 from sixfold.scaling.gateway.placing import UploadPlaces
@@ -30,6 +31,7 @@ class Parts:
         metrics: Counted on the way.
         owners: Where objects live, and whose they are.
         places: Where files go.
+        lists: Of what the servers keep.
         admission_of: The door of each model, by its name; "" is for requests that name none.
         hedge_of: When requests of each model are late.
         token_ids: Tokenizes prompts, if anything does.
@@ -45,6 +47,7 @@ class Parts:
     metrics: GatewayMetrics
     owners: Owners
     places: UploadPlaces
+    lists: ObjectLists
     admission_of: Callable[[str], Admission]
     hedge_of: Callable[[str], HedgeClock]
     token_ids: TokenIds | None

@@ -19,7 +19,8 @@ from sixfold.scaling.gateway.form_peek import peek_form
 from sixfold.scaling.gateway.forwarding import Buffered, deadline_of, forwarded_headers
 from sixfold.scaling.gateway.geography import Journey
 from sixfold.scaling.gateway.inbound import Inbound, read_inbound, shape_of
-from sixfold.scaling.gateway.object_names import makes_batch, makes_file, object_of_path
+from sixfold.scaling.gateway.listing import Listed
+from sixfold.scaling.gateway.object_names import lists_objects, makes_batch, makes_file, object_of_path
 from sixfold.scaling.gateway.parts import Parts
 from sixfold.scaling.gateway.relay import Relay
 from sixfold.scaling.gateway.resume import is_resumable
@@ -242,8 +243,22 @@ class ProxiedRequest:
             return parts.places.places_of(inbound.upload, self._headers, self._principal, tenant=self._tenant)
         return parts.owners.owners_of(inbound, tenant=self._tenant)
 
+    async def _list(self, inbound: Inbound, work: Work) -> None:
+        """Answers with a page of what all servers keep."""
+        found = await self._parts.lists.page(inbound, work)
+        if isinstance(found, Listed):
+            await self._relay.give(found.body, found.headers)
+            return
+        try:
+            await self._relay.pass_on(found, work, resumes=False)
+        finally:
+            found.close()
+
     async def _answer(self, inbound: Inbound, work: Work) -> None:
         parts = self._parts
+        if lists_objects(inbound) and parts.lists.has_keepers:
+            await self._list(inbound, work)
+            return
         resumes = parts.settings.resume_streams and is_resumable(inbound)
         hedge = parts.hedge_of(self._label)
         hedge.arrived()

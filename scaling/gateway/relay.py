@@ -131,6 +131,12 @@ class Relay:
         if part or not more:
             await self._send({"type": "http.response.body", "body": part, "more_body": more})
 
+    async def give(self, body: bytes, headers: Headers) -> None:
+        """Answers with JSON of the gateway's own making."""
+        kind = ("content-type", "application/json")
+        await self._start(200, (kind, ("content-length", str(len(body))), *headers))
+        await self._send_part(body, more=False)
+
     async def tell(self, error: RequestError, scope: Scope, receive: Receive) -> None:
         """Answers with an error, also in the middle of a stream of events.
 

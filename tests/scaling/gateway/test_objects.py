@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from sixfold.core.errors import NotReady
 from sixfold.core.serving.settings import ApiKeySettings, ServerSettings, hash_key
@@ -200,3 +201,34 @@ async def test_a_replica_that_tells_no_tenants_is_asked_for_no_object_that_this_
         assert (await gateway.ask(path=path, method="GET", **ana))[0] == 200
         assert await told(gateway, path, authorization="Bearer kb") == (404, "not_found")
     assert all("x-tenant" not in seen.headers for seen in replica.seen)
+
+
+async def test_a_list_says_how_many_servers_it_lacks() -> None:
+    page = Reply(parts=(b'{"data": [], "has_more": false}',))
+    up, down = keeping(A, page), keeping(B, page)
+    async with fleet(up, down) as gateway:
+        _status, _content, whole = await gateway.ask(path="/v1/videos", method="GET")
+        await down.kill()
+        await gateway.ask(path=f"/v1/videos/video_{B}_{DIGITS}", method="GET")  # which finds it down
+        status, content, headers = await gateway.ask(path="/v1/videos?limit=3", method="GET")
+    assert (status, json.loads(content)) == (200, {"data": [], "has_more": False})
+    assert ("x-servers-missing" in whole, headers["x-servers-missing"]) == (False, "1")
+
+
+async def test_a_server_that_refuses_a_list_is_heard_and_one_that_breaks_it_off_is_not() -> None:
+    refused = Reply(status=400, parts=(b'{"error": {"code": "x"}}',))
+    async with fleet(keeping(A, refused, Reply(parts=(b'{"data": [',)))) as gateway:
+        assert await told(gateway, "/v1/videos?limit=-1") == (400, "x")
+        assert await told(gateway, "/v1/videos") == (503, "worker_died")
+
+
+@pytest.mark.parametrize("path", ["/v1/videos/", "/v1//videos", "/v1/%76ideos", "/v1/videos?after=video_1"])
+async def test_no_odd_list_goes_to_a_server_that_tells_no_keys_apart(path: str) -> None:
+    other, telling = keeping(A), keeping(B, Reply(parts=(b'{"data": [], "has_more": false}',)), tells_tenants=True)
+    async with fleet(other, telling, server=KEYS, replica_key="inner") as gateway:
+        url = URL(gateway.url + path, encoded=True)
+        async with gateway.session.get(url, headers={"authorization": "Bearer ka"}) as response:
+            assert response.status in (400, 404)
+        for _ in range(3):
+            await gateway.ask_json(path="/v1/videos", method="GET", authorization="Bearer ka")
+    assert other.seen == []
