@@ -16,6 +16,7 @@ from sixfold.scaling.cluster.document import DeployedService
 from sixfold.scaling.cluster.engine import RayEngine
 from sixfold.scaling.cluster.replica import ReplicaSettings
 from sixfold.scaling.registry import ReplicaRecord, SqliteRegistry
+from sixfold.scaling.registry_settings import place_of
 from sixfold.scaling.spec import PlacementSpec, ServiceSpec
 from tests.plugins.llm.conftest import write_model
 from tests.scaling.cluster.ray_cluster import LabelledCluster, labelled_cluster
@@ -38,7 +39,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ReplicaSettings:
     options = {"dtype": "float32", "kv_cache_bytes": 4 << 20}
     models = {"tiny": {"source": f"file:{source}", "options": options}}
     config = json.dumps({"models": models, "server": {"host": "127.0.0.1", "port": 0}})
-    return ReplicaSettings(config=config, registry=str(folder / "registry.db"), start_timeout_s=_WAIT_S)
+    return ReplicaSettings(config=config, registry=place_of(str(folder / "registry.db")), start_timeout_s=_WAIT_S)
 
 
 def replicas(settings: ReplicaSettings) -> list[ReplicaRecord]:
