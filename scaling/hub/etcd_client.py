@@ -61,7 +61,7 @@ class EtcdSettings(BaseModel):
         if self.password is not None and self.password_file is not None:
             raise ValueError("give either password or password_file.")
         if (self.user is None) != (self.password is None and self.password_file is None):
-            raise ValueError("user and password (or password_file) go together. Set both, or neither.")
+            raise ValueError("user and password go together (or password_file). Set both, or neither.")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together. Set both, or neither.")
         if (self.tls_ca or self.tls_cert) and not all(url.startswith("https://") for url in self.endpoints):
