@@ -25,10 +25,12 @@ from sixfold.scaling.gateway.front import Front
 from sixfold.scaling.gateway.geography import Geography
 from sixfold.scaling.gateway.inbound import TokenIds
 from sixfold.scaling.gateway.listing import ObjectLists
+from sixfold.scaling.gateway.live_relay import LiveRelay
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.outlier import OutlierDetector
 from sixfold.scaling.gateway.own_routes import OwnRoutes
 from sixfold.scaling.gateway.owners import Owners
+from sixfold.scaling.gateway.page_relay import PageRelay
 from sixfold.scaling.gateway.parts import Parts
 from sixfold.scaling.gateway.placing import UploadPlaces
 from sixfold.scaling.gateway.plan_follower import PlanFollower
@@ -117,8 +119,13 @@ class Gateway:
         own = OwnRoutes(
             settings.server, self._keys, self.drain, self.fleet, self.geography, self._metrics, self.decisions
         )
+        page = PageRelay(
+            self.fleet, self._upstream, enabled=settings.server.playground, timeout_s=settings.health.timeout_s
+        )
+        live = LiveRelay(settings, self.fleet, self.geography, self._upstream, self.drain)
+        parts = self._build_parts(token_ids)
         self.app: ASGIApp = Front(
-            settings.server, self._keys, self.drain, own, self._build_parts(token_ids), self._buffered, tracing
+            settings.server, self._keys, self.drain, own, page, live, parts, self._buffered, tracing
         )
         if settings.server.cors_origins:
             self.app = CORSMiddleware(

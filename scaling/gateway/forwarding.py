@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
+from urllib.parse import quote
 
 from sixfold.core.errors import DeadlineExceeded, InvalidRequest, QueueFull
 from sixfold.core.messages import Priority
@@ -56,6 +57,11 @@ def forwarded_headers(
     dropped = _NOT_FORWARDED | own.keys() | (frozenset() if passes_key else _OF_WHOSE_KEY_IT_IS)
     kept = [(name, value) for name, value in named if name not in dropped]
     return [*kept, *own.items()]
+
+
+def tenant_header(tenant: str) -> str:
+    """For whom a request is, as a replica takes it in ``x-tenant``."""
+    return quote(tenant, safe="")
 
 
 def passed_back(headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -17,13 +17,15 @@ from sixfold.core.serving.drain import Drain
 from sixfold.core.serving.error_responses import error_response, internal_error_response
 from sixfold.core.serving.gate import SAFE_METHODS
 from sixfold.core.serving.handshake import check_origin
-from sixfold.core.serving.keys import KeyRing
+from sixfold.core.serving.keys import KeyRing, Principal
 from sixfold.core.serving.request_facts import read_headers
 from sixfold.core.serving.request_record import RequestRecord
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.serving.submission_record import error_name
 from sixfold.scaling.gateway.forwarding import Buffered
+from sixfold.scaling.gateway.live_relay import LiveRelay
 from sixfold.scaling.gateway.own_routes import OwnRoutes
+from sixfold.scaling.gateway.page_relay import PageRelay
 from sixfold.scaling.gateway.parts import Parts
 from sixfold.scaling.gateway.proxy import ProxiedRequest
 
@@ -43,6 +45,8 @@ class Front:
         keys: Who may come in.
         drain: Told who is running.
         own: What the gateway answers itself.
+        page: Shows the servers' playground.
+        live: Shows their batches.
         parts: Of everything else.
         buffered: Counts bodies.
         tracing: Where traces of requests go; None for nowhere.
@@ -54,6 +58,8 @@ class Front:
         keys: KeyRing,
         drain: Drain,
         own: OwnRoutes,
+        page: PageRelay,
+        live: LiveRelay,
         parts: Parts,
         buffered: Buffered,
         tracing: Tracing | None,
@@ -62,6 +68,8 @@ class Front:
         self._keys = keys
         self._drain = drain
         self._own = own
+        self._page = page
+        self._live = live
         self._parts = parts
         self._buffered = buffered
         self._tracing = tracing
@@ -96,7 +104,12 @@ class Front:
             if response is not None:
                 await response(scope, receive, send_named)
                 return
-            await self._proxy(scope, receive, send_named, request_id, headers, record)
+            if PageRelay.takes(scope["method"], scope["path"]):
+                await self._page.answer(scope, receive, send_named, headers)
+            elif LiveRelay.takes(scope["method"], scope["path"]):
+                await self._watch(scope, receive, send_named, headers)
+            else:
+                await self._proxy(scope, receive, send_named, request_id, headers, record)
         except RequestError as error:
             if record is not None:
                 record.error = error_name(error)
@@ -107,6 +120,23 @@ class Front:
         finally:
             if record is not None:
                 record.end(scope["method"], scope["path"][:_MAX_LOGGED_PATH], status)
+
+    def _admit(self, headers: Mapping[bytes, bytes]) -> tuple[Principal, str]:
+        """Whose key it is, and whom to be fair to."""
+        authorization = headers.get(b"authorization")
+        principal = self._keys.authenticate(authorization)
+        if self._drain.begun:
+            raise self._drain.refusal()
+        if self._settings.api_keys:
+            return principal, principal.acting_for(headers.get(b"x-tenant")).name
+        if authorization is not None:
+            # The replicas know the keys: here a key only stands for its holder.
+            return principal, hashlib.blake2b(authorization, digest_size=8).hexdigest()
+        return principal, principal.name
+
+    async def _watch(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[bytes, bytes]) -> None:
+        principal, tenant = self._admit(headers)
+        await self._live.answer(scope, receive, send, headers, principal, tenant)
 
     async def _proxy(
         self,
@@ -120,16 +150,7 @@ class Front:
         if record is not None and self._tracing is not None:
             record.trace = self._tracing.begin(read_headers(scope), name="request", arrived_s=monotonic())
             receive = record.timed(receive)
-        authorization = headers.get(b"authorization")
-        principal = self._keys.authenticate(authorization)
-        if self._drain.begun:
-            raise self._drain.refusal()
-        tenant = principal.name
-        if self._settings.api_keys:
-            tenant = principal.acting_for(headers.get(b"x-tenant")).name
-        elif authorization is not None:
-            # The replicas know the keys: here a key only stands for whom to be fair to.
-            tenant = hashlib.blake2b(authorization, digest_size=8).hexdigest()
+        principal, tenant = self._admit(headers)
         if record is not None:
             record.tenant = tenant
         request = ProxiedRequest(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
 
@@ -16,7 +15,7 @@ from sixfold.core.serving.request_facts import read_headers
 from sixfold.core.serving.request_record import RequestRecord
 from sixfold.core.serving.submission_record import error_name
 from sixfold.scaling.gateway.form_peek import peek_form
-from sixfold.scaling.gateway.forwarding import Buffered, deadline_of, forwarded_headers
+from sixfold.scaling.gateway.forwarding import Buffered, deadline_of, forwarded_headers, tenant_header
 from sixfold.scaling.gateway.geography import Journey
 from sixfold.scaling.gateway.inbound import Inbound, read_inbound, shape_of
 from sixfold.scaling.gateway.listing import Listed
@@ -232,7 +231,7 @@ class ProxiedRequest:
             replayable=inbound.replayable,
             deadline_s=deadline_of(self._headers, limit_s=limit_s, arrived_s=self._arrived_s),
             only=self._only(inbound),
-            tenant=quote(self._tenant, safe="") if checks_keys else None,
+            tenant=tenant_header(self._tenant) if checks_keys else None,
             trace=trace,
         )
 
