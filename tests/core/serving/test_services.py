@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -163,6 +164,21 @@ def test_a_store_whose_id_was_spoilt_is_the_operators_to_mend(tmp_path: Path) ->
     (tmp_path / "store_id").write_text("UPPER!")
     with pytest.raises(UsageError, match="no id of a store"):
         _ = DataFolder(tmp_path).store_id
+
+
+def test_a_full_disk_at_the_first_start_leaves_no_store_without_an_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: Path, _text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", refuse)
+        folder = DataFolder(tmp_path)
+        with pytest.raises(UsageError, match=r"No space left on device\. Make room"):
+            _ = folder.store_id
+        folder.close()
+    assert STORE_ID.fullmatch(DataFolder(tmp_path).store_id)
 
 
 def test_what_a_server_keeps_names_the_store_that_its_probe_tells(tmp_path: Path) -> None:
