@@ -93,16 +93,16 @@ class UploadPlaces:
         return found
 
     def _with_models(self, keeping: Sequence[Replica], models: Sequence[str]) -> list[str]:
-        ids = {replica.record.replica_id for replica in keeping}
+        able = [replica for replica in keeping if all(replica.serves(model) for model in models)]
+        if not able and not self._fleet.may_know_more:
+            raise InvalidRequest(_no_one_server(models), param="file")
+        there = {replica.record.replica_id for replica in able}
         for model in models or (None,):
-            may = {facts.replica_id for facts in self._fleet.available(model)}
-            if not may:
-                raise self._geography.no_replica(self._fleet.names_of(model))
-            able = ids & may
-            if not able:
-                raise InvalidRequest(_no_one_server(models), param="file")
-            ids = able
-        return sorted(ids)
+            there &= {facts.replica_id for facts in self._fleet.available(model)}
+        if not there:
+            names = [name for model in models for name in self._fleet.names_of(model)]
+            raise self._geography.no_replica(names)
+        return sorted(there)
 
 
 def _no_one_server(models: Sequence[str]) -> str:

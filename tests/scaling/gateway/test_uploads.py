@@ -83,6 +83,18 @@ async def test_files_that_lines_will_name_stay_together_at_replicas_of_the_model
     assert replicas[0].seen == []
 
 
+async def test_lines_whose_only_server_is_down_are_refused_for_now_and_files_for_no_model_go_anywhere() -> None:
+    here, down = keeping(A), keeping(B, models=("other",))
+    async with fleet(here, down) as gateway:
+        await down.kill()
+        await gateway.ask({"model": "other", "prompt": "p"})  # which finds it down
+        assert await upload(gateway, "RIFF", "user_data") == (200, None)
+        for _ in range(2):
+            status, error = await upload(gateway, line("other"))
+            assert (status, error["code"]) == (503, "not_ready")
+    assert num_seen(here, down) == [1, 0]
+
+
 @pytest.mark.parametrize(
     "lines",
     [
