@@ -72,6 +72,8 @@ class PageRelay:
             wants_page = self._enabled and b"text/html" in headers.get(b"accept", b"")
             found = await self._find(scope, headers) if wants_page else None
             response = found or Response(_PLAIN, media_type="text/plain", headers={"vary": "accept"})
+        elif ".." in path:  # asked without a key, so it must never become another path on its way
+            raise NotFound("A path with '..' leads nowhere here.")
         elif not self._enabled:
             raise NotFound("The playground is off here: the operator can turn it on by server.playground.")
         elif path == _FACTS:
