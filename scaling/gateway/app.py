@@ -184,7 +184,6 @@ class Gateway:
                 guards=guards,
                 grace_s=_PROBES_TO_FIND * (settings.health.interval_s + settings.health.timeout_s),
                 clock=self._clock,
-                hurry=self._prober.hurry,
             ),
             places=UploadPlaces(self.fleet, self.geography, guards=guards),
             lists=ObjectLists(self.fleet, attempts, guards=guards),

@@ -46,7 +46,6 @@ class Owners:
         guards: Whether an object is for its holder alone. So it must be where the gateway checks the keys.
         grace_s: How long a store that no server has may yet turn up, as one that has just begun does with its next probe.
         clock: Monotonic seconds.
-        hurry: Called when a probe might find what is missing.
     """
 
     def __init__(
@@ -56,13 +55,11 @@ class Owners:
         guards: bool,
         grace_s: float,
         clock: Callable[[], float],
-        hurry: Callable[[], None],
     ) -> None:
         self._fleet = fleet
         self._guards = guards
         self._grace_s = grace_s
         self._clock = clock
-        self._hurry = hurry
         self._objects: OrderedDict[str, _Kept] = OrderedDict()
         self._missed: OrderedDict[str, float] = OrderedDict()
 
@@ -157,8 +154,8 @@ class Owners:
         self._missed.move_to_end(store_id)
         if len(self._missed) > _MAX_MISSED:
             self._missed.popitem(last=False)
+        # No probe is hurried: ids of stores that never were would keep the gateway probing.
         if self._fleet.may_know_more or now_s - since_s < self._grace_s:
-            self._hurry()
             return NotReady(
                 f"No server keeps {object_id[:128]!r} right now. Try again in a moment.",
                 code="holder_not_up",

@@ -102,21 +102,17 @@ class Asking:
 
     def __init__(self, *, was_seen: bool) -> None:
         self.clock = FakeClock()
-        self.num_hurried = 0
         self.fleet = Fleet(
             (Router(RoundRobin()),), OutlierDetector(OutlierSettings()), lambda *_: True, self.clock, lambda: None
         )
         self.fleet.set_records([ReplicaRecord(replica_id="r", url="http://r")])
         if was_seen:
             self.begin(A)
-        self.owners = Owners(self.fleet, guards=False, grace_s=4.0, clock=self.clock, hurry=self.hurry)
+        self.owners = Owners(self.fleet, guards=False, grace_s=4.0, clock=self.clock)
 
     def begin(self, store_id: str) -> None:
         for replica in self.fleet:
             self.fleet.probed(replica, {}, draining=False, store_id=store_id)
-
-    def hurry(self) -> None:
-        self.num_hurried += 1
 
     def ask(self) -> frozenset[str] | None:
         inbound = read_inbound("GET", f"/v1/videos/video_{B}_{DIGITS}", b"", {}, b"")
@@ -129,7 +125,6 @@ def test_an_object_is_gone_for_good_only_after_a_probe_had_time_to_find_its_repl
         with pytest.raises(NotReady, match="right now"):
             world.ask()
         world.clock.advance(1.9)
-    assert world.num_hurried == 2
     world.clock.advance(1.0)
     with pytest.raises(HolderGone, match="Make it anew"):
         world.ask()
