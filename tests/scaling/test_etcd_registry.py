@@ -281,6 +281,21 @@ class TestWithThreeMembers:
         finally:
             own.close()
 
+    async def test_over_tls_whoever_shows_a_certificate_is_let_in(self, tmp_path: Path) -> None:
+        certificate, key = self_signed(tmp_path)
+        own = EtcdCluster(1, tls=(certificate, key))
+        try:
+            shown = {"tls_ca": certificate, "tls_cert": certificate, "tls_key": key}
+            known = EtcdRegistry(endpoints_of(own.endpoints, timeout_s=5, **shown), ttl_s=TTL_S)
+            await asyncio.to_thread(settled, lambda: len(known.rows()) >= 0, "etcd answers")
+            await asyncio.to_thread(known.publish, record())
+            assert await asyncio.to_thread(names, known) == ["a"]
+            stranger = EtcdRegistry(endpoints_of(own.endpoints, timeout_s=5, tls_ca=certificate), ttl_s=TTL_S)
+            with pytest.raises(RegistryUnavailable):
+                await asyncio.to_thread(stranger.publish, record())
+        finally:
+            own.close()
+
 
 async def compact(cluster: EtcdCluster, member: int) -> None:
     """Forgets all changes so far, as etcd does of itself every few minutes."""
