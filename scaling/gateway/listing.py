@@ -20,6 +20,13 @@ _MISSING_HEADER = "x-servers-missing"
 """How many servers were not asked, as they are not up: the list lacks what they keep."""
 
 _Page = dict[str, msgspec.Raw]
+_EMPTY: _Page = {
+    "object": msgspec.Raw(b'"list"'),
+    "data": msgspec.Raw(b"[]"),
+    "first_id": msgspec.Raw(b"null"),
+    "last_id": msgspec.Raw(b"null"),
+    "has_more": msgspec.Raw(b"false"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,24 +76,27 @@ class ObjectLists:
         up = {facts.replica_id for facts in self._fleet.available(None)}
         keepers = sorted((each for each in self._fleet if self._keeps(each)), key=lambda each: each.store_id)
         there = [each for each in keepers if each.record.replica_id in up]
-        if after is not None:
-            there = _from_store(there, keepers, after)
         if not there:
             raise NotReady(
                 "No server that keeps such objects is up right now. Try again in a moment.", retry_after_s=2.0
             )
+        if after is not None:
+            there = _from_store(there, keepers, after)
         num_missing = (
             sum(not each.was_seen for each in self._fleet) + len(keepers) - len(up.intersection(_ids(keepers)))
         )
-        page: _Page = {}
+        page = _EMPTY
         for place, replica in enumerate(there):
             is_cursors = after is not None and store_of(after) == replica.store_id
             given = [(name, value) for name, value in query if is_cursors or name != "after"]
             found = await self._ask(replica, inbound, work, given)
+            is_last = place == len(there) - 1
             if isinstance(found, Attempt):
+                if found.answer.status == 404 and len(there) > 1:  # it lacks the plugin, and so has none of these
+                    found.close()
+                    continue
                 return found
             page = found
-            is_last = place == len(there) - 1
             if bytes(page.get("data", msgspec.Raw(b"[]"))) != b"[]":
                 if not is_last:
                     page["has_more"] = msgspec.Raw(b"true")

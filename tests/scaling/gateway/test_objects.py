@@ -217,6 +217,19 @@ async def test_a_server_that_refuses_a_list_is_heard_and_one_that_breaks_it_off_
         assert await told(gateway, "/v1/videos") == (503, "worker_died")
 
 
+async def test_a_server_without_such_objects_ends_no_list_and_neither_does_one_that_is_gone() -> None:
+    page = Reply(parts=(b'{"data": [{"id": "x"}], "has_more": false}',))
+    none = Reply(status=404, parts=(b'{"error": {"code": "not_found"}}',))
+    async with fleet(keeping(A, none), keeping(B, page), keeping("dddddddd", none)) as gateway:
+        assert await gateway.ask_json(path="/v1/videos", method="GET") == {"data": [{"id": "x"}], "has_more": True}
+        beyond = await gateway.ask_json(path=f"/v1/videos?after=video_eeeeeeee_{DIGITS}", method="GET")
+        assert (beyond["data"], beyond["has_more"]) == ([], False)
+        before = await gateway.ask_json(path=f"/v1/videos?after=video_aabbbbbb_{DIGITS}", method="GET")
+        assert before["data"] == [{"id": "x"}]
+    async with fleet(keeping(A, none)) as gateway:
+        assert await told(gateway, "/v1/videos") == (404, "not_found")
+
+
 @pytest.mark.parametrize("path", ["/v1/videos/", "/v1//videos", "/v1/%76ideos", "/v1/videos?after=video_1"])
 async def test_no_odd_list_goes_to_a_server_that_tells_no_keys_apart(path: str) -> None:
     other, telling = keeping(A), keeping(B, Reply(parts=(b'{"data": [], "has_more": false}',)), tells_tenants=True)
