@@ -76,7 +76,7 @@ class UploadPlaces:
             self._geography.check(self._fleet.names_of(model))
         return known
 
-    def _with_files(self, keeping: Sequence[Replica], upload: UploadFacts) -> Sequence[Replica]:
+    def _with_files(self, keeping: Sequence[Replica], upload: UploadFacts) -> list[Replica]:
         if len(upload.store_ids) > 1:
             raise InvalidRequest(
                 "The lines name files that different servers keep. A batch runs on one server: upload its files with the header "

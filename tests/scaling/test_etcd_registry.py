@@ -169,7 +169,8 @@ class MemberWithUsers(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        status, answer = 200, {"header": {"revision": "1"}}
+        status = 200
+        answer: dict[str, object] = {"header": {"revision": "1"}}
         if self.path == "/v3/auth/authenticate":
             good = body == {"name": "u", "password": self.passwords[-1]}
             status, answer = (200, {"token": self.passwords[-1]}) if good else (400, {"error": "authentication failed"})

@@ -20,7 +20,7 @@ class LiveView {
     this.tellsDecisions = tellsDecisions;
     this.hasServers = hasServers;
     this.server = el("select", { id: "live-server", onchange: () => this.changeServer() });
-    this.serverPart = el("label", { class: "row", hidden: !hasServers }, "Server", this.server);
+    this.serverPart = el("span", { class: "row", hidden: !hasServers }, el("label", { for: "live-server" }, "Server"), this.server);
     this.cards = new Map(); // by model and replica
     this.feed = null;
     this.isPaused = false;

@@ -148,7 +148,8 @@ async def test_the_live_view_is_that_of_the_server_that_was_chosen(plain: World)
 
 
 async def test_a_feed_ends_when_the_gateway_drains(plain: World) -> None:
-    async with run_gateway(plain.gateway()) as gateway, feed(gateway) as messages:
+    chosen = f"?server={plain.first.url}"
+    async with run_gateway(plain.gateway()) as gateway, feed(gateway, chosen) as messages:
         await anext(messages)
         gateway.gateway.drain.begin()
         while await anext(messages, None):
@@ -196,7 +197,7 @@ def test_in_a_browser_the_tabs_work_and_the_live_view_changes_servers(plain: Wor
     ):
         page.get_by_text("an echo").wait_for()
         page.get_by_role("tab", name="Live").click()
-        chooser = page.get_by_label("Server")
+        chooser = page.get_by_role("combobox", name="Server", exact=True)
         chooser.select_option(plain.second.url)
         page.get_by_role("heading", name="finch").wait_for()
         plain.finch.tell(plain.second, joined(1), stepped(1, (1, 8)))
