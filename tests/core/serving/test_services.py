@@ -6,6 +6,7 @@ import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -186,7 +187,8 @@ def test_what_a_server_keeps_names_the_store_that_its_probe_tells(tmp_path: Path
         store_id = served.ask("GET", "/ready").json["store_id"]
         client = openai.OpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0)
         kept = client.files.create(file=("lines.jsonl", b"{}"), purpose="batch")
-        batch = client.batches.create(input_file_id=kept.id, endpoint="/v1/echo", completion_window="24h")
+        endpoint: Any = "/v1/echo"
+        batch = client.batches.create(input_file_id=kept.id, endpoint=endpoint, completion_window="24h")
     assert (tmp_path / "store_id").read_text() == store_id
     assert store_of(kept.id) == store_of(batch.id) == store_id
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -15,8 +14,8 @@ pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 from sixfold.scaling.cluster.document import DeployedService
 from sixfold.scaling.cluster.engine import RayEngine
 from sixfold.scaling.cluster.replica import ReplicaSettings
-from sixfold.scaling.registry import ReplicaRecord, SqliteRegistry
-from sixfold.scaling.registry_settings import place_of
+from sixfold.scaling.registry import ReplicaRecord
+from sixfold.scaling.registry_settings import open_place, place_of
 from sixfold.scaling.spec import PlacementSpec, ServiceSpec
 from tests.plugins.llm.conftest import write_model
 from tests.scaling.cluster.ray_cluster import LabelledCluster, labelled_cluster
@@ -43,7 +42,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ReplicaSettings:
 
 
 def replicas(settings: ReplicaSettings) -> list[ReplicaRecord]:
-    return [row.record for row in SqliteRegistry(Path(settings.registry)).rows()]
+    return [row.record for row in open_place(settings.registry, ttl_s=2.0).rows()]
 
 
 def until_regions(settings: ReplicaSettings, regions: list[str]) -> list[ReplicaRecord]:

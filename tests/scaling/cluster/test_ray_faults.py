@@ -18,8 +18,8 @@ pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 from sixfold.scaling.cluster.document import DeployedService
 from sixfold.scaling.cluster.engine import ClusterError, RayEngine
 from sixfold.scaling.cluster.replica import ReplicaSettings
-from sixfold.scaling.registry import LeaseView, SqliteRegistry
-from sixfold.scaling.registry_settings import place_of
+from sixfold.scaling.registry import LeaseView
+from sixfold.scaling.registry_settings import open_place, place_of
 from sixfold.scaling.spec import PlacementSpec, ServiceSpec
 from tests.plugins.llm.conftest import write_model
 from tests.scaling.cluster.ray_cluster import LabelledCluster, labelled_cluster
@@ -61,7 +61,7 @@ class Scene:
 
     def replicas(self) -> dict[str, str]:
         """Region by address, of the replicas that answer."""
-        rows = SqliteRegistry(Path(self.settings.registry)).rows()
+        rows = open_place(self.settings.registry, ttl_s=2.0).rows()
         alive = LeaseView(2.0).observe(rows, 0.0).values()
         return {each.url: each.region for each in alive if answers(each.url)}
 
