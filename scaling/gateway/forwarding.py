@@ -54,7 +54,7 @@ def forwarded_headers(
     if priority is not None:
         own["x-priority"] = priority.name.lower()
     named = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in raw)
-    dropped = _NOT_FORWARDED | own.keys() | (frozenset() if passes_key else _OF_WHOSE_KEY_IT_IS)
+    dropped = {*_NOT_FORWARDED, *own, *(() if passes_key else _OF_WHOSE_KEY_IT_IS)}
     kept = [(name, value) for name, value in named if name not in dropped]
     return [*kept, *own.items()]
 

@@ -10,7 +10,7 @@ import shutil
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -170,7 +170,7 @@ class MemberWithUsers(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         status = 200
-        answer: dict[str, object] = {"header": {"revision": "1"}}
+        answer: Mapping[str, object] = {"header": {"revision": "1"}}
         if self.path == "/v3/auth/authenticate":
             good = body == {"name": "u", "password": self.passwords[-1]}
             status, answer = (200, {"token": self.passwords[-1]}) if good else (400, {"error": "authentication failed"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tests.scaling.e2e.processes import agent_config, hub_config
 
 
 @contextmanager
-def fresh_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh_root(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """A process that has configured no logging yet; pytest's own handlers come back after it."""
     logger = logging.getLogger()
     level = logger.level

@@ -103,7 +103,11 @@ class Asking:
     def __init__(self, *, was_seen: bool) -> None:
         self.clock = FakeClock()
         self.fleet = Fleet(
-            (Router(RoundRobin()),), OutlierDetector(OutlierSettings()), lambda *_: True, self.clock, lambda: None
+            (Router(RoundRobin()),),
+            OutlierDetector(OutlierSettings()),
+            lambda _names, _region: True,
+            self.clock,
+            lambda: None,
         )
         self.fleet.set_records([ReplicaRecord(replica_id="r", url="http://r")])
         if was_seen:
