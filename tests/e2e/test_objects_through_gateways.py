@@ -29,7 +29,7 @@ class Fleet:
     def __init__(self, folder: Path, start: Callable[..., DemoServer]) -> None:
         self._folder = folder
         self._start_config = start
-        self._ports = dict(zip(("first", "second"), free_ports(2), strict=True))
+        self._ports: dict[str, int] = dict(zip(("first", "second"), free_ports(2), strict=True))
         for model in self._ports:
             write_model(folder / model / "files", "llama-long")
 
@@ -55,7 +55,8 @@ class Fleet:
         return self._start_config(path, command=command)
 
 
-def client_of(gateway: DemoServer, key: str) -> openai.OpenAI:
+def client_of(gateway: DemoServer, key: str) -> Any:
+    """Untyped: requests of one kind are made of one mapping."""
     return openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0)
 
 
