@@ -34,6 +34,7 @@ from sixfold.scaling.cluster.document import DeployedService
 from sixfold.scaling.cluster.engine import RayEngine
 from sixfold.scaling.cluster.replica import ReplicaSettings
 from sixfold.scaling.registry import LeaseView, SqliteRegistry
+from sixfold.scaling.registry_settings import RegistryPlace
 from sixfold.scaling.spec import PlacementSpec, ServiceSpec
 from tests.plugins.llm.conftest import write_model
 from tests.scaling.cluster.ray_cluster import LabelledCluster, labelled_cluster
@@ -92,11 +93,11 @@ def deploy(cluster: LabelledCluster, folder: Path) -> tuple[RayEngine, SqliteReg
     models = {MODEL: {"source": f"file:{source}", "options": options}}
     settings = ReplicaSettings(
         config=json.dumps({"models": models, "server": {"host": "127.0.0.1", "port": 0}}),
-        registry=str(folder / "registry.db"),
+        registry=RegistryPlace(path=folder / "registry.db"),
     )
     engine = RayEngine(cluster.head_url)
     engine.apply([service_of(region, settings) for region in PLACES])
-    return engine, SqliteRegistry(Path(settings.registry))
+    return engine, SqliteRegistry(folder / "registry.db")
 
 
 def service_of(home: str, settings: ReplicaSettings) -> DeployedService:

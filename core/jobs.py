@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from sixfold.core.errors import InvalidRequest, UsageError
+from sixfold.core.object_ids import new_object_id
 from sixfold.core.sqlite_thread import SqliteThread, open_file
 
 Order: TypeAlias = Literal["asc", "desc"]
@@ -65,10 +65,12 @@ class JobStore:
     Args:
         path: The database file; made if it is not there, readable by this user only.
         clock: Unix seconds.
+        store_id: Goes into the ids of its jobs, see `sixfold.core.object_ids`; "" leaves it out.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, store_id: str = "") -> None:
         self._clock = clock
+        self._store_id = store_id
         self._database = SqliteThread(lambda: _connect(path), name="jobs")
 
     async def open(self) -> None:
@@ -83,10 +85,9 @@ class JobStore:
         """Finishes what was begun and closes the file. The last call."""
         await self._database.close()
 
-    @staticmethod
-    def new_id(kind: str) -> str:
+    def new_id(self, kind: str) -> str:
         """An id that nobody can guess."""
-        return f"{kind}_{secrets.token_hex(16)}"
+        return new_object_id(f"{kind}_", self._store_id)
 
     async def create(
         self, kind: str, owner: str, payload: Mapping[str, Any], state: str, *, job_id: str | None = None

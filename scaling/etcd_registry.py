@@ -8,22 +8,19 @@ import logging
 import threading
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
 import msgspec
 
-from sixfold.scaling.hub.etcd_client import EtcdSettings, etcd_settings
+from sixfold.scaling.hub.etcd_client import EtcdSettings
 from sixfold.scaling.hub.etcd_store import EtcdStore, Held
 from sixfold.scaling.hub.store import ABSENT, Conflict, Lease, StoreUnavailable
 from sixfold.scaling.registry import (
     LeaseLost,
-    Registry,
     RegistryUnavailable,
     ReplicaRecord,
     Row,
-    SqliteRegistry,
     record_of,
 )
 
@@ -31,7 +28,6 @@ ResultT = TypeVar("ResultT")
 
 _LOG = logging.getLogger(__name__)
 
-ETCD_SCHEME = "etcd://"
 
 _PREFIX = "replicas/"
 _RESCAN_S = 5.0
@@ -178,18 +174,3 @@ class EtcdRegistry:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="etcd-registry", daemon=True).start()
             return self._loop
-
-
-def open_registry(address: Path | str, *, ttl_s: float) -> Registry:
-    """The registry at an address: ``etcd://HOST:PORT`` (etcds for https), or the name of a file of this machine.
-
-    Args:
-        address: See above.
-        ttl_s: How long a lease lasts that nobody renews.
-
-    Raises:
-        ConfigError: The file can't be opened.
-    """
-    if isinstance(address, str) and address.startswith(("etcd://", "etcds://")):
-        return EtcdRegistry(EtcdSettings.model_validate(etcd_settings(address)), ttl_s=ttl_s)
-    return SqliteRegistry(Path(address))

@@ -14,8 +14,8 @@ from sixfold.scaling.registry import Registry, SqliteRegistry
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class RegistrySettings(BaseModel):
-    """Where replicas publish themselves."""
+class RegistryPlace(BaseModel):
+    """Where a registry is."""
 
     model_config = _FROZEN
 
@@ -24,16 +24,21 @@ class RegistrySettings(BaseModel):
 
     etcd: Annotated[EtcdSettings, BeforeValidator(etcd_settings)] | None = None
     """An etcd that replicas and gateways of several machines share: ``etcd://HOST:PORT,HOST:PORT/PREFIX`` (``etcds`` for https),
-    or ``endpoints``, ``prefix``, ``user``, ``password``, ``tls_ca``, ``tls_cert``, ``tls_key``, ``timeout_s``."""
-
-    ttl_s: Seconds = 2.0
-    """A replica that has not renewed its lease for so long gets no more requests; etcd counts whole seconds, 2 at least."""
+    or ``endpoints``, ``prefix``, ``user``, ``password`` or ``password_file``, ``tls_ca``, ``tls_cert``, ``tls_key``,
+    ``timeout_s``."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.path is None) == (self.etcd is None):
             raise ValueError("give either path: FILE or etcd: etcd://HOST:PORT.")
         return self
+
+
+class RegistrySettings(RegistryPlace):
+    """Where replicas publish themselves."""
+
+    ttl_s: Seconds = 2.0
+    """A replica that has not renewed its lease for so long gets no more requests; etcd counts whole seconds, 2 at least."""
 
 
 def short_registry(value: object) -> object:
@@ -43,9 +48,9 @@ def short_registry(value: object) -> object:
     return value
 
 
-def registry_place(value: object) -> object:
-    """The place alone: the address of an etcd becomes its settings, whatever else is a file's name."""
-    return etcd_settings(value) if isinstance(value, str) and value.startswith(("etcd://", "etcds://")) else value
+def place_of(text: str) -> RegistryPlace:
+    """The place that a text names: see `short_registry`."""
+    return RegistryPlace.model_validate(short_registry(text))
 
 
 def open_registry(settings: RegistrySettings) -> Registry:
@@ -54,23 +59,22 @@ def open_registry(settings: RegistrySettings) -> Registry:
     Raises:
         ConfigError: The file can't be opened, or a certificate is missing.
     """
-    place = settings.path or settings.etcd
-    assert place is not None  # the settings have one of both
-    return open_place(place, ttl_s=settings.ttl_s)
+    return open_place(settings, ttl_s=settings.ttl_s)
 
 
-def open_place(place: Path | EtcdSettings, *, ttl_s: float) -> Registry:
-    """The registry in a file or an etcd.
+def open_place(place: RegistryPlace, *, ttl_s: float) -> Registry:
+    """The registry at a place.
 
     Args:
         place: Where it is.
         ttl_s: Life of a lease, where the registry itself ends them.
 
     Raises:
-        ConfigError: The file can't be opened, or a certificate is missing.
+        ConfigError: The file can't be opened, or a certificate or the password's file is missing.
     """
-    if isinstance(place, Path):
-        return SqliteRegistry(place)
+    if place.path is not None:
+        return SqliteRegistry(place.path)
+    assert place.etcd is not None  # the settings have one of both
     from sixfold.scaling.etcd_registry import EtcdRegistry  # its thread and its client are for those who ask for it
 
-    return EtcdRegistry(place, ttl_s=ttl_s)
+    return EtcdRegistry(place.etcd, ttl_s=ttl_s)

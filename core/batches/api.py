@@ -274,7 +274,8 @@ class BatchAPI(ModalityAPI):
 
     async def _new_parts(self) -> _Parts:
         folder, clock, settings = self._services.data_dir, self._services.clock, self._settings
-        jobs, outcomes = JobStore(folder / "batches.sqlite3", clock=clock), OutcomeStore(folder / "outcomes.sqlite3")
+        jobs = JobStore(folder / "batches.sqlite3", clock=clock, store_id=self._services.store_id)
+        outcomes = OutcomeStore(folder / "outcomes.sqlite3")
         store = await asyncio.to_thread(
             FileStore,
             folder / "files",

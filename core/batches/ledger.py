@@ -40,7 +40,7 @@ class Files:
             purpose: What it is for.
             file_id: Where it follows from something else; a second file of one id is dropped.
         """
-        file_id = file_id or JobStore.new_id(FILE).replace("_", "-", 1)
+        file_id = file_id or self._jobs.new_id(FILE).replace("_", "-", 1)
         job = await self._jobs.get(file_id, owner=tenant)
         if job is not None:
             await asyncio.to_thread(self.store.delete, record.stored_id)

@@ -116,6 +116,14 @@ def model_of(line: Line) -> str:
     return msgspec.json.decode(line.body, type=_Body).model
 
 
+def named_model(data: bytes) -> str | None:
+    """The model that a line asks for, as it came in a file; None where it is no line that would be run."""
+    try:
+        return model_of(msgspec.json.decode(data, type=Line))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def _read(file: BinaryIO, max_line_bytes: int) -> Iterator[tuple[LineRef, bytes]]:
     """Each line that is not blank, without its end; of one that is too long a part that is too long as well."""
     number = offset = 0

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from sixfold.core.jobs import Job
+from sixfold.core.object_ids import object_id
 
 FILE = "file"
 BATCH = "batch"
@@ -122,9 +123,9 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
         return payload
 
 
-def derived_id(prefix: str, *parts: object) -> str:
+def derived_id(prefix: str, *parts: object, store_id: str = "") -> str:
     """An id that follows from others, so that what is done twice gets one name; unguessable where they are."""
-    return prefix + hashlib.sha256(":".join(map(str, parts)).encode()).hexdigest()[:32]
+    return object_id(prefix, store_id, hashlib.sha256(":".join(map(str, parts)).encode()).hexdigest()[:32])
 
 
 def file_object(job: Job) -> dict[str, Any]:

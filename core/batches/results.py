@@ -14,6 +14,7 @@ from sixfold.core.batches.lines import LineRef, read_line
 from sixfold.core.batches.outcomes import Outcome, OutcomeStore
 from sixfold.core.batches.records import CANCELLING, FINALIZING, BatchRecord, FileRecord, derived_id
 from sixfold.core.jobs import Job
+from sixfold.core.object_ids import store_of
 
 _NUM_AT_ONCE = 1000
 """Lines that are marked as expired in one transaction."""
@@ -84,7 +85,7 @@ class ResultWriter:
 
     async def _write(self, job: Job, sort: str, *, succeeded: bool, on_line: Callable[[bytes], None]) -> str | None:
         # The id follows from the batch's: a server that ended, or had no room for the other file, left the same file.
-        file_id = derived_id("file-", job.id, sort)
+        file_id = derived_id("file-", job.id, sort, store_id=store_of(job.id) or "")
         there = await self._files.peek(file_id, tenant=job.owner)
         if there is not None:
             await asyncio.to_thread(_read_lines, self._files.path(there), on_line)

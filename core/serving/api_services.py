@@ -45,6 +45,11 @@ class Services(Protocol):
         ...
 
     @property
+    def store_id(self) -> str:
+        """Of all that this server keeps: goes into the ids of what clients come back for (`sixfold.core.object_ids`)."""
+        ...
+
+    @property
     def clock(self) -> Callable[[], float]:
         """Unix seconds, as stored times are compared with."""
         ...

@@ -69,12 +69,15 @@ class Gate:
         is_socket = scope["type"] == "websocket"
         authorization: bytes | None = None
         wished_id = b""
+        tenant: bytes | None = None
         from_page = False
         for name, value in scope["headers"]:
             if name == b"authorization":
                 authorization = value
             elif name == b"x-request-id":
                 wished_id = value
+            elif name == b"x-tenant":
+                tenant = value
             elif name == b"origin":
                 from_page = True
         # The client's id, if it is harmless in logs and headers.
@@ -89,7 +92,7 @@ class Gate:
                 check_origin(scope, self._context.settings.cors_origins)
             if is_socket:
                 authorization = authorization or key_of_subprotocol(scope)
-            self._admit(scope, request_id, authorization, record)
+            self._admit(scope, request_id, authorization, tenant, record)
             reply.limiter = scope[SCOPE_KEY].principal.limiter
             if self._is_plain(scope["path"]):
                 await self._run_plain(scope, receive, reply.send)
@@ -135,13 +138,20 @@ class Gate:
             RequestRecord(request_id, arrived_s, trace=trace, logs_access=logs_access) if trace or logs_access else None
         )
 
-    def _admit(self, scope: Scope, request_id: str, authorization: bytes | None, record: RequestRecord | None) -> None:
+    def _admit(
+        self,
+        scope: Scope,
+        request_id: str,
+        authorization: bytes | None,
+        tenant: bytes | None,
+        record: RequestRecord | None,
+    ) -> None:
         path = scope["path"]
         context = self._context
         if (context.drain.begun or context.directory.draining) and path not in self._answering_when_draining:
             raise context.drain.refusal()
         is_open = path in self._open or path.startswith(PREFIX)
-        principal = context.keys.everyone if is_open else context.keys.authenticate(authorization)
+        principal = context.keys.everyone if is_open else context.keys.authenticate(authorization).acting_for(tenant)
         if record is not None:
             record.tenant = principal.name
         scope[SCOPE_KEY] = Admitted(request_id=request_id, principal=principal, arrived_s=monotonic(), record=record)

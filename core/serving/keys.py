@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sixfold.core.errors import InvalidRequest, NotAuthenticated, PermissionDenied
 from sixfold.core.messages import ANONYMOUS, Priority
 from sixfold.core.serving.limits import KeyLimiter
 from sixfold.core.serving.settings import ApiKeySettings, KeyLimits, parse_priority
+
+MAX_TENANT = 1024
+_TENANT = re.compile(rb"[!-~]{1,%d}" % MAX_TENANT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +28,7 @@ class Principal:
         max_priority: The highest class that they may ask for.
         models: Names, aliases and variants of the models that it may use; None for all.
         changes_models: Whether it may change models while they serve.
+        acts_for_others: Whether its requests may be for tenants that it names.
         limiter: Counts its requests.
     """
 
@@ -33,11 +38,34 @@ class Principal:
     max_priority: Priority
     models: frozenset[str] | None
     changes_models: bool
+    acts_for_others: bool
     limiter: KeyLimiter
 
     def may_use(self, *names: str) -> bool:
         """Whether it may use the model that has these names."""
         return self.models is None or any(name in self.models for name in names)
+
+    def acting_for(self, header: bytes | None) -> Principal:
+        """The tenant of a request with this ``x-tenant`` header: one within the key's own, whatever it is called.
+
+        Raises:
+            InvalidRequest: The header is no name.
+            PermissionDenied: The key may not act for others.
+        """
+        if header is None:
+            return self
+        if not self.acts_for_others:
+            raise PermissionDenied(
+                "The key may not act for others. Leave the header x-tenant out; the operator allows it by the key's "
+                "'acts_for_others'."
+            )
+        if not _TENANT.fullmatch(header):
+            raise InvalidRequest(f"Header x-tenant: use 1 to {MAX_TENANT} visible ASCII characters.")
+        return self.named(f"{self.name}/{header.decode()}")
+
+    def named(self, name: str) -> Principal:
+        """The same, by another name."""
+        return replace(self, name=name)
 
     def priority_of(self, header: str | None) -> Priority:
         """The class of a request with this ``x-priority`` header.
@@ -76,20 +104,24 @@ class KeyRing:
             max_priority=Priority.INTERACTIVE,
             models=None,
             changes_models=True,
+            acts_for_others=True,  # nobody is kept from anything here: names only tell objects and shares apart
             limiter=KeyLimiter(ANONYMOUS, KeyLimits(), clock),
         )
 
     def holder(self, name: str) -> Principal:
-        """The holder of this name (`Principal.name`), for work that goes on without a request.
+        """The holder of this name (`Principal.name`), or whom it acts for, for work that goes on without a request.
 
         Raises:
             PermissionDenied: There are keys, and none has this name any more.
         """
-        if not self._principals:
-            return self.everyone
-        for _, principal in self._principals:
+        principals = [principal for _, principal in self._principals] or [self.everyone]
+        for principal in principals:
             if principal.name == name:
                 return principal
+            if principal.acts_for_others and name.startswith(f"{principal.name}/"):
+                return principal.named(name)
+        if not self._principals:
+            return self.everyone
         raise PermissionDenied("The key for which this is done is not known here any more.")
 
     def authenticate(self, authorization: bytes | None) -> Principal:
@@ -127,5 +159,6 @@ def _principal(key: ApiKeySettings, clock: Callable[[], float]) -> Principal:
         max_priority=key.priority,
         models=None if key.models is None else frozenset(key.models),
         changes_models=key.changes_models,
+        acts_for_others=key.acts_for_others,
         limiter=KeyLimiter(key.name, key.limits, clock),
     )

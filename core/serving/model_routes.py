@@ -34,10 +34,17 @@ class ModelObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to ``GET /v1/models``."""
+    """The answer to ``GET /v1/models``.
+
+    Attributes:
+        object: OpenAI's.
+        data: Those that the key may use.
+        acts_for_others: Whether requests with this key may say for whom they are (``x-tenant``): gateways look for it.
+    """
 
     object: str = "list"
     data: tuple[ModelObject, ...]
+    acts_for_others: bool
 
 
 class ModelRoutes:
@@ -54,7 +61,7 @@ class ModelRoutes:
         """``GET /v1/models``: only those that the key may use."""
         principal: Principal = request.scope[SCOPE_KEY].principal
         found = tuple(item for model in self._context.directory.models() for item in _objects(model, principal))
-        return _json(ModelList(data=found))
+        return _json(ModelList(data=found, acts_for_others=principal.acts_for_others))
 
     async def get_model(self, request: Request) -> Response:
         """``GET /v1/models/{id}``; ids may hold slashes.

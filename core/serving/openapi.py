@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from sixfold.core.serving.api import Route, SocketRoute
+from sixfold.core.serving.keys import MAX_TENANT
 
 _REFERENCE = "#/components/schemas/{model}"
 _CONVERTOR = re.compile(r"\{(\w+):\w+\}")
@@ -48,6 +49,11 @@ _HEADERS: list[dict[str, Any]] = [
             "x-priority",
             "The request's class; a key may not ask for more than its own.",
             {"type": "string", "enum": ["batch", "standard", "interactive"]},
+        ),
+        (
+            "x-tenant",
+            "For whom the request is, where the key may act for others: objects, caches and shares are kept apart by it.",
+            {"type": "string", "maxLength": MAX_TENANT},
         ),
     )
 ]

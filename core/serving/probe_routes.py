@@ -13,14 +13,22 @@ from sixfold.core.autoscaling.sample import sample_load
 from sixfold.core.decisions import merged
 from sixfold.core.errors import PermissionDenied
 from sixfold.core.serving.context import SCOPE_KEY, ServingContext
+from sixfold.core.serving.data_folder import DataFolder
 from sixfold.core.serving.directory import HostedModel, ModelState, takes_requests
 from sixfold.core.serving.metrics import CONTENT_TYPE
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to ``GET /ready``."""
+    """The answer to ``GET /ready``.
+
+    Attributes:
+        status: ``loading``, ``ready`` or ``draining``.
+        store_id: Of what the server keeps; ids of responses, videos, files and batches name it, so gateways find these.
+        models: The state of each.
+    """
 
     status: str
+    store_id: str
     models: dict[str, str]
 
 
@@ -29,11 +37,15 @@ class ProbeRoutes:
 
     Args:
         context: The server's parts.
+        folder: Where the server keeps things.
         plain_apis_ready: Whether the LitAPIs without a family are set up and say that they are well.
     """
 
-    def __init__(self, context: ServingContext, plain_apis_ready: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(
+        self, context: ServingContext, folder: DataFolder, plain_apis_ready: Callable[[], Awaitable[bool]]
+    ) -> None:
         self._context = context
+        self._folder = folder
         self._plain_apis_ready = plain_apis_ready
         self._started_s = monotonic()
 
@@ -50,7 +62,8 @@ class ProbeRoutes:
             status = "ready"
         else:
             status = "loading"
-        body = Readiness(status=status, models={model.name: _state(model) for model in directory.models()})
+        models = {model.name: _state(model) for model in directory.models()}
+        body = Readiness(status=status, store_id=self._folder.store_id, models=models)
         return Response(msgspec.json.encode(body), 200 if status == "ready" else 503, media_type="application/json")
 
     async def load(self, _request: Request) -> Response:

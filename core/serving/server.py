@@ -97,6 +97,7 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
         apis = [*apis, BatchAPI(self._inner, self.settings)]
         self._given_middlewares = tuple(middlewares)
         self._ledger = ledger
+        self._folder = DataFolder(self.settings.data_dir)
         self._plain_workers = PlainWorkers()
         self._plain_apis = [api for api in apis if not isinstance(api, ModalityAPI)]
         self._modality_apis = [api for api in apis if isinstance(api, ModalityAPI)]
@@ -124,7 +125,7 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
         return authorize if callable(authorize) else _already_checked
 
     def _register_internal_endpoints(self) -> None:
-        probes = ProbeRoutes(self.context, self._plain_apis_ready)
+        probes = ProbeRoutes(self.context, self._folder, self._plain_apis_ready)
         models = ModelRoutes(self.context)
         page = Playground(self._modality_apis, enabled=self.settings.playground)
         for path, endpoint in (
@@ -201,10 +202,9 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
             self._plain_workers.start(api, self.devices[0], requests, transport, self._callback_runner)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._plain_workers.stop)
-            folder = DataFolder(self.settings.data_dir)
-            stack.callback(folder.close)
+            stack.callback(self._folder.close)
             for modality in self._modality_apis:
-                await modality.startup(ModalityServices(self.context, folder, modality.modality))
+                await modality.startup(ModalityServices(self.context, self._folder, modality.modality))
                 stack.push_async_callback(_shut_down, modality)
             yield
 

@@ -96,6 +96,11 @@ class ModalityServices:
         """See `sixfold.core.serving.api.Services.data_dir`."""
         return self._folder.of(self._modality)
 
+    @property
+    def store_id(self) -> str:
+        """See `sixfold.core.serving.api.Services.store_id`."""
+        return self._folder.store_id
+
     async def wait_ready(self, model_name: str, operation: str, *, tenant: str) -> ServedModel:
         """See `sixfold.core.serving.api.Services.wait_ready`."""
         principal = self._context.keys.holder(tenant)

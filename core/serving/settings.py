@@ -77,6 +77,10 @@ class ApiKeySettings(BaseModel):
     """Whether it may change models while they serve, such as load adapters into one that it may use by its own name, and see
     what the server changes of itself (``GET /decisions``)."""
 
+    acts_for_others: bool = False
+    """Whether its requests may say for whom they are (``x-tenant``), as those of a gateway do that has checked its own clients'
+    keys: each is then a tenant of its own, with objects, a share of the queues and a prefix cache of its own."""
+
     limits: KeyLimits = KeyLimits()
     """Its own limits."""
 
@@ -193,4 +197,11 @@ class ServerSettings(BaseModel):
                 if value in seen:
                     raise ValueError(f"api_keys: two keys have the same {what} ({key.name!r}); give each its own")
                 seen.add(value)
+        for key in self.api_keys:
+            for other in self.api_keys:
+                if key.acts_for_others and other.name.startswith(f"{key.name}/"):
+                    raise ValueError(
+                        f"api_keys: {other.name!r} is what a tenant of {key.name!r} would be called (acts_for_others). "
+                        "Give it a name that does not begin with that key's and a slash"
+                    )
         return self

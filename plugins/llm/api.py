@@ -54,7 +54,7 @@ class LlmAPI(ModalityAPI):
 
     async def startup(self, services: Services) -> None:
         """Finds the place of stored responses; their file is made with the first."""
-        jobs = JobStore(services.data_dir / "responses.sqlite3", clock=services.clock)
+        jobs = JobStore(services.data_dir / "responses.sqlite3", clock=services.clock, store_id=services.store_id)
         self._responses = ResponseStore(jobs, clock=services.clock)
 
     async def shutdown(self) -> None:

@@ -34,10 +34,9 @@ class ResponseStore:
         self._clock = clock
         self._num_stored = 0
 
-    @staticmethod
-    def new_id() -> str:
+    def new_id(self) -> str:
         """The id of a response that begins now."""
-        return JobStore.new_id(KIND)
+        return self._jobs.new_id(KIND)
 
     async def close(self) -> None:
         """The last call."""

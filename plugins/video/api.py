@@ -68,7 +68,8 @@ class VideoAPI(ModalityAPI):
         folder = services.data_dir
         self._files = await asyncio.to_thread(FileStore, folder / "files", None, clock=services.clock)
         self._assets = VideoAssets(self._files)
-        self._jobs = VideoJobs(services, JobStore(folder / "jobs.sqlite3", clock=services.clock), self._assets)
+        store = JobStore(folder / "jobs.sqlite3", clock=services.clock, store_id=services.store_id)
+        self._jobs = VideoJobs(services, store, self._assets)
         await self._jobs.open()
 
     async def shutdown(self) -> None:

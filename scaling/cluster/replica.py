@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
 import httpx
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from sixfold.core.config import Seconds
 from sixfold.core.errors import SixfoldError
 from sixfold.scaling.cluster.server_process import ServerProcess
-from sixfold.scaling.etcd_registry import open_registry
 from sixfold.scaling.registry import Registry, ReplicaRecord, lease
+from sixfold.scaling.registry_settings import RegistryPlace, open_place, short_registry
 
 NODE_IP = "SIXFOLD_NODE_IP"
 """Variable that a replica's configuration may name, as in ``host: ${SIXFOLD_NODE_IP}``: its machine's address."""
@@ -31,8 +32,9 @@ class ReplicaSettings(BaseModel):
     config: str
     """The text of its server's configuration file."""
 
-    registry: str
-    """Where gateways find it: the file of a registry, or ``etcd://HOST:PORT``."""
+    registry: Annotated[RegistryPlace, BeforeValidator(short_registry)]
+    """Where gateways find it: the file of a registry, or an etcd. A password in it is in the document that Ray keeps;
+    ``password_file`` is read on each machine."""
 
     revision: str = ""
     """Published with its address: what a rollout tells old and new replicas apart by."""
@@ -72,7 +74,7 @@ class Replica:
         self._replica_id = replica_id
         self._region = region
         self._settings = settings
-        self._registry = registry or open_registry(settings.registry, ttl_s=settings.lease_s)
+        self._registry = registry or open_place(settings.registry, ttl_s=settings.lease_s)
         self._server = ServerProcess(settings.config, variables={NODE_IP: node_ip})
         self._stopping = asyncio.Event()
         self._holding: asyncio.Task[None] | None = None

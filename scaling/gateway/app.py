@@ -1,12 +1,8 @@
-"""The gateway as an application: its own few routes, keys, and everything else passed on."""
+"""A gateway put together from its parts, and what it watches while it serves."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import logging
-import re
-import secrets
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -14,35 +10,32 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from sixfold.core.decisions import DecisionLog
-from sixfold.core.errors import RequestError
 from sixfold.core.serving.drain import Drain
-from sixfold.core.serving.error_responses import error_response, internal_error_response
-from sixfold.core.serving.gate import SAFE_METHODS
-from sixfold.core.serving.handshake import check_origin
 from sixfold.core.serving.keys import KeyRing
-from sixfold.core.serving.request_facts import read_headers
-from sixfold.core.serving.request_record import RequestRecord
 from sixfold.core.serving.settings import ServerSettings
-from sixfold.core.serving.submission_record import error_name
-from sixfold.scaling.gateway.admission import Admission
 from sixfold.scaling.gateway.attempts import Attempts
-from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
+from sixfold.scaling.gateway.budgets import RetryBudget
+from sixfold.scaling.gateway.doors import Doors
 from sixfold.scaling.gateway.fleet import Fleet
 from sixfold.scaling.gateway.forwarding import Buffered
+from sixfold.scaling.gateway.front import Front
 from sixfold.scaling.gateway.geography import Geography
 from sixfold.scaling.gateway.inbound import TokenIds
+from sixfold.scaling.gateway.listing import ObjectLists
+from sixfold.scaling.gateway.live_relay import LiveRelay
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.outlier import OutlierDetector
 from sixfold.scaling.gateway.own_routes import OwnRoutes
 from sixfold.scaling.gateway.owners import Owners
+from sixfold.scaling.gateway.page_relay import PageRelay
 from sixfold.scaling.gateway.parts import Parts
+from sixfold.scaling.gateway.placing import UploadPlaces
 from sixfold.scaling.gateway.plan_follower import PlanFollower
 from sixfold.scaling.gateway.policies import build_policy
 from sixfold.scaling.gateway.prober import Prober
-from sixfold.scaling.gateway.proxy import ProxiedRequest
 from sixfold.scaling.gateway.settings import GatewaySettings
 from sixfold.scaling.gateway.splitter import PromptSplitter
 from sixfold.scaling.gateway.upstream import Upstream
@@ -54,9 +47,8 @@ from sixfold.scaling.route.router import Router
 if TYPE_CHECKING:
     from sixfold.core.telemetry.tracing import Tracing
 
-_LOG = logging.getLogger(__name__)
-_MAX_LOGGED_PATH = 200
-_SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
+_PROBES_TO_FIND = 2
+"""A server that began just after a probe is found by the next; one more for a probe that is late."""
 
 
 class Gateway:
@@ -82,8 +74,6 @@ class Gateway:
         clock: Callable[[], float] = monotonic,
         tracing: Tracing | None = None,
     ) -> None:
-        self._tracing = tracing
-        self._records = tracing is not None or settings.server.access_log
         self.settings: ServerSettings = settings.server
         self.drain = Drain()
         self.kv_index = KvIndex()
@@ -91,8 +81,6 @@ class Gateway:
         self._registry = registry
         self._clock = clock
         self._keys = KeyRing(settings.server.api_keys, clock)
-        self._admissions: dict[str, Admission] = {}
-        self._hedges: dict[str, HedgeClock] = {}
         self.shares: dict[str, Splitter] = {}
         self._buffered = Buffered(settings.admission.max_buffered_bytes)
         self._router = Router(build_policy(settings.routing, self.kv_index))
@@ -114,6 +102,9 @@ class Gateway:
             clock,
             self._on_change,
         )
+        self._doors = Doors(
+            settings.admission, settings.hedging, fleet=self.fleet, geography=self.geography, clock=clock
+        )
         self._follow_caches: Callable[[list[ReplicaRecord]], None] | None = None
         self._upstream = Upstream(connect_timeout_s=settings.health.connect_timeout_s)
         self._prober = Prober(
@@ -125,14 +116,20 @@ class Gateway:
             else PlanFollower(plan, self.geography, partial(self._prober.publish, "plan"), self._metrics.unsaved.inc)
         )
         self._splitter = self._build_splitter()
-        self._parts = self._build_parts(token_ids)
-        self._own = OwnRoutes(
+        own = OwnRoutes(
             settings.server, self._keys, self.drain, self.fleet, self.geography, self._metrics, self.decisions
         )
-        self.app: ASGIApp = self
+        page = PageRelay(
+            self.fleet, self._upstream, enabled=settings.server.playground, timeout_s=settings.health.timeout_s
+        )
+        live = LiveRelay(settings, self.fleet, self.geography, self._upstream, self.drain)
+        parts = self._build_parts(token_ids)
+        self.app: ASGIApp = Front(
+            settings.server, self._keys, self.drain, own, page, live, parts, self._buffered, tracing
+        )
         if settings.server.cors_origins:
             self.app = CORSMiddleware(
-                self,
+                self.app,
                 allow_origins=list(settings.server.cors_origins),
                 allow_methods=["*"],
                 allow_headers=["*"],
@@ -141,7 +138,7 @@ class Gateway:
 
     def num_waiting(self, models: Iterable[str]) -> int:
         """Requests of models, by the names that clients use, that wait at the door."""
-        return sum(self._admissions[model].num_waiting for model in models if model in self._admissions)
+        return self._doors.num_waiting(models)
 
     def _build_splitter(self) -> PromptSplitter | None:
         settings = self._gateway_settings
@@ -161,6 +158,7 @@ class Gateway:
     def _build_parts(self, token_ids: TokenIds | None) -> Parts:
         settings = self._gateway_settings
         budget = RetryBudget(settings.retries)
+        guards = bool(settings.server.api_keys)
         attempts = Attempts(
             fleet=self.fleet,
             geography=self.geography,
@@ -181,9 +179,16 @@ class Gateway:
             attempts=attempts,
             budget=budget,
             metrics=self._metrics,
-            owners=Owners(guards=bool(settings.server.api_keys)),
-            admission_of=self._admission_of,
-            hedge_of=self._hedge_of,
+            owners=Owners(
+                self.fleet,
+                guards=guards,
+                grace_s=_PROBES_TO_FIND * (settings.health.interval_s + settings.health.timeout_s),
+                clock=self._clock,
+            ),
+            places=UploadPlaces(self.fleet, self.geography, guards=guards),
+            lists=ObjectLists(self.fleet, attempts, guards=guards),
+            admission_of=self._doors.admission_of,
+            hedge_of=self._doors.hedge_of,
             token_ids=token_ids,
             hurry=self._prober.hurry,
             clock=self._clock,
@@ -220,112 +225,16 @@ class Gateway:
             except ExceptionGroup as ended:
                 raise ended.exceptions[0] from None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request, or passes it on."""
-        if scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1011, "reason": "The gateway passes no WebSockets on yet."})
-            return
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        wished = headers.get(b"x-request-id", b"")
-        request_id = wished.decode() if _SANE_ID.fullmatch(wished) else f"req_{secrets.token_hex(12)}"
-
-        record: RequestRecord | None = None
-        if self._records:
-            record = RequestRecord(request_id, monotonic(), trace=None, logs_access=self.settings.access_log)
-        status = 499  # until an answer begins
-
-        async def send_named(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await (send(message) if record is None else record.send(send, message))
-
-        try:
-            if b"origin" in headers and scope["method"] not in SAFE_METHODS:
-                check_origin(scope, self.settings.cors_origins)
-            response = self._own.answer(scope, headers)
-            if response is not None:
-                await response(scope, receive, send_named)
-                return
-            await self._proxy(scope, receive, send_named, request_id, headers.get(b"authorization"), record)
-        except RequestError as error:
-            if record is not None:
-                record.error = error_name(error)
-            await error_response(error)(scope, receive, send_named)
-        except Exception:  # the border of a request: the client gets an answer and the log the reason
-            _LOG.exception("request %s: a defect in the gateway", request_id, extra={"request_id": request_id})
-            await internal_error_response(request_id)(scope, receive, send_named)
-        finally:
-            if record is not None:
-                record.end(scope["method"], scope["path"][:_MAX_LOGGED_PATH], status)
-
-    async def _proxy(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        request_id: str,
-        authorization: bytes | None,
-        record: RequestRecord | None,
-    ) -> None:
-        if record is not None and self._tracing is not None:
-            record.trace = self._tracing.begin(read_headers(scope), name="request", arrived_s=monotonic())
-            receive = record.timed(receive)
-        principal = self._keys.authenticate(authorization)
-        if self.drain.begun:
-            raise self.drain.refusal()
-        tenant = principal.name
-        if not self.settings.api_keys and authorization is not None:
-            # The replicas know the keys: here a key only stands for whom to be fair to.
-            tenant = hashlib.blake2b(authorization, digest_size=8).hexdigest()
-        if record is not None:
-            record.tenant = tenant
-        request = ProxiedRequest(
-            self._parts,
-            self._buffered,
-            scope,
-            receive,
-            send,
-            request_id=request_id,
-            principal=principal,
-            tenant=tenant,
-            record=record,
-        )
-        self.drain.enter(request)
-        try:
-            await request.run()
-        finally:
-            self.drain.leave(request)
-
-    def _admission_of(self, model: str) -> Admission:
-        found = self._admissions.get(model)
-        if found is None:
-            limits = self._gateway_settings.admission
-            found = self._admissions[model] = Admission(
-                capacity=lambda: len(self.fleet.available(model or None)) * limits.max_running_per_replica,
-                max_waiting=limits.max_waiting,
-                hold_s=limits.hold_s,
-                no_replica=lambda: self.geography.no_replica(self.fleet.names_of(model or None)),
-                clock=self._clock,
-            )
-        return found
-
-    def _hedge_of(self, model: str) -> HedgeClock:
-        return self._hedges.setdefault(model, HedgeClock(self._gateway_settings.hedging))
-
     def _on_change(self) -> None:
         if self._follow_caches is not None:
             self._follow_caches([replica.record for replica in self.fleet])
-        for admission in self._admissions.values():
-            admission.pump()
+        self._doors.pump()
 
     def _gauges(self) -> Mapping[str, Mapping[tuple[str, ...], float]]:
         replicas = [(replica.record.replica_id, replica) for replica in self.fleet]
         return {
             "num_requests_running": {(each,): self._router.num_running(each) for each, _replica in replicas},
-            "num_requests_waiting": {(model,): each.num_waiting for model, each in self._admissions.items()},
+            "num_requests_waiting": {(model,): num for model, num in self._doors.waiting.items()},
             "gateway_replica_up": {
                 (each, replica.record.region): float(replica.up and not replica.draining) for each, replica in replicas
             },

@@ -5,27 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError, WorkerDied
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
 from sixfold.scaling.gateway.fleet import Fleet, Replica
-from sixfold.scaling.gateway.geography import Geography, Journey
+from sixfold.scaling.gateway.geography import Geography
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.settings import RetrySettings
 from sixfold.scaling.gateway.splitter import PromptSplitter
 from sixfold.scaling.gateway.try_span import TrySpan
-from sixfold.scaling.gateway.upstream import Answer, Outgoing, ReplicaFailed, Upstream
+from sixfold.scaling.gateway.upstream import Outgoing, ReplicaFailed, Upstream
+from sixfold.scaling.gateway.work import Attempt, Work
 from sixfold.scaling.rollout.split import Splitter
-from sixfold.scaling.route.policy import Decision, RequestShape
+from sixfold.scaling.route.policy import Decision
 from sixfold.scaling.route.router import ReplicaFacts, Router
-
-if TYPE_CHECKING:
-    from sixfold.core.telemetry.tracing import RequestTrace
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,56 +30,6 @@ _BUSY = frozenset((429, 502, 503))
 _BACKOFF_S = 0.025
 _DEADLINE_GRACE_S = 0.5
 """The replica keeps the deadline itself; the gateway does when it is this late."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A request that was admitted.
-
-    Attributes:
-        request_id: For logs.
-        model: As the client named it; None for any replica's.
-        shape: For routing.
-        journey: Where it comes from, and which site has it.
-        outgoing: What is sent; the deadline's header is added for each try.
-        replayable: Whether it may be tried again after a replica has begun.
-        deadline_s: Monotonic seconds; None for none.
-        only: Id of the one replica that may do it; None for any.
-        broke: Whether an answer of it broke already, which keeps it from a revision on trial.
-        trace: Where its tries are noted; None for nowhere.
-    """
-
-    request_id: str
-    model: str | None
-    shape: RequestShape
-    journey: Journey
-    outgoing: Outgoing
-    replayable: bool
-    deadline_s: float | None
-    only: str | None = None
-    broke: bool = False
-    trace: RequestTrace | None = None
-
-
-class Attempt:
-    """An answer that has begun, and the reservation that it needs. Must be closed, once or more."""
-
-    def __init__(self, answer: Answer, decision: Decision, router: Router, span: TrySpan | None) -> None:
-        self._span = span
-        self.answer = answer
-        self.decision = decision
-        self._router = router
-        router.started(decision)
-
-    def close(self, *, failed: bool = False) -> None:
-        """Gives the connection and the reservation back."""
-        self.answer.close()
-        if self._span is not None:
-            self._span.end(status=self.answer.status, error="lost" if failed and self.answer.status < 400 else None)
-        if failed:
-            self._router.fail(self.decision)
-        else:
-            self._router.complete(self.decision)
 
 
 class Attempts:
@@ -225,6 +171,8 @@ class Attempts:
         span = None if work.trace is None else TrySpan(work.trace, decision, number=len(tried))
         try:
             outgoing = work.outgoing
+            if work.tenant is not None and replica.tells_tenants:
+                outgoing = outgoing.with_header("x-tenant", work.tenant)
             if self._splitter is not None and work.replayable:
                 outgoing = await self._splitter.outgoing_of(work.request_id, work.shape, outgoing, decision)
             if span is not None:
@@ -248,6 +196,12 @@ class Attempts:
     def _select(self, work: Work, tried: Sequence[str]) -> tuple[Replica, Decision]:
         candidates: Sequence[ReplicaFacts] = self._others(work, tried) or self._others(work, ())
         if not candidates:
+            if work.only is not None:
+                raise NotReady(
+                    "The server that keeps what this request is about is not up right now. Try again in a moment.",
+                    code="holder_not_up",
+                    retry_after_s=2.0,
+                )
             raise self._geography.no_replica(self._fleet.names_of(work.model))
         if work.only is None:
             candidates = self._geography.prefer(work.journey, work.shape.session, candidates)
@@ -285,7 +239,7 @@ class Attempts:
         if work.deadline_s is None:
             return outgoing
         left_s = max(0.001, work.deadline_s - self._clock())
-        return replace(outgoing, headers=(*outgoing.headers, ("x-request-timeout-s", f"{left_s:.3f}")))
+        return outgoing.with_header("x-request-timeout-s", f"{left_s:.3f}")
 
     def _on_lost(self, replica: Replica, failure: ReplicaFailed, work: Work) -> None:
         replica_id = replica.record.replica_id

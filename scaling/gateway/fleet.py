@@ -56,6 +56,8 @@ class Replica:
         draining: Whether it takes no new requests.
         names: What it serves, by the name that clients use.
         listing: Its ``/v1/models`` entries as it sent them, by id.
+        store_id: Of what it keeps, as it said last; "" for a server that has none.
+        tells_tenants: Whether it keeps apart for whom the gateway's requests are.
     """
 
     def __init__(self, record: ReplicaRecord) -> None:
@@ -65,6 +67,8 @@ class Replica:
         self.draining = record.draining
         self.names: Mapping[str, ServedName] = {}
         self.listing: Mapping[str, msgspec.Raw] = {}
+        self.store_id = ""
+        self.tells_tenants = False
         self.facts = _facts(record, {})
 
     def serves(self, model: str | None) -> bool:
@@ -149,8 +153,11 @@ class Fleet:
             router.retain(self._replicas)
         self._on_change()
 
-    def probed(self, replica: Replica, listing: Listing, *, draining: bool) -> None:
-        """A probe was answered."""
+    def probed(
+        self, replica: Replica, listing: Listing, *, draining: bool, store_id: str = "", tells_tenants: bool = False
+    ) -> None:
+        """A probe was answered; see `Replica`'s attributes for what it told."""
+        replica.store_id, replica.tells_tenants = store_id, tells_tenants
         replica.names = {each: entry for each, (entry, _raw) in listing.items() if entry.state not in _UNUSABLE}
         replica.listing = {each: raw for each, (_entry, raw) in listing.items()}
         replica.facts = _facts(replica.record, replica.names)
@@ -208,8 +215,12 @@ class Fleet:
         """All that the model is called at any replica, first as the client calls it; see `Replica.names_of`."""
         return tuple(dict.fromkeys(name for replica in self._replicas.values() for name in replica.names_of(model)))
 
+    def holding(self, store_id: str) -> tuple[Replica, ...]:
+        """Who keeps a store, up or not; more than one only where somebody has copied its folder."""
+        return tuple(replica for replica in self._replicas.values() if replica.store_id == store_id)
+
     def available(
-        self, model: str | None, without: Collection[str] = (), *, only: str | None = None
+        self, model: str | None, without: Collection[str] = (), *, only: Collection[str] | None = None
     ) -> list[ReplicaFacts]:
         """Who may take a request of the model: those that are up, not draining and not ejected, where it may go.
 
@@ -218,7 +229,7 @@ class Fleet:
         Args:
             model: As the client named it; None for any.
             without: Ids that are not wanted.
-            only: Id of the one that holds what is asked about: it may where the request names no model.
+            only: Ids of those that hold what is asked about: they may where the request names no model.
         """
         usable = self._usable(model, without, only)
         return self._preferred([each for each in usable if each.record.role != "prefill"] or usable)
@@ -238,7 +249,7 @@ class Fleet:
         for router in self._routers:
             router.forget(replica_id)
 
-    def _usable(self, model: str | None, without: Collection[str], only: str | None) -> list[Replica]:
+    def _usable(self, model: str | None, without: Collection[str], only: Collection[str] | None) -> list[Replica]:
         return [
             replica
             for replica in self._replicas.values()
@@ -246,7 +257,7 @@ class Fleet:
             and not replica.draining
             and replica.serves(model)
             and replica.record.replica_id not in without
-            and (only is None or replica.record.replica_id == only)
+            and (only is None or replica.record.replica_id in only)
             and ((only is not None and model is None) or self._permits(replica.names_of(model), replica.record.region))
         ]
 

@@ -7,7 +7,7 @@ servers' own, and what two servers could read in two ways is refused.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -15,34 +15,47 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.serving.form_reader import MAX_PARTS, content_kind, parse_urlencoded
 
-_NAMES = ("model", "response_format")
+NAMES = ("model", "response_format")
+"""Fields that the gateway must know of any form."""
+Sink = Callable[[str, bytes], None]
+"""Takes a field's name and a piece of its value."""
 _MAX_VALUE_BYTES = 1024
 """Kept of one field; what is longer is nothing that the gateway knows."""
 _PARSE_BYTES = 64 * 1024
 """Parsed without letting others run: about a tenth of a millisecond."""
 
 
-async def peek_form(headers: Mapping[str, str], body: bytes) -> Mapping[str, str]:
-    """The fields ``model`` and ``response_format``, as far as the form has them.
+async def peek_form(
+    headers: Mapping[str, str], body: bytes, *, names: Collection[str] = NAMES, sink: Sink | None = None
+) -> Mapping[str, str]:
+    """The fields of these names, as far as the form has them.
+
+    Args:
+        headers: Lower-case names.
+        body: All of the form.
+        names: Which fields.
+        sink: Given all of the fields of a multipart form, piece by piece.
 
     Raises:
         InvalidRequest: It is malformed, or has one of the fields twice.
     """
     if content_kind(headers) == "multipart/form-data":
-        return await _peek_multipart(headers["content-type"], body)
-    return peek_urlencoded(body)
+        return await _peek_multipart(headers["content-type"], body, names, sink)
+    return peek_urlencoded(body, names=names)
 
 
-def peek_urlencoded(text: bytes) -> Mapping[str, str]:
+def peek_urlencoded(text: bytes, *, names: Collection[str] = NAMES) -> Mapping[str, str]:
     """The same of a urlencoded body or a query string."""
-    return _pick((item.name, str(item.value)) for item in parse_urlencoded(text))
+    return _pick(((item.name, str(item.value)) for item in parse_urlencoded(text)), names)
 
 
-async def _peek_multipart(content_type: str, body: bytes) -> Mapping[str, str]:
+async def _peek_multipart(
+    content_type: str, body: bytes, names: Collection[str], sink: Sink | None
+) -> Mapping[str, str]:
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
         raise _malformed("the content-type header has no boundary")
-    parts = _Parts()
+    parts = _Parts(sink)
     try:
         parser = MultipartParser(
             boundary,
@@ -65,13 +78,14 @@ async def _peek_multipart(content_type: str, body: bytes) -> Mapping[str, str]:
         raise _malformed(str(failure)[:200]) from None
     if not parts.complete:
         raise _malformed("it ends before its last boundary")
-    return _pick((name, value.decode("utf-8", "replace")) for name, value in parts.found)
+    return _pick(((name, value.decode("utf-8", "replace")) for name, value in parts.found), names)
 
 
 class _Parts:
     """Collects the parser's calls. One per body."""
 
-    def __init__(self) -> None:
+    def __init__(self, sink: Sink | None) -> None:
+        self._sink = sink
         self.found: list[tuple[str, bytearray]] = []
         self.complete = False
         self._disposition = b""
@@ -102,22 +116,29 @@ class _Parts:
         self.found.append((name.decode("latin-1"), bytearray()))
 
     def data(self, data: bytes, start: int, end: int) -> None:
-        value = self.found[-1][1]
+        name, value = self.found[-1]
+        if self._sink is not None:
+            self._sink(_plain(name), data[start:end])
         value += data[start : min(end, start + _MAX_VALUE_BYTES - len(value))]
 
     def finish(self) -> None:
         self.complete = True
 
 
-def _pick(items: Iterable[tuple[str, str]]) -> Mapping[str, str]:
+def _pick(items: Iterable[tuple[str, str]], names: Collection[str]) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for full_name, value in items:
-        name = full_name.partition("[")[0]  # servers read model[] and model[0] as they read model
+        name = _plain(full_name)
         if name in found:
             raise InvalidRequest(f"Invalid parameter {name!r}: it is given more than once. Give it once.", param=name)
-        if name in _NAMES:
+        if name in names:
             found[name] = value
     return found
+
+
+def _plain(name: str) -> str:
+    """Servers read model[] and model[0] as they read model."""
+    return name.partition("[")[0]
 
 
 def _malformed(reason: str) -> InvalidRequest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
+from urllib.parse import quote
 
 from sixfold.core.errors import DeadlineExceeded, InvalidRequest, QueueFull
 from sixfold.core.messages import Priority
@@ -23,6 +24,8 @@ _NOT_FORWARDED = _OF_CONNECTION | {
     "x-request-timeout-s",
     "x-request-deadline",
 }
+_OF_WHOSE_KEY_IT_IS = frozenset(("x-tenant",))
+"""Said by whom the key is that the replica sees: where that is the gateway's, no client says it."""
 _NOT_PASSED_BACK = _OF_CONNECTION | {"date", "server", "x-request-id"}
 
 
@@ -31,6 +34,7 @@ def forwarded_headers(
     *,
     request_id: str,
     replica_key: str | None,
+    passes_key: bool = True,
     priority: Priority | None = None,
     trace: Mapping[str, str] | None = None,
 ) -> Headers:
@@ -40,6 +44,7 @@ def forwarded_headers(
         raw: The client's.
         request_id: The gateway's for it.
         replica_key: Goes in the place of the client's key, if there is one.
+        passes_key: Whether the replica checks the client's own key.
         priority: The class that the client's key gives it, which the replica can't know; None leaves that to the replica.
         trace: W3C headers in place of the client's, which are passed on where the gateway traces nothing.
     """
@@ -49,8 +54,14 @@ def forwarded_headers(
     if priority is not None:
         own["x-priority"] = priority.name.lower()
     named = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in raw)
-    kept = [(name, value) for name, value in named if name not in _NOT_FORWARDED and name not in own]
+    dropped = {*_NOT_FORWARDED, *own, *(() if passes_key else _OF_WHOSE_KEY_IT_IS)}
+    kept = [(name, value) for name, value in named if name not in dropped]
     return [*kept, *own.items()]
+
+
+def tenant_header(tenant: str) -> str:
+    """For whom a request is, as a replica takes it in ``x-tenant``."""
+    return quote(tenant, safe="")
 
 
 def passed_back(headers: Headers) -> list[tuple[bytes, bytes]]:

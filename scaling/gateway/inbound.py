@@ -14,6 +14,7 @@ import msgspec
 from sixfold.core.errors import InvalidRequest
 from sixfold.scaling.disagg.bodies import TRANSFER_FIELD
 from sixfold.scaling.gateway.form_peek import peek_urlencoded
+from sixfold.scaling.gateway.upload_peek import UploadFacts
 from sixfold.scaling.route.policy import RequestShape
 from sixfold.scaling.route.prefix import hash_blocks
 
@@ -44,6 +45,7 @@ class Prompt(msgspec.Struct, frozen=True):
         tools: Of a chat; templates put them before the messages.
         max_tokens: Most tokens of the answer, as JSON.
         previous_response_id: What a response continues.
+        input_file_id: The lines of a batch.
         response_format: How a picture is sent, or the form of an answer, as JSON.
         kv_transfer_params: Who computes the prompt: said by gateways only.
     """
@@ -56,6 +58,7 @@ class Prompt(msgspec.Struct, frozen=True):
     tools: msgspec.Raw = msgspec.Raw(b"")
     max_tokens: msgspec.Raw = msgspec.Raw(b"")
     previous_response_id: msgspec.Raw = msgspec.Raw(b"")
+    input_file_id: msgspec.Raw = msgspec.Raw(b"")
     response_format: msgspec.Raw = msgspec.Raw(b"")
     kv_transfer_params: msgspec.Raw = msgspec.Raw(b"")
 
@@ -76,6 +79,7 @@ class Inbound:
         model: As the client named it; None where the request names none.
         prompt: Of a JSON body.
         replayable: Whether it may be done once more after a replica has begun with it.
+        upload: What is in the file that it uploads, if it does.
     """
 
     method: str
@@ -86,6 +90,7 @@ class Inbound:
     model: str | None
     prompt: Prompt | None
     replayable: bool
+    upload: UploadFacts | None = None
 
     @property
     def streams(self) -> bool:
@@ -101,6 +106,7 @@ def read_inbound(
     body: bytes,
     *,
     form: Mapping[str, str] | None = None,
+    upload: UploadFacts | None = None,
 ) -> Inbound:
     """Looks into a request.
 
@@ -111,6 +117,7 @@ def read_inbound(
         headers: Lower-case names.
         body: All of it.
         form: What `peek_form` found, if the body is a form.
+        upload: What `peek_upload` found, if it is that of a file.
 
     Raises:
         InvalidRequest: The body is no JSON object, its model is no name, it says what only the gateway may say,
@@ -148,6 +155,7 @@ def read_inbound(
         model=model,
         prompt=prompt,
         replayable=method in ("GET", "HEAD") or REPLAYABLE.fullmatch(path) is not None,
+        upload=upload,
     )
 
 

@@ -11,8 +11,10 @@ from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
 from sixfold.scaling.gateway.fleet import Fleet
 from sixfold.scaling.gateway.geography import Geography
 from sixfold.scaling.gateway.inbound import TokenIds
+from sixfold.scaling.gateway.listing import ObjectLists
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.owners import Owners
+from sixfold.scaling.gateway.placing import UploadPlaces
 from sixfold.scaling.gateway.settings import GatewaySettings
 
 
@@ -28,6 +30,8 @@ class Parts:
         budget: Counts requests and bounds their retries.
         metrics: Counted on the way.
         owners: Where objects live, and whose they are.
+        places: Where files go.
+        lists: Of what the servers keep.
         admission_of: The door of each model, by its name; "" is for requests that name none.
         hedge_of: When requests of each model are late.
         token_ids: Tokenizes prompts, if anything does.
@@ -42,6 +46,8 @@ class Parts:
     budget: RetryBudget
     metrics: GatewayMetrics
     owners: Owners
+    places: UploadPlaces
+    lists: ObjectLists
     admission_of: Callable[[str], Admission]
     hedge_of: Callable[[str], HedgeClock]
     token_ids: TokenIds | None

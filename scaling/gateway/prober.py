@@ -20,10 +20,12 @@ _REGISTRY = "registry"
 
 class _Readiness(msgspec.Struct, frozen=True):
     status: str = ""
+    store_id: str = ""
 
 
 class _Listing(msgspec.Struct, frozen=True):
     data: tuple[msgspec.Raw, ...] = ()
+    acts_for_others: bool = False
 
 
 class Prober:
@@ -146,12 +148,33 @@ class Prober:
             status, body = await self._upstream.get(url, "/v1/models", self._headers, timeout_s=timeout_s)
             if status != 200:
                 raise ReplicaFailed(f"/v1/models answers {status}", begun=False)
-            listing = read_listing(msgspec.json.decode(body, type=_Listing).data)
+            models = msgspec.json.decode(body, type=_Listing)
+            listing = read_listing(models.data)
             ready, state = await self._upstream.get(url, "/ready", self._headers, timeout_s=timeout_s)
-            draining = ready == 503 and msgspec.json.decode(state, type=_Readiness).status == "draining"
+            told = _readiness(ready, state)
         except (ReplicaFailed, ValueError, RecursionError) as error:  # the latter two are what decoders raise
             if replica.up:
                 _LOG.warning("replica %s is down: %s", replica.record.replica_id, error)
             self._fleet.unreachable(replica)
         else:
-            self._fleet.probed(replica, listing, draining=draining)
+            self._fleet.probed(
+                replica,
+                listing,
+                draining=ready == 503 and told.status == "draining",
+                store_id=told.store_id,
+                tells_tenants=models.acts_for_others,
+            )
+
+
+def _readiness(status: int, body: bytes) -> _Readiness:
+    """What ``/ready`` tells; nothing where it is a page of another server.
+
+    Raises:
+        ValueError: A server that is not ready says so in no JSON.
+    """
+    try:
+        return msgspec.json.decode(body, type=_Readiness)
+    except ValueError:
+        if status == 503:
+            raise
+        return _Readiness()

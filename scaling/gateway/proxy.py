@@ -14,18 +14,19 @@ from sixfold.core.serving.keys import Principal
 from sixfold.core.serving.request_facts import read_headers
 from sixfold.core.serving.request_record import RequestRecord
 from sixfold.core.serving.submission_record import error_name
-from sixfold.scaling.gateway.attempts import Work
 from sixfold.scaling.gateway.form_peek import peek_form
-from sixfold.scaling.gateway.forwarding import Buffered, deadline_of, forwarded_headers
+from sixfold.scaling.gateway.forwarding import Buffered, deadline_of, forwarded_headers, tenant_header
 from sixfold.scaling.gateway.geography import Journey
 from sixfold.scaling.gateway.inbound import Inbound, read_inbound, shape_of
-from sixfold.scaling.gateway.owners import named_object
+from sixfold.scaling.gateway.listing import Listed
+from sixfold.scaling.gateway.object_names import lists_objects, makes_batch, makes_file, object_of_path
 from sixfold.scaling.gateway.parts import Parts
 from sixfold.scaling.gateway.relay import Relay
 from sixfold.scaling.gateway.resume import is_resumable
+from sixfold.scaling.gateway.upload_peek import peek_upload
 from sixfold.scaling.gateway.upstream import Outgoing
+from sixfold.scaling.gateway.work import Work
 
-_OF_ONE_SERVER = ("/v1/files", "/v1/batches")
 _EVERY_REPLICA = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/sleep", "/wake_up", "/metrics"))
 
 
@@ -111,11 +112,6 @@ class ProxiedRequest:
             raise NotFound(
                 "Pictures have no addresses at the gateway. Set 'response_format' to 'b64_json' when they are drawn."
             )
-        if path.startswith(_OF_ONE_SERVER):
-            # All keys of a gateway are one key to the servers behind it: lists there would show each what others sent.
-            raise NotFound(
-                "Files and batches are kept by single servers. Send them to one of these, not to the gateway."
-            )
         if sum(name == b"content-type" for name, _value in scope["headers"]) > 1:
             raise InvalidRequest(
                 "The header content-type is given more than once. Give it once."
@@ -134,6 +130,7 @@ class ProxiedRequest:
             self._num_held += len(piece)
             pieces.append(piece)
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        uploads = makes_file(scope["method"], path)
         raw: bytes = scope.get("raw_path") or path.encode()
         return read_inbound(
             scope["method"],
@@ -141,7 +138,8 @@ class ProxiedRequest:
             scope["query_string"],
             self._headers,
             body,
-            form=await peek_form(self._headers, body) if form and body else None,
+            form={} if uploads else await peek_form(self._headers, body) if form and body else None,
+            upload=await peek_upload(self._headers, body) if uploads else None,
         )
 
     async def _admit_and_answer(self, inbound: Inbound) -> None:
@@ -157,7 +155,7 @@ class ProxiedRequest:
             self._check_region(model)
             if self._record is not None:
                 self._record.model = model
-        elif principal.models is not None and inbound.body and named_object(inbound.path) is None:
+        elif principal.models is not None and inbound.body and not _is_about_objects(inbound):
             raise InvalidRequest(
                 "The API key is for certain models only. Name one of them in the parameter 'model'.",
                 param="model",
@@ -205,6 +203,7 @@ class ProxiedRequest:
     def _work(self, inbound: Inbound, journey: Journey) -> Work:
         parts = self._parts
         session_header = parts.settings.routing.session_header
+        checks_keys = bool(parts.settings.server.api_keys)
         shape = shape_of(
             inbound,
             adapter=None if inbound.model is None else parts.fleet.adapter_of(inbound.model),
@@ -218,7 +217,8 @@ class ProxiedRequest:
             self._scope["headers"],
             request_id=self._request_id,
             replica_key=parts.settings.replica_key,
-            priority=self._priority if parts.settings.server.api_keys else None,
+            passes_key=parts.settings.replica_key is None and not checks_keys,
+            priority=self._priority if checks_keys else None,
             trace={} if trace is None else trace.headers(),
         )
         limit_s = parts.settings.server.request_timeout_s
@@ -230,12 +230,34 @@ class ProxiedRequest:
             outgoing=Outgoing(method=inbound.method, target=inbound.target, headers=headers, body=inbound.body),
             replayable=inbound.replayable,
             deadline_s=deadline_of(self._headers, limit_s=limit_s, arrived_s=self._arrived_s),
-            only=parts.owners.owner_of(inbound, tenant=self._tenant),
+            only=self._only(inbound),
+            tenant=tenant_header(self._tenant) if checks_keys else None,
             trace=trace,
         )
 
+    def _only(self, inbound: Inbound) -> frozenset[str] | None:
+        """Which servers may do it, where it is about what they keep, or to be kept."""
+        parts = self._parts
+        if inbound.upload is not None:
+            return parts.places.places_of(inbound.upload, self._headers, self._principal, tenant=self._tenant)
+        return parts.owners.owners_of(inbound, tenant=self._tenant)
+
+    async def _list(self, inbound: Inbound, work: Work) -> None:
+        """Answers with a page of what all servers keep."""
+        found = await self._parts.lists.page(inbound, work)
+        if isinstance(found, Listed):
+            await self._relay.give(found.body, found.headers)
+            return
+        try:
+            await self._relay.pass_on(found, work, resumes=False)
+        finally:
+            found.close()
+
     async def _answer(self, inbound: Inbound, work: Work) -> None:
         parts = self._parts
+        if lists_objects(inbound) and parts.lists.has_keepers:
+            await self._list(inbound, work)
+            return
         resumes = parts.settings.resume_streams and is_resumable(inbound)
         hedge = parts.hedge_of(self._label)
         hedge.arrived()
@@ -269,3 +291,8 @@ class ProxiedRequest:
             self._parts.metrics.failures.labels(self._label, error.code or "internal_error").inc()
         if not isinstance(error, RequestCancelled):
             await self._relay.tell(error, self._scope, self._receive)
+
+
+def _is_about_objects(inbound: Inbound) -> bool:
+    """Whether what it names says which models it is for: an object that is there, or the lines of a file."""
+    return inbound.upload is not None or makes_batch(inbound) or object_of_path(inbound.path) is not None

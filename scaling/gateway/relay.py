@@ -10,12 +10,12 @@ from starlette.types import Receive, Scope, Send
 
 from sixfold.core.errors import DeadlineExceeded, RequestError, WorkerDied
 from sixfold.core.serving.error_responses import error_json, error_response
-from sixfold.scaling.gateway.attempts import Attempt, Work
 from sixfold.scaling.gateway.events import EventStream
 from sixfold.scaling.gateway.forwarding import passed_back
 from sixfold.scaling.gateway.parts import Parts
 from sixfold.scaling.gateway.resume import Diverged, StreamRecord
 from sixfold.scaling.gateway.upstream import AnswerTorn, Headers
+from sixfold.scaling.gateway.work import Attempt, Work
 
 _LOG = logging.getLogger(__name__)
 
@@ -130,6 +130,12 @@ class Relay:
     async def _send_part(self, part: bytes, *, more: bool) -> None:
         if part or not more:
             await self._send({"type": "http.response.body", "body": part, "more_body": more})
+
+    async def give(self, body: bytes, headers: Headers) -> None:
+        """Answers with JSON of the gateway's own making."""
+        kind = ("content-type", "application/json")
+        await self._start(200, (kind, ("content-length", str(len(body))), *headers))
+        await self._send_part(body, more=False)
 
     async def tell(self, error: RequestError, scope: Scope, receive: Receive) -> None:
         """Answers with an error, also in the middle of a stream of events.

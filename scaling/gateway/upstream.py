@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 from yarl import URL
@@ -51,6 +51,10 @@ class Outgoing:
     target: str
     headers: Headers
     body: bytes
+
+    def with_header(self, name: str, value: str) -> Outgoing:
+        """The same with one header more."""
+        return replace(self, headers=(*self.headers, (name, value)))
 
 
 class Answer:

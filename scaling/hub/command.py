@@ -6,14 +6,13 @@ import argparse
 import asyncio
 from pathlib import Path
 
+from sixfold.core.cli.commands import add_log_arguments
 from sixfold.core.hookspecs import Command
-
-_LEVELS = ("debug", "info", "warning", "error")
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="YAML file with the part of the command's name; see docs/hub.md")
-    parser.add_argument("--log-level", choices=_LEVELS, default="info", help="least severe level that is logged")
+    add_log_arguments(parser)
 
 
 def _run_hub(args: argparse.Namespace) -> int:
@@ -22,7 +21,7 @@ def _run_hub(args: argparse.Namespace) -> int:
     from sixfold.scaling.hub.service import run_hub
 
     settings = load_section(args.config, "hub", HubSettings)
-    configure_logging(args.log_level)
+    configure_logging(args.log_level, args.log_format)
     asyncio.run(run_hub(settings))
     return 0
 
@@ -34,7 +33,7 @@ def _run_agent(args: argparse.Namespace) -> int:
     from sixfold.scaling.hub.config import load_section
 
     settings = load_section(args.config, "agent", AgentSettings)
-    configure_logging(args.log_level)
+    configure_logging(args.log_level, args.log_format)
     asyncio.run(run_agent(settings))
     return 0
 

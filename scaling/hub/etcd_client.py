@@ -5,6 +5,7 @@ Source: etcd 3.4, API reference (gRPC gateway, authentication); the answers of 3
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -37,8 +38,11 @@ class EtcdSettings(BaseModel):
     user: str | None = None
     """Name of an etcd user; null where etcd asks for none."""
 
-    password: str | None = None
-    """The user's password; take it from the environment: ``${ETCD_PASSWORD}``."""
+    password: Annotated[str | None, Field(repr=False)] = None
+    """The user's password; take it from the environment: ``${ETCD_PASSWORD}``. Or:"""
+
+    password_file: Path | None = None
+    """A file with it, read anew whenever etcd asks who it is."""
 
     tls_ca: Path | None = None
     """Certificates that members' certificates are checked against; the system's unless set."""
@@ -54,8 +58,10 @@ class EtcdSettings(BaseModel):
 
     @model_validator(mode="after")
     def _in_pairs(self) -> Self:
-        if (self.user is None) != (self.password is None):
-            raise ValueError("user and password go together. Set both, or neither.")
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("give either password or password_file.")
+        if (self.user is None) != (self.password is None and self.password_file is None):
+            raise ValueError("user and password go together (or password_file). Set both, or neither.")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together. Set both, or neither.")
         if (self.tls_ca or self.tls_cert) and not all(url.startswith("https://") for url in self.endpoints):
@@ -63,6 +69,21 @@ class EtcdSettings(BaseModel):
                 "with tls_ca or tls_cert every endpoint must be https://...: on http:// they would not be used."
             )
         return self
+
+    def read_password(self) -> str | None:
+        """The user's password as it is now; None where etcd asks for none.
+
+        Raises:
+            ConfigError: Its file can't be read.
+        """
+        if self.password_file is None:
+            return self.password
+        try:
+            return self.password_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"etcd: password_file: {self.password_file} can't be read: {error}. Name a text file that this user may read."
+            ) from error
 
     def tls(self) -> ssl.SSLContext | None:
         """What the settings say of certificates; None for nothing.
@@ -107,8 +128,10 @@ class EtcdClient:
 
     def __init__(self, settings: EtcdSettings) -> None:
         tls = settings.tls()
+        settings.read_password()  # a mistake is told at the start, not when etcd first asks
+        self._settings = settings
         self._members = [HttpClient(url, timeout_s=settings.timeout_s, tls=tls) for url in settings.endpoints]
-        self._user, self._password = settings.user, settings.password
+        self._user = settings.user
         self._token: str | None = None
         self._current = 0
 
@@ -170,7 +193,11 @@ class EtcdClient:
         return cast(dict[str, Any], json.loads(answer.partition(b"\n")[0] or b"{}"))
 
     async def _authenticate(self) -> None:
-        body = json.dumps({"name": self._user, "password": self._password}).encode()
+        try:
+            password = await asyncio.to_thread(self._settings.read_password)
+        except ConfigError as error:
+            raise StoreUnavailable(str(error)) from error
+        body = json.dumps({"name": self._user, "password": password}).encode()
         answer = await self._members[self._current].call("POST", "/v3/auth/authenticate", body)
         self._token = str(json.loads(answer)["token"])
 

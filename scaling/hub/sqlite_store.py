@@ -148,10 +148,12 @@ class SqliteStore:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            # Also of a commit that found no room, or no transaction would begin any more; SQLite may have done it itself.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def _read(self, key: str) -> Stored | None:
         row = self._one("SELECT value, version FROM entries WHERE key = ?", key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sixfold.scaling.manifests.objects import (
@@ -19,6 +20,7 @@ from sixfold.scaling.manifests.objects import (
     probe,
     secret_variable,
 )
+from sixfold.scaling.registry_settings import RegistryPlace
 from sixfold.scaling.up.settings import GatewayPart
 
 GATEWAY = "sixfold-gateway"
@@ -27,7 +29,9 @@ _NUM_GATEWAYS = 2
 _STOP_MARGIN_S = 15
 
 
-def gateway_objects(target: Target, *, servers: Sequence[str] = (), registry: str | None = None) -> list[Manifest]:
+def gateway_objects(
+    target: Target, *, servers: Sequence[str] = (), registry: RegistryPlace | None = None
+) -> list[Manifest]:
     """All that the gateway is made of.
 
     Args:
@@ -57,7 +61,7 @@ def gateway_objects(target: Target, *, servers: Sequence[str] = (), registry: st
     selector = {"matchLabels": labels(GATEWAY)}
     deployment = {"replicas": _NUM_GATEWAYS, "selector": selector, "template": pod_template(GATEWAY, pod)}
     ports = [{"name": "http", "port": 80, "targetPort": "http"}]
-    # Objects (videos, responses) and prefixes are known to the gateway that made them.
+    # What a gateway has learnt of prefixes and sessions another does not know.
     service = {"selector": labels(GATEWAY), "ports": ports, "sessionAffinity": "ClientIP"}
     return [
         config_map(GATEWAY, target, gateway_config(target, servers=servers, registry=registry)),
@@ -67,9 +71,9 @@ def gateway_objects(target: Target, *, servers: Sequence[str] = (), registry: st
     ]
 
 
-def gateway_config(target: Target, *, servers: Sequence[str], registry: str | None) -> str:
+def gateway_config(target: Target, *, servers: Sequence[str], registry: RegistryPlace | None) -> str:
     """The gateway's configuration file."""
-    part = target.site.gateway(registry or "unused", replica_key=None)
+    part = target.site.gateway(registry or RegistryPlace(path=Path("unused")), replica_key=None)
     server = target.site.settings.server.model_dump(mode="json", exclude_defaults=True, exclude={"host", "port"})
     document: dict[str, Any] = {
         name: dumped
@@ -78,7 +82,10 @@ def gateway_config(target: Target, *, servers: Sequence[str], registry: str | No
     }
     document["server"] = {**server, "host": "0.0.0.0", "port": GATEWAY_PORT}
     if registry is not None:
-        document["registry"] = {"etcd": registry, "ttl_s": target.site.cluster.lease_s}
+        document["registry"] = {
+            **registry.model_dump(mode="json", exclude_defaults=True),
+            "ttl_s": target.site.cluster.lease_s,
+        }
     else:
         document["replicas"] = list(servers)
     text = json.dumps(document).replace("${", "$${")

@@ -21,7 +21,6 @@ from sixfold.scaling.manifests.objects import (
 )
 from sixfold.scaling.spec import PlacementSpec
 from sixfold.scaling.up.services import deployed
-from sixfold.scaling.up.settings import is_etcd
 
 _HEAD_PORTS = ((6379, "gcs"), (8265, "dashboard"))
 _RECONNECT_S = 3600
@@ -35,9 +34,14 @@ def kuberay(target: Target) -> list[Manifest]:
         ConfigError: There is no registry over machines.
     """
     registry = target.site.cluster.registry
-    if registry is None or not is_etcd(registry):
+    if registry is None or registry.etcd is None:
         raise ConfigError(
             "cluster.registry: pods of a RayService find their gateway by etcd alone. Set it to etcd://HOST:PORT."
+        )
+    if registry.etcd.user or registry.etcd.tls_ca or registry.etcd.tls_cert:
+        raise ConfigError(
+            "cluster.registry: the pods of this manifest hold no user, password or certificate of etcd. Write etcd://HOST:PORT, "
+            "and let only these pods reach it (a NetworkPolicy)."
         )
     if target.has_keys:
         raise ConfigError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from sixfold.core.cli.commands import LOG_LEVELS
+from sixfold.core.cli.commands import add_log_arguments
 from sixfold.core.errors import UsageError
 from sixfold.core.hookspecs import Command
 
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", action="store_true", help="leave the services on the cluster of --address running at the end"
     )
-    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="least severe level that is logged")
+    add_log_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +51,14 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as missing:
         raise UsageError(_NEEDS.format(name=missing.name)) from missing
     flags: dict[str, JsonValue] = {"host": args.host, "port": args.port}
-    return run_up(args.config, flags=flags, address=args.address, keep=args.keep, log_level=args.log_level)
+    return run_up(
+        args.config,
+        flags=flags,
+        address=args.address,
+        keep=args.keep,
+        log_level=args.log_level,
+        log_format=args.log_format,
+    )
 
 
 COMMAND = Command(

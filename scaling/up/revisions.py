@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from sixfold.scaling.cluster.document import DeployedService
 from sixfold.scaling.cluster.engine import RayEngine, ServiceStatus
 from sixfold.scaling.gateway.app import Gateway
+from sixfold.scaling.registry_settings import RegistryPlace
 from sixfold.scaling.rollout.decide import Phase, Rollout, Sight, advance
 from sixfold.scaling.rollout.split import Split, Splitter
 from sixfold.scaling.spec import RolloutSpec
@@ -56,7 +57,13 @@ class Revisions:
     """
 
     def __init__(
-        self, engine: RayEngine, site: Site, gateway: Gateway, *, registry: str, replica_key: str | None
+        self,
+        engine: RayEngine,
+        site: Site,
+        gateway: Gateway,
+        *,
+        registry: RegistryPlace,
+        replica_key: str | None,
     ) -> None:
         self._engine = engine
         self._gateway = gateway

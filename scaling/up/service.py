@@ -17,16 +17,24 @@ from sixfold.core.errors import ConfigError, UsageError
 from sixfold.core.plugins import load_plugins
 from sixfold.core.registry import check_entry
 from sixfold.core.serving.lifecycle import run
-from sixfold.core.telemetry.logs import configure_logging
-from sixfold.scaling.etcd_registry import open_registry
+from sixfold.core.telemetry.logs import LogFormat, configure_logging
 from sixfold.scaling.gateway.app import Gateway
-from sixfold.scaling.up.settings import Site, is_etcd, load_site
+from sixfold.scaling.registry_settings import RegistryPlace, open_place
+from sixfold.scaling.up.settings import Site, load_site
 from sixfold.scaling.up.site import RunningSite
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
-def run_up(config: Path, *, flags: Mapping[str, JsonValue], address: str | None, keep: bool, log_level: str) -> int:
+def run_up(
+    config: Path,
+    *,
+    flags: Mapping[str, JsonValue],
+    address: str | None,
+    keep: bool,
+    log_level: str,
+    log_format: LogFormat = "text",
+) -> int:
     """See `sixfold.scaling.up.command.run`."""
     plugins = load_plugins()
 
@@ -37,7 +45,7 @@ def run_up(config: Path, *, flags: Mapping[str, JsonValue], address: str | None,
         return site
 
     site = read()
-    configure_logging(log_level)
+    configure_logging(log_level, log_format)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each call, and the agent's are a few a second
     with ExitStack() as stack:
         registry = site.cluster.registry
@@ -46,11 +54,12 @@ def run_up(config: Path, *, flags: Mapping[str, JsonValue], address: str | None,
                 raise UsageError(
                     "--keep: set cluster.registry, or the kept replicas publish themselves where nobody looks."
                 )
-            registry = f"{stack.enter_context(tempfile.TemporaryDirectory(prefix='sixfold-up-'))}/replicas.db"
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sixfold-up-"))
+            registry = RegistryPlace(path=Path(folder) / "replicas.db")
         replica_key = (site.cluster.replica_key or key_of(registry)) if site.settings.server.api_keys else None
         gateway = Gateway(
             site.gateway(registry, replica_key=replica_key),
-            registry=open_registry(registry, ttl_s=site.cluster.lease_s),
+            registry=open_place(registry, ttl_s=site.cluster.lease_s),
         )
 
         def on_ready(url: str, models: Sequence[str]) -> None:
@@ -72,18 +81,18 @@ def run_up(config: Path, *, flags: Mapping[str, JsonValue], address: str | None,
     return status
 
 
-def key_of(registry: str) -> str:
+def key_of(registry: RegistryPlace) -> str:
     """The key that replicas of a registry demand: made once, and kept beside its file for other gateways and the next start.
 
     Raises:
         ConfigError: The file can't be read or made.
     """
-    if is_etcd(registry):
+    if registry.path is None:
         raise ConfigError(
             "cluster.registry: with etcd and server.api_keys set cluster.replica_key, which all machines share: a key made at "
             "each start would lock out the replicas that run."
         )
-    path = Path(f"{registry}.key")
+    path = Path(f"{registry.path}.key")
     try:
         with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(32))

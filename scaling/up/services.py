@@ -8,7 +8,8 @@ import json
 from sixfold.core.serving.settings import hash_key
 from sixfold.scaling.cluster.document import DeployedService
 from sixfold.scaling.cluster.replica import NODE_IP, ReplicaSettings
-from sixfold.scaling.up.settings import Site, is_etcd
+from sixfold.scaling.registry_settings import RegistryPlace
+from sixfold.scaling.up.settings import Site
 
 _OWN_TO_THE_GATEWAY = {"host", "port", "api_keys", "cors_origins", "protect_metrics", "access_log", "data_dir"}
 _HOST, _KEY = "\x00host", "\x00key"  # stand for what may be variables until the rest is safe from being filled in
@@ -20,7 +21,7 @@ def deployed(
     site: Site,
     model: str,
     *,
-    registry: str,
+    registry: RegistryPlace,
     replica_key: str | None,
     has_gpus: bool,
     cache_dir: str | None = None,
@@ -38,7 +39,7 @@ def deployed(
     config = replica_config(
         *(site, model),
         key_sha256=None if replica_key is None else hash_key(replica_key),
-        host=f"${{{NODE_IP}}}" if is_etcd(registry) else "127.0.0.1",
+        host=f"${{{NODE_IP}}}" if registry.etcd is not None else "127.0.0.1",
         cache_dir=cache_dir,
     )
     replicas = ReplicaSettings(
@@ -76,8 +77,8 @@ def replica_config(
     server = settings.server.model_dump(mode="json", exclude_defaults=True, exclude=_OWN_TO_THE_GATEWAY)
     server |= {"host": _HOST, "port": port}
     if key_sha256 is not None:
-        # The gateway has checked who asks, and passes on the priority that it may have.
-        server["api_keys"] = [{"name": "gateway", "sha256": _KEY, "priority": "interactive"}]
+        # The gateway has checked who asks, and passes on the priority that it may have, and for whom it is.
+        server["api_keys"] = [{"name": "gateway", "sha256": _KEY, "priority": "interactive", "acts_for_others": True}]
     document: dict[str, object] = {
         "models": {model: entry.model_dump(mode="json", exclude_defaults=True, exclude={"name"})},
         "server": server,

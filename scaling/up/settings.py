@@ -9,13 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from sixfold.core.config import CLUSTER_PART, ModelEntry, Seconds, Settings, load_config
 from sixfold.core.errors import ConfigError
 from sixfold.core.validation import did_you_mean, validate
 from sixfold.core.yaml_document import read_document
-from sixfold.scaling.etcd_registry import ETCD_SCHEME
 from sixfold.scaling.gateway.settings import (
     AdmissionSettings,
     GatewaySettings,
@@ -25,7 +24,7 @@ from sixfold.scaling.gateway.settings import (
     RetrySettings,
     RoutingSettings,
 )
-from sixfold.scaling.registry_settings import RegistrySettings
+from sixfold.scaling.registry_settings import RegistryPlace, RegistrySettings, short_registry
 from sixfold.scaling.spec import PlacementSpec, RolloutSpec, ScalingSpec, ServiceSpec
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -90,9 +89,10 @@ class ClusterSettings(BaseModel):
     gateway: GatewayPart = GatewayPart()
     """What stands before them."""
 
-    registry: str | None = None
-    """Where replicas publish themselves: ``etcd://HOST:PORT`` for a cluster of many machines, or a file of this one; null: a file
-    for as long as the command runs."""
+    registry: Annotated[RegistryPlace, BeforeValidator(short_registry)] | None = None
+    """Where replicas publish themselves: ``etcd://HOST:PORT`` for a cluster of many machines (``etcds`` for https; users and
+    certificates by ``etcd: {endpoints: ...}`` as in docs/gateway.md), or a file of this one; null: a file for as long as the
+    command runs."""
 
     replica_key: str | None = None
     """The bearer key that replicas demand where ``server.api_keys`` are set; null: made at the start, and kept beside a
@@ -132,7 +132,7 @@ class Site:
         placement = part.placement or PlacementSpec(num_gpus=num_gpus(entry) if has_gpus else 0.0)
         return ServiceSpec(model=model, scaling=part.scaling, placement=placement, rollout=part.rollout)
 
-    def gateway(self, registry: str, *, replica_key: str | None) -> GatewaySettings:
+    def gateway(self, registry: RegistryPlace, *, replica_key: str | None) -> GatewaySettings:
         """The settings of the gateway.
 
         Args:
@@ -150,21 +150,11 @@ class Site:
             {
                 **chosen,
                 "admission": admission,
-                "registry": _registry_settings(registry, self.cluster.lease_s),
+                "registry": RegistrySettings(path=registry.path, etcd=registry.etcd, ttl_s=self.cluster.lease_s),
                 "server": self.settings.server,
                 "replica_key": replica_key,
             }
         )
-
-
-def is_etcd(registry: str) -> bool:
-    """Whether a registry is one of many machines."""
-    return registry.startswith((ETCD_SCHEME, "etcds://"))
-
-
-def _registry_settings(registry: str, ttl_s: float) -> RegistrySettings:
-    where = {"etcd": registry} if is_etcd(registry) else {"path": Path(registry)}
-    return RegistrySettings.model_validate({**where, "ttl_s": ttl_s})
 
 
 def num_gpus(entry: ModelEntry) -> float:
@@ -215,7 +205,7 @@ def load_site(
             f"{document.where(('telemetry',))}: telemetry: 'sixfold up' and manifests send no traces yet. Remove it; "
             "'sixfold serve' and 'sixfold gateway' do."
         )
-    if cluster.registry is not None and not is_etcd(cluster.registry):
-        registry = (path.resolve().parent / Path(cluster.registry).expanduser()).resolve()
-        cluster = cluster.model_copy(update={"registry": str(registry)})
+    if cluster.registry is not None and cluster.registry.path is not None:
+        registry = (path.resolve().parent / cluster.registry.path.expanduser()).resolve()
+        cluster = cluster.model_copy(update={"registry": RegistryPlace(path=registry)})
     return Site(settings=settings, cluster=cluster)

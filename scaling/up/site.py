@@ -14,10 +14,12 @@ import httpx
 
 from sixfold.core.errors import SixfoldError, UsageError
 from sixfold.core.serving.lifecycle import Listening
+from sixfold.core.telemetry.logs import log_format
 from sixfold.core.watcher import content_digest, watch_file
 from sixfold.scaling.cluster.engine import ClusterError, RayEngine, ServiceStatus
 from sixfold.scaling.cluster.local_ray import LocalRay, RayFailed
 from sixfold.scaling.gateway.app import Gateway
+from sixfold.scaling.registry_settings import RegistryPlace
 from sixfold.scaling.spec import ScalingSpec
 from sixfold.scaling.up.agent import Agent
 from sixfold.scaling.up.revisions import Revisions
@@ -58,7 +60,7 @@ class RunningSite:
         *,
         config: Path,
         read: Callable[[], Site],
-        registry: str,
+        registry: RegistryPlace,
         replica_key: str | None,
         address: str | None,
         keep: bool,
@@ -246,5 +248,8 @@ class RunningSite:
 
 
 def _tell(line: str) -> None:
-    """Progress goes to standard error; standard output has what a script waits for."""
-    print(f"sixfold up: {line}", file=sys.stderr, flush=True)
+    """Progress goes to standard error, where all lines are objects if any is; standard output has what a script waits for."""
+    if log_format() == "json":
+        _LOG.info(line)
+    else:
+        print(f"sixfold up: {line}", file=sys.stderr, flush=True)

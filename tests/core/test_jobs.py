@@ -15,6 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from sixfold.core.errors import InvalidRequest, UsageError
 from sixfold.core.jobs import Job, JobStore, Order
+from sixfold.core.object_ids import store_of
 from tests.core.faulty_sqlite import Faults
 from tests.fakes import FakeClock
 
@@ -48,6 +49,13 @@ async def test_a_job_can_be_promised_before_it_is_stored(tmp_path: Path) -> None
     assert await store.get(job_id, owner="ward") is None
     assert await store.create("resp", "ward", {}, "completed", job_id=job_id) == job_id
     assert await store.get(job_id, owner="ward") is not None
+    await store.close()
+
+
+async def test_the_id_of_a_job_names_its_store(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.sqlite", store_id="abcdefgh")
+    job_id = await store.create("resp", "ward", {}, "completed")
+    assert (store_of(job_id), store_of(store.new_id("video"))) == ("abcdefgh", "abcdefgh")
     await store.close()
 
 

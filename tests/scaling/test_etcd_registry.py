@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import ipaddress
 import json
 import shutil
+import ssl
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from pydantic import ValidationError
 
 from sixfold.core.errors import ConfigError
 from sixfold.scaling.etcd_registry import EtcdRegistry
-from sixfold.scaling.hub.etcd_client import EtcdSettings, endpoints_of, etcd_settings
+from sixfold.scaling.gateway.config_file import load_gateway_config
+from sixfold.scaling.hub.etcd_client import EtcdClient, EtcdSettings, endpoints_of, etcd_settings
 from sixfold.scaling.hub.http_client import HttpClient
+from sixfold.scaling.hub.store import StoreUnavailable
 from sixfold.scaling.registry import LeaseLost, LeaseView, RegistryUnavailable, ReplicaRecord, Row, lease
 from sixfold.scaling.registry_settings import RegistrySettings, open_registry, short_registry
 from tests.scaling.hub.etcd_cluster import EtcdCluster
@@ -90,6 +103,121 @@ def test_a_missing_certificate_is_the_operators_mistake(tmp_path: Path) -> None:
         open_registry(RegistrySettings.model_validate({"etcd": settings}))
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"user": "u"}, "go together"),
+        ({"password": "p"}, "go together"),
+        ({"user": "u", "password": "p", "password_file": "f"}, "either"),
+        ({"tls_cert": "c"}, "go together"),
+        ({"tls_ca": "c"}, "https"),
+    ],
+)
+def test_a_half_of_what_belongs_together_is_refused(given: dict[str, str], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        EtcdSettings.model_validate({"endpoints": ["http://a:1"], **given})
+
+
+def test_no_text_of_the_settings_holds_the_password(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("registry: {etcd: {endpoints: ['http://a:1'], user: u, password: hush-hush}}")
+    settings = load_gateway_config(path, environ={})
+    assert settings.registry is not None
+    assert settings.registry.etcd is not None
+    assert settings.registry.etcd.read_password() == "hush-hush"
+    assert "hush" not in f"{settings!r} {settings}"
+    path.write_text("registry: {etcd: {endpoints: ['http://a:1'], user: u, password: [hush-hush]}}")
+    with pytest.raises(ConfigError, match="password") as refused:
+        load_gateway_config(path, environ={})
+    assert "hush" not in str(refused.value)
+
+
+def test_a_password_is_read_anew_from_its_file_and_a_missing_file_is_told_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    settings = endpoints_of(["http://a:1"], user="u", password_file=path)
+    with pytest.raises(ConfigError, match="password_file"):
+        EtcdRegistry(settings, ttl_s=TTL_S)
+    for password in ("first", "second"):
+        path.write_text(password + "\n")
+        assert settings.read_password() == password
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that is its own authority, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "member")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - day, now + day)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    paths = folder / "member.pem", folder / "member.key"
+    paths[0].write_bytes(certificate.public_bytes(pem))
+    form, none = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    paths[1].write_bytes(key.private_bytes(pem, form, none))
+    return paths
+
+
+class MemberWithUsers(BaseHTTPRequestHandler):
+    """Answers as etcd's member does whose only user's password is the newest of `passwords`; over TLS where it is so served."""
+
+    passwords: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        status = 200
+        answer: Mapping[str, object] = {"header": {"revision": "1"}}
+        if self.path == "/v3/auth/authenticate":
+            good = body == {"name": "u", "password": self.passwords[-1]}
+            status, answer = (200, {"token": self.passwords[-1]}) if good else (400, {"error": "authentication failed"})
+        elif self.headers.get("authorization") != self.passwords[-1]:
+            status, answer = 401, {"error": "etcdserver: invalid auth token"}
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: a test has no log."""
+
+
+async def test_over_tls_a_client_checks_the_member_and_follows_a_password_that_changes(tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    member = ThreadingHTTPServer(("127.0.0.1", 0), MemberWithUsers)
+    member.socket = context.wrap_socket(member.socket, server_side=True)
+    serving = threading.Thread(target=member.serve_forever)
+    serving.start()
+    password = tmp_path / "password"
+    try:
+        MemberWithUsers.passwords[:] = ["first"]
+        password.write_text("first")
+        url = f"https://127.0.0.1:{member.server_port}"
+        known = EtcdClient(endpoints_of([url], user="u", password_file=password, tls_ca=certificate))
+        await known.call("/v3/kv/range", {}, repeatable=True)
+        MemberWithUsers.passwords.append("second")
+        password.write_text("second")
+        await known.call("/v3/kv/range", {}, repeatable=True)
+        stranger = EtcdClient(endpoints_of([url], user="u", password_file=password))
+        with pytest.raises(StoreUnavailable, match="certificate"):
+            await stranger.call("/v3/kv/range", {}, repeatable=True)
+        password.write_text("wrong-and-secret")
+        MemberWithUsers.passwords.append("third")
+        with pytest.raises(StoreUnavailable, match="authentication failed") as refused:
+            await known.call("/v3/kv/range", {}, repeatable=True)
+        assert "secret" not in str(refused.value)
+    finally:
+        member.shutdown()
+        serving.join()
+        member.server_close()
+
+
 class TestWithThreeMembers:
     pytestmark = NEEDS_ETCD
 
@@ -151,6 +279,21 @@ class TestWithThreeMembers:
             for stranger in (plain, EtcdRegistry(endpoints_of([url], user="root", password="no"), ttl_s=TTL_S)):
                 with pytest.raises(RegistryUnavailable, match=r"user name is empty|invalid user ID or password"):
                     await asyncio.to_thread(stranger.publish, record())
+        finally:
+            own.close()
+
+    async def test_over_tls_whoever_shows_a_certificate_is_let_in(self, tmp_path: Path) -> None:
+        certificate, key = self_signed(tmp_path)
+        own = EtcdCluster(1, tls=(certificate, key))
+        try:
+            shown = {"tls_ca": certificate, "tls_cert": certificate, "tls_key": key}
+            known = EtcdRegistry(endpoints_of(own.endpoints, timeout_s=5, **shown), ttl_s=TTL_S)
+            await asyncio.to_thread(settled, lambda: len(known.rows()) >= 0, "etcd answers")
+            await asyncio.to_thread(known.publish, record())
+            assert await asyncio.to_thread(names, known) == ["a"]
+            stranger = EtcdRegistry(endpoints_of(own.endpoints, timeout_s=5, tls_ca=certificate), ttl_s=TTL_S)
+            with pytest.raises(RegistryUnavailable):
+                await asyncio.to_thread(stranger.publish, record())
         finally:
             own.close()
 

@@ -14,10 +14,13 @@ export function mount(root, context) {
 }
 
 class LiveView {
-  constructor(root, { api, announce, tellsDecisions }) {
+  constructor(root, { api, announce, tellsDecisions, hasServers }) {
     this.api = api;
     this.announce = announce;
     this.tellsDecisions = tellsDecisions;
+    this.hasServers = hasServers;
+    this.server = el("select", { id: "live-server", onchange: () => this.changeServer() });
+    this.serverPart = el("span", { class: "row", hidden: !hasServers }, el("label", { for: "live-server" }, "Server"), this.server);
     this.cards = new Map(); // by model and replica
     this.feed = null;
     this.isPaused = false;
@@ -30,7 +33,7 @@ class LiveView {
     this.decisions = el("ol", { class: "decisions" });
     this.decisionsPart = el("section", { hidden: true }, el("h2", {}, "Decisions"), this.decisions);
     root.append(
-      el("div", { class: "row head" }, el("h2", {}, "The running batch"), this.state, el("span", { class: "push" }), this.pause),
+      el("div", { class: "row head" }, el("h2", {}, "The running batch"), this.state, el("span", { class: "push" }), this.serverPart, this.pause),
       el("p", { class: "hint" }, "A column is a step, a lane a sequence, a colour a request; below, how much of its budget each step used. ",
         "Only ids, lengths and costs are shown, never what anybody wrote."),
       this.problem.node, this.models, el("section", {}, el("h2", {}, "Memory"), this.memory), this.decisionsPart);
@@ -54,6 +57,29 @@ class LiveView {
     clearInterval(this.asking);
   }
 
+  /** Another server's batches: nothing of the last one's stays. */
+  changeServer() {
+    this.rest();
+    this.cards.forEach((card) => card.node.remove());
+    this.cards.clear();
+    this.memory.replaceChildren();
+    this.follow();
+  }
+
+  /** Behind a gateway: who can be watched. Whoever is chosen stays so as long as it is there. */
+  async findServers(signal) {
+    const found = (await this.api.json("live/servers", { signal })).data;
+    const chosen = this.server.value;
+    this.server.replaceChildren(...found.map((each) => el("option", { value: each.id }, `${each.models.join(", ")} (${each.id})`)));
+    if (found.some((each) => each.id === chosen)) this.server.value = chosen;
+  }
+
+  async feedPath(signal) {
+    if (!this.hasServers) return "live";
+    await this.findServers(signal);
+    return this.server.value ? `live?server=${encodeURIComponent(this.server.value)}` : "live";
+  }
+
   togglePause() {
     this.isPaused = !this.isPaused;
     this.pause.setAttribute("aria-pressed", String(this.isPaused));
@@ -70,7 +96,7 @@ class LiveView {
     while (!feed.signal.aborted) {
       this.cards.forEach((card) => card.history.restart());
       try {
-        for await (const { event, data } of this.api.events("live", { signal: feed.signal })) {
+        for await (const { event, data } of this.api.events(await this.feedPath(feed.signal), { signal: feed.signal })) {
           if (event === "live") this.take(data);
         }
         this.state.textContent = "the server ended the feed";

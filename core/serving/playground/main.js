@@ -10,6 +10,7 @@ const api = new Api(new URL(".", location.href.split("#")[0]));
 const stage = document.getElementById("stage");
 const tablist = document.querySelector("[role=tablist]");
 let tellsDecisions = false;
+let hasServers = false; // a gateway's page: the live view is that of one server
 const tabs = new Map(); // id -> {button, section, module, panel, models}
 
 start();
@@ -27,6 +28,7 @@ async function start() {
   tablist.addEventListener("keydown", moveBetweenTabs);
   addEventListener("hashchange", () => open(location.hash.slice(1)));
   tellsDecisions = known.tells_decisions;
+  hasServers = Boolean(known.has_servers);
   await refresh(known);
   setInterval(() => document.visibilityState === "visible" && refresh(known), POLL_MS);
 }
@@ -103,7 +105,7 @@ async function open(id) {
   if (!tab.panel) {
     try {
       const module = await tab.load();
-      tab.panel ??= module.mount(tab.section, { api, models: tab.models, announce, tellsDecisions }) ?? {};
+      tab.panel ??= module.mount(tab.section, { api, models: tab.models, announce, tellsDecisions, hasServers }) ?? {};
     } catch (error) {
       tab.section.replaceChildren(el("p", { class: "problem", role: "alert" }, `This tab could not be loaded: ${error.message}`));
       return;

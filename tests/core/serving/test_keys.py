@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sixfold.core.errors import NotAuthenticated, RateLimited
+from sixfold.core.errors import InvalidRequest, NotAuthenticated, PermissionDenied, RateLimited
 from sixfold.core.messages import Priority
 from sixfold.core.serving.keys import KeyRing
 from sixfold.core.serving.limits import KeyLimiter, TokenBucket, duration_text
@@ -272,3 +272,47 @@ def test_a_cancelled_request_counts_what_it_was_seen_to_bring() -> None:
 )
 def test_times_are_written_as_openai_does(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+def test_a_key_that_acts_for_others_is_a_tenant_for_each_and_another_is_refused() -> None:
+    ring = KeyRing((key("gateway", "g", acts_for_others=True, weight=2.0), key("ward", "w")), Clock())
+    gateway, ward = ring.authenticate(b"Bearer g"), ring.authenticate(b"Bearer w")
+    assert gateway.acting_for(None) is gateway
+    assert (gateway.acting_for(b"ana").name, gateway.acting_for(b"ana").weight) == ("gateway/ana", 2.0)
+    assert gateway.acting_for(b"ana").limiter is gateway.limiter
+    with pytest.raises(PermissionDenied, match="x-tenant"):
+        ward.acting_for(b"ana")
+    for wrong in (b"", b"a b", b"a\n", b"x" * 1025, "é".encode("latin-1")):
+        with pytest.raises(InvalidRequest, match="x-tenant"):
+            gateway.acting_for(wrong)
+
+
+def test_work_for_a_tenant_of_another_key_goes_on_with_that_keys_rights() -> None:
+    ring = KeyRing((key("gateway", "g", acts_for_others=True, models=["m"]), key("ward", "w")), Clock())
+    assert (ring.holder("gateway/ana").name, ring.holder("gateway/ana").models) == ("gateway/ana", frozenset("m"))
+    with pytest.raises(PermissionDenied):
+        ring.holder("ward/ana")
+    assert KeyRing((), Clock()).holder("anonymous/ana").name == "anonymous/ana"
+
+
+def test_no_key_may_be_called_as_a_tenant_of_another_is() -> None:
+    with pytest.raises(ValidationError, match="acts_for_others"):
+        ServerSettings(api_keys=(key("gateway", "g", acts_for_others=True), key("gateway/ana", "a")))
+    ServerSettings(api_keys=(key("gateway", "g"), key("gateway/ana", "a")))
+
+
+def test_the_server_counts_a_request_for_whom_its_header_says_and_tells_the_key_that_it_may() -> None:
+    replica = FakeReplica(by_hand=True)
+    settings = ServerSettings(api_keys=(key("gateway", "g", acts_for_others=True), key("ward", "w")))
+    with ServerThread(FakeModel("parrot", replicas=[replica]), settings=settings) as served:
+        connection = served.connect()
+        headers = {**bearer("g"), "x-tenant": "ana"}
+        connection.request("POST", "/v1/echo", json.dumps({"model": "parrot", "input": "a"}), headers)
+        submitted = replica.next()
+        submitted.finish()
+        assert connection.getresponse().status == 200
+        connection.close()
+        assert served.echo(headers={**bearer("w"), "x-tenant": "ana"}).status == 403
+        listings = [served.ask("GET", "/v1/models", headers=bearer(each)).json for each in ("g", "w")]
+    assert submitted.request.tenant == "gateway/ana"
+    assert [listing["acts_for_others"] for listing in listings] == [True, False]

@@ -22,10 +22,13 @@ def test_health_is_about_the_process_and_ready_about_the_models() -> None:
     with ServerThread(model) as served:
         assert served.ask("GET", "/health").status == 200
         loading = served.ask("GET", "/ready")
-        assert (loading.status, loading.json) == (503, {"status": "loading", "models": {"parrot": "loading"}})
+        store_id = loading.json["store_id"]
+        assert loading.status == 503
+        assert loading.json == {"status": "loading", "store_id": store_id, "models": {"parrot": "loading"}}
         model.state = ModelState.READY
         ready = served.ask("GET", "/ready")
-        assert (ready.status, ready.json) == (200, {"status": "ready", "models": {"parrot": "ready"}})
+        assert ready.status == 200
+        assert ready.json == {"status": "ready", "store_id": store_id, "models": {"parrot": "ready"}}
         served.directory.draining = True
         draining = served.ask("GET", "/ready")
         assert (draining.status, draining.json["status"]) == (503, "draining")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import openai
 import pytest
 
 from sixfold.core.errors import ModelNotFound, NotReady, PermissionDenied, UsageError
 from sixfold.core.messages import Priority
+from sixfold.core.object_ids import STORE_ID, store_of
 from sixfold.core.serving import lifecycle
 from sixfold.core.serving.api import ModalityAPI, Route, Services
 from sixfold.core.serving.context import new_context
@@ -141,6 +145,52 @@ def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
     first.close()
     second.of("a")
     second.close()
+
+
+def test_the_id_of_a_store_stays_with_a_configured_folder_and_ends_with_a_temporary_one(tmp_path: Path) -> None:
+    first = DataFolder(tmp_path / "d")
+    store_id = first.store_id
+    first.close()
+    (tmp_path / "d").rename(tmp_path / "moved")
+    assert STORE_ID.fullmatch(store_id)
+    assert DataFolder(tmp_path / "moved").store_id == store_id
+    temporary = DataFolder(None)
+    assert temporary.store_id == temporary.store_id != store_id
+    before = temporary.store_id
+    temporary.close()
+    assert temporary.store_id != before
+
+
+def test_a_store_whose_id_was_spoilt_is_the_operators_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "store_id").write_text("UPPER!")
+    with pytest.raises(UsageError, match="no id of a store"):
+        _ = DataFolder(tmp_path).store_id
+
+
+def test_a_full_disk_at_the_first_start_leaves_no_store_without_an_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: Path, _text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", refuse)
+        folder = DataFolder(tmp_path)
+        with pytest.raises(UsageError, match=r"No space left on device\. Make room"):
+            _ = folder.store_id
+        folder.close()
+    assert STORE_ID.fullmatch(DataFolder(tmp_path).store_id)
+
+
+def test_what_a_server_keeps_names_the_store_that_its_probe_tells(tmp_path: Path) -> None:
+    with ServerThread(FakeModel("parrot"), settings=ServerSettings(data_dir=tmp_path)) as served:
+        store_id = served.ask("GET", "/ready").json["store_id"]
+        client = openai.OpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0)
+        kept = client.files.create(file=("lines.jsonl", b"{}"), purpose="batch")
+        endpoint: Any = "/v1/echo"
+        batch = client.batches.create(input_file_id=kept.id, endpoint=endpoint, completion_window="24h")
+    assert (tmp_path / "store_id").read_text() == store_id
+    assert store_of(kept.id) == store_of(batch.id) == store_id
 
 
 def test_a_folder_that_cannot_be_made_is_the_operators_error(tmp_path: Path) -> None:

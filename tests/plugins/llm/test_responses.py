@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from sixfold.core.errors import InvalidRequest, NotFound, StepFailed
 from sixfold.core.messages import Event, Failed
+from sixfold.core.object_ids import store_of
 from sixfold.core.serving.api import Call
 from sixfold.plugins.llm.api import LlmAPI
 from sixfold.plugins.llm.generation import ChatMessage, GrammarSpec, ToolCall
@@ -38,6 +39,7 @@ class FakeServices:
     def __init__(self, folder: Path) -> None:
         self.data_dir = folder
         self.clock = Clock()
+        self.store_id = "abcdefgh"
 
 
 class RespondingCall(FakeCall):
@@ -114,6 +116,7 @@ async def test_a_response_is_openais_object(api: LlmAPI) -> None:
     _call, answer = await respond(api, BODY | {"instructions": "Be brief.", "metadata": {"a": "b"}, "temperature": 0})
     response = Response.model_validate(answer, strict=True)
     assert response.id.startswith("resp_")
+    assert store_of(response.id) == "abcdefgh"
     assert response.status == "completed"
     assert response.output_text == "Hello"
     assert response.output[0].type == "message"

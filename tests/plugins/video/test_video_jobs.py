@@ -76,6 +76,7 @@ class FakeServices:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
+        self.store_id = "abcdefgh"
         self.now_s = 1000.0
         self.runs: list[FakeRun] = []
         self.refusals: list[RequestError] = []

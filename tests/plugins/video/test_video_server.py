@@ -18,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from sixfold.core.object_ids import store_of
 from tests.plugins.video.conftest import decode
 from tests.servers import DemoServer, start_server, stop_server
 
@@ -66,8 +67,9 @@ def make(client: Any, **changes: Any) -> Any:
     )
 
 
-def test_a_video_is_created_polled_and_downloaded(client: Any) -> None:
+def test_a_video_is_created_polled_and_downloaded(client: Any, server: DemoServer) -> None:
     video = make(client, seconds="1", size="64x32")
+    assert store_of(video.id) == httpx.get(f"{server.url}/ready").json()["store_id"]
     assert (video.status, video.progress, video.error) == ("completed", 100, None)
     assert (video.seconds, video.size, video.model, video.prompt) == ("1", "64x32", "clips", PROMPT)
     assert video.completed_at is not None and video.expires_at == video.completed_at + 86_400

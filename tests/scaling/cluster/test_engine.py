@@ -11,6 +11,7 @@ import pytest
 from sixfold.scaling.cluster.document import IMPORT_PATH, DeployedService
 from sixfold.scaling.cluster.engine import ClusterError, RayEngine
 from sixfold.scaling.cluster.replica import ReplicaSettings
+from sixfold.scaling.registry_settings import place_of
 from sixfold.scaling.spec import PlacementSpec, ServiceSpec
 
 OTHERS = {"name": "theirs", "import_path": "their.app:build", "route_prefix": "/theirs"}
@@ -48,7 +49,7 @@ def engine(head: FakeHead) -> RayEngine:
 
 def service(model: str, num_replicas: int = 1, name: str = "") -> DeployedService:
     spec = ServiceSpec(model=model, placement=PlacementSpec(num_gpus=0))
-    settings = ReplicaSettings(config="{}", registry="replicas.db")
+    settings = ReplicaSettings(config="{}", registry=place_of("replicas.db"))
     return DeployedService(spec=spec, replicas=settings, num_replicas=num_replicas, name=name)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -15,7 +14,8 @@ pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 from sixfold.scaling.cluster.document import DeployedService
 from sixfold.scaling.cluster.engine import RayEngine
 from sixfold.scaling.cluster.replica import ReplicaSettings
-from sixfold.scaling.registry import ReplicaRecord, SqliteRegistry
+from sixfold.scaling.registry import ReplicaRecord
+from sixfold.scaling.registry_settings import open_place, place_of
 from sixfold.scaling.spec import PlacementSpec, ServiceSpec
 from tests.plugins.llm.conftest import write_model
 from tests.scaling.cluster.ray_cluster import LabelledCluster, labelled_cluster
@@ -38,11 +38,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ReplicaSettings:
     options = {"dtype": "float32", "kv_cache_bytes": 4 << 20}
     models = {"tiny": {"source": f"file:{source}", "options": options}}
     config = json.dumps({"models": models, "server": {"host": "127.0.0.1", "port": 0}})
-    return ReplicaSettings(config=config, registry=str(folder / "registry.db"), start_timeout_s=_WAIT_S)
+    return ReplicaSettings(config=config, registry=place_of(str(folder / "registry.db")), start_timeout_s=_WAIT_S)
 
 
 def replicas(settings: ReplicaSettings) -> list[ReplicaRecord]:
-    return [row.record for row in SqliteRegistry(Path(settings.registry)).rows()]
+    return [row.record for row in open_place(settings.registry, ttl_s=2.0).rows()]
 
 
 def until_regions(settings: ReplicaSettings, regions: list[str]) -> list[ReplicaRecord]:

@@ -18,7 +18,8 @@ pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 from sixfold.scaling.cluster.document import DeployedService
 from sixfold.scaling.cluster.engine import ClusterError, RayEngine
 from sixfold.scaling.cluster.replica import ReplicaSettings
-from sixfold.scaling.registry import LeaseView, SqliteRegistry
+from sixfold.scaling.registry import LeaseView
+from sixfold.scaling.registry_settings import open_place, place_of
 from sixfold.scaling.spec import PlacementSpec, ServiceSpec
 from tests.plugins.llm.conftest import write_model
 from tests.scaling.cluster.ray_cluster import LabelledCluster, labelled_cluster
@@ -42,7 +43,9 @@ class Scene:
         options = {"dtype": "float32", "kv_cache_bytes": 4 << 20}
         models = {"tiny": {"source": f"file:{source}", "options": options}}
         config = json.dumps({"models": models, "server": {"host": "127.0.0.1", "port": 0}})
-        self.settings = ReplicaSettings(config=config, registry=str(folder / "registry.db"), start_timeout_s=_WAIT_S)
+        self.settings = ReplicaSettings(
+            config=config, registry=place_of(str(folder / "registry.db")), start_timeout_s=_WAIT_S
+        )
         self.engine = RayEngine(cluster.head_url)
         self.apply(2)
         self.until(lambda: len(self.replicas()) == 2)
@@ -58,7 +61,7 @@ class Scene:
 
     def replicas(self) -> dict[str, str]:
         """Region by address, of the replicas that answer."""
-        rows = SqliteRegistry(Path(self.settings.registry)).rows()
+        rows = open_place(self.settings.registry, ttl_s=2.0).rows()
         alive = LeaseView(2.0).observe(rows, 0.0).values()
         return {each.url: each.region for each in alive if answers(each.url)}
 

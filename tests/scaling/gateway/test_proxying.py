@@ -171,10 +171,11 @@ async def test_pictures_by_an_address_that_no_client_reaches_are_refused(kind: s
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/files/file-a/content", "/v1/batches", "/v1/batches/batch_a/cancel"])
 async def test_files_and_batches_are_not_shown_to_other_keys_of_the_gateway(path: str) -> None:
     replica = ScriptedReplica("a")
-    async with fleet(replica) as gateway:
-        status, content, _headers = await gateway.ask(path=path, method="GET")
+    keys = (ApiKeySettings(name="a", sha256=hash_key("ka")),)
+    async with fleet(replica, server=ServerSettings(port=0, api_keys=keys), replica_key="inner") as gateway:
+        status, content, _headers = await gateway.ask(path=path, method="GET", authorization="Bearer ka")
         assert status == 404
-        assert b"single servers" in content
+        assert b"acts_for_others" in content
     assert replica.seen == []
 
 

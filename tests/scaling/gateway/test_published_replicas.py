@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from sixfold.core.serving.settings import ServerSettings
@@ -26,9 +27,9 @@ class BreakableRegistry(SqliteRegistry):
         return super().rows()
 
 
-def settings(path: Path) -> GatewaySettings:
+def settings(path: Path, *, ttl_s: float = 0.2) -> GatewaySettings:
     return GatewaySettings.model_validate(
-        {"registry": {"path": path, "ttl_s": 0.2}, "server": ServerSettings(port=0), "health": {"interval_s": 1000.0}}
+        {"registry": {"path": path, "ttl_s": ttl_s}, "server": ServerSettings(port=0), "health": {"interval_s": 1000.0}}
     )
 
 
@@ -54,6 +55,25 @@ async def test_a_replica_serves_while_its_lease_holds_and_no_longer(tmp_path: Pa
         await until(gateway, 200)
         await until(gateway, 503)
     await replica.kill()
+
+
+async def test_a_replica_that_the_registry_knows_and_the_gateway_can_not_reach_costs_no_request(tmp_path: Path) -> None:
+    """A partition that is seen from one side only."""
+    near, beyond = ScriptedReplica("near"), ScriptedReplica("beyond")
+    registry = SqliteRegistry(tmp_path / "replicas.db")
+    for replica in (near, beyond):
+        await replica.start()
+    await beyond.kill()
+    async with AsyncExitStack() as stack:
+        for replica in (near, beyond):
+            await stack.enter_async_context(lease(registry, record(replica), ttl_s=60.0))
+        patient = settings(tmp_path / "replicas.db", ttl_s=60.0)
+        gateway = await stack.enter_async_context(run_gateway(Gateway(patient, registry=registry)))
+        for _ in range(4):
+            assert (await gateway.ask_json())["by"] == "near"
+        states = (await gateway.ask_json(path="/ready", method="GET"))["replicas"]
+        assert states == {"near": "up", "beyond": "down"}
+    await near.kill()
 
 
 async def test_with_the_registry_gone_or_wrong_the_known_replicas_serve_on(tmp_path: Path) -> None:

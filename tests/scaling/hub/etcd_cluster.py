@@ -19,12 +19,19 @@ def free_ports(count: int) -> list[int]:
 
 
 class EtcdCluster:
-    """Args: num_members: 1 or 3."""
+    """Members on free ports.
 
-    def __init__(self, num_members: int) -> None:
+    Args:
+        num_members: 1 or 3.
+        tls: A certificate that is its own authority, and its key: members serve https, and clients must show it, too.
+    """
+
+    def __init__(self, num_members: int, *, tls: tuple[Path, Path] | None = None) -> None:
         ports = free_ports(2 * num_members)
+        self._tls = tls
         self._folder = Path(mkdtemp(prefix="etcd-"))
-        self._clients = [f"http://127.0.0.1:{port}" for port in ports[:num_members]]
+        scheme = "http" if tls is None else "https"
+        self._clients = [f"{scheme}://127.0.0.1:{port}" for port in ports[:num_members]]
         self._peers = [f"http://127.0.0.1:{port}" for port in ports[num_members:]]
         self._members: dict[int, subprocess.Popen[bytes]] = {}
         for member in range(num_members):
@@ -40,6 +47,10 @@ class EtcdCluster:
         command += ["--listen-client-urls", self._clients[member], "--advertise-client-urls", self._clients[member]]
         command += ["--listen-peer-urls", self._peers[member], "--initial-advertise-peer-urls", self._peers[member]]
         command += ["--initial-cluster", initial, "--heartbeat-interval", "50", "--election-timeout", "500"]
+        if self._tls is not None:
+            certificate, key = map(str, self._tls)
+            command += ["--cert-file", certificate, "--key-file", key]
+            command += ["--client-cert-auth", "--trusted-ca-file", certificate]
         with (self._folder / f"{member}.log").open("ab") as log:
             self._members[member] = subprocess.Popen(command, stdout=log, stderr=log)
 

@@ -16,6 +16,7 @@ from sixfold.scaling.hub.http_client import CallFailed, HttpClient
 from sixfold.scaling.hub.leader import Leadership
 from sixfold.scaling.hub.sqlite_store import SqliteStore
 from sixfold.scaling.hub.store import ABSENT, Conflict, Fence, Fenced, Store, Stored, StoreUnavailable
+from tests.core.faulty_sqlite import Faults
 from tests.fakes import FakeClock
 from tests.scaling.hub.etcd_cluster import EtcdCluster
 from tests.scaling.hub.memory_store import MemoryStore
@@ -205,6 +206,42 @@ async def test_a_broken_file_is_unavailable_and_says_why(tmp_path: Path) -> None
     db.close()
     with pytest.raises(StoreUnavailable, match="no such table"):
         await store.get("plan")
+    await store.close()
+
+
+@pytest.mark.parametrize("ends_transaction", [False, True], ids=["SQLite waits", "SQLite has rolled back"])
+async def test_a_full_disk_is_unavailable_and_all_goes_on_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_transaction: bool
+) -> None:
+    disk = Faults(monkeypatch, "hub.db")
+    store = SqliteStore(tmp_path / "hub.db")
+    version = await store.put("plan", b"1", expected=ABSENT)
+    disk.ends_transaction = ends_transaction
+    for _ in range(2):
+        disk.num_commits = 1
+        with pytest.raises(StoreUnavailable, match="disk is full"):
+            await store.put("plan", b"2", expected=version)
+    assert await store.get("plan") == Stored(value=b"1", version=version)
+    assert await store.put("plan", b"2", expected=version) > version
+    await store.close()
+
+
+async def test_a_leader_whose_disk_is_full_leads_no_longer_than_its_lease_and_again_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, clock = Faults(monkeypatch, "hub.db"), FakeClock()
+    store = SqliteStore(tmp_path / "hub.db", clock=clock)
+    leader = Leadership(store, "a", ttl_s=2, clock=clock)
+    assert await leader.step(eligible=True) is not None
+    disk.num_commits = 1000
+    for fence_holds in (True, False):
+        clock.advance(1.5)
+        with pytest.raises(StoreUnavailable):
+            await leader.step(eligible=True)
+        assert (leader.fence is not None) == fence_holds
+    disk.num_commits = 0
+    assert await leader.step(eligible=True) is None, "its lease has ended"
+    assert await leader.step(eligible=True) is not None
     await store.close()
 
 

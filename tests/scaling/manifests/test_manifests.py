@@ -15,9 +15,11 @@ from sixfold.core.cli import main
 from sixfold.core.config import load_config
 from sixfold.core.errors import ConfigError
 from sixfold.scaling.gateway.config_file import load_gateway_config
+from sixfold.scaling.hub.etcd_client import EtcdSettings
 from sixfold.scaling.manifests import command, kuberay
 from sixfold.scaling.manifests.kinds import KINDS, render
 from sixfold.scaling.manifests.objects import KEY_SHA256_VARIABLE, KEY_VARIABLE, Manifest, Target, name_of
+from sixfold.scaling.registry_settings import RegistryPlace
 from sixfold.scaling.up.settings import load_site
 from tests.scaling.manifests.schemas import CUSTOM, INFERENCE_SERVICE_ONLY
 
@@ -197,6 +199,10 @@ def test_a_ray_service_needs_a_registry_over_machines(tmp_path: Path) -> None:
     alone = site.cluster.model_copy(update={"registry": None})
     with pytest.raises(ConfigError, match="Set it to etcd://HOST:PORT"):
         render("kuberay", Target(site=type(site)(settings=site.settings, cluster=alone), image=found.image))
+    etcd = EtcdSettings(endpoints=("https://a:1",), user="u", password="p")
+    guarded = site.cluster.model_copy(update={"registry": RegistryPlace(etcd=etcd)})
+    with pytest.raises(ConfigError, match="hold no user"):
+        render("kuberay", Target(site=type(site)(settings=site.settings, cluster=guarded), image=found.image))
 
 
 def test_the_command_prints_them_and_names_files_that_the_image_must_hold(

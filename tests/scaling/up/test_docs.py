@@ -50,3 +50,11 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
     site = load_site(path, environ={"SIXFOLD_CACHE_DIR": "/cache"})
     assert site.part("chat").scaling.max_replicas == 4
     assert site.part("notes").scaling.max_replicas == 1
+
+
+def test_every_test_that_the_table_of_faults_names_is_there() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", section("Each fault and its tests"))
+    assert len(named) > 25
+    for path, name in named:
+        text = (Path(__file__).parents[1] / path).read_text(encoding="utf-8")
+        assert re.search(rf"^ *(async )?def {name}\(", text, flags=re.MULTILINE), f"{path} has no {name}"

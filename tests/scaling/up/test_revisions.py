@@ -14,6 +14,7 @@ from sixfold.scaling.cluster.document import DeployedService
 from sixfold.scaling.cluster.engine import RayEngine, ServiceStatus
 from sixfold.scaling.gateway.app import Gateway
 from sixfold.scaling.registry import ReplicaRecord
+from sixfold.scaling.registry_settings import place_of
 from sixfold.scaling.up.revisions import Revisions
 from sixfold.scaling.up.settings import Site, load_site
 
@@ -52,9 +53,9 @@ class Scene:
         self.now_s = 0.0
         self.engine = FakeEngine(*running)
         site = self.site("first")
-        self.gateway = Gateway(site.gateway(str(folder / "replicas.db"), replica_key=None))
+        self.gateway = Gateway(site.gateway(place_of(str(folder / "replicas.db")), replica_key=None))
         self.revisions = Revisions(
-            *(self.engine, site, self.gateway), registry=str(folder / "replicas.db"), replica_key=None
+            *(self.engine, site, self.gateway), registry=place_of(str(folder / "replicas.db")), replica_key=None
         )
         self.tell()
         self.come_up()

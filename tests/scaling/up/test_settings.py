@@ -13,7 +13,8 @@ from sixfold.core.errors import ConfigError
 from sixfold.core.messages import Priority
 from sixfold.core.serving.keys import KeyRing
 from sixfold.core.serving.settings import hash_key
-from sixfold.scaling.cluster.replica import NODE_IP
+from sixfold.scaling.cluster.replica import NODE_IP, ReplicaSettings
+from sixfold.scaling.registry_settings import place_of
 from sixfold.scaling.up.services import deployed, replica_config
 from sixfold.scaling.up.settings import Site, load_site
 
@@ -80,7 +81,7 @@ def test_a_mistake_is_told_with_its_place(tmp_path: Path, parts: dict[str, Any],
 
 def test_requests_are_held_for_two_cold_starts_where_a_service_may_have_no_replica(tmp_path: Path) -> None:
     services = {"chat": {"scaling": {"min_replicas": 0, "cold_start_s": 20}}}
-    registry = str(tmp_path / "replicas.db")
+    registry = place_of(str(tmp_path / "replicas.db"))
     held = site(tmp_path, cluster={"services": services}).gateway(registry, replica_key=None).admission
     assert held.hold_s == 40.0
     gateway = {"admission": {"hold_s": 3}}
@@ -115,12 +116,13 @@ def test_replicas_take_the_gateways_key_alone_and_every_priority_from_it(tmp_pat
     ring = KeyRing(load_config(path, environ={}).server.api_keys, lambda: 0.0)
     holder = ring.authenticate(b"Bearer secret")
     assert (holder.name, holder.max_priority, holder.changes_models) == ("gateway", Priority.INTERACTIVE, False)
+    assert holder.acting_for(b"ward").name == "gateway/ward"
     assert "secret" not in path.read_text()
 
 
 def test_a_replica_drains_longer_than_its_server(tmp_path: Path) -> None:
     whole = site(tmp_path, server={"drain_timeout_s": 7})
-    service = deployed(whole, "chat", registry=str(tmp_path / "r.db"), replica_key=None, has_gpus=False)
+    service = deployed(whole, "chat", registry=place_of(str(tmp_path / "r.db")), replica_key=None, has_gpus=False)
     assert service.replicas.drain_s > 7.0
 
 
@@ -128,7 +130,7 @@ def test_replicas_listen_on_their_machines_address_where_the_registry_spans_mach
     whole = site(tmp_path, server={"api_keys": [{"name": "ward", "sha256": "0" * 64}]})
     path = tmp_path / "replica.json"
     for registry, host in (("etcd://10.0.0.9:2379", "10.0.0.7"), (str(tmp_path / "r.db"), "127.0.0.1")):
-        service = deployed(whole, "chat", registry=registry, replica_key="secret", has_gpus=False)
+        service = deployed(whole, "chat", registry=place_of(registry), replica_key="secret", has_gpus=False)
         path.write_text(service.replicas.config)
         server = load_config(path, environ={NODE_IP: "10.0.0.7"}).server
         assert (server.host, [key.sha256 for key in server.api_keys]) == (host, [hash_key("secret")])
@@ -137,7 +139,7 @@ def test_replicas_listen_on_their_machines_address_where_the_registry_spans_mach
 def test_a_revision_is_another_whenever_its_server_is_told_something_else(tmp_path: Path) -> None:
     def revision(**parts: Any) -> str:
         whole = site(tmp_path, **parts)
-        return deployed(whole, "chat", registry="r.db", replica_key=None, has_gpus=False).replicas.revision
+        return deployed(whole, "chat", registry=place_of("r.db"), replica_key=None, has_gpus=False).replicas.revision
 
     same = revision()
     more = {"services": {"chat": {"scaling": {"max_replicas": 4}}}}
@@ -145,3 +147,39 @@ def test_a_revision_is_another_whenever_its_server_is_told_something_else(tmp_pa
     assert revision(server={"drain_timeout_s": 9}) != same
     assert revision(models={**MODELS, "chat": {"source": "file:other"}}) != same
     assert revision(models={**MODELS, "embed": {"source": "file:other"}}) == same
+
+
+def test_an_etcd_with_users_and_certificates_is_that_of_the_gateway_and_of_every_replica(tmp_path: Path) -> None:
+    etcd = {
+        "endpoints": ["https://10.0.0.9:2379"],
+        "user": "fleet",
+        "password_file": "/etc/sixfold/etcd-password",
+        "tls_ca": "/etc/sixfold/ca.pem",
+    }
+    whole = site(tmp_path, cluster={"registry": {"etcd": etcd}})
+    registry = whole.cluster.registry
+    assert registry is not None
+    assert registry.etcd is not None
+    of_gateway = whole.gateway(registry, replica_key=None).registry
+    assert of_gateway is not None
+    assert of_gateway.etcd == registry.etcd
+    replicas = deployed(whole, "chat", registry=registry, replica_key=None, has_gpus=False).replicas
+    assert NODE_IP in replicas.config
+    told = ReplicaSettings.model_validate_json(replicas.model_dump_json())
+    assert told.registry == registry
+    assert registry.etcd.user == "fleet"
+
+
+@pytest.mark.parametrize(
+    ("registry", "told"),
+    [
+        ({"etcd": {"endpoints": ["https://a:1"], "user": "u"}}, "go together"),
+        ({"etcd": {"endpoints": ["https://a:1"], "pasword": "hush"}}, "password"),
+        ({}, "give either"),
+        ({"etcd": "http://a:1"}, "etcd://HOST:PORT"),
+    ],
+)
+def test_a_registry_that_is_written_wrong_is_told_with_what_to_do(tmp_path: Path, registry: object, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as refused:
+        site(tmp_path, cluster={"registry": registry})
+    assert "hush" not in str(refused.value)
