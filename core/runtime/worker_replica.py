@@ -142,6 +142,7 @@ class WorkerReplica(asyncio.Protocol):
             theirs.close()
         await loop.create_unix_connection(lambda: self, sock=ours)
         self._watcher = asyncio.create_task(self._watch())
+        _log.info("the worker of %s is process %d", self._load.model_name, self._process.pid)
         self._send(self._load)
         return await self._ready
 
