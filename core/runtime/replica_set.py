@@ -181,6 +181,7 @@ def load_message(
         # What was not given is not sent: of a skip rule, exactly one field is.
         quantization=None if policy is None else policy.model_dump(mode="json", exclude_unset=True),
         max_queue_units=entry.limits.max_queue_units,
+        max_queue_s=entry.limits.max_queue_s,
         max_running_sequences=entry.limits.max_running_sequences,
         max_step_units=entry.limits.max_step_units,
         request_timeout_s=entry.limits.request_timeout_s,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +96,95 @@ def test_after_retry_after_there_is_room_and_not_much_earlier(wanted_units: int)
     # One step (26 ms) is the grain of the clock here.
     assert retry_after_s == pytest.approx(harness.clock() - began_s, rel=0.3, abs=0.06)
     harness.submit("late", many_sequences(FakeWork(), wanted_units))
+
+
+def answer_one_by_one(admission: Admission, *, wanted: int, used: int, count: int, finished: bool = True) -> None:
+    """Keeps the queue full of equal requests, of which one ends every tenth of a second."""
+    tickets = deque([admission.admit(wanted)])
+    with contextlib.suppress(QueueFull):
+        while True:
+            tickets.append(admission.admit(wanted))
+    for _ in range(count):
+        ticket = tickets.popleft()
+        admission.consume([(ticket, used)])
+        admission.observe_step(used, 0.1)
+        admission.leave(ticket, finished=finished)
+        tickets.append(admission.admit(wanted))
+
+
+def refused_s(admission: Admission, units: int) -> float:
+    with pytest.raises(QueueFull) as caught:
+        admission.admit(units)
+    assert caught.value.retry_after_s is not None
+    return caught.value.retry_after_s
+
+
+def test_answers_that_end_early_make_room_sooner_and_retry_after_says_so() -> None:
+    admission = Admission(1000)
+    answer_one_by_one(admission, wanted=100, used=10, count=200)
+    assert refused_s(admission, 100) == pytest.approx(0.1, rel=0.1)
+    assert admission.units_per_s == pytest.approx(100.0)  # what is done is another thing than what becomes free
+
+
+def test_what_cancelled_requests_leave_is_no_promise_of_more() -> None:
+    admission = Admission(1000)
+    answer_one_by_one(admission, wanted=100, used=10, count=200, finished=False)
+    assert refused_s(admission, 100) == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_queue_may_be_bounded_in_seconds_of_work() -> None:
+    admission = Admission(1_000_000, max_queue_s=2.0)
+    for _ in range(100):
+        admission.observe_step(50, 0.1)
+    admission.admit(600)
+    admission.admit(400)
+    with pytest.raises(QueueFull):
+        admission.admit(1)
+
+
+def test_what_the_first_steps_take_is_no_speed_yet() -> None:
+    admission = Admission(100_000, max_queue_s=1.0)
+    for _ in range(4):
+        admission.observe_step(1, 0.1)
+    admission.admit(50_000)
+    admission.admit(50_000)
+    with pytest.raises(QueueFull):
+        admission.admit(1)
+
+
+def test_a_quiet_minute_does_not_make_the_queue_short_for_the_next_rush() -> None:
+    admission = Admission(1_000_000, max_queue_s=2.0)
+    for _ in range(100):
+        admission.observe_step(50, 0.1)
+    for _ in range(200):  # one request at a time shows a tenth of what a batch does
+        admission.observe_step(5, 0.1)
+    admission.admit(600)
+    admission.admit(200)
+
+
+def test_five_times_more_than_can_be_done_does_not_make_answers_late() -> None:
+    def num_in_time(load: float) -> int:
+        model = FakeStepModel(step_range=StepRange(min_units=1, initial_units=16, max_units=16))
+        harness = LoopHarness(model, max_queue_s=1.0)
+        began_s = harness.clock()
+        due_s: dict[str, float] = {}
+        number = 0
+        while harness.clock() < began_s + 40.0:
+            while number < load * 30.0 * (
+                harness.clock() - began_s
+            ):  # 30 requests of 20 units are what the model does a second
+                due_s[f"r{number}"] = harness.clock()
+                with contextlib.suppress(QueueFull):
+                    harness.submit(f"r{number}", one_sequence(FakeWork(num_steps=20)))
+                number += 1
+            if not harness.loop.run_once():
+                harness.clock.advance(0.01)
+        after_a_while = {name: at_s for name, at_s in due_s.items() if at_s > began_s + 20.0}
+        return sum(harness.ended_s.get(name, 1e9) - at_s <= 2.0 for name, at_s in after_a_while.items())
+
+    alone = num_in_time(0.9)
+    assert alone > 400
+    assert num_in_time(5.0) >= 0.9 * alone
 
 
 def test_cancelled_and_expired_requests_give_their_room_back() -> None:
