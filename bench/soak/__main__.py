@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -51,6 +52,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     work_folder()
+    # Servers are in sessions of their own, so nothing but this process ends them: SIGTERM must unwind as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda _signum, _frame: sys.exit(143))
     began_s = time.monotonic()
     facts: dict[str, object] = {**report.machine(), "minutes": args.minutes, "seed": args.seed}
     with RunningServer(target(), WORK / "logs") as server:
@@ -70,7 +73,7 @@ def main() -> int:
     }
     told = ("date", "commit", "cpu", "minutes", "seed", "seconds")
     lines = ["# Soak", "", *(f"- {name}: {facts[name]}" for name in told), ""]
-    lines += [*verdict.claim_lines(claims), *verdict.detail_lines(found)]
+    lines += [*report.claim_lines(claims), *verdict.detail_lines(found)]
     print("\n".join(lines))
     print(f"\nwritten: {report.write(BENCH / 'results', facts, [], lines, name='soak')}")
     if args.json is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from census import SERVER, Census, grown
 from kills import Kill, told_s
 from ledger import End, Ledger, Row
+from report import Claim
 
 SEEN_GOAL_S = 1.0
 GROWTH_GOAL = 0.02
@@ -18,16 +19,6 @@ keeps in the warm-up and the first half; a leak of 1 KiB a request would show as
 
 TOTAL_GOAL = 0.10
 """Of the memory of all processes, from the baseline to the end: workers that took others' places hold less than old ones."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """One line of the result."""
-
-    claim: str
-    figure: str
-    goal: str
-    met: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,12 +141,6 @@ def problems(found: Found) -> list[Row]:
         for row in found.ledger.rows
         if row.end is End.WRONG or (row.end is End.REJECTED and row.modality != "abuse")
     ]
-
-
-def claim_lines(claims: Sequence[Claim]) -> list[str]:
-    """As a table."""
-    rows = [f"| {each.claim} | {each.figure} | {each.goal} | {'yes' if each.met else '**no**'} |" for each in claims]
-    return ["| claim | figure | goal | met |", "| --- | --- | --- | --- |", *rows]
 
 
 def detail_lines(found: Found) -> list[str]:
