@@ -69,7 +69,8 @@ class Admission:
         self._queued_units = 0
         self._num_requests = 0
         self._rate = DrainRate()
-        # Room comes back faster than work is done where answers end before the tokens that they asked for.
+        # Room comes back faster than work is done where answers end before the tokens that they asked for, and what waits is
+        # counted by what was asked for: bounds and promises go by this rate.
         self._room_rate = DrainRate()
         self._freed_units = 0
         self._best_units_per_s = 0.0
@@ -111,7 +112,8 @@ class Admission:
     def _most_units(self) -> float:
         # A replica that had one request at a time has shown a fraction of what a full batch does: its best rate of late
         # is what a queue drains at.
-        rate = max(self._rate.units_per_s if self._rate.seconds >= _FIRST_S else 0.0, self._best_units_per_s)
+        room = self._room_rate
+        rate = max(room.units_per_s if room.seconds >= _FIRST_S else 0.0, self._best_units_per_s)
         if self._max_queue_s is None or rate <= 0.0:
             return self._max_queue_units
         return min(self._max_queue_units, self._max_queue_s * rate)
@@ -132,8 +134,8 @@ class Admission:
             self._room_rate.observe(self._freed_units, seconds)
             self._freed_units = 0
             self._best_units_per_s *= math.exp(-seconds / _BEST_WINDOW_S)
-            if self._rate.seconds >= _STEADY_S:
-                self._best_units_per_s = max(self._best_units_per_s, self._rate.units_per_s)
+            if self._room_rate.seconds >= _STEADY_S:
+                self._best_units_per_s = max(self._best_units_per_s, self._room_rate.units_per_s)
 
     def leave(self, ticket: Ticket, *, finished: bool = False) -> None:
         """Gives back what is left of a ticket. Called exactly once, when its request ends.

@@ -99,11 +99,8 @@ def test_after_retry_after_there_is_room_and_not_much_earlier(wanted_units: int)
 
 
 def answer_one_by_one(admission: Admission, *, wanted: int, used: int, count: int, finished: bool = True) -> None:
-    """Keeps the queue full of equal requests, of which one ends every tenth of a second."""
-    tickets = deque([admission.admit(wanted)])
-    with contextlib.suppress(QueueFull):
-        while True:
-            tickets.append(admission.admit(wanted))
+    """Keeps ten equal requests admitted, of which one ends every tenth of a second."""
+    tickets = deque(admission.admit(wanted) for _ in range(10))
     for _ in range(count):
         ticket = tickets.popleft()
         admission.consume([(ticket, used)])
@@ -132,32 +129,41 @@ def test_what_cancelled_requests_leave_is_no_promise_of_more() -> None:
     assert refused_s(admission, 100) == pytest.approx(1.0, rel=0.1)
 
 
+def work_steadily(admission: Admission, units: int, seconds: float) -> None:
+    """A request at a time, as long as the rest, of so much work every tenth of a second."""
+    for _ in range(round(seconds * 10)):
+        ticket = admission.admit(units)
+        admission.consume([(ticket, units)])
+        admission.leave(ticket, finished=True)
+        admission.observe_step(units, 0.1)
+
+
 def test_a_queue_may_be_bounded_in_seconds_of_work() -> None:
     admission = Admission(1_000_000, max_queue_s=2.0)
-    for _ in range(100):
-        admission.observe_step(50, 0.1)
+    work_steadily(admission, 50, 10.0)
     admission.admit(600)
     admission.admit(400)
-    with pytest.raises(QueueFull):
-        admission.admit(1)
+    assert refused_s(admission, 1) > 0.0
+
+
+def test_work_that_was_asked_for_and_not_needed_does_not_fill_the_seconds() -> None:
+    admission = Admission(1_000_000, max_queue_s=1.5)
+    answer_one_by_one(admission, wanted=100, used=10, count=200)
+    assert admission.queued_units == 1000  # ten requests of a tenth of a second each
 
 
 def test_what_the_first_steps_take_is_no_speed_yet() -> None:
     admission = Admission(100_000, max_queue_s=1.0)
-    for _ in range(4):
-        admission.observe_step(1, 0.1)
+    work_steadily(admission, 1, 0.4)
     admission.admit(50_000)
     admission.admit(50_000)
-    with pytest.raises(QueueFull):
-        admission.admit(1)
+    assert refused_s(admission, 1) > 0.0
 
 
 def test_a_quiet_minute_does_not_make_the_queue_short_for_the_next_rush() -> None:
     admission = Admission(1_000_000, max_queue_s=2.0)
-    for _ in range(100):
-        admission.observe_step(50, 0.1)
-    for _ in range(200):  # one request at a time shows a tenth of what a batch does
-        admission.observe_step(5, 0.1)
+    work_steadily(admission, 50, 10.0)
+    work_steadily(admission, 5, 20.0)  # one request at a time shows a tenth of what a batch does
     admission.admit(600)
     admission.admit(200)
 
