@@ -164,7 +164,10 @@ async def _read(reader: asyncio.StreamReader, manner: Manner, reply: Reply) -> N
             return
         num_bytes += len(data)
         try:
-            parser.feed_data(data)
+            if reply.status != 101:  # what follows are frames
+                parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass
         except httptools.HttpParserError as error:
             reply.broken = f"not HTTP: {error}"
             return
