@@ -46,12 +46,17 @@ def judge(abuse: Abuse, reply: Reply, request_id: str) -> Verdict:
         return Verdict(end=End.LEFT)
     if not abuse.statuses or (0 in abuse.statuses and not reply.status):
         return Verdict(end=End.REJECTED)
-    problem = transport_problem(reply, request_id)
-    if problem is None and reply.status not in abuse.statuses:
-        problem = f"answered {reply.status}: {bytes(reply.body[:120])!r}"
+    if reply.num_messages == 1 and reply.status in abuse.statuses:
+        reply.broken = None  # a reset after the whole answer: the server did not read on, and need not
+    own_id = request_id if abuse.ask.head is None else reply.headers.get("x-request-id", "")  # a raw head carries none
+    problem = transport_problem(reply, own_id)
     if problem is not None:
         return Verdict(end=End.WRONG, problem=problem)
     refusal = refusal_of(reply) if reply.body.startswith(b"{") else None
+    if reply.status == 503 and refusal is not None and refusal.end is not End.WRONG:
+        return Verdict(end=End.REFUSED, code=refusal.code)  # its model's worker has just been killed
+    if reply.status not in abuse.statuses:
+        return Verdict(end=End.WRONG, problem=f"answered {reply.status}: {bytes(reply.body[:120])!r}")
     return Verdict(end=End.REJECTED, code=None if refusal is None else refusal.code)
 
 

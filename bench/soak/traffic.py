@@ -18,6 +18,10 @@ NUM_CLIENTS: Mapping[str, int] = {"chat": 4, "embed": 3, "speak": 2, "hear": 1, 
 """Of each model's plain clients. One makes clips, one speaks into a socket and two are abusive beside them."""
 
 
+MAX_PAUSE_S = 5.0
+"""Clients that are refused come back when they are told to, or after this long: enough of them must be there to be refused."""
+
+
 class Traffic:
     """The clients of one phase.
 
@@ -105,7 +109,7 @@ class Traffic:
     async def _rest(self, draw: random.Random, end: End, reply: Reply | None = None) -> None:
         if end in (End.REFUSED, End.FAILED):
             after_s = float(reply.headers.get("retry-after", 1)) if reply is not None else 1.0
-            await asyncio.sleep(min(after_s, 2.0))
+            await asyncio.sleep(min(after_s, MAX_PAUSE_S))
         else:
             await asyncio.sleep(draw.uniform(0.0, 0.2))
 

@@ -13,9 +13,10 @@ from ledger import End, Ledger, Row
 from report import Claim
 
 SEEN_GOAL_S = 1.0
-GROWTH_GOAL = 0.02
-"""Of the server's memory, in the second half over the first. What a process keeps once (caches, pools, fragments of its heap) it
-keeps in the warm-up and the first half; a leak of 1 KiB a request would show as more than this in half an hour, and grows on."""
+GROWTH_GOAL = 0.05
+"""Of the serving process's memory (about 70 MiB), in the second half over the first: it is never killed. What a process keeps once
+(pools, caches, fragments of its heap) it keeps in the warm-up and the first half; a leak goes on as fast in the second. Both
+growths are printed, so that one can be told from the other below this bound, too."""
 
 TOTAL_GOAL = 0.10
 """Of the memory of all processes, from the baseline to the end: workers that took others' places hold less than old ones."""
@@ -104,6 +105,7 @@ def _leftovers(found: Found) -> list[Claim]:
     baseline, half, end = found.censuses
     held = [*grown(baseline, half), *grown(baseline, end)]
     grown_mib = end.processes[SERVER].pss_mib - half.processes[SERVER].pss_mib
+    first_mib = half.processes[SERVER].pss_mib - baseline.processes[SERVER].pss_mib
     share = grown_mib / half.processes[SERVER].pss_mib
     total = end.pss_mib / baseline.pss_mib - 1.0
     return [
@@ -115,7 +117,7 @@ def _leftovers(found: Found) -> list[Claim]:
         ),
         Claim(
             claim="memory of the serving process in the second half over the first",
-            figure=f"{share:+.1%} ({grown_mib:+.1f} MiB)",
+            figure=f"{share:+.1%} ({grown_mib:+.1f} MiB, after {first_mib:+.1f} in the first)",
             goal=f"at most {GROWTH_GOAL:+.0%}",
             met=share <= GROWTH_GOAL,
         ),

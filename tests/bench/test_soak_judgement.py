@@ -127,6 +127,6 @@ def test_clients_that_are_told_late_of_a_death_are_a_miss(soak: Soak) -> None:
 
 def test_what_grows_or_stays_held_is_a_miss(soak: Soak) -> None:
     assert missed(soak, found(soak, [], end_mib=101.0, fds=9)) == []
-    assert len(missed(soak, found(soak, [], end_mib=104.0))) == 1
+    assert len(missed(soak, found(soak, [], end_mib=106.0))) == 1
     assert len(missed(soak, found(soak, [], fds=11))) == 1
     assert len(missed(soak, found(soak, [], held=1.0))) == 1
