@@ -94,6 +94,10 @@ class Overload:
             if in_flight > 4 and loop.good_per_s < 1.03 * self.closed[in_flight // 2].good_per_s:
                 break
             in_flight *= 2
+        if not self.peak_per_s:
+            raise RuntimeError(
+                f"{self.workload.model}: nothing was answered within {self.workload.deadline_s:g} s; is the machine busy?"
+            )
         for load in LOADS:
             self.open[load] = loop = await self._open_loop(load * self.peak_per_s, obedient=load == LOADS[-1])
             self._say(f"{load:g} times: {loop.good_per_s:.2f} good/s, {loop.num_late} late, {dict(loop.outcomes)}")

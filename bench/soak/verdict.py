@@ -14,8 +14,8 @@ from report import Claim
 
 SEEN_GOAL_S = 1.0
 GROWTH_GOAL = 0.05
-"""Of the serving process's memory (about 70 MiB), in the second half over the first: it is never killed. What a process keeps once
-(pools, caches, fragments of its heap) it keeps in the warm-up and the first half; a leak goes on as fast in the second. Both
+"""Of the serving process's memory (about 70 MiB), in the second half over the first: it is never killed. What a process keeps
+once (pools, caches, fragments of its heap) it keeps in the warm-up and the first half; a leak goes on as fast in the second. Both
 growths are printed, so that one can be told from the other below this bound, too."""
 
 TOTAL_GOAL = 0.10

@@ -17,6 +17,9 @@ _RATE_WINDOW_S = 10.0
 _FIRST_S = 0.5
 _STEADY_S = 6.0
 _BEST_WINDOW_S = 120.0
+_SHARING = 4
+"""Requests that a bound in seconds always lets in: on a machine that is slower than it was thought to be, a single one may take
+all of the seconds, and one at a time no batch would ever show how fast it is."""
 
 
 class Ticket:
@@ -58,8 +61,8 @@ class Admission:
     Args:
         max_queue_units: Work that may be admitted and not done. A request larger than that is admitted only when nothing
             else is there, so that it is slow rather than impossible.
-        max_queue_s: The same in seconds of work at the replica's own speed, once that is known; None for no such bound. Less
-            than one and a half times what a request takes alone would keep requests from sharing steps, and so the speed low.
+        max_queue_s: The same in seconds of work at the replica's own speed, once that is known; None for no such bound. Never
+            fewer than four requests; less than one and a half times what a request takes alone would hold them at these.
     """
 
     def __init__(self, max_queue_units: int, max_queue_s: float | None = None) -> None:
@@ -114,7 +117,7 @@ class Admission:
         # is what a queue drains at.
         room = self._room_rate
         rate = max(room.units_per_s if room.seconds >= _FIRST_S else 0.0, self._best_units_per_s)
-        if self._max_queue_s is None or rate <= 0.0:
+        if self._max_queue_s is None or rate <= 0.0 or self._num_requests < _SHARING:
             return self._max_queue_units
         return min(self._max_queue_units, self._max_queue_s * rate)
 

@@ -141,9 +141,17 @@ def work_steadily(admission: Admission, units: int, seconds: float) -> None:
 def test_a_queue_may_be_bounded_in_seconds_of_work() -> None:
     admission = Admission(1_000_000, max_queue_s=2.0)
     work_steadily(admission, 50, 10.0)
-    admission.admit(600)
-    admission.admit(400)
+    for _ in range(10):
+        admission.admit(100)
     assert refused_s(admission, 1) > 0.0
+
+
+def test_a_request_that_takes_all_of_the_seconds_does_not_keep_others_from_sharing_its_steps() -> None:
+    admission = Admission(1_000_000, max_queue_s=0.05)
+    work_steadily(admission, 50, 10.0)
+    for _ in range(4):
+        admission.admit(50)
+    assert refused_s(admission, 50) > 0.0
 
 
 def test_work_that_was_asked_for_and_not_needed_does_not_fill_the_seconds() -> None:
@@ -155,8 +163,8 @@ def test_work_that_was_asked_for_and_not_needed_does_not_fill_the_seconds() -> N
 def test_what_the_first_steps_take_is_no_speed_yet() -> None:
     admission = Admission(100_000, max_queue_s=1.0)
     work_steadily(admission, 1, 0.4)
-    admission.admit(50_000)
-    admission.admit(50_000)
+    for _ in range(10):
+        admission.admit(10_000)
     assert refused_s(admission, 1) > 0.0
 
 
@@ -164,8 +172,8 @@ def test_a_quiet_minute_does_not_make_the_queue_short_for_the_next_rush() -> Non
     admission = Admission(1_000_000, max_queue_s=2.0)
     work_steadily(admission, 50, 10.0)
     work_steadily(admission, 5, 20.0)  # one request at a time shows a tenth of what a batch does
-    admission.admit(600)
-    admission.admit(200)
+    for _ in range(8):
+        admission.admit(100)
 
 
 def test_five_times_more_than_can_be_done_does_not_make_answers_late() -> None:
