@@ -14,7 +14,7 @@ from sixfold.core.benchmark.client import Answer, Connection
 
 LOADS = (1.0, 2.0, 5.0)
 LEAD_S = 5.0
-NUM_PROBES = 24
+NUM_PROBES = 16
 FILL_S = 1.0
 PROBE_EVERY_S = 0.02
 MAX_IN_FLIGHT = 64
