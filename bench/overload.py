@@ -201,13 +201,15 @@ def facts_of(bench: Overload) -> dict[str, object]:
         f"{load:g} times": loop for load, loop in bench.open.items()
     }
     return {
-        "loops": {
-            name: {key: value for key, value in asdict(loop).items() if key not in ("told_s", "rounded_s")}
-            for name, loop in loops.items()
-        },
+        "loops": {name: facts_of_loop(loop) for name, loop in loops.items()},
         "probes_said_and_seen_s": bench.probes,
         "comebacks": dict(bench.tries),
     }
+
+
+def facts_of_loop(loop: Loop) -> dict[str, object]:
+    counts = {"num_due": loop.num_due, "num_good": loop.num_good, "num_late": loop.num_late}
+    return {"seconds": loop.seconds, **counts, "outcomes": dict(loop.outcomes)}
 
 
 if __name__ == "__main__":

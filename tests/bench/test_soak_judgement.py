@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -33,8 +34,7 @@ class Soak:
 @pytest.fixture(scope="module")
 def soak() -> Iterator[Soak]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        patch.syspath_prepend(str(BENCH / "soak"))
+        patch.setattr(sys, "path", [str(BENCH / "soak"), str(BENCH), *sys.path])
         yield Soak()
 
 
