@@ -103,14 +103,23 @@ class Admission:
         with self._lock:
             excess = self._queued_units + units - self._most_units()
             if excess > 0 and self._num_requests > 0:
-                rate = self._room_rate.units_per_s
                 raise QueueFull(
                     "The model's queue is full. Retry after the time in the Retry-After header.",
-                    retry_after_s=max(0.05, min(excess, self._queued_units) / rate) if rate > 0.0 else 1.0,
+                    retry_after_s=self._room_in_s(units, excess),
                 )
             self._queued_units += units
             self._num_requests += 1
             return Ticket(units)
+
+    def _room_in_s(self, wanted: int, excess: float) -> float:
+        rate = self._room_rate.units_per_s
+        if rate <= 0.0:
+            return 1.0
+        units = min(excess, self._queued_units)
+        if self._queued_units + wanted <= self._max_queue_units:
+            # Only the seconds are full: there is room, too, as soon as fewer than `_SHARING` are left.
+            units = min(units, self._queued_units * (self._num_requests - _SHARING + 1) / self._num_requests)
+        return max(0.05, units / rate)
 
     def _most_units(self) -> float:
         # A replica that had one request at a time has shown a fraction of what a full batch does: its best rate of late

@@ -154,6 +154,14 @@ def test_a_request_that_takes_all_of_the_seconds_does_not_keep_others_from_shari
     assert refused_s(admission, 50) > 0.0
 
 
+def test_a_large_request_is_told_when_few_enough_are_left_to_share_steps_with() -> None:
+    admission = Admission(1_000_000, max_queue_s=1.0)
+    work_steadily(admission, 50, 10.0)
+    for _ in range(5):
+        admission.admit(100)
+    assert refused_s(admission, 5000) == pytest.approx(0.4, rel=0.05)  # two requests of five, at 500 units a second
+
+
 def test_work_that_was_asked_for_and_not_needed_does_not_fill_the_seconds() -> None:
     admission = Admission(1_000_000, max_queue_s=1.5)
     answer_one_by_one(admission, wanted=100, used=10, count=200)
