@@ -33,9 +33,10 @@ test: $(STAMP) lint browser  ## all tests that fit 40 minutes on two cores
 	$(BIN)/sixfold pull examples/demo.yaml
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-verify: $(STAMP) lint browser  ## all tests; those of Ray, and of torchao, which prints much where it has nothing to do, too
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt torchao "ray[serve]"
+verify: $(STAMP) lint browser  ## what people rely on in one table, then all tests; those of Ray, and of torchao, which prints much, too
 	$(BIN)/sixfold pull examples/demo.yaml
+	$(BIN)/python bench/trust.py
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt torchao "ray[serve]"
 	$(BIN)/python -m pytest -m "not gpu"
 
 bench-quick: $(STAMP)

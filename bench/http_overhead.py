@@ -102,6 +102,7 @@ class Model:
     aliases = ()
     state = ModelState.READY
     loads_on_demand = False
+    back_in_s = 1.0
     info = ModelInfo()
     created_s = 0
     replicas = (EchoReplica(),)

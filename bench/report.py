@@ -26,6 +26,16 @@ class Sample:
     values: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One line of what a run was to show; ``met`` is None for what was not run."""
+
+    claim: str
+    figure: str
+    goal: str
+    met: bool | None
+
+
 EMBEDDING_COLUMNS = {
     "requests_per_s": "requests/s",
     "texts_per_s": "texts/s",
@@ -78,6 +88,13 @@ def table(
             cells.append(f"{statistics.median(quotients):.2f}" if quotients else "")
         lines.append("| " + " | ".join([row, dtype, *cells]) + " |")
     return lines
+
+
+def claim_lines(claims: Sequence[Claim]) -> list[str]:
+    """Claims as a table."""
+    words = {True: "yes", False: "**no**", None: "not run"}
+    rows = [f"| {each.claim} | {each.figure} | {each.goal} | {words[each.met]} |" for each in claims]
+    return ["| claim | figure | goal | met |", "| --- | --- | --- | --- |", *rows]
 
 
 def machine() -> dict[str, str]:

@@ -63,6 +63,16 @@ class RunningServer:
     def __exit__(self, *_exc: object) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """What it has written so far."""
+        return self._log_path.read_text(errors="replace")
+
     def wait_ready(self) -> float:
         """Returns the seconds it took.
 
@@ -81,8 +91,7 @@ class RunningServer:
             except (urllib.error.URLError, OSError):
                 pass
             time.sleep(0.2)
-        log_end = self._log_path.read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"{self.target.name} did not become ready ({self._log_path}):\n{log_end}")
+        raise RuntimeError(f"{self.target.name} did not become ready ({self._log_path}):\n{self.log[-2000:]}")
 
     def pause(self) -> None:
         """Takes its processes off the cores until `resume`."""

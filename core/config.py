@@ -76,6 +76,11 @@ class Limits(BaseModel):
     max_queue_units: Annotated[int, Field(ge=1)] | None = None
     """Work in the family's units (tokens, frames) that may wait before new requests get 429; null: the family's own."""
 
+    max_queue_s: Seconds | None = None
+    """The same in seconds of work at the replica's measured speed: with a third of what requests may take, however many come,
+    most that are admitted keep to it. Four requests are always taken; at least twice what one takes alone; null: bounded in
+    units only."""
+
     max_running_sequences: Annotated[int, Field(ge=1)] | None = None
     """Sequences that may share one step; null: the family's own."""
 

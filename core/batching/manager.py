@@ -33,12 +33,14 @@ class Limits:
 
     Attributes:
         max_queue_units: Admitted work that is not done; beyond it new requests get QueueFull.
+        max_queue_s: The same in seconds of work at the measured speed; None for no such bound.
         max_running_sequences: Sequences in the running batch.
         max_step_units: Upper bound of the step budget; None leaves it to the model.
         patience_s: Wait after which a sequence goes before the fair order.
     """
 
     max_queue_units: int = 1_000_000
+    max_queue_s: float | None = None
     max_running_sequences: int = 256
     max_step_units: int | None = None
     patience_s: float = 10.0
@@ -90,7 +92,7 @@ class BatchManager:
         self._model = model
         self._pool = pool
         self._clock = clock
-        self._admission = Admission(limits.max_queue_units)
+        self._admission = Admission(limits.max_queue_units, limits.max_queue_s)
         self._decisions = DecisionLog()
         model.tell(self._decisions)
         self._budget = StepBudget(bounds, objective, self._decisions)

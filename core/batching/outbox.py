@@ -110,7 +110,7 @@ class ManagerOutbox:
         if state.pieces_left:
             self._pool.cancel(request_id)
         with self._changed:
-            self._admission.leave(self._tickets.pop(request_id))
+            self._admission.leave(self._tickets.pop(request_id), finished=state.complete)
             self._changed.notify_all()
 
     def finish(self, states: Sequence[RequestState]) -> None:

@@ -57,10 +57,14 @@ class Address:
 
 @dataclass(slots=True)
 class Answer:
-    """One response, with the time at which each part of its body came in (`time.perf_counter`)."""
+    """One response, with the time at which each part of its body came in (`time.perf_counter`).
+
+    Names of headers are in lower case.
+    """
 
     started_s: float
     status: int = 0
+    headers: dict[str, str] = field(default_factory=dict[str, str])
     parts: list[tuple[float, bytes]] = field(default_factory=list[tuple[float, bytes]])
     ended_s: float = 0.0
 
@@ -172,6 +176,11 @@ class Connection(asyncio.Protocol):
             self._done.set_exception(error)
 
     # httptools callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header."""
+        assert self._answer is not None
+        self._answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""

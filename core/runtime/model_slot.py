@@ -127,6 +127,11 @@ class ModelSlot:
         return () if self.residence.replicas is None else self.residence.replicas.workers
 
     @property
+    def back_in_s(self) -> float:
+        """See `HostedModel`."""
+        return 1.0 if self.residence.replicas is None else self.residence.replicas.back_in_s()
+
+    @property
     def replaced(self) -> asyncio.Event:
         """Set when the next worker has taken another's place."""
         assert self.residence.replicas is not None, "only loaded models have workers"

@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 0.2
 _MAX_BACKOFF_S = 30.0
+_RETRY_S = 1.0
 
 
 class ReplicaSet:
@@ -55,6 +56,8 @@ class ReplicaSet:
         self._keepers: list[asyncio.Task[None]] = []
         self._stopping = False
         self._adjusting = asyncio.Lock()  # held while workers are told, so that one that joins misses nothing
+        self._load_s: float | None = None  # what the last worker took
+        self._gone_since_s: float | None = None  # when the last of them ended
         self.info: ModelInfo | None = None
         self.replaced = asyncio.Event()  # set, and a new one made, whenever a worker took another's place
 
@@ -72,6 +75,17 @@ class ReplicaSet:
         if on_device:
             found[self._device] = sum(on_device)
         return found
+
+    def back_in_s(self, gone: WorkerReplica | None = None) -> float:
+        """When a request that finds no worker may try again: a worker that replaces another takes as long as that took.
+
+        Args:
+            gone: One that has ended and may still be among the workers.
+        """
+        if self._load_s is None or any(worker is not gone for worker in self.workers):
+            return _RETRY_S
+        gone_s = 0.0 if self._gone_since_s is None else time.monotonic() - self._gone_since_s
+        return max(_RETRY_S, _FIRST_BACKOFF_S + self._load_s - gone_s)
 
     async def start(self) -> None:
         """Loads one replica after another; when one fails, those before it are ended.
@@ -94,14 +108,18 @@ class ReplicaSet:
             load_message(resolved, num_cpus=len(os.sched_getaffinity(0)), parallel=self._parallel, replica=index),
             interpreter=resolved.interpreter,
             on_progress=lambda fraction, _what: self._on_progress(fraction),
+            back_in_s=self.back_in_s,
         )
+        began_s = time.monotonic()
         try:
             info = await worker.start()
+            self._load_s = time.monotonic() - began_s
             async with self._adjusting:
                 if self._resolved.options is not resolved.options:  # changed while it loaded
                     await worker.adjust(self._resolved.options)
                 self.info = info
                 self._workers[index] = worker
+                self._gone_since_s = None
         except BaseException:
             worker.kill()
             await worker.stop(0.0)
@@ -136,6 +154,8 @@ class ReplicaSet:
             began_s = time.monotonic()
             await worker.ended.wait()
             self._workers.pop(index, None)
+            if not self._workers:
+                self._gone_since_s = time.monotonic()
             while not self._stopping:
                 if time.monotonic() - began_s > _MAX_BACKOFF_S:
                     backoff_s = _FIRST_BACKOFF_S
@@ -181,6 +201,7 @@ def load_message(
         # What was not given is not sent: of a skip rule, exactly one field is.
         quantization=None if policy is None else policy.model_dump(mode="json", exclude_unset=True),
         max_queue_units=entry.limits.max_queue_units,
+        max_queue_s=entry.limits.max_queue_s,
         max_running_sequences=entry.limits.max_running_sequences,
         max_step_units=entry.limits.max_step_units,
         request_timeout_s=entry.limits.request_timeout_s,

@@ -41,6 +41,7 @@ class Load(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True)
     options: dict[str, Any]
     quantization: dict[str, Any] | None = None
     max_queue_units: int | None = None
+    max_queue_s: float | None = None
     max_running_sequences: int | None = None
     max_step_units: int | None = None
     request_timeout_s: float | None = None

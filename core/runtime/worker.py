@@ -131,6 +131,7 @@ class Worker:
             pool=self._pool,
             limits=Limits(
                 max_queue_units=load.max_queue_units or defaults.max_queue_units,
+                max_queue_s=load.max_queue_s,
                 max_running_sequences=load.max_running_sequences or defaults.max_running_sequences,
                 max_step_units=load.max_step_units,
             ),

@@ -45,6 +45,7 @@ class WorkerReplica(asyncio.Protocol):
         load: What the worker shall load.
         interpreter: The Python to run; None for this process's own.
         on_progress: Called with (fraction, what) while the model loads.
+        back_in_s: Asked, once this worker has ended, when there will be one again that its clients may try.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class WorkerReplica(asyncio.Protocol):
         *,
         interpreter: Interpreter | None = None,
         on_progress: Callable[[float, str], None] = lambda _fraction, _what: None,
+        back_in_s: Callable[[WorkerReplica], float] = lambda _gone: 1.0,
     ) -> None:
+        self._back_in_s = back_in_s
         self._load = load
         self._interpreter = interpreter
         self._on_progress = on_progress
@@ -142,6 +145,7 @@ class WorkerReplica(asyncio.Protocol):
             theirs.close()
         await loop.create_unix_connection(lambda: self, sock=ours)
         self._watcher = asyncio.create_task(self._watch())
+        _log.info("the worker of %s is process %d", self._load.model_name, self._process.pid)
         self._send(self._load)
         return await self._ready
 
@@ -174,7 +178,7 @@ class WorkerReplica(asyncio.Protocol):
         if self._draining:
             raise NotReady("The model is shutting down. Retry later.", retry_after_s=1.0)
         if self._transport is None or self._transport.is_closing() or self._info is None:
-            raise WorkerDied("The model's process is being replaced. Retry.", retry_after_s=1.0)
+            raise WorkerDied("The model's process is being replaced. Retry.", retry_after_s=self._back_in_s(self))
         number = self._next_number
         self._next_number += 1
         stream = EventStream(lambda: self._cancel(number))
@@ -336,7 +340,9 @@ class WorkerReplica(asyncio.Protocol):
         error: RequestError = (
             NotReady("The model was shut down before the request was done. Retry.", retry_after_s=1.0)
             if self._draining
-            else WorkerDied("The model's process ended before the request was done. Retry.", retry_after_s=1.0)
+            else WorkerDied(
+                "The model's process ended before the request was done. Retry.", retry_after_s=self._back_in_s(self)
+            )
         )
         for request_id, stream in streams.values():
             stream.push((Failed(request_id=request_id, error=error),))

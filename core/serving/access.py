@@ -191,7 +191,7 @@ class ModelAccess:
             trace_id=None if self._record is None else self._record.trace_id,
         )
         try:
-            replica, stream = self._context.chooser.submit(hosted.replicas, request)
+            replica, stream = self._context.chooser.submit(hosted.replicas, request, back_in_s=hosted.back_in_s)
         except RequestError as rejection:
             metrics.rejected(rejection)
             raise

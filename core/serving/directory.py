@@ -64,6 +64,11 @@ class HostedModel(Protocol):
         """The replicas that take requests now; may be empty for a moment when a worker died."""
         ...
 
+    @property
+    def back_in_s(self) -> float:
+        """Where there is no replica: when there will be one again, as far as that can be told."""
+        ...
+
     async def adjust(self, change: OptionsChange) -> None:
         """Lets all replicas take over changed options while they serve; those that come later have them, too.
 

@@ -57,6 +57,29 @@ class TokenBucket:
         return (self._capacity - self.level) / self._rate_per_s
 
 
+class _EndTimes:
+    """How long it takes, lately, until the next of the running requests ends.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since_s = 0.0
+        self.typical_s: float | None = None  # None before the first end
+
+    def began_alone(self) -> None:
+        """Nothing ran before: the time without requests is no time between ends."""
+        self._since_s = self._clock()
+
+    def ended(self) -> None:
+        """One has ended."""
+        now_s = self._clock()
+        took_s, self._since_s = now_s - self._since_s, now_s
+        self.typical_s = took_s if self.typical_s is None else self.typical_s + 0.2 * (took_s - self.typical_s)
+
+
 @dataclass(frozen=True, slots=True)
 class _Minute:
     """So many a minute, all at once or spread."""
@@ -93,6 +116,7 @@ class KeyLimiter:
         self._max_concurrent = limits.max_concurrent_requests
         self._requests = _Minute.of(limits.requests_per_minute, clock)
         self._tokens = _Minute.of(limits.tokens_per_minute, clock)
+        self._ends = _EndTimes(clock)
         self.num_running = 0
 
     @property
@@ -124,13 +148,15 @@ class KeyLimiter:
             raise RateLimited(
                 f"The key {self._key_name!r} may run {self._max_concurrent} requests at the same time. "
                 "Wait for one to end.",
-                retry_after_s=1.0,
+                retry_after_s=1.0 if self._ends.typical_s is None else self._ends.typical_s,
             )
         # First the tokens, which are only looked at: a request that they refuse uses up none of the requests.
         if self._tokens is not None:
             self._refuse_for(self._tokens.bucket.wait_s(), f"use {self._tokens.limit} tokens a minute")
         if self._requests is not None:
             self._refuse_for(self._requests.bucket.take(), f"send {self._requests.limit} requests a minute")
+        if not self.num_running:
+            self._ends.began_alone()
         self.num_running += 1
 
     def _refuse_for(self, wait_s: float, allowed: str) -> None:
@@ -142,3 +168,4 @@ class KeyLimiter:
     def end(self) -> None:
         """Counts a request that ended."""
         self.num_running -= 1
+        self._ends.ended()

@@ -20,8 +20,15 @@ class ReplicaChooser:
     def __init__(self) -> None:
         self._in_flight: dict[int, int] = {}
 
-    def submit(self, replicas: Sequence[Replica], request: Request[Any]) -> tuple[Replica, EventStream]:
+    def submit(
+        self, replicas: Sequence[Replica], request: Request[Any], *, back_in_s: float = 1.0
+    ) -> tuple[Replica, EventStream]:
         """Admits the request at the best replica that takes it; give the replica to `done` when the request ended.
+
+        Args:
+            replicas: Those that take requests now.
+            request: The request.
+            back_in_s: When to come back if there are none.
 
         Raises:
             RequestError: No replica takes it: the rejection with the soonest retry.
@@ -36,7 +43,7 @@ class ReplicaChooser:
             self._in_flight[id(replica)] = self._in_flight.get(id(replica), 0) + 1
             return replica, stream
         if not rejections:
-            raise WorkerDied("The model is being restarted. Try again soon.", retry_after_s=2.0)
+            raise WorkerDied("The model is being restarted. Try again soon.", retry_after_s=back_in_s)
         raise min(rejections, key=lambda error: float("inf") if error.retry_after_s is None else error.retry_after_s)
 
     def done(self, replica: Replica) -> None:

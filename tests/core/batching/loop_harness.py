@@ -25,6 +25,7 @@ class LoopHarness:
         patience_s: As in `Limits`.
         max_running_sequences: As in `Limits`.
         max_queue_units: As in `Limits`.
+        max_queue_s: As in `Limits`.
         objective: Of the budget.
     """
 
@@ -35,11 +36,12 @@ class LoopHarness:
         patience_s: float = 10.0,
         max_running_sequences: int = 256,
         max_queue_units: int = 1_000_000,
+        max_queue_s: float | None = None,
         objective: Objective | None = None,
     ) -> None:
         self.model = model
         self.clock: FakeClock = model.clock
-        self.admission = Admission(max_queue_units)
+        self.admission = Admission(max_queue_units, max_queue_s)
         self.budget = StepBudget(model.step_range, objective if objective is not None else Objective())
         scheduler = JobScheduler if model.step_range.whole_jobs else Scheduler
         self.scheduler = scheduler(
@@ -87,7 +89,7 @@ class LoopHarness:
 
     def ended(self, state: RequestState) -> None:
         request_id = state.request.request_id
-        self.admission.leave(self.tickets.pop(request_id))
+        self.admission.leave(self.tickets.pop(request_id), finished=state.complete)
         del self.states[request_id]
 
     def _check_order(self, event: Increment[Any]) -> None:

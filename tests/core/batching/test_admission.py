@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +96,117 @@ def test_after_retry_after_there_is_room_and_not_much_earlier(wanted_units: int)
     # One step (26 ms) is the grain of the clock here.
     assert retry_after_s == pytest.approx(harness.clock() - began_s, rel=0.3, abs=0.06)
     harness.submit("late", many_sequences(FakeWork(), wanted_units))
+
+
+def answer_one_by_one(admission: Admission, *, wanted: int, used: int, count: int, finished: bool = True) -> None:
+    """Keeps ten equal requests admitted, of which one ends every tenth of a second."""
+    tickets = deque(admission.admit(wanted) for _ in range(10))
+    for _ in range(count):
+        ticket = tickets.popleft()
+        admission.consume([(ticket, used)])
+        admission.observe_step(used, 0.1)
+        admission.leave(ticket, finished=finished)
+        tickets.append(admission.admit(wanted))
+
+
+def refused_s(admission: Admission, units: int) -> float:
+    with pytest.raises(QueueFull) as caught:
+        admission.admit(units)
+    assert caught.value.retry_after_s is not None
+    return caught.value.retry_after_s
+
+
+def test_answers_that_end_early_make_room_sooner_and_retry_after_says_so() -> None:
+    admission = Admission(1000)
+    answer_one_by_one(admission, wanted=100, used=10, count=200)
+    assert refused_s(admission, 100) == pytest.approx(0.1, rel=0.1)
+    assert admission.units_per_s == pytest.approx(100.0)  # what is done is another thing than what becomes free
+
+
+def test_what_cancelled_requests_leave_is_no_promise_of_more() -> None:
+    admission = Admission(1000)
+    answer_one_by_one(admission, wanted=100, used=10, count=200, finished=False)
+    assert refused_s(admission, 100) == pytest.approx(1.0, rel=0.1)
+
+
+def work_steadily(admission: Admission, units: int, seconds: float) -> None:
+    """A request at a time, as long as the rest, of so much work every tenth of a second."""
+    for _ in range(round(seconds * 10)):
+        ticket = admission.admit(units)
+        admission.consume([(ticket, units)])
+        admission.leave(ticket, finished=True)
+        admission.observe_step(units, 0.1)
+
+
+def test_a_queue_may_be_bounded_in_seconds_of_work() -> None:
+    admission = Admission(1_000_000, max_queue_s=2.0)
+    work_steadily(admission, 50, 10.0)
+    for _ in range(10):
+        admission.admit(100)
+    assert refused_s(admission, 1) > 0.0
+
+
+def test_a_request_that_takes_all_of_the_seconds_does_not_keep_others_from_sharing_its_steps() -> None:
+    admission = Admission(1_000_000, max_queue_s=0.05)
+    work_steadily(admission, 50, 10.0)
+    for _ in range(4):
+        admission.admit(50)
+    assert refused_s(admission, 50) > 0.0
+
+
+def test_a_large_request_is_told_when_few_enough_are_left_to_share_steps_with() -> None:
+    admission = Admission(1_000_000, max_queue_s=1.0)
+    work_steadily(admission, 50, 10.0)
+    for _ in range(5):
+        admission.admit(100)
+    assert refused_s(admission, 5000) == pytest.approx(0.4, rel=0.05)  # two requests of five, at 500 units a second
+
+
+def test_work_that_was_asked_for_and_not_needed_does_not_fill_the_seconds() -> None:
+    admission = Admission(1_000_000, max_queue_s=1.5)
+    answer_one_by_one(admission, wanted=100, used=10, count=200)
+    assert admission.queued_units == 1000  # ten requests of a tenth of a second each
+
+
+def test_what_the_first_steps_take_is_no_speed_yet() -> None:
+    admission = Admission(100_000, max_queue_s=1.0)
+    work_steadily(admission, 1, 0.4)
+    for _ in range(10):
+        admission.admit(10_000)
+    assert refused_s(admission, 1) > 0.0
+
+
+def test_a_quiet_minute_does_not_make_the_queue_short_for_the_next_rush() -> None:
+    admission = Admission(1_000_000, max_queue_s=2.0)
+    work_steadily(admission, 50, 10.0)
+    work_steadily(admission, 5, 20.0)  # one request at a time shows a tenth of what a batch does
+    for _ in range(8):
+        admission.admit(100)
+
+
+def test_five_times_more_than_can_be_done_does_not_make_answers_late() -> None:
+    def num_in_time(load: float) -> int:
+        model = FakeStepModel(step_range=StepRange(min_units=1, initial_units=16, max_units=16))
+        harness = LoopHarness(model, max_queue_s=1.0)
+        began_s = harness.clock()
+        due_s: dict[str, float] = {}
+        number = 0
+        while harness.clock() < began_s + 40.0:
+            while number < load * 30.0 * (
+                harness.clock() - began_s
+            ):  # 30 requests of 20 units are what the model does a second
+                due_s[f"r{number}"] = harness.clock()
+                with contextlib.suppress(QueueFull):
+                    harness.submit(f"r{number}", one_sequence(FakeWork(num_steps=20)))
+                number += 1
+            if not harness.loop.run_once():
+                harness.clock.advance(0.01)
+        after_a_while = {name: at_s for name, at_s in due_s.items() if at_s > began_s + 20.0}
+        return sum(harness.ended_s.get(name, 1e9) - at_s <= 2.0 for name, at_s in after_a_while.items())
+
+    alone = num_in_time(0.9)
+    assert alone > 400
+    assert num_in_time(5.0) >= 0.9 * alone
 
 
 def test_cancelled_and_expired_requests_give_their_room_back() -> None:

@@ -145,6 +145,35 @@ async def test_a_killed_worker_fails_its_requests_at_once_and_is_replaced(count_
         await host.close(5.0)
 
 
+async def test_who_loses_the_only_worker_is_told_how_long_the_last_one_took_to_load(
+    count_plugin: Path, tmp_path: Path
+) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin)})
+    try:
+        slot = host.find("counter")
+        assert slot is not None and slot.residence.load_s is not None
+        events = await events_of(only_replica(host).submit(count(1, trick="die")))
+        assert events[-1].error.retry_after_s == pytest.approx(max(1.0, slot.residence.load_s + 0.2), abs=0.5)
+        while slot.replicas:
+            await asyncio.sleep(0)
+        assert slot.back_in_s <= events[-1].error.retry_after_s
+    finally:
+        await host.close(5.0)
+
+
+async def test_who_loses_one_of_two_workers_may_try_the_other(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin, replicas=2)})
+    try:
+        slot = host.find("counter")
+        assert slot is not None
+        events = await events_of(slot.replicas[0].submit(count(1, trick="die")))
+        assert events[-1].error.retry_after_s == 1.0
+    finally:
+        await host.close(5.0)
+
+
 async def test_a_request_that_kills_the_process_costs_only_its_own_replica(count_plugin: Path, tmp_path: Path) -> None:
     host = new_host(tmp_path)
     await host.start({"counter": entry(count_plugin), "second": entry(count_plugin, "second")})

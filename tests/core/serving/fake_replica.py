@@ -171,6 +171,7 @@ class FakeModel:
     created_s: int = 1_700_000_000
     info: ModelInfo | None = INFO
     loads_on_demand: bool = False
+    back_in_s: float = 1.0
     variants: tuple[str, ...] = ()
     num_users: int = 0
     waiting: SimpleQueue[Place] = field(default_factory=SimpleQueue[Any])

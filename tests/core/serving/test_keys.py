@@ -87,6 +87,34 @@ def test_a_refused_request_is_not_counted_as_running() -> None:
     assert limiter.num_running == 1
 
 
+def test_too_many_at_once_are_told_how_often_one_of_the_keys_requests_ends() -> None:
+    clock = Clock()
+    limiter = KeyLimiter("ward", KeyLimits(max_concurrent_requests=2), clock)
+    for _ in range(30):  # two at a time, of which one ends every three seconds
+        while limiter.num_running < 2:
+            limiter.begin()
+        clock.now_s += 3.0
+        limiter.end()
+    limiter.begin()
+    with pytest.raises(RateLimited) as caught:
+        limiter.begin()
+    assert caught.value.retry_after_s == pytest.approx(3.0)
+
+
+def test_a_night_without_requests_is_no_time_between_their_ends() -> None:
+    clock = Clock()
+    limiter = KeyLimiter("ward", KeyLimits(max_concurrent_requests=1), clock)
+    for _ in range(3):
+        limiter.begin()
+        clock.now_s += 2.0
+        limiter.end()
+        clock.now_s += 30_000.0
+    limiter.begin()
+    with pytest.raises(RateLimited) as caught:
+        limiter.begin()
+    assert caught.value.retry_after_s == pytest.approx(2.0)
+
+
 def test_without_keys_everyone_comes_in() -> None:
     assert KeyRing((), Clock()).authenticate(None).name == "anonymous"
 

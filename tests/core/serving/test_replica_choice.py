@@ -64,5 +64,6 @@ async def test_the_soonest_retry_is_told_when_all_reject() -> None:
 
 
 async def test_no_replica_at_all_means_that_it_is_being_replaced() -> None:
-    with pytest.raises(WorkerDied):
-        ReplicaChooser().submit([], ask())
+    with pytest.raises(WorkerDied) as rejection:
+        ReplicaChooser().submit([], ask(), back_in_s=7.0)
+    assert rejection.value.retry_after_s == 7.0

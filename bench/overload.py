@@ -1,0 +1,216 @@
+"""More than can be done: what is still done in time at 1, 2 and 5 times the capacity, and whether Retry-After is right.
+
+    python bench/overload.py [--only chat] [--seconds 20]
+
+One server, the demo's chat and embedding models, each with `limits.max_queue_s` at a third of its deadline: requests that share
+steps all take about twice the time in which their queue drains. For each model in turn:
+
+1. Capacity: closed loops of rising concurrency until goodput stops growing. *Goodput* is answers within the deadline a second;
+   its peak is the highest of all loops.
+2. Open loops, Poisson arrivals at 1, 2 and 5 times the peak, no retries: goodput over the peak, and what the others got.
+   A lead of 5 s is not counted.
+3. Probes. The load of 5 times the peak fills the queue for a second and pauses. A probe that is refused then is *next in line*:
+   it asks again every 20 ms until it is admitted, and that time is compared with what its refusal said (`retry-after-ms`, the
+   exact figure behind `Retry-After`, which has whole seconds, rounded up: how much that adds is stated apart). While others take
+   each place that becomes free, no figure can promise it: how often clients that come back as told then get in at their first,
+   second, ... try is stated, too.
+
+About three minutes a model on idle cores. Writes ``bench/results/DATE-overload.{json,md}``; exits with 1 if a goal is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import report
+import uvloop
+import yaml
+from overload_loops import LOADS, MAX_COMEBACKS, NUM_PROBES, PROBE_EVERY_S, Loop, Overload, Workload
+from report import Claim
+from servers import RunningServer, Target
+from targets import BENCH, OFFLINE, SIXFOLD, WORK, work_folder
+
+GOODPUT_GOAL = 0.9
+RETRY_GOAL = 0.3
+WORDS = "ward night pulse fever dose chart light rest nurse river table winter garden letter music road".split()
+
+
+def chat_body(draw: random.Random, size: int) -> dict[str, object]:
+    question = f"Write about {' '.join(draw.choices(WORDS, k=12))}."
+    messages = [{"role": "user", "content": question}]
+    return {"model": "chat", "messages": messages, "max_tokens": 48 * size, "temperature": 0}
+
+
+def embed_body(draw: random.Random, size: int) -> dict[str, object]:
+    return {"model": "embed", "input": [" ".join(draw.choices(WORDS, k=80)) for _ in range(8 * size)]}
+
+
+WORKLOADS = (
+    Workload(model="chat", path="/v1/chat/completions", deadline_s=8.0, body=chat_body, probe_size=4),
+    Workload(model="embed", path="/v1/embeddings", deadline_s=3.0, body=embed_body, probe_size=8),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=[each.model for each in WORKLOADS])
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="of each open loop; closed loops take half (default 20)"
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write the claims here")
+    args = parser.parse_args()
+    work_folder()
+    # Servers are in sessions of their own, so nothing but this process ends them: SIGTERM must unwind as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda _signum, _frame: sys.exit(143))
+    began_s = time.monotonic()
+    chosen = [each for each in WORKLOADS if not args.only or each.model in args.only]
+    facts: dict[str, object] = {**report.machine(), "arguments": sys.argv[1:]}
+    lines: list[str] = []
+    claims: list[Claim] = []
+    with RunningServer(target(chosen), WORK / "logs") as server:
+        server.wait_ready()
+        for workload in chosen:
+            bench = Overload(server.port, workload, args.seconds, args.seed)
+            uvloop.run(bench.run())
+            claims += claims_of(bench)
+            lines += lines_of(bench)
+            facts[workload.model] = facts_of(bench)
+    facts |= {"seconds": round(time.monotonic() - began_s), "claims": [asdict(claim) for claim in claims]}
+    told = ("date", "commit", "cpu", "arguments", "seconds")
+    lines = ["# Overload", "", *(f"- {name}: {facts[name]}" for name in told), "", *report.claim_lines(claims), *lines]
+    print("\n".join(lines))
+    print(f"\nwritten: {report.write(BENCH / 'results', facts, [], lines, name='overload')}")
+    if args.json is not None:
+        args.json.write_text(json.dumps(facts["claims"], indent=1) + "\n")
+    return 0 if all(claim.met for claim in claims) else 1
+
+
+def target(chosen: Sequence[Workload]) -> Target:
+    """The demo's models, their queues bounded by a third of their deadlines."""
+    demo = yaml.safe_load((BENCH.parent / "examples" / "demo.yaml").read_text())["models"]
+    models = {
+        each.model: demo[each.model] | {"limits": {"max_queue_s": each.deadline_s / 3}} for each in chosen
+    }  # fmt: skip
+    config = WORK / "overload.yaml"
+    config.write_text(yaml.safe_dump({"models": models}))
+    return Target(
+        name="overload",
+        command=lambda port: [str(SIXFOLD), "serve", str(config), "--port", str(port), "--log-level", "warning"],
+        env=OFFLINE,
+        ready_path="/ready",
+        pausable=False,
+    )
+
+
+def claims_of(bench: Overload) -> list[Claim]:
+    """Goodput, refusals, Retry-After."""
+    name, last = bench.workload.model, bench.open[LOADS[-1]]
+    share = last.good_per_s / bench.peak_per_s
+    refused = last.outcomes["429"]
+    strange = sum(count for kind, count in last.outcomes.items() if kind not in ("200", "429"))
+    ratio = ratio_of(bench)
+    return [
+        Claim(
+            claim=f"{name}: goodput at {LOADS[-1]:g} times the capacity over its peak",
+            figure=f"{share:.2f} ({last.good_per_s:.2f} of {bench.peak_per_s:.2f} answers a second within"
+            f" {bench.workload.deadline_s:g} s; {last.num_late} late)",
+            goal=f">= {GOODPUT_GOAL:g}",
+            met=share >= GOODPUT_GOAL,
+        ),
+        Claim(
+            claim=f"{name}: the rest get 429 with Retry-After",
+            figure=f"{refused} refused so, {strange} otherwise, of {last.num_due}",
+            goal="all",
+            met=refused > 0 and not strange,
+        ),
+        Claim(
+            claim=f"{name}: what Retry-After says over the time until whoever is next in line is admitted",
+            figure=f"median {ratio:.2f} of {len(bench.probes)} probes ({quartiles(bench)});"
+            f" {num_right(bench)} of them within {RETRY_GOAL:.0%} or one try",
+            goal=f"1 +- {RETRY_GOAL:g}",
+            met=len(bench.probes) >= NUM_PROBES // 2 and abs(ratio - 1.0) <= RETRY_GOAL,
+        ),
+    ]
+
+
+def ratio_of(bench: Overload) -> float:
+    """The median of said over seen; 0 without probes."""
+    return statistics.median(said_s / seen_s for said_s, seen_s in bench.probes) if bench.probes else 0.0
+
+
+def quartiles(bench: Overload) -> str:
+    if len(bench.probes) < 2:
+        return "too few"
+    low, _middle, high = statistics.quantiles([said_s / seen_s for said_s, seen_s in bench.probes], n=4)
+    return f"quartiles {low:.2f} and {high:.2f}"
+
+
+def num_right(bench: Overload) -> int:
+    grain_s = 2 * PROBE_EVERY_S
+    return sum(abs(said_s - seen_s) <= max(RETRY_GOAL * seen_s, grain_s) for said_s, seen_s in bench.probes)
+
+
+def lines_of(bench: Overload) -> list[str]:
+    """The tables behind the claims."""
+    rows = [
+        *((f"{in_flight} in flight", loop) for in_flight, loop in bench.closed.items()),
+        *((f"{load:g} times the peak", loop) for load, loop in bench.open.items()),
+    ]
+    last = bench.open[LOADS[-1]]
+    rounded = f"{statistics.mean(last.rounded_s):.2f}" if last.rounded_s else "-"
+    told = f"{statistics.median(last.told_s):.2f}" if last.told_s else "-"
+    seen = f"{statistics.median(seen_s for _said_s, seen_s in bench.probes):.2f}" if bench.probes else "-"
+    return [
+        *("", f"## {bench.workload.model}: answers within {bench.workload.deadline_s:g} s", ""),
+        "| load | good/s | over the peak | late | 200 | 429 | other |",
+        "|---" * 7 + "|",
+        *(row(bench, name, loop) for name, loop in rows),
+        "",
+        f"At {LOADS[-1]:g} times refusals say {told} s at the median, which whole seconds round up by {rounded} s on average."
+        f" Probes of {bench.workload.probe_size} times the usual size were next in line after {seen} s at the median.",
+        f"Clients that come back as told while others take every place, by how often they had to: {tried(bench)}.",
+    ]
+
+
+def row(bench: Overload, name: str, loop: Loop) -> str:
+    other = sum(count for kind, count in loop.outcomes.items() if kind not in ("200", "429"))
+    share = loop.good_per_s / bench.peak_per_s
+    counts = f"{loop.num_late} | {loop.outcomes['200']} | {loop.outcomes['429']} | {other}"
+    return f"| {name} | {loop.good_per_s:.2f} | {share:.2f} | {counts} |"
+
+
+def tried(bench: Overload) -> str:
+    return ", ".join(
+        f"{count}x {number if number < MAX_COMEBACKS else 'never'}" for number, count in sorted(bench.tries.items())
+    )
+
+
+def facts_of(bench: Overload) -> dict[str, object]:
+    """For the JSON."""
+    loops = {f"{in_flight} in flight": loop for in_flight, loop in bench.closed.items()} | {
+        f"{load:g} times": loop for load, loop in bench.open.items()
+    }
+    return {
+        "loops": {name: facts_of_loop(loop) for name, loop in loops.items()},
+        "probes_said_and_seen_s": bench.probes,
+        "comebacks": dict(bench.tries),
+    }
+
+
+def facts_of_loop(loop: Loop) -> dict[str, object]:
+    counts = {"num_due": loop.num_due, "num_good": loop.num_good, "num_late": loop.num_late}
+    return {"seconds": loop.seconds, **counts, "outcomes": dict(loop.outcomes)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
