@@ -16,6 +16,7 @@ import pluggy
 
 from sixfold.core.benchmark.workload import Workload
 from sixfold.core.family import Family, ModelFiles
+from sixfold.core.probe import Probe
 
 PROJECT = "sixfold"
 """Name of the pluggy project and of the entry-point group."""
@@ -61,11 +62,13 @@ class Api:
         factory: ``"package.module:Class"``, a `sixfold.core.serving.api.ModalityAPI`; imported in the serving process.
         examples: Ready-to-paste calls that ``sixfold serve`` prints when a model of the modality is up; ``$url`` stands
             for the server's address, ``$model`` for the model's name.
+        probes: What the conformance kit asks of the modality's families, also of those of other plugins.
     """
 
     modality: str
     factory: str
     examples: tuple[str, ...] = ()
+    probes: tuple[Probe, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
