@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from sixfold.core.family import Family, LoadContext, MetricKind, MetricSpec, ModelFiles
-    from sixfold.core.hookspecs import Api, Command, Progress, Source, hookimpl
+    from sixfold.core.hookspecs import Api, Command, Plugin, Progress, Source, hookimpl
     from sixfold.core.memory.need import MemoryNeed, MemoryQuestion
     from sixfold.core.messages import Cost, Failed, Finished, Increment, Priority, Request, Timing, Usage
     from sixfold.core.plugins import Plugins, load_plugins
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         StoredUpload,
         Upload,
     )
-    from sixfold.core.sources.download import RemoteFile, file_lock, fetch_file
+    from sixfold.core.sources.download import RemoteFile, fetch_file, file_lock
     from sixfold.core.telemetry.names import TraceNames
 
 _MODULES = {
@@ -94,6 +94,7 @@ _MODULES = {
     "ModelNotFound": "errors",
     "NotReady": "errors",
     "Outcome": "batching.model",
+    "Plugin": "hookspecs",
     "PluginConflict": "errors",
     "Plugins": "plugins",
     "Priority": "messages",
@@ -162,6 +163,7 @@ __all__ = [
     "ModelNotFound",
     "NotReady",
     "Outcome",
+    "Plugin",
     "PluginConflict",
     "Plugins",
     "Priority",
@@ -190,8 +192,8 @@ __all__ = [
     "UsageError",
     "WorkerDied",
     "Workload",
-    "file_lock",
     "fetch_file",
+    "file_lock",
     "hookimpl",
     "load_plugins",
 ]

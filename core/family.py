@@ -133,7 +133,7 @@ class Family:
         input_type: The msgspec type of ``Request.input`` (a Struct, or a union of tagged Structs).
         output_type: The msgspec type of all increments and results (same rule).
         options: The pydantic class (``extra="forbid"``) of the registry entry's ``options``.
-        extra: The pip extra that brings what it needs, for the message when something is missing.
+        extra: The pip extra that brings what it needs, for the message when something is missing; empty if its package does.
         requires: Import names that must be installed.
         detect: Says from the model's own files how sure it is to be the right family: 0 no, 100 certainly.
         metrics: What its models report.
@@ -164,7 +164,7 @@ class Family:
     input_type: Any
     output_type: Any
     options: type[BaseModel] = NoOptions
-    extra: str
+    extra: str = ""
     requires: tuple[str, ...] = ()
     detect: Callable[[ModelFiles], int] = field(default=lambda _files: 0)
     metrics: tuple[MetricSpec, ...] = ()

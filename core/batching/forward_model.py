@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from sixfold.core.batching.model import Finish, Granted, InputT, Outcome, OutputT, StepModel
+from sixfold.core.batching.model import Finish, Granted, InputT, ModelInfo, Outcome, OutputT, StepModel
 from sixfold.core.messages import Cost, Request
 
 ItemT = TypeVar("ItemT")
@@ -28,9 +28,14 @@ class ForwardModel(StepModel[ForwardItem[ItemT, RowT], InputT, OutputT], Generic
     """A `StepModel` whose requests are items, each of which is done after one forward.
 
     Items of many requests share a forward; how many is the core's choice, in the units that `units` names. A subclass
-    brings ``info``, ``estimate_units`` and the three methods below. What streams, or holds memory between steps, is a
+    brings ``estimate_units`` and the three methods below. What streams, or holds memory between steps, is a
     `StepModel` of its own.
     """
+
+    @property
+    def info(self) -> ModelInfo:
+        """Nothing but that it is there, unless a subclass tells more."""
+        return ModelInfo()
 
     @abstractmethod
     def items(self, request: Request[InputT]) -> Sequence[ItemT]:

@@ -65,7 +65,9 @@ def file_lock(path: Path, label: str, progress: Progress) -> Generator[None, Non
         lock.release()
 
 
-def fetch_file(file: RemoteFile, target: Path, progress: Progress, *, wait: Callable[[float], None] = time.sleep) -> None:
+def fetch_file(
+    file: RemoteFile, target: Path, progress: Progress, *, wait: Callable[[float], None] = time.sleep
+) -> None:
     """Downloads to ``target``, by way of ``<target>.part``; returns at once if it is there.
 
     The caller holds a lock on the target. ``.part`` survives any interruption and the next call asks for the rest only.
