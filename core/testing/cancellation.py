@@ -6,7 +6,6 @@ from sixfold.core.probe import Fields, Probe
 from sixfold.core.testing.checks import ServedModel, eventually, require
 from sixfold.core.testing.client import Sent
 from sixfold.core.testing.comparison import difference
-from sixfold.core.testing.gate import PATIENCE_S
 from sixfold.core.testing.holding import send_and_hold
 
 _SPARE_STEPS = 2
@@ -35,10 +34,10 @@ def cancellation_frees(served: ServedModel) -> None:
 def _check_leaving(served: ServedModel, probe: Probe, fields: Fields, *, after: int, num_steps: int) -> None:
     client, gate, replica = served.client, served.server.gate, served.server.replica
     when = f"POST {probe.path}, whose client left {f'after {after} of {num_steps} steps' if after else 'before a step'}"
-    before = _num_cancelled(served)
-    sent = send_and_hold(gate, client, probe, fields, after=after)
+    before, patience_s = _num_cancelled(served), served.subject.patience_s
+    sent = send_and_hold(gate, client, probe, fields, after=after, timeout_s=patience_s)
     deletion = _leave(served, probe, sent)
-    is_noticed = eventually(lambda: _num_cancelled(served) > before)
+    is_noticed = eventually(lambda: _num_cancelled(served) > before, patience_s)
     gate.forget()
     gate.open()
     if deletion is not None:
@@ -48,11 +47,12 @@ def _check_leaving(served: ServedModel, probe: Probe, fields: Fields, *, after: 
         )
     require(
         is_noticed,
-        f"{when}: the server went on with it for {PATIENCE_S:g} s. Work for a call must be awaited in its own task: call.run "
-        "and call.start, without asyncio.shield or tasks of your own.",
+        f"{when}: the server went on with it for {patience_s:g} s. Submit work for a call by call.run or call.start, which end "
+        "it; what Services.background has begun must be cancelled by whoever began it.",
     )
     is_idle = eventually(
-        lambda: replica.snapshot.num_running == replica.snapshot.num_waiting == replica.snapshot.queued_units == 0
+        lambda: replica.snapshot.num_running == replica.snapshot.num_waiting == replica.snapshot.queued_units == 0,
+        patience_s,
     )
     snapshot = replica.snapshot
     require(
@@ -62,7 +62,7 @@ def _check_leaving(served: ServedModel, probe: Probe, fields: Fields, *, after: 
     )
     require(gate.num_steps <= _SPARE_STEPS, f"{when}: {gate.num_steps} more steps were computed.")
     held = [spec.name for spec in served.subject.resolved.family.metrics if spec.is_held]
-    is_free = eventually(lambda: not any(replica.snapshot.metrics.get(name) for name in held))
+    is_free = eventually(lambda: not any(replica.snapshot.metrics.get(name) for name in held), patience_s)
     left = {name: replica.snapshot.metrics.get(name) for name in held}
     require(
         is_free, f"{when}: it still holds {left}. Give back in release() what was taken in prepare, reserve or step."

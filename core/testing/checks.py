@@ -37,11 +37,13 @@ class ModelUnderTest:
         resolved: Its files and family.
         plugins: All that are installed.
         data_dir: For servers; empty at first.
+        patience_s: For what must happen; only what has gone wrong takes as long.
     """
 
     resolved: ResolvedModel
     plugins: Plugins
     data_dir: Path
+    patience_s: float = PATIENCE_S
 
     @property
     def name(self) -> str:
@@ -125,7 +127,7 @@ def require(holds: object, message: str) -> None:
         fail(message)
 
 
-def eventually(holds: Callable[[], bool], timeout_s: float = PATIENCE_S) -> bool:
+def eventually(holds: Callable[[], bool], timeout_s: float) -> bool:
     """Looks again and again until something holds; False if it never does."""
     until_s = time.monotonic() + timeout_s
     while not holds():

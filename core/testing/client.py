@@ -7,9 +7,9 @@ import json
 import secrets
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from sixfold.core.probe import Fields, Probe
 from sixfold.core.testing.gate import PATIENCE_S
@@ -44,8 +44,9 @@ class Answer:
 class Sent:
     """A request whose answer was not read yet."""
 
-    def __init__(self, connection: http.client.HTTPConnection) -> None:
+    def __init__(self, connection: http.client.HTTPConnection, on_closed: Callable[[Sent], None]) -> None:
         self._connection = connection
+        self._on_closed = on_closed
 
     def answer(self) -> Answer:
         """Waits for the whole answer.
@@ -58,7 +59,7 @@ class Sent:
             headers = {name.lower(): value for name, value in response.getheaders()}
             return Answer(status=response.status, headers=headers, body=response.read())
         finally:
-            self._connection.close()
+            self.leave()
 
     @property
     def is_answered(self) -> bool:
@@ -68,10 +69,11 @@ class Sent:
     def leave(self) -> None:
         """Closes the connection, as a client does that has gone."""
         self._connection.close()
+        self._on_closed(self)
 
 
 class Client:
-    """Talks to one server of this machine.
+    """Talks to one server of this machine; leaving the block leaves all requests whose answers were not read.
 
     Args:
         port: Where it listens.
@@ -79,6 +81,14 @@ class Client:
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self._unread: set[Sent] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for sent in tuple(self._unread):
+            sent.leave()
 
     def send(self, probe: Probe, fields: Fields) -> Sent:
         """Sends a probe's request with these fields."""
@@ -88,8 +98,10 @@ class Client:
     def send_raw(self, method: str, path: str, body: bytes | None = None, media_type: str = "application/json") -> Sent:
         """Sends any request."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
+        sent = Sent(connection, self._unread.discard)
+        self._unread.add(sent)
         connection.request(method, path, body=body, headers={} if body is None else {"content-type": media_type})
-        return Sent(connection)
+        return sent
 
     def get(self, path: str) -> Answer:
         """The answer to a GET."""

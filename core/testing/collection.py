@@ -148,7 +148,8 @@ class ModelGroup(pytest.Collector):
     def _serve(self) -> ServedModel:
         if self._served is None:
             server = self._stack.enter_context(self._subject.server())
-            self._served = ServedModel(subject=self._subject, server=server, client=Client(server.port))
+            client = self._stack.enter_context(Client(server.port))
+            self._served = ServedModel(subject=self._subject, server=server, client=client)
         return self._served
 
 

@@ -56,12 +56,12 @@ class StepGate:
         with self._changed:
             self.num_steps = self.num_prepared = self.largest_step = 0
 
-    def wait_holding(self, timeout_s: float = PATIENCE_S) -> bool:
+    def wait_holding(self, timeout_s: float) -> bool:
         """Waits until a step stands before the gate; False if none comes."""
         with self._changed:
             return self._changed.wait_for(lambda: self._is_holding, timeout_s)
 
-    def wait_prepared(self, num_pieces: int, timeout_s: float = PATIENCE_S) -> bool:
+    def wait_prepared(self, num_pieces: int, timeout_s: float) -> bool:
         """Waits until so many pieces are prepared; False if they are not."""
         with self._changed:
             return self._changed.wait_for(lambda: self.num_prepared >= num_pieces, timeout_s)

@@ -7,12 +7,14 @@ import time
 from sixfold.core.probe import Fields, Probe
 from sixfold.core.testing.checks import fail
 from sixfold.core.testing.client import Client, Sent
-from sixfold.core.testing.gate import PATIENCE_S, StepGate
+from sixfold.core.testing.gate import StepGate
 
 _LOOK_S = 0.05
 
 
-def send_and_hold(gate: StepGate, client: Client, probe: Probe, fields: Fields, *, after: int = 0) -> Sent:
+def send_and_hold(
+    gate: StepGate, client: Client, probe: Probe, fields: Fields, *, timeout_s: float, after: int = 0
+) -> Sent:
     """Sends a request and returns when a step stands before the gate.
 
     Args:
@@ -20,6 +22,7 @@ def send_and_hold(gate: StepGate, client: Client, probe: Probe, fields: Fields, 
         client: Sends it.
         probe: What is sent.
         fields: Of the request.
+        timeout_s: Patience.
         after: Steps that may pass first.
 
     Raises:
@@ -27,7 +30,7 @@ def send_and_hold(gate: StepGate, client: Client, probe: Probe, fields: Fields, 
     """
     gate.hold(after=after)
     sent = client.send(probe, fields)
-    until_s = time.monotonic() + PATIENCE_S
+    until_s = time.monotonic() + timeout_s
     while not gate.wait_holding(_LOOK_S):
         if not probe.is_job and after == 0 and sent.is_answered:
             gate.open()
@@ -35,5 +38,5 @@ def send_and_hold(gate: StepGate, client: Client, probe: Probe, fields: Fields, 
             fail(f"POST {probe.path} was answered with {answer.status} before any step: {answer.body[:500]!r}")
         if time.monotonic() > until_s:
             gate.open()
-            fail(f"POST {probe.path} came to no step within {PATIENCE_S:g} s. Does prepare() return?")
+            fail(f"POST {probe.path} came to no step within {timeout_s:g} s. Does prepare() return?")
     return sent

@@ -13,7 +13,6 @@ from sixfold.core.testing.checks import NotApplicable, ServedModel, fail, requir
 from sixfold.core.testing.client import Answer
 from sixfold.core.testing.comparison import difference
 from sixfold.core.testing.error_shape import check_error
-from sixfold.core.testing.gate import PATIENCE_S
 
 _NO_FIELD = "no_such_field"
 _NO_MODEL = "no-such-model"
@@ -57,11 +56,11 @@ def _check_company(served: ServedModel, probe: Probe) -> None:
     gate.forget()
     gate.hold()
     sent = [client.send(probe, body) for body in bodies]
-    is_ready = gate.wait_prepared(num_pieces)
+    is_ready = gate.wait_prepared(num_pieces, served.subject.patience_s)
     gate.open()
     require(
         is_ready,
-        f"{_COMPANY} requests of POST {probe.path} were not prepared in {PATIENCE_S:g} s while one is stepped.",
+        f"{_COMPANY} requests of POST {probe.path} were not prepared in {served.subject.patience_s:g} s while one is stepped.",
     )
     for number, waiting in enumerate(sent):
         words = difference(alone[number], client.content(probe, waiting), tolerance)

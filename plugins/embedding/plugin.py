@@ -13,6 +13,7 @@ from sixfold.core.telemetry.names import TraceNames
 from sixfold.plugins.embedding import memory_need
 from sixfold.plugins.embedding.clip.options import ClipOptions
 from sixfold.plugins.embedding.options import EmbeddingOptions
+from sixfold.plugins.embedding.probes import PROBES
 from sixfold.plugins.embedding.rerank.options import CrossEncoderOptions
 from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
@@ -207,6 +208,7 @@ def register_apis(register: Callable[[Api], None]) -> None:
                 "curl $url/v1/embeddings -H 'content-type: application/json' "
                 """-d '{"model": "$model", "input": ["The first text", "The second text"]}'""",
             ),
+            probes=PROBES,
         )
     )
 

@@ -9,6 +9,7 @@ from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.plugins.image import memory_need
 from sixfold.plugins.image.options import ImageOptions
+from sixfold.plugins.image.probes import PROBES
 from sixfold.plugins.image.schema import ImageInput, ImageOutput
 
 # Parts of the class names of pipelines that make something else, or that take what no request can give.
@@ -90,5 +91,6 @@ def register_apis(register: Callable[[Api], None]) -> None:
                 "curl $url/v1/images/generations -H 'content-type: application/json' "
                 """-d '{"model": "$model", "prompt": "a red circle above a blue square"}'""",
             ),
+            probes=PROBES,
         )
     )

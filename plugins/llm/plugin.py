@@ -15,6 +15,7 @@ from sixfold.plugins.llm.cli import COMMAND
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, Generation, TextDelta
 from sixfold.plugins.llm.lora_options import adapter_names, differ_in_adapters_only
 from sixfold.plugins.llm.options import TransformersOptions
+from sixfold.plugins.llm.probes import PROBES
 from sixfold.plugins.llm.vllm_metrics import METRICS as VLLM_METRICS
 from sixfold.plugins.llm.vllm_options import VllmOptions
 from sixfold.plugins.llm.workloads import WORKLOADS
@@ -160,6 +161,7 @@ def register_apis(register: Callable[[Api], None]) -> None:
                 """[{"role": "user", "content": "What is the capital of France?"}]}'""",
                 "sixfold chat --url $url --model $model --max-tokens 100 'Write one sentence about the sea.'",
             ),
+            probes=PROBES,
         )
     )
 

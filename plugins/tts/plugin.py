@@ -10,6 +10,7 @@ from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.plugins.tts import memory_need
 from sixfold.plugins.tts.metrics import HISTOGRAMS
 from sixfold.plugins.tts.options import KokoroOptions, TransformersSpeechOptions
+from sixfold.plugins.tts.probes import PROBES
 from sixfold.plugins.tts.schema import SpeechInput, SpeechOutput
 from sixfold.plugins.tts.workloads import SPEECH
 
@@ -92,6 +93,7 @@ def register_apis(register: Callable[[Api], None]) -> None:
                 "curl $url/v1/audio/speech -H 'content-type: application/json' "
                 """-d '{"model": "$model", "input": "Good morning."}' -o speech.mp3""",
             ),
+            probes=PROBES,
         )
     )
 

@@ -10,6 +10,7 @@ from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.plugins.video import memory_need
 from sixfold.plugins.video.messages import VideoOutput, VideoRequest
 from sixfold.plugins.video.options import VideoOptions
+from sixfold.plugins.video.probes import PROBES
 
 _PIPELINES = tuple(
     "Allegro AnimateDiff CogVideoX Cosmos EasyAnimate Helios Hunyuan HunyuanVideo Kandinsky5T2V Kandinsky5I2V LTX Latte "
@@ -87,5 +88,6 @@ def register_apis(register: Callable[[Api], None]) -> None:
                 "curl $url/v1/videos -H 'content-type: application/json' "
                 """-d '{"model": "$model", "prompt": "a red ball moving right"}'  # then GET $url/v1/videos/ID/content""",
             ),
+            probes=PROBES,
         )
     )

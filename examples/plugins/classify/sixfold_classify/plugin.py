@@ -29,8 +29,7 @@ FAMILY = Family(
     batch_tolerance=1e-5,
 )
 PROBE = Probe(
-    operation="classify", path="/v1/classify", make_body=lambda model, n: {"model": model, "input": ["good"] * (n + 1)}
+    operation="classify", path="/v1/classify", make_body=lambda model, n: {"model": model, "input": ["so " * n]}
 )
-PLUGIN = Plugin(
-    families=[FAMILY], apis=[Api(modality="classify", factory="sixfold_classify.api:ClassifyAPI", probes=(PROBE,))]
-)
+FACE = Api(modality="classify", factory="sixfold_classify.api:ClassifyAPI", probes=(PROBE,))
+PLUGIN = Plugin(families=[FAMILY], apis=[FACE])
