@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sixfold.core.messages import Cost, Failed, Finished, Increment, Priority, Request, Timing, Usage
     from sixfold.core.plugins import Plugins, load_plugins
     from sixfold.core.probe import Probe
+    from sixfold.core.refusal import refuse_others
     from sixfold.core.runtime.local_replica import LocalReplica
     from sixfold.core.serving.api import (
         BackgroundRun,
@@ -127,6 +128,7 @@ _MODULES = {
     "fetch_file": "sources.download",
     "hookimpl": "hookspecs",
     "load_plugins": "plugins",
+    "refuse_others": "refusal",
 }
 """Where each public name is, below this package."""
 
@@ -196,6 +198,7 @@ __all__ = [
     "file_lock",
     "hookimpl",
     "load_plugins",
+    "refuse_others",
 ]
 
 

@@ -8,13 +8,15 @@ What a model can't honour it must refuse: `plain_texts` does that for models of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from sixfold.core.errors import InvalidRequest
+from sixfold.core.refusal import refuse_others
 from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput, ImageItem, SparseVector, TextItem
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "EmbeddingInput",
@@ -29,27 +31,24 @@ __all__ = [
 ]
 
 _MIN_NORM = 1e-12
+_PARAMS = {"token_ids": "input", "items": "input", "truncate_tokens": "truncate_prompt_tokens"}
 
 
 def plain_texts(wanted: EmbeddingInput) -> tuple[str, ...]:
     """The texts of a request to a model that makes one vector of a text, and knows neither tokens nor prompts.
 
+    Queries and documents are the same to it (``input_type``), and leading dimensions can be had by `dense_output`.
+
     Raises:
         InvalidRequest: It asks for anything else.
     """
-    refused = {
-        "input": bool(wanted.token_ids or wanted.items),
-        "prompt_name": wanted.prompt_name is not None,
-        "truncate_prompt_tokens": wanted.truncate_tokens is not None,
-        "output_types": wanted.output_types != ("dense",),
-    }
-    for param, is_refused in refused.items():
-        if is_refused:
-            raise InvalidRequest(f"This model takes texts and makes one vector of each: change {param!r}.", param=param)
+    if wanted.token_ids or wanted.items:
+        raise InvalidRequest("This model embeds texts, neither token ids nor images.", param="input")
+    refuse_others(wanted, {"texts", "input_type", "dimensions"}, params=_PARAMS)
     return wanted.texts
 
 
-def dense_output(rows: Sequence[NDArray[np.float32]], wanted: EmbeddingInput) -> EmbeddingOutput:
+def dense_output(rows: Sequence[NDArray[Any]], wanted: EmbeddingInput) -> EmbeddingOutput:
     """The answer of one vector for each input, cut to the wanted dimensions, which are then made as long as before.
 
     Args:
@@ -59,6 +58,8 @@ def dense_output(rows: Sequence[NDArray[np.float32]], wanted: EmbeddingInput) ->
     Raises:
         InvalidRequest: It wants more dimensions than there are.
     """
+    import numpy as np  # not where the module of a plugin is loaded
+
     table = np.asarray(rows, np.float32)
     if wanted.dimensions is not None:
         if wanted.dimensions > table.shape[1]:
