@@ -31,5 +31,6 @@ FAMILY = Family(
 PROBE = Probe(
     operation="classify", path="/v1/classify", make_body=lambda model, n: {"model": model, "input": ["so " * n]}
 )
-FACE = Api(modality="classify", factory="sixfold_classify.api:ClassifyAPI", probes=(PROBE,))
-PLUGIN = Plugin(families=[FAMILY], apis=[FACE])
+PLUGIN = Plugin(
+    families=[FAMILY], apis=[Api(modality="classify", factory="sixfold_classify.api:Face", probes=(PROBE,))]
+)
