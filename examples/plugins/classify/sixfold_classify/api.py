@@ -14,7 +14,7 @@ class Body(BaseModel, extra="forbid"):
     input: list[str]
 
 
-class Face(ModalityAPI):
+class API(ModalityAPI):
     """One route."""
 
     modality = "classify"

@@ -31,6 +31,4 @@ FAMILY = Family(
 PROBE = Probe(
     operation="classify", path="/v1/classify", make_body=lambda model, n: {"model": model, "input": ["so " * n]}
 )
-PLUGIN = Plugin(
-    families=[FAMILY], apis=[Api(modality="classify", factory="sixfold_classify.api:Face", probes=(PROBE,))]
-)
+PLUGIN = Plugin(families=[FAMILY], apis=[Api(modality="classify", factory="sixfold_classify.api:API", probes=(PROBE,))])
