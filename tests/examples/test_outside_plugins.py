@@ -127,11 +127,13 @@ def test_a_plugin_has_at_most_60_lines_of_code(name: str) -> None:
     assert 0 < sum(map(num_code_lines, files)) <= MAX_LINES
 
 
+@pytest.mark.slow
 def test_a_strangers_family_is_conformant(installed: Installed) -> None:
     output = installed.run("hashing", *_PYTEST)
     assert "12 passed, 1 skipped" in output
 
 
+@pytest.mark.slow
 def test_a_strangers_source_is_conformant(installed: Installed, tmp_path: Path) -> None:
     source = archive_of(PLUGINS / "hashing" / "model", tmp_path / "near.tar.gz")
     config = tmp_path / "config.yaml"
