@@ -42,7 +42,7 @@ def _numbers_differ(expected: Any, found: Any, tolerance: float, place: str) -> 
     far = ~(np.abs(expected - found) <= tolerance * np.maximum(1.0, np.abs(expected)))
     if not far.any():
         return None
-    worst = float(np.nanmax(np.abs(expected - found), initial=0.0))
+    worst = float(np.abs(expected - found)[far].max())
     count = f"{int(far.sum())} of {far.size} numbers"
     return f"{place} differs in {count}, by up to {worst:g}; Family.batch_tolerance is {tolerance:g}"
 

@@ -24,7 +24,7 @@ METRICS = (
 )
 WHISPER_METRICS = (
     *METRICS,
-    MetricSpec(name="audio_encoded_windows", kind=_GAUGE, help="Encoded windows that are held now."),
+    MetricSpec(name="audio_encoded_windows", kind=_GAUGE, help="Encoded windows that are held now.", is_held=True),
     MetricSpec(
         name="audio_fallbacks_total", kind=_COUNTER, help="Attempts that failed Whisper's checks and were repeated."
     ),

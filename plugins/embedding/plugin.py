@@ -26,6 +26,9 @@ _BARE_ENCODERS = frozenset(
 )
 """``model_type`` of text encoders that sentence-transformers serves with mean pooling when nothing else is said."""
 
+_TOLERANCE = 1e-5
+"""Of vectors and scores in float32; what is computed in fewer bits rounds more."""
+
 _TRACE_NAMES = TraceNames(prepare="tokenize", first="encode", operations={"embed": "embeddings"})
 
 
@@ -84,6 +87,7 @@ FAMILY = Family(
     quantization=LINEAR_METHODS,
     quality="sixfold.plugins.embedding.quality:EmbeddingQuality",
     memory=memory_need.need,
+    batch_tolerance=_TOLERANCE,
     metrics=(
         MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Inputs that were embedded."),
         MetricSpec(name="embedding_tokens_total", kind=MetricKind.COUNTER, help="Tokens that were embedded."),
@@ -126,6 +130,7 @@ CROSS_ENCODER = Family(
     requires=("torch", "transformers", "sentence_transformers"),
     detect=detect_cross_encoder,
     memory=memory_need.need,
+    batch_tolerance=_TOLERANCE,
     metrics=(
         MetricSpec(name="rerank_pairs_total", kind=MetricKind.COUNTER, help="Pairs that were scored."),
         MetricSpec(name="rerank_tokens_total", kind=MetricKind.COUNTER, help="Tokens of scored pairs."),
@@ -152,6 +157,7 @@ CLIP = Family(
     requires=("torch", "transformers", "PIL"),
     detect=detect_clip,
     memory=memory_need.need,
+    batch_tolerance=_TOLERANCE,
     metrics=(
         MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Texts and images that were embedded."),
         MetricSpec(name="embedding_images_total", kind=MetricKind.COUNTER, help="Images that were embedded."),

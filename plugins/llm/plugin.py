@@ -67,8 +67,15 @@ FAMILY = Family(
     metrics=(
         MetricSpec(name="prompt_tokens_total", kind=MetricKind.COUNTER, help="Prompt tokens computed."),
         MetricSpec(name="generation_tokens_total", kind=MetricKind.COUNTER, help="Tokens generated."),
-        MetricSpec(name="kv_cache_usage_perc", kind=MetricKind.GAUGE, help="Share of cache blocks in use, 0 to 1."),
-        MetricSpec(name="kv_blocks_used", kind=MetricKind.GAUGE, help="Cache blocks that sequences hold."),
+        MetricSpec(
+            name="kv_cache_usage_perc",
+            kind=MetricKind.GAUGE,
+            help="Share of cache blocks in use, 0 to 1.",
+            is_held=True,
+        ),
+        MetricSpec(
+            name="kv_blocks_used", kind=MetricKind.GAUGE, help="Cache blocks that sequences hold.", is_held=True
+        ),
         MetricSpec(name="kv_blocks_total", kind=MetricKind.GAUGE, help="Cache blocks that sequences can hold in all."),
         MetricSpec(
             name="prefix_cache_queries_total", kind=MetricKind.COUNTER, help="Tokens that were looked for in the cache."

@@ -70,6 +70,7 @@ TRANSFORMERS = Family(
     requires=("torch", "transformers", "av"),
     detect=detect_transformers,
     memory=memory_need.vits_need,
+    batch_tolerance=2e-4,  # of full scale, 16-bit rounding included
     metrics=_METRICS,
     default_max_queue_units=100_000,
 )
