@@ -16,6 +16,8 @@ from sixfold.core.testing.error_shape import check_error
 
 _NO_FIELD = "no_such_field"
 _NO_MODEL = "no-such-model"
+_BROKEN_JSON = ((b"{", "application/json"), (b"[]", "application/json"), (b"", "application/json"))
+_BROKEN_FORMS = ((b"no form", "multipart/form-data; boundary=x"), (b"no form", "multipart/form-data"))
 _COMPANY = 4
 """Requests that share steps."""
 
@@ -77,10 +79,9 @@ def errors_have_one_shape(served: ServedModel) -> None:
     for probe in served.probes:
         good = probe.make_body(served.subject.name, 0)
         _check_refusals(served, probe, good)
-        if not probe.is_form:
-            for number, body in enumerate((b"{", b"[]", b"")):
-                answer = served.client.send_raw("POST", probe.path, body).answer()
-                check_error(answer, 400, f"POST {probe.path} with broken JSON, form {number}")
+        for number, (body, media_type) in enumerate(_BROKEN_FORMS if probe.is_form else _BROKEN_JSON):
+            answer = served.client.send_raw("POST", probe.path, body, media_type).answer()
+            check_error(answer, 400, f"POST {probe.path} with a broken body, form {number}")
         for field in good:
             answer = served.client.send(probe, {**good, field: {"no": ["such", "value"]}}).answer()
             if answer.status == 404 and field == "model":
