@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sixfold.core.probe import Probe
+from sixfold.core.probe import Fields, Probe
+
+
+_BY_SIMILARITY: Fields = {"rerank_by_similarity": True}
+"""Embedding models want to be told that their vectors' similarity will do; cross-encoders don't mind."""
 
 
 def _texts(number: int) -> list[str]:
@@ -27,13 +31,23 @@ PROBES = (
     Probe(
         operation="rerank",
         path="/v1/rerank",
-        make_body=lambda model, number: {"model": model, "query": "Which number?", "documents": [*_texts(number)]},
+        make_body=lambda model, number: {
+            "model": model,
+            "query": "Which number?",
+            "documents": [*_texts(number)],
+            **_BY_SIMILARITY,
+        },
         content=_scores,
     ),
     Probe(
         operation="score",
         path="/v1/score",
-        make_body=lambda model, number: {"model": model, "text_1": "Which number?", "text_2": [*_texts(number)]},
+        make_body=lambda model, number: {
+            "model": model,
+            "text_1": "Which number?",
+            "text_2": [*_texts(number)],
+            **_BY_SIMILARITY,
+        },
         content=lambda answer: [row["score"] for row in answer["data"]],
     ),
 )
