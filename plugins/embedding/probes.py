@@ -6,7 +6,6 @@ from typing import Any
 
 from sixfold.core.probe import Fields, Probe
 
-
 _BY_SIMILARITY: Fields = {"rerank_by_similarity": True}
 """Embedding models want to be told that their vectors' similarity will do; cross-encoders don't mind."""
 
