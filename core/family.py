@@ -48,12 +48,14 @@ class MetricSpec:
             a `sixfold.core.observations.Observations`.
         help: One sentence for people.
         buckets: Upper bounds of a histogram's buckets, rising, without the last one that takes all.
+        is_held: Whether the gauge counts what requests hold, so that it is 0 while none runs; the conformance kit sees to it.
     """
 
     name: str
     kind: MetricKind
     help: str
     buckets: tuple[float, ...] = ()
+    is_held: bool = False
 
 
 class ModelFiles:
@@ -131,7 +133,7 @@ class Family:
         input_type: The msgspec type of ``Request.input`` (a Struct, or a union of tagged Structs).
         output_type: The msgspec type of all increments and results (same rule).
         options: The pydantic class (``extra="forbid"``) of the registry entry's ``options``.
-        extra: The pip extra that brings what it needs, for the message when something is missing.
+        extra: The pip extra that brings what it needs, for the message when something is missing; empty if its package does.
         requires: Import names that must be installed.
         detect: Says from the model's own files how sure it is to be the right family: 0 no, 100 certainly.
         metrics: What its models report.
@@ -149,6 +151,8 @@ class Family:
         rank_loader: ``"package.module:function"`` that the other ranks call in place of ``loader``: takes LoadContext, returns
             the modules (`RankModule` by name) that ``loader`` shares with them.
         trace_names: What its stages and operations are called in traces.
+        batch_tolerance: How far the numbers of an answer may differ when others share its steps, as a share of the larger
+            of 1 and the number itself; 0 for not at all. The conformance kit holds the family to it.
         adjusts: Whether a running model can take over new options (first the old ones are given, then the new) by
             `ReplicaModel.adjust`; otherwise it is loaded anew.
     """
@@ -160,7 +164,7 @@ class Family:
     input_type: Any
     output_type: Any
     options: type[BaseModel] = NoOptions
-    extra: str
+    extra: str = ""
     requires: tuple[str, ...] = ()
     detect: Callable[[ModelFiles], int] = field(default=lambda _files: 0)
     metrics: tuple[MetricSpec, ...] = ()
@@ -173,6 +177,7 @@ class Family:
     default_max_queue_units: int = 1_000_000
     variants: Callable[[Any], tuple[str, ...]] = field(default=lambda _options: ())
     trace_names: TraceNames = field(default_factory=TraceNames)
+    batch_tolerance: float = 0.0
     adjusts: Callable[[Any, Any], bool] = field(default=lambda _old, _new: False)
 
     @property

@@ -1,5 +1,5 @@
 """Every hook of Sixfold. A plugin is a module named by an entry point of the group ``sixfold``; it implements any of these
-with ``@sixfold.core.hookspecs.hookimpl``. First-party plugins come in the same way.
+with ``@sixfold.core.hookspecs.hookimpl``, or it is a `Plugin`, which does so. First-party plugins come in the same way.
 
 A plugin's module must import nothing heavy: it is loaded in every process, also where its extra is not installed.
 """
@@ -7,21 +7,24 @@ A plugin's module must import nothing heavy: it is loaded in every process, also
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import pluggy
 
 from sixfold.core.benchmark.workload import Workload
 from sixfold.core.family import Family, ModelFiles
+from sixfold.core.probe import Probe
 
 PROJECT = "sixfold"
 """Name of the pluggy project and of the entry-point group."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+
+OfferT = TypeVar("OfferT")
 
 Progress = Callable[[str, int, int | None], None]
 """Called with (what, bytes done, bytes in all or None) while files are fetched or converted."""
@@ -61,11 +64,13 @@ class Api:
         factory: ``"package.module:Class"``, a `sixfold.core.serving.api.ModalityAPI`; imported in the serving process.
         examples: Ready-to-paste calls that ``sixfold serve`` prints when a model of the modality is up; ``$url`` stands
             for the server's address, ``$model`` for the model's name.
+        probes: What the conformance kit asks of the modality's families, also of those of other plugins.
     """
 
     modality: str
     factory: str
     examples: tuple[str, ...] = ()
+    probes: tuple[Probe, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +88,63 @@ class Command:
     summary: str
     configure: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+
+
+class Plugin:
+    """A plugin that is data: an entry point may name one (``package.plugin:PLUGIN``) in place of a module with hooks.
+
+    Args:
+        families: For `register_families`.
+        apis: For `register_apis`.
+        sources: For `register_sources`.
+        commands: For `register_commands`.
+        workloads: For `register_workloads`.
+    """
+
+    def __init__(
+        self,
+        *,
+        families: Sequence[Family] = (),
+        apis: Sequence[Api] = (),
+        sources: Sequence[Source] = (),
+        commands: Sequence[Command] = (),
+        workloads: Sequence[Workload] = (),
+    ) -> None:
+        self._families = tuple(families)
+        self._apis = tuple(apis)
+        self._sources = tuple(sources)
+        self._commands = tuple(commands)
+        self._workloads = tuple(workloads)
+
+    @hookimpl
+    def register_families(self, register: Callable[[Family], None]) -> None:
+        """Offers the families."""
+        _each(self._families, register)
+
+    @hookimpl
+    def register_apis(self, register: Callable[[Api], None]) -> None:
+        """Offers the HTTP faces."""
+        _each(self._apis, register)
+
+    @hookimpl
+    def register_sources(self, register: Callable[[Source], None]) -> None:
+        """Offers the sources."""
+        _each(self._sources, register)
+
+    @hookimpl
+    def register_commands(self, register: Callable[[Command], None]) -> None:
+        """Offers the commands."""
+        _each(self._commands, register)
+
+    @hookimpl
+    def register_workloads(self, register: Callable[[Workload], None]) -> None:
+        """Offers the workloads."""
+        _each(self._workloads, register)
+
+
+def _each(offers: Sequence[OfferT], register: Callable[[OfferT], None]) -> None:
+    for offer in offers:
+        register(offer)
 
 
 @hookspec

@@ -98,7 +98,8 @@ def diff(old: Mapping[str, ModelEntry], new: Mapping[str, ModelEntry]) -> Regist
 
 def install_command(family: Family, plugins: Plugins) -> str:
     """The pip command that brings what the family needs."""
-    return f"pip install '{plugins.distribution_of(f'family {family.name}')}[{family.extra}]'"
+    extra = f"[{family.extra}]" if family.extra else ""
+    return f"pip install '{plugins.distribution_of(f'family {family.name}')}{extra}'"
 
 
 def check_entry(entry: ModelEntry, plugins: Plugins) -> None:

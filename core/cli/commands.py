@@ -1,4 +1,4 @@
-"""The built-in commands: serve, pull, models, plan, quantize-report, bench, hash-key and plugins."""
+"""The built-in commands: serve, pull, models, plan, quantize-report, bench, hash-key, new-plugin and plugins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from sixfold.core.benchmark import command as bench
-from sixfold.core.cli import hash_key, quantize_report
+from sixfold.core.cli import hash_key, new_plugin, quantize_report
 from sixfold.core.cli.listing import model_lines, plugin_lines
 from sixfold.core.cli.plan import configure_plan, run_plan
 from sixfold.core.cli.progress import ProgressReport
@@ -63,6 +63,12 @@ def builtin_commands(plugins: Plugins) -> tuple[Command, ...]:
             "Make an API key, or read one from standard input, and print its entry for the configuration.",
             hash_key.configure,
             hash_key.run,
+        ),
+        command(
+            "new-plugin",
+            "Write a package that is a working plugin, with tests, to put a model into.",
+            new_plugin.configure,
+            new_plugin.run,
         ),
         command(
             "plugins", "List plugins and what they offer, or why they do not work.", lambda _parser: None, _plugins

@@ -24,7 +24,7 @@ _MAX_FRUITLESS_ATTEMPTS = 3
 _RANGE_NOT_SATISFIABLE = 416
 
 
-class AccessRefused(Exception):
+class AccessRefused(SourceError):
     """The server wants credentials or a certificate that a plain download does not have; another client may."""
 
 
@@ -50,7 +50,7 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def exclusive(path: Path, label: str, progress: Progress) -> Generator[None, None, None]:
+def file_lock(path: Path, label: str, progress: Progress) -> Generator[None, None, None]:
     """Holds a lock file, so that two processes never write the same files; the second waits and says so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
@@ -65,7 +65,9 @@ def exclusive(path: Path, label: str, progress: Progress) -> Generator[None, Non
         lock.release()
 
 
-def fetch(file: RemoteFile, target: Path, progress: Progress, *, wait: Callable[[float], None] = time.sleep) -> None:
+def fetch_file(
+    file: RemoteFile, target: Path, progress: Progress, *, wait: Callable[[float], None] = time.sleep
+) -> None:
     """Downloads to ``target``, by way of ``<target>.part``; returns at once if it is there.
 
     The caller holds a lock on the target. ``.part`` survives any interruption and the next call asks for the rest only.
@@ -145,12 +147,17 @@ def _refuse_hopeless(file: RemoteFile, error: Exception) -> None:
     if isinstance(error, urllib.error.HTTPError):
         error.close()
         if error.code in (401, 403, 407):
-            raise AccessRefused(f"{file.label}: HTTP {error.code} from the server") from error
+            raise AccessRefused(
+                f"{file.label}: the server answered HTTP {error.code}: it wants credentials. Fetch the file by hand, or from a "
+                "server that has it for all."
+            ) from error
         if 400 <= error.code < 500 and error.code not in (408, 429):
             raise SourceError(
                 f"{file.label}: the server answered HTTP {error.code}. Check the name and version."
             ) from error
     elif isinstance(error, urllib.error.URLError) and "CERTIFICATE_VERIFY_FAILED" in str(error.reason):
-        raise AccessRefused(f"{file.label}: the server's certificate is not trusted by this Python") from error
+        raise AccessRefused(
+            f"{file.label}: the server's certificate is not trusted by this Python. Set SSL_CERT_FILE to one that it trusts."
+        ) from error
     elif isinstance(error, OSError) and not isinstance(error, urllib.error.URLError) and error.filename:
         raise SourceError(f"{file.label}: cannot write {error.filename}: {error.strerror}. Free or fix it.") from error

@@ -15,6 +15,8 @@ class FileSource:
 
     def resolve(self, reference: str, *, cache_dir: Path, progress: Progress) -> Path:
         """See `sixfold.core.hookspecs.Source`. Nothing is fetched or kept."""
+        if not reference.strip():
+            raise SourceError("'file:' names no file. Write file:PATH, a folder with config.json or a file.")
         path = Path(reference).expanduser().absolute()
         if path.is_dir() and not any(path.iterdir()):
             raise SourceError(f"The folder {path} is empty. Put the model's files there.")

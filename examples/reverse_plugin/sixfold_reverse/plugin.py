@@ -2,8 +2,16 @@
 
 from collections.abc import Callable
 
-from sixfold.core import Api, Family, hookimpl
+from sixfold.core import Api, Family, Probe, hookimpl
 from sixfold_reverse.messages import Letter, Reversed, Text
+
+PROBE = Probe(  # what `pytest --sixfold-plugin reverse` asks
+    operation="reverse",
+    path="/v1/reverse",
+    make_body=lambda model, number: {"model": model, "text": f"word {number}"},
+    content=lambda answer: answer["text"],
+    stream={"stream": True},
+)
 
 
 @hookimpl
@@ -26,4 +34,4 @@ def register_families(register: Callable[[Family], None]) -> None:
 @hookimpl
 def register_apis(register: Callable[[Api], None]) -> None:
     """Offers ``POST /v1/reverse``."""
-    register(Api(modality="reverse", factory="sixfold_reverse.api:ReverseAPI"))
+    register(Api(modality="reverse", factory="sixfold_reverse.api:ReverseAPI", probes=(PROBE,)))

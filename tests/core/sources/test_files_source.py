@@ -28,3 +28,9 @@ def test_a_missing_or_empty_path_says_what_to_put_there(tmp_path: Path, quiet: P
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="is empty"):
         FileSource().resolve(str(tmp_path / "empty"), cache_dir=tmp_path, progress=quiet)
+
+
+@pytest.mark.parametrize("reference", ["", "  "])
+def test_a_reference_without_a_path_is_refused(reference: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="names no file"):
+        FileSource().resolve(reference, cache_dir=tmp_path, progress=lambda _what, _done, _total: None)

@@ -1,0 +1,123 @@
+"""``sixfold new-plugin`` writes packages that work as they are."""
+
+from __future__ import annotations
+
+import ast
+import importlib.resources
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sixfold.core.cli import main
+from sixfold.core.cli.new_plugin import NEW, SKELETONS, skeleton_files
+from sixfold.core.plugins import load_plugins
+
+_QUIET = ("-p", "sixfold.core.testing.pytest_option", "-p", "no:cacheprovider", "-q")
+RUFF = Path(sys.executable).with_name("ruff")
+
+
+def new_plugin(folder: Path, name: str, modality: str) -> int:
+    return main(["new-plugin", name, "--modality", modality, "--path", str(folder)])
+
+
+def test_there_is_a_skeleton_for_every_modality_and_for_a_new_one() -> None:
+    assert set(SKELETONS) == {*load_plugins().apis, NEW}
+    templates = importlib.resources.files("sixfold.core.cli") / "templates"
+    assert {folder.name for folder in templates.iterdir()} == {"common", *SKELETONS}
+
+
+@pytest.mark.parametrize("modality", SKELETONS)
+def test_a_skeleton_is_formatted_and_has_no_word_left_to_fill_in(modality: str, tmp_path: Path) -> None:
+    assert new_plugin(tmp_path, "my-own", modality) == 0
+    for path in (tmp_path / "my-own").rglob("*"):
+        if path.is_file():
+            assert "$" not in path.read_text(), path
+        if path.suffix == ".py":
+            ast.parse(path.read_text())
+    project = tomllib.loads((tmp_path / "my-own" / "pyproject.toml").read_text())
+    assert project["project"]["entry-points"]["sixfold"] == {"my-own": "sixfold_my_own.plugin:PLUGIN"}
+    assert list(yaml.safe_load((tmp_path / "my-own" / "config.yaml").read_text())["models"]) == ["my-own"]
+    subprocess.run(
+        [RUFF, "format", "--check", "--isolated", "--no-cache", "--line-length=120", tmp_path],
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_it_says_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new_plugin(tmp_path, "my-own", "embedding")
+    printed = capsys.readouterr().out
+    for step in (f"cd {tmp_path / 'my-own'}", "pip install -e '.[test]'", "pytest", "sixfold serve config.yaml"):
+        assert step in printed
+
+
+@pytest.mark.parametrize("name", ["My-own", "my_own", "-own", "own-", "my--own", "1st", "", "ö", "../own", "x" * 41])
+def test_a_bad_name_is_refused_before_anything_is_written(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["new-plugin", "--modality", "new", "--path", str(tmp_path), "--", name]) == 2
+    assert "is no name for a plugin: it has small letters" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_name_of_an_installed_plugin_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert new_plugin(tmp_path, "tts", "tts") == 2
+    assert "The plugin 'tts' is installed (sixfold" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my-own").mkdir()
+    assert new_plugin(tmp_path, "my-own", "new") == 2
+    assert "is there already. Choose another name" in capsys.readouterr().err
+    assert list((tmp_path / "my-own").iterdir()) == []
+
+
+def test_a_place_that_can_not_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert new_plugin(tmp_path / "file", "my-own", "new") == 2
+    assert "can't be written" in capsys.readouterr().err
+
+
+def test_a_wheel_would_hold_every_template() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    patterns: dict[str, Any] = project["tool"]["setuptools"]["package-data"]
+    assert "templates/*/*" in patterns["*"]
+    root = importlib.resources.files("sixfold.core.cli") / "templates"
+    assert all(file.name.endswith(".txt") for folder in root.iterdir() for file in folder.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", SKELETONS)
+def test_a_new_plugin_is_conformant_as_it_is(modality: str, tmp_path: Path) -> None:
+    new_plugin(tmp_path, "my-own", modality)
+    project, site = tmp_path / "my-own", tmp_path / "site"
+    copy = shutil.copytree(project, tmp_path / "copy")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", str(site), str(copy)], check=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *_QUIET],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(site), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    num_skipped = 0 if modality in ("llm", "asr", "tts", "image") else 1  # the others have no stream
+    assert f"{12 - num_skipped} passed" in done.stdout
+
+
+def test_all_files_of_a_new_plugin_are_known_by_its_readme() -> None:
+    for modality in SKELETONS:
+        files = skeleton_files("my-own", modality)
+        readme = files["README.md"]
+        names = {Path(place).name for place in files if place.startswith("sixfold_my_own/")} - {"__init__.py"}
+        assert all(name in readme for name in names)
