@@ -30,6 +30,8 @@ DRAWS = 1000
 CONFIDENCE = 0.9
 SEEDS = 8
 """Simulations of a policy that draws."""
+FEWEST_CONVERSATIONS = 5
+"""With fewer, drawing them anew says little: every pair is a tie."""
 MEASURES = ("ttft_s", "e2e_s")
 
 
@@ -78,6 +80,7 @@ def judge(measurement: dict[str, Any]) -> dict[str, Any]:
             {
                 "workload": kind,
                 "num_requests": len(theirs[policies[0]]),
+                "num_conversations": num_conversations(theirs[policies[0]]),
                 "measured": {policy: figures(theirs[policy]) for policy in policies},
                 "simulated": {policy: figures(ours[policy]) for policy in policies},
                 "order": {measure: order(ours, theirs, measure) for measure in MEASURES},
@@ -184,7 +187,7 @@ def order(ours: Plays, theirs: Plays, measure: str) -> dict[str, Any]:
     for one, other in itertools.combinations(theirs, 2):
         low_s, high_s = difference(theirs[one], theirs[other], measure)
         simulated_s = mean(ours[one], measure) - mean(ours[other], measure)
-        tie = low_s <= 0.0 <= high_s
+        tie = low_s <= 0.0 <= high_s or num_conversations(theirs[one]) < FEWEST_CONVERSATIONS
         pairs.append(
             {
                 "pair": f"{one} - {other}",
@@ -200,6 +203,10 @@ def order(ours: Plays, theirs: Plays, measure: str) -> dict[str, Any]:
         "pairs": pairs,
         "preserved": all(pair["agree"] for pair in pairs),
     }
+
+
+def num_conversations(played: Sequence[Played]) -> int:
+    return len({each.conversation for each in played})
 
 
 def mean(played: Sequence[Played], measure: str) -> float:

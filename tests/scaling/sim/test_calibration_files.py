@@ -21,6 +21,10 @@ from sixfold.scaling.spec import ScalingSpec
 BENCH = Path(__file__).parents[3] / "bench"
 STEP = StepTime(base_s=0.04, per_prefill_s=1e-3, per_row_s=5e-4, per_kv_s=1e-5, per_prefill_kv_s=1e-6)
 OVERHEAD_S = 0.004
+KIND = {
+    "name": "chats", "first_tokens": [200, 200], "growth_tokens": [64, 64], "output_tokens": [4, 4],
+    "num_turns": [4, 4], "gap_s": [1, 1],
+}  # fmt: skip
 
 
 def judged(script: str, measurement: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -107,12 +111,8 @@ def plays(ttft_s: dict[str, float]) -> list[dict[str, Any]]:
 def test_a_ranking_is_preserved_where_the_simulator_orders_what_is_no_tie_as_measured(
     ttft_s: dict[str, float], ties: set[str], preserved: bool, tmp_path: Path
 ) -> None:
-    kind = {
-        "name": "chats", "first_tokens": [200, 200], "growth_tokens": [64, 64], "output_tokens": [4, 4],
-        "num_turns": [4, 4], "gap_s": [1, 1],
-    }  # fmt: skip
     measurement = {
-        "experiments": experiments(), "plays": plays(ttft_s), "kinds": [kind], "max_step_tokens": 600,
+        "experiments": experiments(), "plays": plays(ttft_s), "kinds": [KIND], "max_step_tokens": 600,
         "cache_tokens": 100_000, "block_tokens": 16,
     }  # fmt: skip
     result = judged("policy_ranking.py", measurement, tmp_path)
@@ -122,6 +122,20 @@ def test_a_ranking_is_preserved_where_the_simulator_orders_what_is_no_tie_as_mea
     assert order["preserved"] is preserved
     simulated = result["workloads"][0]["simulated"]
     assert simulated["prefix"]["cached_share"] > simulated["round_robin"]["cached_share"] > 0.0
+
+
+def test_a_ranking_of_few_conversations_is_no_ranking(tmp_path: Path) -> None:
+    few = [
+        {**play, "conversations": [number % 3 for number in range(20)]}
+        for play in plays({"round_robin": 0.2, "prefix": 0.9})
+    ]
+    measurement = {
+        "experiments": experiments(), "plays": few, "kinds": [KIND], "max_step_tokens": 600, "cache_tokens": 100_000,
+        "block_tokens": 16,
+    }  # fmt: skip
+    result = judged("policy_ranking.py", measurement, tmp_path)
+    (pair,) = result["workloads"][0]["order"]["ttft_s"]["pairs"]
+    assert pair["tie"]
 
 
 def test_a_file_of_another_kind_is_refused_with_what_is_expected(tmp_path: Path) -> None:
