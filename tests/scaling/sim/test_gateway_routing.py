@@ -43,17 +43,18 @@ def run(
     return Simulation([site], Rules(patience_s=patience_s, replay_streams=True), losses).run(trace)
 
 
-requests = st.builds(
-    lambda micros, blocks, output, family: TraceRequest(
+def family_request(micros: int, blocks: int, output: int, family: int) -> TraceRequest:
+    """One whose prompt begins as all of its family do."""
+    return TraceRequest(
         arrived_s=micros / 1e6,
         prompt_tokens=10 * blocks + 3,
         output_tokens=output,
         blocks=tuple(1000 * family + place for place in range(blocks)),
-    ),
-    st.integers(0, 5_000_000),
-    st.integers(1, 30),
-    st.integers(1, 30),
-    st.integers(0, 3),
+    )
+
+
+requests = st.builds(
+    family_request, st.integers(0, 5_000_000), st.integers(1, 30), st.integers(1, 30), st.integers(0, 3)
 )
 traces = st.lists(requests, min_size=1, max_size=30).map(lambda found: sorted(found, key=lambda each: each.arrived_s))
 
