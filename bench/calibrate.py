@@ -1,8 +1,11 @@
 """Fits the simulator's step time to our own runtime over HTTP, then compares simulated with measured times on other workloads.
 
-What is fitted: prompts of several lengths alone (their first token), and several sequences that decode side by side. What is
-held out: requests of mixed lengths that arrive at random. Measured is one server with one replica, without prefix cache and
-guesses, which the step time does not know.
+    python bench/calibrate.py --out results/calibrate.json      # measures, fits, compares
+    python bench/calibrate.py --from results/calibrate.json     # fits and compares again, without measuring
+
+What is fitted: single steps of prompts of several lengths alone and of several sequences side by side, as the server's live view
+tells them. What is held out: requests of mixed lengths that arrive at random. Measured is one server with one replica, without
+prefix cache and guesses. The file holds every request and every step, so that another model can be judged by it.
 """
 
 from __future__ import annotations
@@ -17,71 +20,82 @@ import statistics
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import report
 import uvloop
+from live_steps import TOLD_AFTER_S, Step, StepWatcher, watched
 from servers import OtherLoad, RunningServer, Target
 from targets import BENCH, OFFLINE, SIXFOLD, WORK, pull_demo_models, work_folder
+from timed_requests import Timed, Workload, as_trace, at_their_times, random_tokens, send, side_by_side
 
-from sixfold.core.benchmark.client import Answer, Connection
 from sixfold.scaling.autoscale.step_time import Measured, StepTime, fit
 from sixfold.scaling.sim.outcome import Summary, summarize
 from sixfold.scaling.sim.replica import ReplicaProfile
-from sixfold.scaling.sim.request import TraceRequest
 from sixfold.scaling.sim.routing import RoundRobin
 from sixfold.scaling.sim.simulation import Rules, Simulation
 from sixfold.scaling.sim.site import Site
 from sixfold.scaling.spec import ScalingSpec, Slo
 
-PROMPTS = (16, 64, 128, 256, 384)
-DECODE = ((1, 16), (1, 256), (2, 64), (4, 64), (4, 256), (8, 64), (8, 256))
-OUTPUT_TOKENS = 48
+PROMPTS = (16, 40, 64, 128, 200, 256, 384, 500)
+SIDE_BY_SIDE = ((1, 16), (1, 256), (2, 64), (4, 64), (4, 256), (8, 64), (8, 256))
+OUTPUT_TOKENS = 32
 FEWEST = 5
 """Requests of a held-out workload, however slow the machine is."""
 QUICK_PROMPTS = (16, 96)
-QUICK_DECODE = ((1, 16), (2, 64))
+QUICK_SIDE_BY_SIDE = ((1, 16), (2, 64))
 QUICK_OUTPUT_TOKENS = 8
+KINDS = (
+    ("chat", (32, 256), (16, 64)),
+    ("code", (128, 384), (4, 24)),
+    ("labels", (64, 384), (1, 4)),
+    ("stories", (16, 64), (64, 160)),
+)
+"""Names of held-out workloads with the lengths of their prompts and answers."""
 GOALS = {"ttft": 0.25, "e2e": 0.15}
-TOKENS = (1000, 30_000)
-"""Prompts are random token ids in this range: their length is exact, and no two share a prefix."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """Requests that arrive at random."""
-
-    name: str
-    rate_per_s: float
-    prompt_tokens: tuple[int, int]
-    output_tokens: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timed:
-    """One measured request."""
-
-    sent_s: float
-    prompt_tokens: int
-    output_tokens: int
-    first_s: float
-    last_s: float
+"""The largest error of a workload's mean."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=3, help="of each point of the fit")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each held-out workload")
+    parser.add_argument("--seconds", type=float, default=45.0, help="of each held-out workload")
     parser.add_argument(
         "--load", type=float, nargs="+", default=[0.3, 0.6], help="shares of what the fit says it can do"
     )
     parser.add_argument("--quick", action="store_true", help="few points and short answers: shows that it runs")
+    parser.add_argument("--from", dest="file", type=Path, help="a file of an earlier run; nothing is measured")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    measurement = read(args.file) if args.file is not None else measured(args)
+    result = {"result": judge(measurement), "measurement": measurement}
+    print(json.dumps(result["result"], indent=1))
+    if args.out is not None:
+        args.out.write_text(one_row_a_line(result), encoding="utf-8")
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The measurement of an earlier run."""
+    try:
+        measurement: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["measurement"]
+    except (OSError, ValueError, KeyError) as error:
+        raise SystemExit(
+            f"{file}: no file that calibrate.py --out wrote since it stores requests ({error!r})."
+        ) from None
+    return measurement
+
+
+def one_row_a_line(result: dict[str, Any]) -> str:
+    """JSON with the innermost lists on one line each."""
+    return re.sub(r"\[\s+([-\d.,\se]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", json.dumps(result, indent=1))
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any]:
     # Servers are in sessions of their own, so nothing but this process ends them: SIGTERM must unwind as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda _signum, _frame: sys.exit(143))
     work_folder()
@@ -89,12 +103,9 @@ def main() -> None:
     with RunningServer(target(model, args.dtype), WORK) as server:
         server.wait_ready()
         load = OtherLoad(server)
-        result = uvloop.run(calibrate(server, args))
-        result["other_load"] = load.share()
-    result["machine"] = report.machine()
-    print(json.dumps(result, indent=1))
-    if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        measurement = uvloop.run(measure(server.port, args))
+        measurement["other_load"] = load.share()
+    return {"dtype": args.dtype, **measurement, "machine": report.machine()}
 
 
 def target(model: Path, dtype: str) -> Target:
@@ -110,80 +121,91 @@ def target(model: Path, dtype: str) -> Target:
     )
 
 
-async def calibrate(server: RunningServer, args: argparse.Namespace) -> dict[str, Any]:
-    """Measures, fits, and measures again what was not fitted."""
+async def measure(port: int, args: argparse.Namespace) -> dict[str, Any]:
+    """What is fitted, and then what is held out."""
     draws = random.Random(0)
-    await many(server.port, [(64, 8)] * 4, draws)
-    points: list[Measured] = []
-    output = QUICK_OUTPUT_TOKENS if args.quick else OUTPUT_TOKENS
-    for _ in range(args.repeats):
-        for rows, prompt in QUICK_DECODE if args.quick else DECODE:
-            points.append(decode_point(await many(server.port, [(prompt, output)] * rows, draws)))
-        for prompt in QUICK_PROMPTS if args.quick else PROMPTS:
-            (timed,) = await many(server.port, [(prompt, 1)], draws)
-            points.append(Measured(prefill_tokens=prompt, decode_rows=0, kv_tokens=0, seconds=timed.first_s))
-    step_time = fit(points)
-    overhead_s = overhead(step_time, points)
-    budget = int(gauge(server.port, "step_budget_units"))
-    result: dict[str, Any] = {
-        "step_time": asdict(step_time),
-        "overhead_s": overhead_s,
-        "max_step_tokens": budget,
-        "points": [asdict(point) for point in points],
-        "fit_error": statistics.mean(abs(predicted(step_time, point) / point.seconds - 1) for point in points),
-        "held_out": [],
-    }
-    profile = ReplicaProfile(step_time=step_time, max_step_tokens=max(1, budget), overhead_s=overhead_s)
-    for workload in workloads(step_time, args.load):
-        measured = await open_loop(server.port, workload, args.seconds, draws)
-        result["held_out"].append(compare(workload, measured, profile))
-        print(json.dumps(result["held_out"][-1]), file=sys.stderr, flush=True)
-    for time_name, goal in GOALS.items():
-        error = statistics.mean(each[f"{time_name}_error"] for each in result["held_out"])
-        result[f"{time_name}_error"], result[f"{time_name}_kept"] = error, error <= goal
-    return result
+    await side_by_side(port, [(64, 8)] * 4, draws)
+    async with watched(port, "chat") as watcher:
+        experiments = await fitted(port, watcher, draws, repeats=args.repeats, quick=args.quick)
+        budget = int(gauge(port, "step_budget_units"))
+        step_time = fit_steps(experiments)
+        held_out: list[dict[str, Any]] = []
+        for workload in workloads(step_time, args.load):
+            start_s = time.perf_counter()
+            requests = await at_random(port, workload, args.seconds, draws)
+            await asyncio.sleep(TOLD_AFTER_S)
+            steps = watcher.between(start_s, time.perf_counter())
+            held_out.append(
+                {
+                    "workload": asdict(workload),
+                    "requests": [each.row for each in requests],
+                    "steps": [step.row for step in steps],
+                }
+            )
+            print(f"measured {workload.name}: {len(requests)} requests", file=sys.stderr, flush=True)
+    return {"max_step_tokens": budget, "experiments": experiments, "held_out": held_out}
 
 
-def predicted(step_time: StepTime, point: Measured) -> float:
-    return (
-        step_time.base_s * point.steps
-        + step_time.per_prefill_s * point.prefill_tokens
-        + step_time.per_row_s * point.decode_rows
-        + step_time.per_kv_s * point.kv_tokens
-    )
+async def fitted(
+    port: int, watcher: StepWatcher, draws: random.Random, *, repeats: int, quick: bool
+) -> list[dict[str, Any]]:
+    """Prompts alone, and several sequences side by side, with their steps."""
+    output = QUICK_OUTPUT_TOKENS if quick else OUTPUT_TOKENS
+    found: list[dict[str, Any]] = []
+    for _ in range(repeats):
+        shapes = [[(prompt, output)] * rows for rows, prompt in (QUICK_SIDE_BY_SIDE if quick else SIDE_BY_SIDE)]
+        shapes += [[(prompt, 1)] for prompt in (QUICK_PROMPTS if quick else PROMPTS)]
+        for shape in shapes:
+            start_s = time.perf_counter()
+            requests = await side_by_side(port, shape, draws)
+            await asyncio.sleep(TOLD_AFTER_S)
+            steps = watcher.between(start_s, time.perf_counter())
+            found.append({"requests": [each.row for each in requests], "steps": [step.row for step in steps]})
+    return found
 
 
-def overhead(step_time: StepTime, points: Sequence[Measured]) -> float:
-    """What a request takes beside its steps: the rest of the first tokens' times."""
-    rests = [point.seconds - predicted(step_time, point) for point in points if point.decode_rows == 0]
+def fit_steps(experiments: Sequence[dict[str, Any]]) -> StepTime:
+    """The model of what was measured."""
+    return fit(list(points(experiments)))
+
+
+def points(experiments: Iterable[dict[str, Any]]) -> Iterable[Measured]:
+    """Each step that prefills by itself; those that only decode added up by their rows, as they are many and alike."""
+    for experiment in experiments:
+        alike: dict[int, list[Step]] = defaultdict(list)
+        for step in map(Step.of_row, experiment["steps"]):
+            if step.prefill_tokens:
+                yield step.measured
+            else:
+                alike[step.decode_rows].append(step)
+        for steps in alike.values():
+            yield Measured(
+                steps=len(steps),
+                prefill_tokens=0,
+                decode_rows=sum(step.decode_rows for step in steps),
+                kv_tokens=sum(step.kv_tokens for step in steps),
+                seconds=sum(step.seconds for step in steps),
+            )
+
+
+def overhead(experiments: Iterable[dict[str, Any]]) -> float:
+    """What a request takes beside its steps: of prompts alone, the time to the first token without the steps'."""
+    rests = [
+        Timed.of_row(each["requests"][0]).first_s - sum(Step.of_row(row).seconds for row in each["steps"])
+        for each in experiments
+        if len(each["requests"]) == 1 and Timed.of_row(each["requests"][0]).output_tokens == 1
+    ]
     return max(0.0, statistics.median(rests))
-
-
-def decode_point(requests: Sequence[Timed]) -> Measured:
-    """The time in which all of them decode: from the last first token to the first last one."""
-    start_s = max(each.sent_s + each.first_s for each in requests)
-    end_s = min(each.sent_s + each.last_s for each in requests)
-    first = min(requests, key=lambda each: each.sent_s + each.last_s)
-    pace_s = (first.last_s - first.first_s) / (first.output_tokens - 1)
-    steps = max(1.0, (end_s - start_s) / pace_s)
-    context = first.prompt_tokens + first.output_tokens - steps / 2
-    rows = len(requests)
-    return Measured(
-        steps=steps,
-        prefill_tokens=0,
-        decode_rows=rows * steps,
-        kv_tokens=rows * steps * context,
-        seconds=end_s - start_s,
-    )
 
 
 def workloads(step_time: StepTime, loads: Sequence[float]) -> list[Workload]:
     """Mixed lengths at shares of what one replica could do, were it never idle and always eight abreast."""
     found: list[Workload] = []
-    for name, prompt, output in (("chat", (32, 256), (16, 64)), ("code", (128, 384), (4, 24))):
+    for name, prompt, output in KINDS:
         mean_prompt, mean_output = sum(prompt) / 2, sum(output) / 2
-        step_s = step_time.seconds(prefill_tokens=0, decode_rows=8, kv_tokens=int(8 * mean_prompt))
-        request_s = mean_prompt * step_time.per_prefill_s + mean_output * step_s / 8
+        step_s = step_time.seconds(prefill_tokens=0, decode_rows=8, kv_tokens=8 * mean_prompt)
+        prefill_s = mean_prompt * (step_time.per_prefill_s + step_time.per_prefill_kv_s * mean_prompt / 2)
+        request_s = prefill_s + mean_output * step_s / 8
         found += [
             Workload(
                 name=f"{name} at {load:g}", rate_per_s=load / request_s, prompt_tokens=prompt, output_tokens=output
@@ -193,57 +215,16 @@ def workloads(step_time: StepTime, loads: Sequence[float]) -> list[Workload]:
     return found
 
 
-async def open_loop(port: int, workload: Workload, seconds: float, draws: random.Random) -> list[Timed]:
-    """Sends requests at random times, whether earlier ones are answered or not."""
-    start_s, at_s = time.perf_counter(), 0.0
-    tasks: list[asyncio.Task[Timed]] = []
-    while True:
+async def at_random(port: int, workload: Workload, seconds: float, draws: random.Random) -> list[Timed]:
+    """Sends the requests of a workload, whether earlier ones are answered or not."""
+    at_s, arrivals = draws.expovariate(workload.rate_per_s), list[tuple[float, list[int], int]]()
+    while at_s <= seconds or len(arrivals) < FEWEST:
+        prompt = random_tokens(draws, draws.randint(*workload.prompt_tokens))
+        arrivals.append((at_s, prompt, draws.randint(*workload.output_tokens)))
         at_s += draws.expovariate(workload.rate_per_s)
-        if at_s > seconds and len(tasks) >= FEWEST:
-            break
-        prompt, output = draws.randint(*workload.prompt_tokens), draws.randint(*workload.output_tokens)
-        await asyncio.sleep(max(0.0, start_s + at_s - time.perf_counter()))
-        tasks.append(asyncio.create_task(one(port, prompt, output, draws)))
-    return list(await asyncio.gather(*tasks))
-
-
-async def many(port: int, shapes: Sequence[tuple[int, int]], draws: random.Random) -> list[Timed]:
-    """Requests side by side."""
-    return list(await asyncio.gather(*(one(port, prompt, output, draws) for prompt, output in shapes)))
-
-
-async def one(port: int, prompt_tokens: int, output_tokens: int, draws: random.Random) -> Timed:
-    body = {
-        "model": "chat",
-        "prompt": [draws.randrange(*TOKENS) for _ in range(prompt_tokens)],
-        "max_tokens": output_tokens,
-        "ignore_eos": True,
-        "temperature": 0,
-        "stream": True,
-    }
-    connection = await Connection.open(port)
-    try:
-        answer = await connection.request("POST", "/v1/completions", json.dumps(body).encode())
-    finally:
-        connection.close()
-    if answer.status != 200:
-        raise RuntimeError(f"{answer.status}: {answer.body[:300]!r}")
-    times_s = data_times(answer)
-    return Timed(
-        sent_s=answer.started_s,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        first_s=times_s[0] - answer.started_s,
-        last_s=times_s[-1] - answer.started_s,
+    return await at_their_times(
+        [(at_s, lambda p=prompt, o=output: send(port, p, o)) for at_s, prompt, output in arrivals]
     )
-
-
-def data_times(answer: Answer) -> list[float]:
-    """When each part that carries a token came."""
-    times_s = [at_s for at_s, part in answer.parts if b'"text"' in part]
-    if not times_s:
-        raise RuntimeError(f"an answer without text: {answer.body[:300]!r}")
-    return times_s
 
 
 def gauge(port: int, name: str) -> float:
@@ -254,35 +235,59 @@ def gauge(port: int, name: str) -> float:
     return float(found.group(1))
 
 
-def compare(workload: Workload, measured: Sequence[Timed], profile: ReplicaProfile) -> dict[str, Any]:
-    """The same requests at the same times, simulated."""
-    summary = simulated(measured, profile)
-    row: dict[str, Any] = {"workload": asdict(workload), "num_requests": len(measured)}
+def judge(measurement: dict[str, Any]) -> dict[str, Any]:
+    """Fits, simulates what was held out, and compares."""
+    experiments = measurement["experiments"]
+    step_time = fit_steps(experiments)
+    fitted_points = list(points(experiments))
+    profile = ReplicaProfile(
+        step_time=step_time, max_step_tokens=measurement["max_step_tokens"], overhead_s=overhead(experiments)
+    )
+    rows = [compare(each, profile) for each in measurement["held_out"]]
+    result: dict[str, Any] = {
+        "step_time": asdict(step_time),
+        "overhead_s": profile.overhead_s,
+        "max_step_tokens": profile.max_step_tokens,
+        "fit_error": statistics.mean(abs(step_time.predict(each) / each.seconds - 1) for each in fitted_points),
+        "held_out": rows,
+    }
+    for name, goal in GOALS.items():
+        errors = [abs(row[f"{name}_error"]) for row in rows]
+        result[name] = {
+            "mean": statistics.mean(errors),
+            "worst": max(errors),
+            "goal": goal,
+            "kept": max(errors) <= goal,
+        }
+    return result
+
+
+def compare(held_out: dict[str, Any], profile: ReplicaProfile) -> dict[str, Any]:
+    """The same requests at the same times, simulated. Errors are signed: above 0 the simulation is too slow.
+
+    ``steps_error`` is that of the time of all steps as they were: what remains of the others' is how steps are filled.
+    """
+    requests = [Timed.of_row(row) for row in held_out["requests"]]
+    steps = [Step.of_row(row).measured for row in held_out["steps"]]
+    summary = simulated(requests, profile)
+    row: dict[str, Any] = {"workload": held_out["workload"]["name"], "num_requests": len(requests)}
     for name, ours, theirs in (
-        ("ttft", summary.ttft, [each.first_s for each in measured]),
-        ("e2e", summary.e2e, [each.last_s for each in measured]),
+        ("ttft", summary.ttft, [each.first_s for each in requests]),
+        ("e2e", summary.e2e, [each.last_s for each in requests]),
     ):
         mean_s = statistics.mean(theirs)
         row[f"{name}_measured_s"], row[f"{name}_simulated_s"] = mean_s, ours.mean_s
-        row[f"{name}_error"] = abs(ours.mean_s / mean_s - 1)
-        row[f"{name}_p95_measured_s"], row[f"{name}_p95_simulated_s"] = (
-            sorted(theirs)[int(0.95 * len(theirs))],
-            ours.p95_s,
-        )
+        row[f"{name}_error"] = ours.mean_s / mean_s - 1
+        row[f"{name}_p95_measured_s"] = sorted(theirs)[int(0.95 * len(theirs))]
+        row[f"{name}_p95_simulated_s"] = ours.p95_s
+    row["steps_error"] = sum(map(profile.step_time.predict, steps)) / sum(step.seconds for step in steps) - 1
     return row
 
 
-def simulated(measured: Sequence[Timed], profile: ReplicaProfile) -> Summary:
-    start_s = min(each.sent_s for each in measured)
-    trace = [
-        TraceRequest(
-            arrived_s=each.sent_s - start_s, prompt_tokens=each.prompt_tokens, output_tokens=each.output_tokens
-        )
-        for each in measured
-    ]
+def simulated(requests: Sequence[Timed], profile: ReplicaProfile) -> Summary:
     scaling = ScalingSpec(min_replicas=1, max_replicas=1)
     site = Site("site", profile, scaling, RoundRobin(), num_initial=1, now_s=0.0)
-    history = Simulation([site], Rules(patience_s=3600.0)).run(sorted(trace, key=lambda each: each.arrived_s))
+    history = Simulation([site], Rules(patience_s=3600.0)).run(as_trace(requests))
     return summarize(history, Slo(ttft_s=1.0), 1.0)
 
 

@@ -44,7 +44,7 @@ class RunningServer:
 
     def __init__(self, target: Target, log_folder: Path) -> None:
         self.target = target
-        self.port = _free_port()
+        self.port = free_port()
         self._log_path = log_folder / f"{target.name}.log"
         log_folder.mkdir(parents=True, exist_ok=True)
         with self._log_path.open("wb") as log:
@@ -171,7 +171,8 @@ async def undisturbed(
     return min(found, key=lambda values: values["other_load"]) | {"tries": len(found)}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

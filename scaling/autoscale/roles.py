@@ -48,7 +48,13 @@ def role_speed(
     Returns:
         Prefill in full steps; decode with as many rows as keep the time between two tokens, at least one.
     """
-    prefill_s = step_time.seconds(prefill_tokens=max_step_tokens, decode_rows=0, kv_tokens=0)
+    # A prompt token attends to half of its prompt on average, and prompts are about as long as what decodes.
+    prefill_s = step_time.seconds(
+        prefill_tokens=max_step_tokens,
+        decode_rows=0,
+        kv_tokens=0,
+        prefill_kv_tokens=max_step_tokens * mean_context_tokens / 2,
+    )
     row_s = step_time.per_row_s + step_time.per_kv_s * mean_context_tokens
     rows = (inter_token_s - step_time.base_s) / row_s if row_s > 0.0 else math.inf
     rows = max(1.0, min(float(max_rows), math.floor(rows) if math.isfinite(rows) else float(max_rows)))

@@ -167,7 +167,7 @@ class DisaggregationSettings(BaseModel):
     model_config = _FROZEN
 
     prefill_tokens_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """Prompt tokens that one replica computes in a second, measured on the machines at hand."""
+    """Prompt tokens that a replica computes in a second; the gateway follows what prompts take, within a factor of 4 of it."""
 
     kv_bytes_per_token: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """Size of a token's keys and values in all layers: 2 x layers x heads of keys x their size x bytes of the type."""

@@ -14,6 +14,7 @@ import msgspec
 from sixfold.core.decisions import DecisionLog
 from sixfold.scaling.disagg.bodies import can_split, decode_body, handle_of, prefill_body
 from sixfold.scaling.disagg.planner import PromptShape, ReplicaLoad, SplitCosts, SplitDecision, decide_split
+from sixfold.scaling.disagg.speed import PrefillSpeed
 from sixfold.scaling.gateway.fleet import Fleet
 from sixfold.scaling.gateway.metrics import GatewayMetrics
 from sixfold.scaling.gateway.settings import DisaggregationSettings
@@ -60,6 +61,7 @@ class PromptSplitter:
     ) -> None:
         self._decisions = decisions
         self._split_share = 0.0
+        self._speeds: dict[str, PrefillSpeed] = {}  # of models that prefill replicas serve
         self._settings = settings
         self._costs = SplitCosts(
             kv_bytes_per_token=settings.kv_bytes_per_token,
@@ -93,13 +95,18 @@ class PromptSplitter:
             return outgoing
         prefill = self._prefill_router.select(replace(shape, output_units=0), candidates, self._clock())
         try:
-            verdict = self._decide(shape, decode, prefill)
+            speed = self._speed(shape.model)
+            verdict = self._decide(shape, decode, prefill, speed.tokens_per_s(self._clock()))
             _LOG.debug("request %s: %s", request_id, verdict.reason)
             self._tell(shape.model, verdict)
             if not verdict.split:
                 self._count(shape, "stayed")
                 return outgoing
+            num_tokens, began_s = self._prefill_router.load(prefill.replica_id).prefill_units, self._clock()
             handle = await self._computed(request_id, shape, replace_body(outgoing, prefill_body(body)), prefill)
+            if handle is not None:
+                ended_s = self._clock()
+                speed.observe(num_tokens, ended_s - began_s - self._costs.overhead_s, ended_s)
         finally:
             self._prefill_router.complete(prefill)
         if handle is None:
@@ -109,8 +116,14 @@ class PromptSplitter:
         self._decode_router.started(decode)  # there is nothing left to compute before the first token
         return replace_body(outgoing, decode_body(body, handle))
 
-    def _decide(self, shape: RequestShape, decode: Decision, prefill: Decision) -> SplitDecision:
-        rate = self._settings.prefill_tokens_per_s
+    def _speed(self, model: str) -> PrefillSpeed:
+        found = self._speeds.get(model)
+        if found is None:
+            declared = self._settings.prefill_tokens_per_s
+            found = self._speeds[model] = PrefillSpeed(declared, model=model, decisions=self._decisions)
+        return found
+
+    def _decide(self, shape: RequestShape, decode: Decision, prefill: Decision, rate: float) -> SplitDecision:
         here, there = self._decode_router.load(decode.replica_id), self._prefill_router.load(prefill.replica_id)
         return decide_split(
             PromptShape(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sixfold.scaling.sim.gateway_routing import gateway_policies
 from sixfold.scaling.sim.outcome import Summary, summarize
 from sixfold.scaling.sim.replica import ReplicaProfile
 from sixfold.scaling.sim.request import TraceRequest
@@ -100,7 +101,9 @@ def _sites(settings: SimulationSettings, scaling: ScalingSpec, num_initial: int)
         block_tokens=replica.block_tokens,
         overhead_s=replica.overhead_s,
     )
-    make_policy = routing_policies(replica.block_tokens, settings.seed)[settings.routing]
+    policies = routing_policies(replica.block_tokens, settings.seed)
+    gateway = gateway_policies(replica.block_tokens, settings.seed)
+    make_policy = {**policies, **{f"gateway_{name}": make for name, make in gateway.items()}}[settings.routing]
     return [Site(name, profile, scaling, make_policy(), num_initial=num_initial, now_s=0.0) for name in settings.sites]
 
 

@@ -17,6 +17,10 @@ class PrefixCache:
         self._max_blocks = max_blocks
         self._blocks: OrderedDict[int, None] = OrderedDict()
 
+    def __len__(self) -> int:
+        """Blocks that are there."""
+        return len(self._blocks)
+
     def match(self, blocks: Sequence[int]) -> int:
         """How many leading blocks are there; changes nothing."""
         held = self._blocks

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sixfold.core.autoscaling.load import ModelLoad
 from sixfold.core.batching.admission import DrainRate
-from sixfold.scaling.autoscale.step_time import StepTime
+from sixfold.scaling.autoscale.step_time import StepTime, attended_tokens
 from sixfold.scaling.sim.prefix_cache import PrefixCache
 from sixfold.scaling.sim.request import Job, Outcome, TraceRequest
 
@@ -61,6 +61,8 @@ class SimReplica:
         """Tokens that its requests still ask for, of prompts and answers alike."""
         max_blocks = profile.cache_tokens // profile.block_tokens if profile.block_tokens else 0
         self.cache = PrefixCache(max_blocks)
+        self.started: list[Job] = []
+        """Requests whose first token came with the last segment."""
         self._waiting: deque[Job] = deque()
         self._prefilling: list[Job] = []
         self._rows: list[tuple[int, int, Job]] = []
@@ -83,6 +85,11 @@ class SimReplica:
     def cached_blocks(self, request: TraceRequest) -> int:
         """Leading blocks of the prompt that are here."""
         return self.cache.match(request.blocks)
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks that its prefix cache holds."""
+        return len(self.cache)
 
     def load(self, now_s: float) -> ModelLoad:
         """What a server would say about itself."""
@@ -130,6 +137,7 @@ class SimReplica:
             The requests that have ended, and when the next segment ends; None when there is nothing to do.
         """
         self._count(now_s)
+        self.started = []
         steps, self._num_steps = self._num_steps, 0
         done = self._decode(steps, now_s)
         units = steps * (len(self._rows) + len(done))
@@ -203,8 +211,14 @@ class SimReplica:
     def _segment_s(self) -> float:
         rows, kv_tokens, step_time = len(self._rows), self._kv_tokens, self.profile.step_time
         if self._plan:
-            tokens = sum(tokens for _, tokens in self._plan)
-            return step_time.seconds(prefill_tokens=tokens, decode_rows=rows, kv_tokens=kv_tokens)
+            return step_time.seconds(
+                prefill_tokens=sum(tokens for _, tokens in self._plan),
+                decode_rows=rows,
+                kv_tokens=kv_tokens,
+                prefill_kv_tokens=sum(
+                    attended_tokens(tokens, job.request.prompt_tokens - job.prefill_left) for job, tokens in self._plan
+                ),
+            )
         return step_time.decode_seconds(self._num_steps, decode_rows=rows, kv_tokens=kv_tokens)
 
     def _admit(self, job: Job) -> None:
@@ -219,6 +233,7 @@ class SimReplica:
 
     def _first_token(self, job: Job, now_s: float, done: list[Job]) -> None:
         self._prefilling.remove(job)
+        self.started.append(job)
         if self.profile.block_tokens:
             self.cache.use(job.request.blocks)
         if job.first_token_s is None:

@@ -1,4 +1,4 @@
-"""How simulated requests find a replica: the shape of the gateway's policies, and those that a simulation compares."""
+"""How simulated requests find a replica: policies that see what the replicas have to do; `gateway_routing` has the gateway's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sixfold.scaling.sim.request import TraceRequest
+from sixfold.scaling.sim.request import Job, TraceRequest
 
 
 class Candidate(Protocol):
@@ -33,6 +33,11 @@ class Candidate(Protocol):
         """Leading blocks of the request's prompt that it has, as its cache events would tell without delay."""
         ...
 
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks that it has in all."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
@@ -45,33 +50,51 @@ class Choice:
 class RoutingPolicy(Protocol):
     """Chooses a replica for each request. One object a site; requests come in order."""
 
-    def choose(self, request: TraceRequest, candidates: Sequence[Candidate], now_s: float) -> Choice:
-        """Picks one of at least one candidate."""
+    def choose(self, job: Job, candidates: Sequence[Candidate], now_s: float) -> Choice:
+        """Picks one of at least one candidate; a job comes again when its site was lost."""
+        ...
+
+    def started(self, job: Job) -> None:
+        """Learns that the first token of a job has come."""
+        ...
+
+    def ended(self, job: Job) -> None:
+        """Learns that a job is over; harmless when it was said before."""
         ...
 
 
-class RoundRobin:
+class _Forgetful:
+    """What policies do that look at the replicas alone when they are told of jobs: nothing."""
+
+    def started(self, job: Job) -> None:
+        """See `RoutingPolicy.started`."""
+
+    def ended(self, job: Job) -> None:
+        """See `RoutingPolicy.ended`."""
+
+
+class RoundRobin(_Forgetful):
     """One after the other."""
 
     def __init__(self) -> None:
         self._num_chosen = 0
 
-    def choose(self, request: TraceRequest, candidates: Sequence[Candidate], now_s: float) -> Choice:
+    def choose(self, job: Job, candidates: Sequence[Candidate], now_s: float) -> Choice:
         """The next one."""
         self._num_chosen += 1
         return Choice(index=(self._num_chosen - 1) % len(candidates), reason="round_robin")
 
 
-class LeastLoaded:
+class LeastLoaded(_Forgetful):
     """The replica with the fewest requests of all."""
 
-    def choose(self, request: TraceRequest, candidates: Sequence[Candidate], now_s: float) -> Choice:
+    def choose(self, job: Job, candidates: Sequence[Candidate], now_s: float) -> Choice:
         """The first of equals."""
         index = min(range(len(candidates)), key=lambda each: candidates[each].num_running)
         return Choice(index=index, reason="least_loaded")
 
 
-class PowerOfTwo:
+class PowerOfTwo(_Forgetful):
     """The less loaded of two that are drawn: nearly as even as the least of all, and as fast with thousands.
 
     Source: Mitzenmacher 2001, The power of two choices in randomized load balancing.
@@ -80,7 +103,7 @@ class PowerOfTwo:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
-    def choose(self, request: TraceRequest, candidates: Sequence[Candidate], now_s: float) -> Choice:
+    def choose(self, job: Job, candidates: Sequence[Candidate], now_s: float) -> Choice:
         """The first drawn of equals."""
         first = int(self._random.random() * len(candidates))
         second = int(self._random.random() * len(candidates))
@@ -88,12 +111,12 @@ class PowerOfTwo:
         return Choice(index=lighter, reason="power_of_two")
 
 
-class PrefixHash:
+class PrefixHash(_Forgetful):
     """Requests that begin alike go to one replica, whatever it has to do: affinity without knowledge of load."""
 
-    def choose(self, request: TraceRequest, candidates: Sequence[Candidate], now_s: float) -> Choice:
+    def choose(self, job: Job, candidates: Sequence[Candidate], now_s: float) -> Choice:
         """By rendezvous: where replicas come or go, only the prefixes of those move."""
-        prefix = str(request.blocks[:1])
+        prefix = str(job.request.blocks[:1])
 
         def rank(index: int) -> int:
             return zlib.crc32(f"{prefix}{candidates[index].replica_id}".encode())
@@ -101,7 +124,7 @@ class PrefixHash:
         return Choice(index=max(range(len(candidates)), key=rank), reason="prefix_hash")
 
 
-class KvAware:
+class KvAware(_Forgetful):
     """The replica where the least work lies before this request's end: what it has to do, and what of the prompt it lacks.
 
     Args:
@@ -113,12 +136,12 @@ class KvAware:
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
 
-    def choose(self, request: TraceRequest, candidates: Sequence[Candidate], now_s: float) -> Choice:
+    def choose(self, job: Job, candidates: Sequence[Candidate], now_s: float) -> Choice:
         """The first of equals."""
 
         def cost(index: int) -> float:
             candidate = candidates[index]
-            cached = min(candidate.cached_blocks(request) * self._block_tokens, request.prompt_tokens)
+            cached = min(candidate.cached_blocks(job.request) * self._block_tokens, job.request.prompt_tokens)
             return candidate.pending_units - cached
 
         return Choice(index=min(range(len(candidates)), key=cost), reason="kv_aware")

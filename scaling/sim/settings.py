@@ -38,11 +38,18 @@ class StepTimeSettings(BaseModel):
     per_kv_s: NotNegative = 0.0
     """For each cached token that a decoding sequence reads."""
 
+    per_prefill_kv_s: NotNegative = 0.0
+    """For each token that a prompt token attends to: the part that grows with the square of a prompt's length."""
+
     @property
     def step_time(self) -> StepTime:
         """The same, for the simulation."""
         return StepTime(
-            base_s=self.base_s, per_prefill_s=self.per_prefill_s, per_row_s=self.per_row_s, per_kv_s=self.per_kv_s
+            base_s=self.base_s,
+            per_prefill_s=self.per_prefill_s,
+            per_row_s=self.per_row_s,
+            per_kv_s=self.per_kv_s,
+            per_prefill_kv_s=self.per_prefill_kv_s,
         )
 
 
@@ -159,8 +166,20 @@ class SimulationSettings(BaseModel):
     slo: Slo
     """What is promised; attainment is measured against it. Scaling follows it only where ``scaling.slo`` says so, too."""
 
-    routing: Literal["round_robin", "least_loaded", "power_of_two", "prefix_hash", "kv_aware"] = "power_of_two"
-    """How requests find a replica of a site."""
+    routing: Literal[
+        "round_robin",
+        "least_loaded",
+        "power_of_two",
+        "prefix_hash",
+        "kv_aware",
+        "gateway_round_robin",
+        "gateway_power_of_two",
+        "gateway_hash",
+        "gateway_prefix",
+        "gateway_kv",
+    ] = "power_of_two"
+    """How requests find a replica of a site: by policies that see what the replicas have to do, or by the gateway's own
+    (``gateway_``), which see what they have sent there."""
 
     sites: dict[str, Positive] = {"site": 1.0}
     """The sites, and what share of the clients is next to each."""

@@ -177,6 +177,8 @@ class Simulation:
         if replica.version != version:
             return
         done, end_s = replica.finish_segment(now_s, now_s - self._rules.patience_s)
+        for job in replica.started:
+            site.started(job)
         for job in done:
             site.num_open -= 1
             site.ended(job, now_s)
@@ -230,7 +232,7 @@ class Simulation:
         if site.num_losses != num_losses:
             return  # it was lost with its site
         self._charge(now_s)
-        replica = site.started()
+        replica = site.replica_started()
         if replica is None:
             return
         held, site.held = site.held, type(site.held)()

@@ -88,10 +88,15 @@ class Site:
         if not self.ready:
             self.held.append(job)
             return None
-        return self.ready[self.policy.choose(job.request, self.ready, now_s).index]
+        return self.ready[self.policy.choose(job, self.ready, now_s).index]
+
+    def started(self, job: Job) -> None:
+        """The first token of a request has come."""
+        self.policy.started(job)
 
     def ended(self, job: Job, now_s: float) -> None:
         """Remembers the times of a request that was answered, for the objective."""
+        self.policy.ended(job)
         if self.scaling.slo is not None and job.ttft_s is not None and job.e2e_s is not None:
             self._ended.append((now_s, job.ttft_s, job.e2e_s))
 
@@ -117,7 +122,7 @@ class Site:
                 self.draining.add(replica)
         return Sizing(num_starting=0, num_removed=-change, reason=decision.reason)
 
-    def started(self) -> SimReplica | None:
+    def replica_started(self) -> SimReplica | None:
         """A replica that was ordered is there; None where it is not wanted any more."""
         if self.num_cancelled:
             self.num_cancelled -= 1
@@ -130,6 +135,8 @@ class Site:
         jobs = [*self.held]
         for replica in (*self.ready, *self.draining):
             jobs += replica.lose(now_s)
+        for job in jobs:
+            self.policy.ended(job)
         self.held.clear()
         self.ready.clear()
         self.draining.clear()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sixfold.scaling.autoscale.roles import RoleDemand, Roles, RoleSpeed, role_speed, size_roles
-from sixfold.scaling.autoscale.step_time import Measured, StepTime, fit
+from sixfold.scaling.autoscale.step_time import Measured, StepTime, attended_tokens, fit
 
 STEP = StepTime(base_s=0.01, per_prefill_s=1e-4, per_row_s=1e-4, per_kv_s=1e-7)
 
@@ -71,12 +71,13 @@ def test_several_decode_steps_take_what_they_take_one_by_one(steps: int, rows: i
 
 def test_a_fit_finds_the_coefficients_that_made_the_measurements() -> None:
     work = [
-        (1, 0, 1, 100),
-        (1, 0, 8, 4_000),
-        (1, 512, 0, 0),
-        (1, 128, 4, 900),
-        (50, 0, 400, 90_000),
-        (1, 0, 32, 50_000),
+        (1, 0, 1, 100, 0),
+        (1, 0, 8, 4_000, 0),
+        (1, 512, 0, 0, attended_tokens(512, 0)),
+        (1, 128, 4, 900, attended_tokens(128, 1_000)),
+        (50, 0, 400, 90_000, 0),
+        (1, 0, 32, 50_000, 0),
+        (1, 2_048, 0, 0, attended_tokens(2_048, 0)),
     ]
     measured = [
         Measured(
@@ -84,11 +85,14 @@ def test_a_fit_finds_the_coefficients_that_made_the_measurements() -> None:
             prefill_tokens=prefill,
             decode_rows=rows,
             kv_tokens=kv,
-            seconds=0.01 * steps + 1e-4 * prefill + 1e-4 * rows + 1e-7 * kv,
+            prefill_kv_tokens=prefill_kv,
+            seconds=0.01 * steps + 1e-4 * prefill + 1e-4 * rows + 1e-7 * kv + 3e-8 * prefill_kv,
         )
-        for steps, prefill, rows, kv in work
+        for steps, prefill, rows, kv, prefill_kv in work
     ]
     found = fit(measured)
+    assert found.per_prefill_kv_s == pytest.approx(3e-8)
+    assert [found.predict(point) for point in measured] == pytest.approx([point.seconds for point in measured])
     assert found.base_s == pytest.approx(STEP.base_s)
     assert found.per_prefill_s == pytest.approx(STEP.per_prefill_s)
     assert found.per_row_s == pytest.approx(STEP.per_row_s)
@@ -105,5 +109,24 @@ def test_a_fit_never_gives_time_back() -> None:
 
 
 def test_a_fit_of_too_little_says_so() -> None:
-    with pytest.raises(ValueError, match="at least four"):
+    with pytest.raises(ValueError, match="at least 2"):
         fit([Measured(prefill_tokens=1, decode_rows=0, kv_tokens=0, seconds=1.0)])
+
+
+def test_work_that_was_not_measured_is_taken_to_cost_nothing() -> None:
+    measured = [
+        Measured(prefill_tokens=0, decode_rows=rows, kv_tokens=0, seconds=0.01 + 1e-3 * rows) for rows in (1, 8)
+    ]
+    found = fit(measured)
+    assert (found.base_s, found.per_row_s) == pytest.approx((0.01, 1e-3))
+    assert (found.per_prefill_s, found.per_kv_s, found.per_prefill_kv_s) == (0.0, 0.0, 0.0)
+
+
+@given(st.integers(1, 2_000), st.integers(1, 300), st.integers(0, 1_000))
+def test_a_prompt_attends_to_the_same_tokens_in_whatever_chunks_it_is_computed(
+    num_tokens: int, chunk: int, num_cached: int
+) -> None:
+    starts = range(0, num_tokens, chunk)
+    in_chunks = sum(attended_tokens(min(chunk, num_tokens - start), num_cached + start) for start in starts)
+    assert in_chunks == attended_tokens(num_tokens, num_cached)
+    assert in_chunks == sum(num_cached + place + 1 for place in range(num_tokens))

@@ -36,12 +36,15 @@ async def split_fleet(
     decode: ScriptedReplica,
     *others: ScriptedReplica,
     timeout_s: float = 20.0,
+    costs: dict[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncGenerator[RunningGateway]:
     """A gateway whose decode replica writes an answer already, which a prompt beside it would slow."""
     decode.script.insert(0, events("one", then="stall"))
     async with (
-        fleet(prefill, decode, *others, disaggregation={**COSTS, "timeout_s": timeout_s}, **settings) as gateway,
+        fleet(
+            prefill, decode, *others, disaggregation={**(costs or COSTS), "timeout_s": timeout_s}, **settings
+        ) as gateway,
         gateway.session.post(gateway.url + "/v1/completions", json={"model": "m", "stream": True}) as running,
     ):
         await running.content.readuntil(b"\n\n")
@@ -77,6 +80,16 @@ async def test_a_short_prompt_and_a_prompt_for_an_idle_replica_stay() -> None:
         assert await gateway.metric("sixfold:gateway_split_prompts_total", outcome="stayed") == 1.0
     assert prefill.seen == []
     assert body_of(decode.seen[-1]) == LONG
+
+
+async def test_a_prompt_stays_once_replicas_have_shown_that_they_are_faster_than_declared() -> None:
+    prefill, decode = ScriptedReplica("p", COMPUTED, role="prefill"), ScriptedReplica("d", ANSWERED)
+    slow_link = {"kv_bytes_per_token": 3e6}  # 2 s for the blocks: worth it where the prompt takes 7 s, but not 2 s
+    async with split_fleet(prefill, decode, costs={**COSTS, **slow_link}) as gateway:
+        for _request in range(3):
+            await gateway.ask_json(LONG)
+        assert await gateway.metric("sixfold:gateway_split_prompts_total", outcome="split") == 1.0
+        assert await gateway.metric("sixfold:gateway_split_prompts_total", outcome="stayed") == 2.0
 
 
 @pytest.mark.parametrize(

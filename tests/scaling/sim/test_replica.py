@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sixfold.scaling.autoscale.step_time import StepTime
+from sixfold.scaling.autoscale.step_time import StepTime, attended_tokens
 from sixfold.scaling.sim.replica import ReplicaProfile, SimReplica
 from sixfold.scaling.sim.request import Job, Outcome, TraceRequest
 
-STEP = StepTime(base_s=0.01, per_prefill_s=1e-4, per_row_s=1e-3, per_kv_s=1e-6)
+STEP = StepTime(base_s=0.01, per_prefill_s=1e-4, per_row_s=1e-3, per_kv_s=1e-6, per_prefill_kv_s=1e-6)
 PROFILE = ReplicaProfile(step_time=STEP, max_step_tokens=100, max_rows=4, cache_tokens=2_000, block_tokens=10)
 
 
@@ -68,7 +68,12 @@ def one_by_one(profile: ReplicaProfile, arrivals: list[tuple[float, int, int]]) 
             continue
         kv_tokens = sum(arrivals[each][1] + tokens[each] for each in rows)
         now_s += profile.step_time.seconds(
-            prefill_tokens=sum(plan.values()), decode_rows=len(rows), kv_tokens=kv_tokens
+            prefill_tokens=sum(plan.values()),
+            decode_rows=len(rows),
+            kv_tokens=kv_tokens,
+            prefill_kv_tokens=sum(
+                attended_tokens(count, arrivals[each][1] - left[each]) for each, count in plan.items()
+            ),
         )
         for each in rows:
             tokens[each] += 1
@@ -121,8 +126,8 @@ def test_a_cached_prefix_is_not_computed_again_but_for_its_last_token() -> None:
     first, second = job(0.0, 100, 1, tuple(range(10))), job(10.0, 100, 1, tuple(range(10)))
     serve(replica, [first, second])
     assert (first.cached_tokens, second.cached_tokens) == (0, 99)
-    assert first.ttft_s == pytest.approx(0.02)
-    assert second.ttft_s == pytest.approx(0.0101)
+    assert first.ttft_s == pytest.approx(0.02 + 5050e-6)
+    assert second.ttft_s == pytest.approx(0.0101 + 100e-6)  # it attends to what was found
 
 
 def test_a_request_larger_than_the_cache_is_slow_rather_than_impossible() -> None:

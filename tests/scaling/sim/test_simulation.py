@@ -13,7 +13,7 @@ import pytest
 from sixfold.core.cli import main
 from sixfold.core.errors import ConfigError
 from sixfold.scaling.sim.experiment import compare, make_trace, simulate
-from sixfold.scaling.sim.request import Outcome, TraceRequest
+from sixfold.scaling.sim.request import Job, Outcome, TraceRequest
 from sixfold.scaling.sim.routing import KvAware, LeastLoaded, PowerOfTwo, PrefixHash, RoundRobin
 from sixfold.scaling.sim.settings import SimulationSettings, load_simulation
 from sixfold.scaling.sim.simulation import History
@@ -150,18 +150,22 @@ class Choosable:
     def cached_blocks(self, request: TraceRequest) -> int:
         return self._cached
 
+    @property
+    def num_cached_blocks(self) -> int:
+        return self._cached
+
 
 def test_each_policy_chooses_what_it_says() -> None:
-    request = TraceRequest(arrived_s=0, prompt_tokens=1000, output_tokens=1, blocks=(7, 8))
+    job = Job(TraceRequest(arrived_s=0, prompt_tokens=1000, output_tokens=1, blocks=(7, 8)))
     idle, busy, warm = Choosable("a"), Choosable("b", 5, 4000), Choosable("c", 1, 500, cached=2)
     turns = RoundRobin()
-    assert [turns.choose(request, [idle, busy], 0.0).index for _ in range(3)] == [0, 1, 0]
-    assert LeastLoaded().choose(request, [busy, warm, idle], 0.0).index == 2
-    assert KvAware(500).choose(request, [idle, busy, warm], 0.0).index == 2  # 500 to do, and nothing of the prompt
-    assert KvAware(500).choose(request, [idle, Choosable("b", 5, 4000, cached=2)], 0.0).index == 0
+    assert [turns.choose(job, [idle, busy], 0.0).index for _ in range(3)] == [0, 1, 0]
+    assert LeastLoaded().choose(job, [busy, warm, idle], 0.0).index == 2
+    assert KvAware(500).choose(job, [idle, busy, warm], 0.0).index == 2  # 500 to do, and nothing of the prompt
+    assert KvAware(500).choose(job, [idle, Choosable("b", 5, 4000, cached=2)], 0.0).index == 0
     drawn = PowerOfTwo(seed=0)
-    assert sum(drawn.choose(request, [idle, busy], 0.0).index for _ in range(1000)) < 350
-    places = [PrefixHash().choose(request, [idle, busy, warm], 0.0).index for _ in range(3)]
+    assert sum(drawn.choose(job, [idle, busy], 0.0).index for _ in range(1000)) < 350
+    places = [PrefixHash().choose(job, [idle, busy, warm], 0.0).index for _ in range(3)]
     assert len(set(places)) == 1
 
 
