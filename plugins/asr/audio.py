@@ -62,7 +62,7 @@ def decode_file(data: bytes, *, max_duration_s: float, param: str = "file") -> I
 def decode_pcm(data: bytes, rate_hz: int) -> Iterator[Samples]:
     """Yields bare 16-bit little-endian mono samples, resampled if need be."""
     samples = np.frombuffer(data[: len(data) // 2 * 2], dtype="<i2")
-    if rate_hz == SAMPLE_RATE_HZ:
+    if rate_hz == SAMPLE_RATE_HZ or not len(samples):  # FFmpeg takes a frame of no samples for want of memory
         yield samples
         return
     resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
