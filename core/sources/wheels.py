@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import tempfile
@@ -82,6 +83,8 @@ class WheelSource:
         return target
 
 
+_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, ValueError, OSError)
+"""What zipfile and its decompressors raise for broken data, unknown compressions, encryption and a cut file."""
 _SINGLE_FILE = ".single-file"
 """Marks a folder whose one file is the model."""
 
@@ -159,6 +162,5 @@ def _read(
             with archive.open(info) as member:
                 while chunk := member.read(1 << 20):
                     yield chunk
-        # What zipfile has for broken data, other compressions, encryption and a cut file.
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        except _BROKEN as error:
             raise SourceError(f"{pin.pin}: the member {str(part)!r} is broken: {error}. Pull it again.") from error

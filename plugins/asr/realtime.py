@@ -291,7 +291,7 @@ def _event_id(message: str | bytes | None) -> str | None:
     """The id of the client's event that an error is about, if it has one."""
     try:
         event: object = msgspec.json.decode(message or b"null")
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):  # what decoders raise
         return None
     event_id = cast("dict[str, object]", event).get("event_id") if isinstance(event, dict) else None
     return event_id if isinstance(event_id, str) else None

@@ -217,7 +217,7 @@ def _refuse_what_gateways_say(prompt: Prompt) -> None:
 def _text(raw: msgspec.Raw) -> str | None:
     try:
         return msgspec.json.decode(raw, type=str) if bytes(raw) else None
-    except msgspec.DecodeError:
+    except ValueError:  # no text, or none in UTF-8
         return None
 
 
@@ -227,7 +227,7 @@ def _listed_ids(prompt: Prompt) -> tuple[int, ...] | None:
         return None
     try:
         return msgspec.json.decode(raw, type=tuple[int, ...]) or None
-    except msgspec.DecodeError:  # a list of texts, or of lists
+    except ValueError:  # a list of texts, or of lists
         return None
 
 
@@ -238,5 +238,5 @@ def _output_units(prompt: Prompt) -> int:
             if bytes(prompt.max_tokens)
             else _DEFAULT_OUTPUT_UNITS
         )
-    except msgspec.DecodeError:
+    except ValueError:
         return _DEFAULT_OUTPUT_UNITS

@@ -101,5 +101,5 @@ def _continued(inbound: Inbound) -> str | None:
         return None
     try:
         return msgspec.json.decode(inbound.prompt.previous_response_id, type=str)
-    except msgspec.DecodeError:  # null, or what the replica refuses
+    except ValueError:  # null, or what the replica refuses
         return None
