@@ -352,6 +352,7 @@ class StepLoop:
         self._num_unserved -= state.first_step_s is None
         if state.request.deadline_s is not None:
             self._num_stale_deadlines += 1
+        if self._num_stale_deadlines:  # of others, too: the last one to end may have had no deadline
             self._forget_deadlines()
         self._scheduler.close_request(state)
         self._outbox.ended(state)

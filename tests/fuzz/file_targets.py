@@ -10,9 +10,9 @@ from hashlib import sha256
 from typing import Any
 
 import torch
+from gguf import GGUFReader, GGUFWriter
 from safetensors.torch import save
 
-from gguf import GGUFReader, GGUFWriter
 from sixfold.core.config import load_config
 from sixfold.core.errors import ConfigError, SourceError
 from sixfold.core.memory.weights import read_tensors

@@ -15,7 +15,7 @@ from sixfold.core.benchmark.client import Answer
 from sixfold.core.benchmark.outcome import read_answer
 from sixfold.core.benchmark.workload import Workload
 from sixfold.core.errors import InvalidRequest, NotFound
-from sixfold.core.runtime.wire import FrameReader, frame
+from sixfold.core.runtime.wire import frame
 from sixfold.core.serving.body import parse_json
 from sixfold.core.serving.form_fields import parse_fields
 from sixfold.plugins.llm.kv_channel import OWNER, READER, Channel, Chunk, Offer, Pull, Take, TransferTimes
@@ -32,7 +32,7 @@ from sixfold.scaling.hub.web import decode
 from sixfold.scaling.registry import ReplicaRecord
 from sixfold.scaling.route.kv_events import decode_batch
 from sixfold.scaling.top.scrape import read_scrape
-from tests.fuzz.http_targets import multipart, field, read_whole_form
+from tests.fuzz.http_targets import field, multipart, read_whole_form
 from tests.fuzz.target import Target, check, run, text_of
 
 _TIMES = TransferTimes(timeout_s=2.0, idle_s=1.0)
@@ -63,14 +63,9 @@ def _kv_events(data: bytes) -> None:
         check(bool(type(event).__name__), "an event of no kind")
 
 
-def _worker_frames(data: bytes) -> None:
-    pieces = FrameReader()
-    whole = list(FrameReader().feed(data))
-    cut = [bytes(each) for at in range(0, len(data), 5) for each in pieces.feed(data[at : at + 5])]
-    check([bytes(each) for each in whole] == cut, "frames read differently when they come in pieces")
-
-
-def _inbound(method: str, path: str, headers: Mapping[str, str], body: bytes, form: Mapping[str, str] | None) -> Inbound:
+def _inbound(
+    method: str, path: str, headers: Mapping[str, str], body: bytes, form: Mapping[str, str] | None
+) -> Inbound:
     inbound = read_inbound(method, path, b"", headers, body, form=form)
     is_resumable(inbound)
     shape = shape_of(inbound, adapter=None, region=None, session=None, tenant="t")
@@ -178,7 +173,11 @@ def _chunk(**delta: object) -> dict[str, object]:
 _CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True, "seed": 1}
 _KV_WORDS = (b"\xa4type", b"\xa4take", b"\xa5offer", b"\xa4pull", b"\xa5chunk", b"\x93", b"\xde\xff\xff", b"\xc1")
 _EVENTS = msgspec.msgpack.encode(
-    [1.0, [{"type": "BlockStored", "block_hashes": [1], "parent_block_hash": None, "token_ids": [1], "block_size": 1}], 0]
+    [
+        1.0,
+        [{"type": "BlockStored", "block_hashes": [1], "parent_block_hash": None, "token_ids": [1], "block_size": 1}],
+        0,
+    ]
 )
 _BROKEN_TEXT = b'{"model":"m","messages":[],"response_format":"\xff","max_tokens":"\xff","previous_response_id":"\xff"}'
 
@@ -192,7 +191,11 @@ LINK_TARGETS = (
             for message in (Take("l", "s"), Pull(0), Offer(1, 2, 3), Chunk(0, (1, 2)))
         ),
         words=_KV_WORDS,
-        broke=(frame(b"\x81\xa4type\xa2\xff\xff"), frame(b"\x83\xa4type\xa4take\xa8lease_id\xa1\xff\xa6secret\xa1x"), frame(b"\x81" + b"\x91" * 9000 + b"\x00") + b"\0"),
+        broke=(
+            frame(b"\x81\xa4type\xa2\xff\xff"),
+            frame(b"\x83\xa4type\xa4take\xa8lease_id\xa1\xff\xa6secret\xa1x"),
+            frame(b"\x81" + b"\x91" * 9000 + b"\x00") + b"\0",
+        ),
     ),
     Target(
         name="link.kv_events",
@@ -201,13 +204,29 @@ LINK_TARGETS = (
         seeds=(_EVENTS, msgspec.msgpack.encode([1.0, [{"type": "AllBlocksCleared"}]]), b""),
         words=(*_KV_WORDS, b"BlockStored", b"BlockRemoved"),
     ),
-    Target(name="link.worker_frames", read=_worker_frames, refuses=(ValueError,), seeds=(frame(b"x") * 3, frame(b""), b"\xff" * 9), max_bytes=512),
     Target(
         name="gateway.json",
         read=_gateway_json,
-        seeds=(json.dumps(_CHAT).encode(), b'{"model":"a","model":"b","messages":[]}', b'{"model":"m","prompt":[1,2],"max_tokens":5}', b'{"model":null}'),
-        words=(b'"model":', b'"prompt":[1', b'"response_format":"url"', b'"kv_transfer_params":{}', b'"\\u006dodel":', b"\xff"),
-        broke=(_BROKEN_TEXT, b'{"model":"m","prompt":["\xff"]}', b'{"model":"m","prompt":' + _DEEP + b"}", b'{"model":"m","seed":1,"stream":true,"n":"\xff"}'),
+        seeds=(
+            json.dumps(_CHAT).encode(),
+            b'{"model":"a","model":"b","messages":[]}',
+            b'{"model":"m","prompt":[1,2],"max_tokens":5}',
+            b'{"model":null}',
+        ),
+        words=(
+            b'"model":',
+            b'"prompt":[1',
+            b'"response_format":"url"',
+            b'"kv_transfer_params":{}',
+            b'"\\u006dodel":',
+            b"\xff",
+        ),
+        broke=(
+            _BROKEN_TEXT,
+            b'{"model":"m","prompt":["\xff"]}',
+            b'{"model":"m","prompt":' + _DEEP + b"}",
+            b'{"model":"m","seed":1,"stream":true,"n":"\xff"}',
+        ),
     ),
     Target(
         name="gateway.form",
@@ -231,11 +250,24 @@ LINK_TARGETS = (
         read=_gateway_events,
         refuses=(Diverged,),
         seeds=(
-            _sse(_chunk(role="assistant", content="a"), _chunk(content="b"), _chunk(tool_calls=[{"index": 0, "function": {"name": "f", "arguments": "{"}}])),
+            _sse(
+                _chunk(role="assistant", content="a"),
+                _chunk(content="b"),
+                _chunk(tool_calls=[{"index": 0, "function": {"name": "f", "arguments": "{"}}]),
+            ),
             _sse({"id": "c", "choices": [{"text": "x", "finish_reason": "stop"}]}),
             b": keep-alive\n\ndata: {\r\n\r\n",
         ),
-        words=(b"data: {", b"\n\n", b"\r\n\r\n", b'"choices":[', b'"delta":{', b'"tool_calls":[{', b"data: [DONE]", b'"finish_reason":'),
+        words=(
+            b"data: {",
+            b"\n\n",
+            b"\r\n\r\n",
+            b'"choices":[',
+            b'"delta":{',
+            b'"tool_calls":[{',
+            b"data: [DONE]",
+            b'"finish_reason":',
+        ),
         broke=(
             _sse({"choices": [1]}),
             _sse({"choices": {"a": 1}}),
@@ -266,21 +298,36 @@ LINK_TARGETS = (
         name="gateway.kv_handle",
         read=_handle,
         refuses=(ValueError, RecursionError),
-        seeds=(b'{"fingerprint":"a","chain":"","num_tokens":1,"num_bytes":1,"address":"tcp:a:1","lease_id":"l","secret":"s","lease_s":1.0}',),
+        seeds=(
+            b'{"fingerprint":"a","chain":"","num_tokens":1,"num_bytes":1,"address":"tcp:a:1","lease_id":"l","secret":"s","lease_s":1.0}',
+        ),
     ),
     Target(
         name="hub.report",
         read=_hub,
-        seeds=(b'{"site_id":"a","incarnation":1,"sequence":1,"loads":[{"model":"m","origin":"o","num_replicas":1.0}]}', _DEEP, b"{"),
+        seeds=(
+            b'{"site_id":"a","incarnation":1,"sequence":1,"loads":[{"model":"m","origin":"o","num_replicas":1.0}]}',
+            _DEEP,
+            b"{",
+        ),
         words=(b'"capacities":[', b'"running":[', b"\xff", b"1e999"),
         broke=(b'{"x":' + _DEEP + b"}",),
     ),
-    Target(name="hub.replica_record", read=_record, refuses=(ValueError, RecursionError), seeds=(b'{"replica_id":"a","url":"http://a"}', b"{")),
+    Target(
+        name="hub.replica_record",
+        read=_record,
+        refuses=(ValueError, RecursionError),
+        seeds=(b'{"replica_id":"a","url":"http://a"}', b"{"),
+    ),
     Target(
         name="bench.answer",
         read=_measured,
         refuses=(),
-        seeds=(_sse(_chunk(content="a"), {"choices": [], "usage": {"prompt_tokens": 1}}), b'{"usage":{"prompt_tokens":1}}', b"x"),
+        seeds=(
+            _sse(_chunk(content="a"), {"choices": [], "usage": {"prompt_tokens": 1}}),
+            b'{"usage":{"prompt_tokens":1}}',
+            b"x",
+        ),
         words=(b"data: ", b"\n\n", b'"usage":', b"[DONE]"),
         broke=(_sse(1), _sse([]), b'data: {"a":' + _DEEP + b"\n\n", b"data: null\n\n"),
     ),

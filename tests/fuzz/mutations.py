@@ -13,7 +13,9 @@ def inputs(target: Target) -> st.SearchStrategy[bytes]:
     """Seeds with up to four changes: bytes cut out, doubled, replaced, or words put in."""
     pieces = st.one_of(st.binary(max_size=4), *([st.sampled_from(target.words)] if target.words else []))
     # (where, how many bytes go, what comes, how often): places as shares of the length, so that shrinking is simple
-    changes = st.tuples(st.floats(0, 1), st.sampled_from([0, 0, 1, 2, 8, 64]), pieces, st.sampled_from([1, 1, 1, 2, 20]))
+    changes = st.tuples(
+        st.floats(0, 1), st.sampled_from([0, 0, 1, 2, 8, 64]), pieces, st.sampled_from([1, 1, 1, 2, 20])
+    )
     return st.builds(
         lambda seed, wanted: _changed(seed, wanted)[: target.max_bytes],
         st.sampled_from(target.seeds),

@@ -50,7 +50,9 @@ def _answer(data: bytes) -> None:
         choice = ParserChoice(tool_format=format, tool_names=("get_weather", "f"), thinks=bool(len(data) % 2))
         whole = _parsed(choice, [text])
         letters = _parsed(choice, list(text))
-        check(whole.text == letters.text and whole.reasoning == letters.reasoning, "an answer reads differently in pieces")
+        check(
+            whole.text == letters.text and whole.reasoning == letters.reasoning, "an answer reads differently in pieces"
+        )
         calls = [[(call.name, call.arguments) for call in answer.calls] for answer in (whole, letters)]
         check(calls[0] == calls[1], "calls read differently in pieces")
 
@@ -109,7 +111,7 @@ def _schema(**schema: object) -> bytes:
 
 
 _BIG_REGEX = b"\1" + b"(a{1,1000}b{1,1000}){1,1000}"
-_CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'.encode()
+_CALL = b'<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 
 TEXT_TARGETS = (
     Target(
@@ -117,7 +119,9 @@ TEXT_TARGETS = (
         read=_grammar,
         seeds=(
             _schema(type="object", properties={"a": {"type": "string", "pattern": "^a+$"}}, required=["a"]),
-            _schema(anyOf=[{"$ref": "#/$defs/x"}], **{"$defs": {"x": {"type": "array", "items": {"$ref": "#/$defs/x"}}}}),
+            _schema(
+                anyOf=[{"$ref": "#/$defs/x"}], **{"$defs": {"x": {"type": "array", "items": {"$ref": "#/$defs/x"}}}}
+            ),
             _schema(type="integer", minimum=-5, maximum=10**400),
             b"\1[a-z]+@(example|test)\\.org",
             b"\1(?=a)b(?P<x>c)\\1",
@@ -127,7 +131,19 @@ TEXT_TARGETS = (
             _BIG_REGEX,
             b"\0" + b'{"items":' * 300 + b"{}" + b"}" * 300,
         ),
-        words=(b'"type":"', b'"pattern":"', b'"$ref":"#', b'"minLength":', b"{1,", b"(?:", b"[^", b"\\p{L}", b"start: ", b"root ::= ", b"%json {"),
+        words=(
+            b'"type":"',
+            b'"pattern":"',
+            b'"$ref":"#',
+            b'"minLength":',
+            b"{1,",
+            b"(?:",
+            b"[^",
+            b"\\p{L}",
+            b"start: ",
+            b"root ::= ",
+            b"%json {",
+        ),
         budget_s=10.0,
     ),
     Target(
@@ -137,16 +153,43 @@ TEXT_TARGETS = (
             _CALL,
             b"<think>why</think>\n" + _CALL + b" and text",
             b'[TOOL_CALLS][{"name": "f", "arguments": {"a": [1, {"b": "]"}]}}]',
-            b"[TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]get_weather[ARGS]{\"a\": \"\\\"\"}",
+            b'[TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]get_weather[ARGS]{"a": "\\""}',
             b'<|python_tag|>{"name": "f", "parameters": {}}; {"name": "f", "parameters": {"x": 1}}',
         ),
-        words=(b"<tool_call>", b"</tool_call>", b"[TOOL_CALLS]", b"[ARGS]", b"<|python_tag|>", b"<think>", b"</think>", b'"name": "f"', b'"arguments": {', b'\\"'),
+        words=(
+            b"<tool_call>",
+            b"</tool_call>",
+            b"[TOOL_CALLS]",
+            b"[ARGS]",
+            b"<|python_tag|>",
+            b"<think>",
+            b"</think>",
+            b'"name": "f"',
+            b'"arguments": {',
+            b'\\"',
+        ),
         max_bytes=512,
     ),
-    Target(name="text.call", read=_call, refuses=(), seeds=(b'{"name": "f", "arguments": {"a": "\\u0041"}}', b'{"arguments": {}, "name": "f"} x'), words=(b'"name":', b'"arguments":', b"\\u", b"}}")),
-    Target(name="text.stop", read=_stops, refuses=(), seeds=(b"aab|b\naaab", b"\nx", b"abab|ba\nababab"), max_bytes=256),
-    Target(name="text.arguments", read=_arguments, seeds=(b'{"a": 1}', b"[]", b"[" * 2000), words=(b"\\ud800", b"1e999")),
-    Target(name="text.template", read=_template, refuses=(), seeds=(b"{% if tools %}[TOOL_CALLS]", b"tools <tool_call>"), words=(b"tools", b"[ARGS]")),
+    Target(
+        name="text.call",
+        read=_call,
+        refuses=(),
+        seeds=(b'{"name": "f", "arguments": {"a": "\\u0041"}}', b'{"arguments": {}, "name": "f"} x'),
+        words=(b'"name":', b'"arguments":', b"\\u", b"}}"),
+    ),
+    Target(
+        name="text.stop", read=_stops, refuses=(), seeds=(b"aab|b\naaab", b"\nx", b"abab|ba\nababab"), max_bytes=256
+    ),
+    Target(
+        name="text.arguments", read=_arguments, seeds=(b'{"a": 1}', b"[]", b"[" * 2000), words=(b"\\ud800", b"1e999")
+    ),
+    Target(
+        name="text.template",
+        read=_template,
+        refuses=(),
+        seeds=(b"{% if tools %}[TOOL_CALLS]", b"tools <tool_call>"),
+        words=(b"tools", b"[ARGS]"),
+    ),
     Target(
         name="text.speech",
         read=_speech,
@@ -154,12 +197,24 @@ TEXT_TARGETS = (
         seeds=(
             b"On 3/4/2024 at 5:30 p.m. Dr. Smith paid $1,234.56 (2.5 mg/kg) v1.2.3.",
             b"Call +1 555-123-4567, room 101, 1990s, 2nd, 3 1/2, 10-20, 5e9, 007, 1,2,3",
-            "½ €5 naïve — ‘quote’ 東京 😀 ٣٤ ²".encode(),
+            "½ €5 naïve — “quote” 東京 😀 ٣٤ ²".encode(),
             b"9" * 400,
             b"," * 500 + b"1" + b".1" * 200,
             b"A.B.C. " * 60,
         ),
-        words=(b"$", b" million", b"1,000", b"1/2", b"Jan. ", b"mg/kg", b"0x", b"a.m.", "\u0663".encode(), "\u00b2".encode(), b"-"),
+        words=(
+            b"$",
+            b" million",
+            b"1,000",
+            b"1/2",
+            b"Jan. ",
+            b"mg/kg",
+            b"0x",
+            b"a.m.",
+            "\u0663".encode(),
+            "\u00b2".encode(),
+            b"-",
+        ),
         max_bytes=1024,
         budget_s=10.0,
     ),
