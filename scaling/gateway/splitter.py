@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -127,7 +128,9 @@ class PromptSplitter:
             self._costs,
         )
 
-    async def _computed(self, request_id: str, shape: RequestShape, outgoing: Outgoing, prefill: Decision) -> Any:
+    async def _computed(
+        self, request_id: str, shape: RequestShape, outgoing: Outgoing, prefill: Decision
+    ) -> Mapping[str, Any] | None:
         """The handle of the computed prompt; None if there is none."""
         replica = self._fleet.get(prefill.replica_id)
         assert replica is not None  # nothing was awaited since it was listed
@@ -185,4 +188,3 @@ def replace_body(outgoing: Outgoing, body: object) -> Outgoing:
         (name, value) for name, value in outgoing.headers if name.lower() != "content-length"
     ]
     return Outgoing(method=outgoing.method, target=outgoing.target, headers=headers, body=msgspec.json.encode(body))
-
