@@ -1,7 +1,7 @@
 """A process of the fuzzer: imports one group of readers with their code watched, and lets atheris at one after the other.
 
 Run by `readers`, as ``python -m tests.fuzz.explore GROUP FOLDER SECONDS READER...``: it needs atheris,
-which the test suite does not. Each reader gets a process of its own, forked from this one: libFuzzer never comes back from its work.
+which the test suite does not. Each reader gets a process of its own, forked from this one: libFuzzer never comes back.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _place_of(error: Exception) -> str:
 
 
 def _escaped(word: bytes) -> str:
-    return "".join("\\x%02x" % byte for byte in word)
+    return "".join(f"\\x{byte:02x}" for byte in word)
 
 
 def explore(target: Target, folder: Path, seconds: int) -> None:
