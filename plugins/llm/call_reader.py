@@ -57,7 +57,7 @@ class CallReader:
                 found = _PLAIN.match(text, place)
                 end = found.end() if found else place + 1
                 self._read(text[place:end], is_structure=not found)
-            if self.name is None or self.has_failed:
+            if self.name is None:
                 self._raw.append(text[place:end])
             place = end
             if self.is_done or self.has_failed:
@@ -103,9 +103,12 @@ class CallReader:
         (self._arguments if self._streams else self._part).append(text)
 
     def _end_member(self) -> None:
-        if self._key == "name":
-            self.name = _text_of(self._part)
-            self.has_failed = self.name not in self._names
+        if self._key == "name" and self.name is None:  # a second one changes no call that has begun
+            name = _text_of(self._part)
+            if name in self._names:
+                self.name = name
+            else:
+                self.has_failed = True
         elif self._key in _ARGUMENTS and self._part and not self._has_arguments:
             # Some models write the object as a string, and null for no arguments.
             self._arguments = [_text_of(self._part) or "{}"]

@@ -98,7 +98,7 @@ class CallSplitter:
             self._announced += self._pending[: len(self._pending) - len(begin)]
             self._pending = begin
         self._pending = reader.push(self._pending)
-        if reader.has_failed and not self._has_started:
+        if reader.has_failed and reader.name is None:
             parts.append(TextPart(self._announced + reader.raw))
             self._reader = None
             self._is_plain = not self._format.opens

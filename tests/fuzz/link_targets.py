@@ -47,6 +47,16 @@ class _Named(BaseModel):
     model: str | None = None
 
 
+class _Form(BaseModel):
+    """A form of a server: what it does not know it refuses, as all do."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = None
+    response_format: str | None = None
+    x: str | None = None
+
+
 def _kv_frames(data: bytes) -> None:
     here, there = socket.socketpair()
     with here, there:
@@ -92,7 +102,7 @@ def _gateway_form(data: bytes) -> None:
     found = run(peek_form(headers, body))
     inbound = _inbound("POST", "/v1/audio/transcriptions", headers, body, found)
     try:
-        served = parse_fields(read_whole_form(headers["content-type"], [body]), _Named)
+        served = parse_fields(read_whole_form(headers["content-type"], [body]), _Form)
     except InvalidRequest:
         return
     check(served.model == inbound.model, f"the gateway routes {inbound.model!r}, the server serves {served.model!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import cache
@@ -52,6 +53,7 @@ class Target:
             Finding: It was refused with a server error.
             Exception: Whatever the reader should not have let through.
         """
+        quiet()
         try:
             self.read(data)
         except self.refuses as error:
@@ -59,6 +61,13 @@ class Target:
                 raise Finding(f"refused with {error.status}: {error}") from error
             return False
         return True
+
+
+@cache
+def quiet() -> None:
+    """Keeps libraries from writing a line about each broken input."""
+    for name in ("python_multipart", "uvicorn.error", "libav", "PIL", "sixfold"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @cache

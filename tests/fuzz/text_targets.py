@@ -156,6 +156,11 @@ TEXT_TARGETS = (
             b'[TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]get_weather[ARGS]{"a": "\\""}',
             b'<|python_tag|>{"name": "f", "parameters": {}}; {"name": "f", "parameters": {"x": 1}}',
         ),
+        broke=(
+            b"[TOOL_CALLS]f|ARGS]{}[TOOL_CALLS]f[ARGS]{}",
+            b"[TOOL_CALLS] f [ARGS] {}",
+            b"[TOOL_CALLS]f [CALL_ID]a[ARGS]{}",
+        ),
         words=(
             b"<tool_call>",
             b"</tool_call>",
