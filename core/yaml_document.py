@@ -18,7 +18,7 @@ Location = tuple[str | int, ...]
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _MERGED = "<<"
-_MAX_PLACES = 100_000
+_MAX_PLACES = 20_000
 """Keys and items of a file with its aliases written out: nine lines of aliases can stand for a thousand million."""
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<body>[^}]*)(?P<end>\}?)")
 _VARIABLE_BODY = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-.*)?", re.DOTALL)

@@ -46,10 +46,14 @@ class Explorer:
     Args:
         target: The reader.
         folder: Where its progress and its findings go.
+        seconds: After which it ends the process by itself: at the end of a forked process libraries of C++ wait for threads
+            that did not come along, and die of it.
     """
 
-    def __init__(self, target: Target, folder: Path) -> None:
+    def __init__(self, target: Target, folder: Path, seconds: float) -> None:
         self._target = target
+        self._seconds = seconds
+        self._until_s: float | None = None
         self._folder = folder
         self._seen: set[str] = set()
         self._saved_s = 0.0
@@ -61,6 +65,7 @@ class Explorer:
             for data in (*self._target.seeds, *self._target.broke):
                 self.read(data)
         self.progress.rss_before_mib = self.progress.rss_mib = rss_mib()
+        self._until_s = monotonic() + self._seconds
         self.save()
 
     def read(self, data: bytes) -> None:
@@ -75,8 +80,12 @@ class Explorer:
         self.progress.slowest_s = max(self.progress.slowest_s, took_s)
         if took_s > self._target.budget_s:
             self._keep(data, f"took {took_s:.1f} s")
-        if monotonic() - self._saved_s > _SAVE_EVERY_S:
+        now_s = monotonic()
+        if now_s - self._saved_s > _SAVE_EVERY_S:
             self.save()
+        if self._until_s is not None and now_s > self._until_s:
+            self.save()
+            os._exit(0)
 
     def save(self) -> None:
         """Writes down how far it has come."""
@@ -126,18 +135,16 @@ def explore(target: Target, folder: Path, seconds: int) -> None:
     log = (folder / "log").open("w")
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)
-    explorer = Explorer(target, folder)
+    explorer = Explorer(target, folder, seconds)
     explorer.begin()
     options: list[str] = [
         "fuzz",
-        f"-max_total_time={seconds}",
+        f"-max_total_time={seconds + _HANG_S}",
         f"-max_len={target.max_bytes}",
         f"-timeout={_HANG_S}",
         f"-rss_limit_mb={_RSS_LIMIT_MIB}",
         f"-artifact_prefix={folder}/",
-        f"-dict={words}",
-        "-print_final_stats=1",
-        "-close_fd_mask=0",
+        *([f"-dict={words}"] if target.words else []),
         str(corpus),
     ]
     fuzzer: Any = atheris

@@ -181,6 +181,7 @@ FILE_TARGETS = (
             b"when: 2024-02-03 04:05:06.7+01:00",
         ),
         words=_YAML_WORDS,
+        budget_s=30.0,  # nine lines of aliases, with the code watched
         broke=(b"when: 2024-13-45", _DEEP, _laughs(9), b"a: !!int x", b"a: !!float x", b"&a {? *a : 1}", b"\0"),
     ),
     Target(

@@ -21,6 +21,8 @@ MAX_GROWTH_MIB = 64.0
 """Of a reader's process, over thousands of inputs: the fuzzer's own corpus and counters are in it."""
 _GRACE_S = 120.0
 """For importing a group, and for readers that take their last input's time."""
+_EACH_GRACE_S = 15.0
+"""For a reader's seeds, whose code is watched and so slow."""
 _EDGES = re.compile(r"\bcov: (\d+)")
 
 
@@ -51,7 +53,7 @@ def _run_group(group: str, names: Sequence[str], folder: Path, each_s: int) -> N
         # A session of its own: what hangs is ended with all that it has begun.
         child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         try:
-            child.wait(timeout=len(names) * (each_s + 5) + _GRACE_S)
+            child.wait(timeout=len(names) * (each_s + _EACH_GRACE_S) + _GRACE_S)
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
