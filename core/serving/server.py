@@ -132,7 +132,7 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
         live = LiveRoutes(self.context, self._ledger)
         hides_figures = self.settings.protect_metrics
         self._own_routes = (
-            OwnRoute(path="/", endpoint=page.index, media_types=("text/html",), needs_key=False),
+            OwnRoute(path="/", endpoint=page.index, media_types=("text/html", "text/plain"), needs_key=False),
             OwnRoute(path="/health", endpoint=probes.health, answer=Health, needs_key=False),
             OwnRoute(path="/ready", endpoint=probes.ready, answer=Readiness, statuses=(200, 503), needs_key=False),
             OwnRoute(path="/load", endpoint=probes.load, answer=ServerLoad, needs_key=hides_figures),

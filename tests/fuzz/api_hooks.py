@@ -47,12 +47,16 @@ class Figures:
         self.operations: Counter[str] = Counter()
         self.slowest: dict[str, float] = {}
         self.good: Counter[str] = Counter()
+        self.errors: dict[str, list[str]] = {}
 
     def count(self, operation: str, status: int, seconds: float) -> None:
         """Adds an answer."""
         self.statuses[str(status)] += 1
         self.operations[operation] += 1
         self.good[operation] += status < 300
+        if status >= 500 and str(status) not in self.errors.setdefault(operation, []):
+            self.errors[operation].append(str(status))
+            self.save()
         self.slowest[operation] = max(self.slowest.get(operation, 0.0), seconds)
         if sum(self.statuses.values()) % _SAVE_EVERY == 0:
             self.save()

@@ -39,7 +39,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
         edges: Of the code's graph that were seen, of those that the fuzzer follows; None where it follows none.
         slowest_s: Of one case.
         rss_growth_mib: Of the process, from when all seeds were read twice to the end.
-        server_errors: Answers of 500 and more, of those that are not declared.
+        server_errors: Operations that answered with 500 or more, by status, of those that are not declared.
         findings: What must not be.
     """
 
