@@ -22,7 +22,8 @@ from sixfold.plugins.llm.generation import ImagePart
 from sixfold.plugins.llm.image_parts import chat_images
 from sixfold.plugins.llm.refusals import check_chat, check_completion
 from sixfold.plugins.llm.requests import chat_input, completion_input
-from sixfold.plugins.llm.responses_requests import check_response, input_items, response_images, response_input
+from sixfold.plugins.llm.responses_messages import response_images
+from sixfold.plugins.llm.responses_requests import check_response, input_items, response_input
 from sixfold.plugins.llm.responses_schema import ResponsesBody
 from sixfold.plugins.llm.schema import ChatBody, CompletionBody
 from sixfold.plugins.tts.schema import SpeechBody
