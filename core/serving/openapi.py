@@ -102,7 +102,9 @@ def build_document(
     names, definitions = models_json_schema([(body, "validation") for body in bodies], ref_template=_REFERENCE)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(definitions.get("$defs", {}))
-    answers = _answer_schemas([route.answer for route in (*http, *own) if route.answer is not None], schemas)
+    answers = _answer_schemas(
+        [answer for answer in (*(r.answer for r in http), *(r.answer for r in own)) if answer is not None], schemas
+    )
     schemas["Error"] = _ERROR_SCHEMA
     document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
     paths = document["paths"]

@@ -25,7 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import WebSocketRoute
 
-from sixfold.core.autoscaling.sample import ServerLoad
+from sixfold.core.autoscaling.load import ServerLoad
 from sixfold.core.batches.api import BatchAPI
 from sixfold.core.decisions import DecisionList
 from sixfold.core.errors import PluginConflict, UsageError
