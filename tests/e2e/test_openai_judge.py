@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import wave
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import jsonschema
@@ -75,7 +75,7 @@ def silence() -> bytes:
 def extras(value: object) -> set[str]:
     """The names of members that the type does not have, at any depth."""
     if isinstance(value, list | tuple):
-        return set[str]().union(*map(extras, value))
+        return set[str]().union(*map(extras, cast("list[object]", value)))
     if not isinstance(value, BaseModel):
         return set()
     found = set(value.model_extra or {})

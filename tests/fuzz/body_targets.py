@@ -45,6 +45,7 @@ _WORDS = (
     b"\xff",
     b"\\u0000",
 )
+_NOTHING: dict[str, object] = {}
 _DEEP = b"[" * 2000 + b"]" * 2000
 
 
@@ -118,7 +119,10 @@ def _lines(data: bytes) -> None:
         check(0 < len(line.custom_id) <= 512 and bool(model_of(line) or True), "a line reads differently later")
 
 
-_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+_TOOL: dict[str, object] = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object", "properties": _NOTHING}},
+}
 _PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aa", "detail": "low"}}
 _LINE = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "x"}}
 
@@ -190,8 +194,8 @@ BODY_TARGETS = (
                 {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
                 {"type": "function_call_output", "call_id": "c", "output": "1"},
             ],
-            "tools": [{"type": "function", "name": "f", "parameters": {}}],
-            "text": {"format": {"type": "json_schema", "name": "n", "schema": {}}},
+            "tools": [{"type": "function", "name": "f", "parameters": _NOTHING}],
+            "text": {"format": {"type": "json_schema", "name": "n", "schema": _NOTHING}},
         },
     ),
     _body(

@@ -140,7 +140,7 @@ def _listing(data: bytes) -> None:
         data: list[msgspec.Raw]
 
     for name in read_listing(msgspec.json.decode(data, type=Listed).data):
-        check(isinstance(name, str), "a model without a name")
+        check(name == str(name), "a model without a name")
 
 
 def _prefill_answer(data: bytes) -> None:

@@ -33,7 +33,8 @@ def picture(form: str, mode: str = "RGB", **options: Any) -> bytes:
 def sound(container: str, codec: str, rate_hz: int = 16_000) -> bytes:
     """A tenth of a second as a file."""
     file = io.BytesIO()
-    with av.open(file, "w", format=container) as out:
+    opened: Any = av  # typed in part
+    with opened.open(file, "w", format=container) as out:
         stream: Any = out.add_stream(codec, rate=rate_hz)
         stream.layout = "mono"
         for frame in _tone(stream, rate_hz):

@@ -16,8 +16,12 @@ def inputs(target: Target) -> st.SearchStrategy[bytes]:
     changes = st.tuples(
         st.floats(0, 1), st.sampled_from([0, 0, 1, 2, 8, 64]), pieces, st.sampled_from([1, 1, 1, 2, 20])
     )
+
+    def change(seed: bytes, wanted: list[tuple[float, int, bytes, int]]) -> bytes:
+        return _changed(seed, wanted)[: target.max_bytes]
+
     return st.builds(
-        lambda seed, wanted: _changed(seed, wanted)[: target.max_bytes],
+        change,
         st.sampled_from(target.seeds),
         st.lists(changes, max_size=_MAX_CHANGES),
     )

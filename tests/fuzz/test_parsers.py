@@ -28,7 +28,12 @@ def test_what_it_was_made_for_and_what_broke_it_once_is_taken_or_refused(target:
 
 @EACH
 def test_inputs_near_good_ones_are_taken_or_refused(target: Target) -> None:
-    @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=20,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
     @given(data=st.data())
     def read(data: st.DataObject) -> None:
         target.attempt(data.draw(inputs(target)))
