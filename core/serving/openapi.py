@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI
@@ -166,7 +166,8 @@ def _answer_schemas(answers: Sequence[Any], schemas: dict[str, Any]) -> dict[Any
 
 
 def _kinds(answer: Any) -> tuple[Any, ...]:
-    return cast("tuple[Any, ...]", answer) if isinstance(answer, tuple) else (answer,)
+    kinds: tuple[Any, ...] = answer if isinstance(answer, tuple) else (answer,)
+    return kinds
 
 
 def _responses(
