@@ -166,8 +166,9 @@ def _answer_schemas(answers: Sequence[Any], schemas: dict[str, Any]) -> dict[Any
 
 
 def _kinds(answer: Any) -> tuple[Any, ...]:
-    kinds: tuple[Any, ...] = answer if isinstance(answer, tuple) else (answer,)
-    return kinds
+    several = type(answer) is tuple
+    kinds: Sequence[Any] = answer if several else [answer]
+    return tuple(kinds)
 
 
 def _responses(
