@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from fastapi import FastAPI
@@ -166,9 +166,7 @@ def _answer_schemas(answers: Sequence[Any], schemas: dict[str, Any]) -> dict[Any
 
 
 def _kinds(answer: Any) -> tuple[Any, ...]:
-    several = type(answer) is tuple
-    kinds: Sequence[Any] = answer if several else [answer]
-    return tuple(kinds)
+    return tuple(cast("Sequence[Any]", answer)) if isinstance(answer, tuple) else (answer,)
 
 
 def _responses(
