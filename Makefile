@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test verify lint browser bench-quick chaos clean
+.PHONY: demo test verify lint browser fuzz audit bench-quick chaos clean
 
 $(STAMP): pyproject.toml constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,6 +39,15 @@ verify: $(STAMP) lint browser  ## what people rely on in one table, then all tes
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt torchao "ray[serve]"
 	$(BIN)/python -m pytest -m "not gpu"
 
+fuzz: $(STAMP)  ## six minutes of hostile bytes and requests; fails on a finding
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt --group fuzz
+	$(BIN)/sixfold pull examples/demo.yaml
+	$(BIN)/python -m tests.fuzz --minutes 6
+
+audit:  ## asks PyPI's advisory database about every version that is tested; fails where it cannot be asked, too
+	test -x .venv-audit/bin/pip-audit || ($(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit)
+	.venv-audit/bin/pip-audit --requirement constraints-dev.txt --no-deps --disable-pip --strict --progress-spinner off
+
 bench-quick: $(STAMP)
 	$(BIN)/python bench/quick.py
 
@@ -47,4 +56,4 @@ chaos: $(STAMP)  ## loses a region of a real Ray cluster under load
 	$(BIN)/python bench/region_loss.py
 
 clean:
-	rm -rf $(VENV) .typing .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .venv-audit .typing .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -17,6 +17,9 @@ Location = tuple[str | int, ...]
 """Keys and list indexes from the root to a value, e.g. ``("models", "a", "aliases", 0)``."""
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
+_MERGED = "<<"
+_MAX_PLACES = 20_000
+"""Keys and items of a file with its aliases written out: nine lines of aliases can stand for a thousand million."""
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<body>[^}]*)(?P<end>\}?)")
 _VARIABLE_BODY = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-.*)?", re.DOTALL)
 
@@ -105,7 +108,7 @@ def parse_document(text: str, file: str, environ: Mapping[str, str]) -> Document
         node = loader.get_single_node()
         if node is None:
             return Document(file, {}, {})
-        lines = dict(_walk(node, (), file, ()))
+        lines = dict(_bounded(_walk(node, (), file, ()), file))
         # YAML's further types (dates, binary) pass as they are: the settings' own types refuse them.
         construct = cast(Callable[[yaml.Node], JsonValue], loader.construct_document)  # pyright: ignore[reportUnknownMemberType]  # untyped
         root = construct(node)
@@ -115,12 +118,23 @@ def parse_document(text: str, file: str, environ: Mapping[str, str]) -> Document
         raise ConfigError(f"{file}{line}: not valid YAML: {problem}.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not valid YAML: {error}.") from error
+    except RecursionError:
+        raise ConfigError(f"{file}: it is nested too deeply. Write it flatter.") from None
+    except (ValueError, LookupError) as error:  # what the constructors of dates and tagged values raise
+        raise ConfigError(f"{file}: it holds a value that is no YAML: {error}. Put the value in quotes.") from error
     finally:
         loader.dispose()
     if not isinstance(root, dict):
         raise ConfigError(f"{file}: the file must hold a mapping with the key 'models', not a {type(root).__name__}.")
     document = Document(file, root, lines)
     return Document(file, {key: _fill(value, (key,), document, environ) for key, value in root.items()}, lines)
+
+
+def _bounded(places: Iterator[tuple[Location, int]], file: str) -> Iterator[tuple[Location, int]]:
+    for number, place in enumerate(places):
+        if number == _MAX_PLACES:
+            raise ConfigError(f"{file}: its aliases stand for more than {_MAX_PLACES} entries. Use fewer aliases.")
+        yield place
 
 
 def _walk(
@@ -139,6 +153,7 @@ def _walk(
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.tag == _MERGE_TAG:
+                yield from _walk(value, (*location, _MERGED), file, parents)  # for what it counts and refuses
                 continue
             if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
                 shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"

@@ -6,11 +6,17 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import RUNNING
 
 # Kernels for GPUs run on the CPU here. Triton reads this when it is imported, whoever does so first.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A run of CI draws the same examples as the one before it; runs by hand look further, as does `python -m tests.fuzz`.
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, print_blob=True)
+if os.environ.get("CI"):
+    settings.load_profile("repeatable")
 
 _LOG_TAIL = 4_000
 _DUMP_TAIL = 40_000

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.responses import Response
 
 from sixfold.core.batches.idle_gate import IdleGate
 from sixfold.core.batches.ledger import Batches, Files
+from sixfold.core.batches.objects import BatchObject, BatchPage, DeletedFile, FileObject, FilePage
 from sixfold.core.batches.outcomes import OutcomeStore
 from sixfold.core.batches.records import ENDED, VALIDATING, BatchRecord, FileRecord, batch_object, file_object
 from sixfold.core.batches.row import RowRunner
@@ -62,20 +62,26 @@ class BatchAPI(ModalityAPI):
     def routes(self) -> Sequence[Route]:
         """OpenAI's routes."""
         return (
-            Route(path="/v1/files", endpoint=self.upload, form=FileForm),
-            Route(path="/v1/files", endpoint=self.list_files, method="GET", query_params=FilesQuery),
-            Route(path=_FILE, endpoint=self.get_file, method="GET"),
-            Route(path=_FILE, endpoint=self.delete_file, method="DELETE"),
+            Route(path="/v1/files", endpoint=self.upload, form=FileForm, answer=FileObject),
+            Route(path="/v1/files", endpoint=self.list_files, method="GET", query_params=FilesQuery, answer=FilePage),
+            Route(path=_FILE, endpoint=self.get_file, method="GET", answer=FileObject),
+            Route(path=_FILE, endpoint=self.delete_file, method="DELETE", answer=DeletedFile),
             Route(
                 path=f"{_FILE}/content",
                 endpoint=self.content,
                 method="GET",
                 media_types=("application/octet-stream", "application/jsonl"),
             ),
-            Route(path="/v1/batches", endpoint=self.create, body=BatchBody),
-            Route(path="/v1/batches", endpoint=self.list_batches, method="GET", query_params=BatchesQuery),
-            Route(path=_BATCH, endpoint=self.get_batch, method="GET"),
-            Route(path=f"{_BATCH}/cancel", endpoint=self.cancel),
+            Route(path="/v1/batches", endpoint=self.create, body=BatchBody, answer=BatchObject),
+            Route(
+                path="/v1/batches",
+                endpoint=self.list_batches,
+                method="GET",
+                query_params=BatchesQuery,
+                answer=BatchPage,
+            ),
+            Route(path=_BATCH, endpoint=self.get_batch, method="GET", answer=BatchObject),
+            Route(path=f"{_BATCH}/cancel", endpoint=self.cancel, answer=BatchObject),
         )
 
     async def startup(self, services: Services) -> None:
@@ -260,7 +266,7 @@ class BatchAPI(ModalityAPI):
     async def _file(self, call: Call) -> Job:
         return await (await self._open()).files.get(call.path_params["file_id"], tenant=call.tenant)
 
-    async def _object(self, job: Job) -> dict[str, Any]:
+    async def _object(self, job: Job) -> BatchObject:
         record = BatchRecord.of(job)
         if job.state in ENDED:
             return batch_object(job, (record.num_completed, record.num_failed))
@@ -295,7 +301,7 @@ class BatchAPI(ModalityAPI):
         return _Parts(jobs=jobs, files=files, batches=batches, outcomes=outcomes, runner=runner)
 
 
-def _page(found: list[dict[str, Any]], limit: int) -> dict[str, object]:
+def _page(found: Sequence[FileObject] | Sequence[BatchObject], limit: int) -> dict[str, object]:
     data = found[:limit]
     return {
         "object": "list",

@@ -165,7 +165,7 @@ def _check(data: bytes, ref: LineRef, endpoint: str, max_line_bytes: int) -> Lin
         return wrong("mismatched_url", message, "url")
     try:
         body = msgspec.json.decode(line.body, type=_Body)
-    except (msgspec.DecodeError, RecursionError) as failure:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failure:
         return wrong("invalid_body", f"body: {failure}. It is an object with at least a model.", "body")
     if len(body.model) > _MAX_MODEL:
         return wrong("invalid_body", f"body.model must have at most {_MAX_MODEL} characters.", "body.model")

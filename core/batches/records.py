@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from sixfold.core.batches.objects import BatchObject, FileObject
 from sixfold.core.jobs import Job
 from sixfold.core.object_ids import object_id
 
@@ -128,7 +129,7 @@ def derived_id(prefix: str, *parts: object, store_id: str = "") -> str:
     return object_id(prefix, store_id, hashlib.sha256(":".join(map(str, parts)).encode()).hexdigest()[:32])
 
 
-def file_object(job: Job) -> dict[str, Any]:
+def file_object(job: Job) -> FileObject:
     """OpenAI's File."""
     record = FileRecord.of(job)
     return {
@@ -144,7 +145,7 @@ def file_object(job: Job) -> dict[str, Any]:
     }
 
 
-def batch_object(job: Job, counts: tuple[int, int]) -> dict[str, Any]:
+def batch_object(job: Job, counts: tuple[int, int]) -> BatchObject:
     """OpenAI's Batch.
 
     Args:
@@ -152,7 +153,7 @@ def batch_object(job: Job, counts: tuple[int, int]) -> dict[str, Any]:
         counts: Lines that were answered, and lines that failed, up to now.
     """
     record = BatchRecord.of(job)
-    states = (IN_PROGRESS, FINALIZING, COMPLETED, FAILED, EXPIRED, CANCELLING, CANCELLED)
+    times = {state: int(time_s) for state, time_s in record.times_s.items()}
     errors = {"object": "list", "data": msgspec.to_builtins(record.errors)} if record.errors else None
     return {
         "id": job.id,
@@ -167,12 +168,14 @@ def batch_object(job: Job, counts: tuple[int, int]) -> dict[str, Any]:
         "error_file_id": record.error_file_id,
         "created_at": int(job.created_s),
         "expires_at": int(record.expires_s),
-        **{f"{state}_at": _seconds(record.times_s.get(state)) for state in states},
+        "in_progress_at": times.get(IN_PROGRESS),
+        "finalizing_at": times.get(FINALIZING),
+        "completed_at": times.get(COMPLETED),
+        "failed_at": times.get(FAILED),
+        "expired_at": times.get(EXPIRED),
+        "cancelling_at": times.get(CANCELLING),
+        "cancelled_at": times.get(CANCELLED),
         "request_counts": {"total": record.num_lines, "completed": counts[0], "failed": counts[1]},
         "usage": msgspec.to_builtins(record.usage),
         "metadata": record.metadata,
     }
-
-
-def _seconds(time_s: float | None) -> int | None:
-    return None if time_s is None else int(time_s)

@@ -101,7 +101,7 @@ class _Facts:
 def _read_object(answer: Answer, facts: _Facts) -> None:
     try:
         found: Any = json.loads(answer.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         facts.error = "invalid_json"
         return
     facts.output_s = [answer.ended_s]
@@ -118,10 +118,13 @@ def _read_events(workload: Workload, answer: Answer, facts: _Facts) -> None:
                 done = True
             elif data:
                 try:
-                    found = json.loads(data)
-                except ValueError:
+                    found: Any = json.loads(data)
+                except (ValueError, RecursionError):
+                    found = None
+                if not isinstance(found, dict):
                     facts.error = "invalid_json"
                     return
+                found = cast(dict[str, Any], found)
                 if "error" in found:
                     facts.error = "stream_error"
                     return

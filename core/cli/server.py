@@ -149,7 +149,7 @@ def run_server(
     )
     models = LiveModels(host, settings, plugins, config=config, read=read, on_ready=on_ready)
     tracing = open_tracing(settings.telemetry)
-    server = SixfoldServer(_load_apis(plugins), host, settings.server, ledger=host.ledger, tracing=tracing)
+    server = SixfoldServer(load_apis(plugins), host, settings.server, ledger=host.ledger, tracing=tracing)
     server.context.metrics.registry.register(MemoryCollector(host))
     try:
         status = run(server, models=models, on_reload=models.reload, on_listening=models.on_listening, owner=owner)
@@ -161,7 +161,7 @@ def run_server(
     return status
 
 
-def _load_apis(plugins: Plugins) -> list[ModalityAPI]:
+def load_apis(plugins: Plugins) -> list[ModalityAPI]:
     """One instance of each plugin's HTTP face; one that can't be imported costs its own routes, not the server."""
     apis: list[ModalityAPI] = []
     for api in plugins.apis.values():

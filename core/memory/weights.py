@@ -68,14 +68,20 @@ def read_tensors(file: Path) -> tuple[StoredTensor, ...]:
             header: Any = json.loads(stream.read(size))
             entries = cast("Mapping[str, Mapping[str, Any]]", header).items()
             return tuple(
-                StoredTensor(name, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
+                StoredTensor(name, str(entry["dtype"]), tuple(_length(n) for n in entry["shape"]))
                 for name, entry in entries
                 if name != "__metadata__"
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(
             f"{file.name} of the model is not a safetensors file: {error}. Pull the model again."
         ) from error
+
+
+def _length(given: Any) -> int:
+    if not isinstance(given, int) or given < 0:
+        raise ValueError(f"a tensor has the length {given!r}")
+    return given
 
 
 def folder_tensors(path: Path) -> tuple[StoredTensor, ...]:

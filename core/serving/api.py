@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import litserve as ls
 from pydantic import BaseModel
@@ -34,7 +35,8 @@ class Route:
         body: The pydantic model of a JSON body, for the OpenAPI document; as the next three.
         form: Of a form's fields.
         query_params: Of the query string.
-        media_types: Of the answer.
+        media_types: Of the answer; none for a route that only ever refuses.
+        answer: The type of its JSON (a msgspec Struct or a TypedDict), or a tuple of types, for the OpenAPI document.
         in_batches: Whether a line of ``/v1/batches`` may ask for it: one whole answer, and asking twice does no harm.
     """
 
@@ -45,6 +47,7 @@ class Route:
     form: type[BaseModel] | None = None
     query_params: type[BaseModel] | None = None
     media_types: tuple[str, ...] = ("application/json",)
+    answer: Any = None
     in_batches: bool = False
 
 

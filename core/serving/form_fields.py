@@ -66,7 +66,7 @@ class _Given:
             if self.plain or self.indexed:
                 raise _bad(name, "it is given as an object and as a plain value; choose one")
             if shape.many and all(map(str.isdecimal, self.members)):  # name[0][key]
-                return [self.members[index] for index in sorted(self.members, key=int)]
+                return [self.members[index] for index in sorted(self.members, key=lambda text: _index(name, text))]
             return self.members
         values: list[Any] = [*self.plain, *(self.indexed[index] for index in sorted(self.indexed))]
         if shape.structured:
@@ -90,13 +90,20 @@ def _group(items: Sequence[FormItem]) -> dict[str, _Given]:
         if path in ([], [""]):
             given.plain.append(item.value)
         elif len(path) == 1 and path[0].isdecimal():
-            index = int(path[0][:4])
-            if index > _MAX_INDEX or index in given.indexed:
-                raise _bad(item.name[:100], "an index is given twice or is too large")
+            index = _index(item.name, path[0])
+            if index in given.indexed:
+                raise _bad(item.name, "an index is given twice")
             given.indexed[index] = item.value
         else:
             _put(given.members, path, item)
     return found
+
+
+def _index(name: str, digits: str) -> int:
+    index = int(digits[:4])  # Python refuses to read thousands of digits
+    if index > _MAX_INDEX:
+        raise _bad(name, f"an index is larger than {_MAX_INDEX}")
+    return index
 
 
 def _put(members: dict[str, Any], path: Sequence[str], item: FormItem) -> None:
@@ -104,8 +111,8 @@ def _put(members: dict[str, Any], path: Sequence[str], item: FormItem) -> None:
     appends = path[-1] == ""
     keys = path[:-1] if appends else path
     if "" in keys or not keys:
-        raise _bad(item.name[:100], "only the last brackets may be empty")
-    clash = _bad(item.name[:100], "it is given in two ways; choose one")
+        raise _bad(item.name, "only the last brackets may be empty")
+    clash = _bad(item.name, "it is given in two ways; choose one")
     here = members
     for key in keys[:-1]:
         inner: Any = here.setdefault(key, {})

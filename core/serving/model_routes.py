@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
 from starlette.requests import Request
@@ -18,7 +19,7 @@ class ModelObject(msgspec.Struct, frozen=True, kw_only=True):
     """A model as OpenAI describes it, with what vLLM's clients read and with our own facts."""
 
     id: str
-    object: str = "model"
+    object: Literal["model"] = "model"
     created: int
     owned_by: str = "sixfold"
     root: str
@@ -42,7 +43,7 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
         acts_for_others: Whether requests with this key may say for whom they are (``x-tenant``): gateways look for it.
     """
 
-    object: str = "list"
+    object: Literal["list"] = "list"
     data: tuple[ModelObject, ...]
     acts_for_others: bool
 

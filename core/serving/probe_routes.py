@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from time import monotonic
+from typing import Literal
 
 import msgspec
 from starlette.requests import Request
@@ -32,6 +33,15 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, str]
 
 
+class Health(msgspec.Struct, frozen=True):
+    """The answer to ``GET /health``."""
+
+    status: Literal["ok"] = "ok"
+
+
+_HEALTHY = msgspec.json.encode(Health())
+
+
 class ProbeRoutes:
     """``/health``, ``/ready``, ``/load``, ``/decisions`` and ``/metrics``.
 
@@ -51,7 +61,7 @@ class ProbeRoutes:
 
     async def health(self, _request: Request) -> Response:
         """``GET /health``: 200 as long as the process answers."""
-        return Response(b'{"status":"ok"}', media_type="application/json")
+        return Response(_HEALTHY, media_type="application/json")
 
     async def ready(self, _request: Request) -> Response:
         """``GET /ready``: 200 when every model that should be ready is, else 503; the body lists states."""

@@ -25,7 +25,9 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import WebSocketRoute
 
+from sixfold.core.autoscaling.load import ServerLoad
 from sixfold.core.batches.api import BatchAPI
+from sixfold.core.decisions import DecisionList
 from sixfold.core.errors import PluginConflict, UsageError
 from sixfold.core.memory.ledger import MemoryLedger
 from sixfold.core.serving.api import ModalityAPI, Route, SocketRoute
@@ -39,10 +41,10 @@ from sixfold.core.serving.in_process import InProcessTransport, PlainWorkers, Re
 from sixfold.core.serving.inner_calls import InnerCalls
 from sixfold.core.serving.live_routes import LiveRoutes
 from sixfold.core.serving.modality_spec import ModalitySpec, RouteApp
-from sixfold.core.serving.model_routes import ModelRoutes
-from sixfold.core.serving.openapi import build_document
+from sixfold.core.serving.model_routes import ModelList, ModelObject, ModelRoutes
+from sixfold.core.serving.openapi import OwnRoute, build_document
 from sixfold.core.serving.playground import PREFIX, Playground
-from sixfold.core.serving.probe_routes import ProbeRoutes
+from sixfold.core.serving.probe_routes import Health, ProbeRoutes, Readiness
 from sixfold.core.serving.replica_metrics import ReplicaCollector
 from sixfold.core.serving.services import ModalityServices
 from sixfold.core.serving.settings import ServerSettings
@@ -128,24 +130,25 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
         probes = ProbeRoutes(self.context, self._folder, self._plain_apis_ready)
         models = ModelRoutes(self.context)
         page = Playground(self._modality_apis, enabled=self.settings.playground)
-        for path, endpoint in (
-            ("/", page.index),
-            ("/health", probes.health),
-            ("/ready", probes.ready),
-            ("/load", probes.load),
-            ("/live", LiveRoutes(self.context, self._ledger).live),
-            ("/metrics", probes.metrics),
-            ("/decisions", probes.decisions),
-            ("/v1/models", models.list_models),
-            ("/v1/models/{model_id:path}", models.get_model),
-            (PREFIX + "page.json", page.facts),
-            (PREFIX + "{path:path}", page.file),
-        ):
+        live = LiveRoutes(self.context, self._ledger)
+        hides_figures = self.settings.protect_metrics
+        self._own_routes = (
+            OwnRoute(path="/", endpoint=page.index, media_types=("text/html", "text/plain"), needs_key=False),
+            OwnRoute(path="/health", endpoint=probes.health, answer=Health, needs_key=False),
+            OwnRoute(path="/ready", endpoint=probes.ready, answer=Readiness, statuses=(200, 503), needs_key=False),
+            OwnRoute(path="/load", endpoint=probes.load, answer=ServerLoad, needs_key=hides_figures),
+            OwnRoute(path="/live", endpoint=live.live, media_types=("application/json", "text/event-stream")),
+            OwnRoute(path="/metrics", endpoint=probes.metrics, media_types=("text/plain",), needs_key=hides_figures),
+            OwnRoute(path="/decisions", endpoint=probes.decisions, answer=DecisionList),
+            OwnRoute(path="/v1/models", endpoint=models.list_models, answer=ModelList),
+            OwnRoute(path="/v1/models/{model_id:path}", endpoint=models.get_model, answer=ModelObject),
+        )
+        described = [(route.path, route.endpoint) for route in self._own_routes]
+        for path, endpoint in (*described, (PREFIX + "page.json", page.facts), (PREFIX + "{path:path}", page.file)):
             self._claim(path, "GET", _OWN)
-            is_call = not path.startswith(PREFIX)
-            self.app.add_api_route(path, endpoint, methods=["GET"], response_model=None, include_in_schema=is_call)
             # Load balancers probe with HEAD.
-            self.app.add_api_route(path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False)
+            for method in ("GET", "HEAD"):
+                self.app.add_api_route(path, endpoint, methods=[method], response_model=None, include_in_schema=False)
 
     def _register_api_endpoints(self, lit_api: ls.LitAPI, request_type: Any, response_type: Any) -> None:
         if not isinstance(lit_api, ModalityAPI):
@@ -236,7 +239,9 @@ class SixfoldServer(ls.LitServer):  # type: ignore[misc]  # litserve ships no ty
 
     def _openapi(self) -> dict[str, Any]:
         if self.app.openapi_schema is None:
-            self.app.openapi_schema = build_document(self.app, self._modality_routes, version=version("sixfold"))
+            self.app.openapi_schema = build_document(
+                self.app, self._modality_routes, version=version("sixfold"), own=self._own_routes
+            )
         document: dict[str, Any] = self.app.openapi_schema
         return document
 

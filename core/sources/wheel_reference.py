@@ -100,7 +100,7 @@ class _WheelsObject(BaseModel):
 def _from_object(text: str) -> WheelReference:
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"'pypi:' must be followed by a JSON object or by a pin: {_SHORT} ({error}).") from error
     try:
         given = validate(_WheelsObject, data, prefix=("source", "pypi"))

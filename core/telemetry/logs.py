@@ -134,6 +134,7 @@ def configure_logging(level: str, log_format: LogFormat = "text", **fields: str 
     add_log_fields(**fields)
     # It logs each file event: with the log in the folder of the configuration, each line would cause the next.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each broken body, with bytes of it
 
 
 def add_log_fields(**fields: str | int) -> None:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, SocketRoute
 from sixfold.plugins.asr import formats
+from sixfold.plugins.asr.answers import TRANSCRIPTS
 from sixfold.plugins.asr.forms import TranscriptionForm, TranslationForm
 from sixfold.plugins.asr.realtime import RealtimeQuery, serve_realtime
 from sixfold.plugins.asr.schema import KnownSpeaker, Task, Transcript
@@ -31,6 +32,7 @@ class AsrAPI(ModalityAPI):
                 endpoint=self.transcribe,
                 form=TranscriptionForm,
                 media_types=_MEDIA_TYPES,
+                answer=TRANSCRIPTS,
                 in_batches=True,
             ),
             Route(
@@ -38,6 +40,7 @@ class AsrAPI(ModalityAPI):
                 endpoint=self.translate,
                 form=TranslationForm,
                 media_types=_MEDIA_TYPES[:2],
+                answer=TRANSCRIPTS,
                 in_batches=True,
             ),
             SocketRoute(path="/v1/realtime", endpoint=serve_realtime, query_params=RealtimeQuery),

@@ -62,10 +62,10 @@ def decode_file(data: bytes, *, max_duration_s: float, param: str = "file") -> I
 def decode_pcm(data: bytes, rate_hz: int) -> Iterator[Samples]:
     """Yields bare 16-bit little-endian mono samples, resampled if need be."""
     samples = np.frombuffer(data[: len(data) // 2 * 2], dtype="<i2")
-    if rate_hz == SAMPLE_RATE_HZ:
+    if rate_hz == SAMPLE_RATE_HZ or not len(samples):  # FFmpeg takes a frame of no samples for want of memory
         yield samples
         return
-    resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
+    resampler = _new_resampler()
     frame = AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="mono")
     frame.sample_rate = rate_hz
     yield from _resampled(frame, resampler)
@@ -93,7 +93,7 @@ def _parts(data: bytes, param: str) -> Iterator[Samples]:
         if not container.streams.audio:
             raise InvalidRequest("The file has no audio track.", param=param)
         stream = container.streams.audio[0]
-        resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
+        resampler, before = _new_resampler(), None
         num_bad = 0
         for packet in container.demux(stream):
             try:
@@ -107,6 +107,11 @@ def _parts(data: bytes, param: str) -> Iterator[Samples]:
             for frame in frames:
                 _check(frame, param)
                 frame.pts = None  # recordings with broken clocks are still sound
+                form = (frame.format.name, frame.layout.name, frame.sample_rate)
+                if before not in (None, form):  # files that were joined change on their way; a resampler can't
+                    yield from _resampled(None, resampler)
+                    resampler = _new_resampler()
+                before = form
                 yield from _resampled(frame, resampler)
         yield from _resampled(None, resampler)
 
@@ -118,6 +123,10 @@ def _check(frame: AudioFrame, param: str) -> None:
             f"channels and {_MAX_RATE_HZ} Hz are read.",
             param=param,
         )
+
+
+def _new_resampler() -> AudioResampler:
+    return AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
 
 
 def _resampled(frame: AudioFrame | None, resampler: AudioResampler) -> Iterator[Samples]:

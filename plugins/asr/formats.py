@@ -10,32 +10,43 @@ import msgspec
 from sixfold.core.messages import Finished, Increment
 from sixfold.core.serving.api import Running
 from sixfold.core.serving.sse import data_frame
+from sixfold.plugins.asr.answers import (
+    DiarizedObject,
+    DurationUsage,
+    SegmentObject,
+    TranscriptObject,
+    TurnObject,
+    VerboseObject,
+)
 from sixfold.plugins.asr.languages import NAMES
 from sixfold.plugins.asr.schema import Segment, Task, TokenLogprob, Transcript, WindowDone
 
 TEXT_FORMATS = ("text", "srt", "vtt")
 
 
-def usage(transcript: Transcript) -> dict[str, Any]:
+def usage(transcript: Transcript) -> DurationUsage:
     """OpenAI's usage by duration, in whole seconds, begun ones included."""
     return {"type": "duration", "seconds": int(-(-transcript.duration_s // 1))}
 
 
-def json_body(transcript: Transcript) -> dict[str, Any]:
+def json_body(transcript: Transcript) -> TranscriptObject:
     """The body of ``json``."""
-    body: dict[str, Any] = {"text": transcript.text, "usage": usage(transcript)}
+    body: TranscriptObject = {"text": transcript.text, "usage": usage(transcript)}
     logprobs = [one for segment in transcript.segments for one in segment.logprobs]
-    return body | ({"logprobs": logprob_objects(logprobs)} if logprobs else {})
+    if logprobs:
+        body["logprobs"] = logprob_objects(logprobs)
+    return body
 
 
-def verbose_body(transcript: Transcript, *, task: Task, granularities: Sequence[str]) -> dict[str, Any]:
+def verbose_body(transcript: Transcript, *, task: Task, granularities: Sequence[str]) -> VerboseObject:
     """The body of ``verbose_json``; ``segments`` and ``words`` as asked for."""
     language = transcript.language
-    body: dict[str, Any] = {
+    body: VerboseObject = {
         "task": task,
         "language": NAMES.get(language, language) if language else "",
         "duration": transcript.duration_s,
         "text": transcript.text,
+        "usage": usage(transcript),
     }
     if "segment" in granularities or not granularities:
         body["segments"] = [_segment_object(number, segment) for number, segment in enumerate(transcript.segments)]
@@ -45,10 +56,10 @@ def verbose_body(transcript: Transcript, *, task: Task, granularities: Sequence[
             for segment in transcript.segments
             for word in segment.words
         ]
-    return body | {"usage": usage(transcript)}
+    return body
 
 
-def diarized_body(transcript: Transcript, *, task: Task) -> dict[str, Any]:
+def diarized_body(transcript: Transcript, *, task: Task) -> DiarizedObject:
     """The body of ``diarized_json``."""
     return {
         "task": task,
@@ -59,7 +70,7 @@ def diarized_body(transcript: Transcript, *, task: Task) -> dict[str, Any]:
     }
 
 
-def diarized_segment(number: int, segment: Segment) -> dict[str, Any]:
+def diarized_segment(number: int, segment: Segment) -> TurnObject:
     """One turn of a speaker, in the body and as the event ``transcript.text.segment``."""
     return {
         "type": "transcript.text.segment",
@@ -137,11 +148,11 @@ def _logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
     return {"logprobs": logprob_objects(logprobs)} if logprobs else {}
 
 
-def _frame(event: Mapping[str, Any]) -> bytes:
+def _frame(event: Mapping[str, object]) -> bytes:
     return data_frame(msgspec.json.encode(event))
 
 
-def _segment_object(number: int, segment: Segment) -> dict[str, Any]:
+def _segment_object(number: int, segment: Segment) -> SegmentObject:
     return {
         "id": number,
         "seek": segment.seek_frames,

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, ServedModel
+from sixfold.plugins.embedding.answers import EmbeddingsObject
 from sixfold.plugins.embedding.rerank import api as rerank
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput, EmbeddingsBody, ImageItem, Item
 from sixfold.plugins.embedding.wire import response_body
@@ -32,7 +33,13 @@ class EmbeddingAPI(ModalityAPI):
     def routes(self) -> Sequence[Route]:
         """All routes of the modality."""
         return (
-            Route(path="/v1/embeddings", endpoint=self.embed, body=EmbeddingsBody, in_batches=True),
+            Route(
+                path="/v1/embeddings",
+                endpoint=self.embed,
+                body=EmbeddingsBody,
+                answer=EmbeddingsObject,
+                in_batches=True,
+            ),
             *rerank.routes(),
         )
 

@@ -12,15 +12,18 @@ from starlette.responses import Response
 from sixfold.core.errors import NotFound
 from sixfold.core.files import FileStore
 from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, ServedModel, Services
+from sixfold.plugins.image.answers import ImagesObject
 from sixfold.plugins.image.bodies import GenerationsBody, PictureBody, StreamedBody, request_input
 from sixfold.plugins.image.naming import find_model
 from sixfold.plugins.image.schema import ImageInput, ImageResult
-from sixfold.plugins.image.uploads import EditsBody, VariationsForm, edit_parts
+from sixfold.plugins.image.uploads import EditsBody, EditsForm, VariationsForm, edit_parts
 from sixfold.plugins.image.wire import Echo, image_events, images_body
 
 FILE_TTL_S = 3600.0
 """How long the file behind a ``url`` is kept."""
 
+_STREAMED = ("application/json", "text/event-stream")
+_FILE_TYPES = ("image/png", "image/jpeg", "image/webp")
 _HOST = re.compile(r"[A-Za-z0-9.\-:\[\]]{1,255}", re.ASCII)
 
 
@@ -33,10 +36,25 @@ class ImageAPI(ModalityAPI):
     def routes(self) -> Sequence[Route]:
         """Draw, change, vary, and the files of pictures."""
         return (
-            Route(path="/v1/images/generations", endpoint=self.generate, body=GenerationsBody, in_batches=True),
-            Route(path="/v1/images/edits", endpoint=self.edit, body=EditsBody, in_batches=True),
-            Route(path="/v1/images/variations", endpoint=self.vary),
-            Route(path="/v1/images/files/{file_id}", endpoint=self.file, method="GET"),
+            Route(
+                path="/v1/images/generations",
+                endpoint=self.generate,
+                body=GenerationsBody,
+                media_types=_STREAMED,
+                answer=ImagesObject,
+                in_batches=True,
+            ),
+            Route(
+                path="/v1/images/edits",
+                endpoint=self.edit,
+                body=EditsBody,
+                form=EditsForm,
+                media_types=_STREAMED,
+                answer=ImagesObject,
+                in_batches=True,
+            ),
+            Route(path="/v1/images/variations", endpoint=self.vary, form=VariationsForm, answer=ImagesObject),
+            Route(path="/v1/images/files/{file_id}", endpoint=self.file, method="GET", media_types=_FILE_TYPES),
         )
 
     def panels(self) -> Sequence[Panel]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import msgspec
 from sixfold.core.messages import Finished, Increment, Usage
 from sixfold.core.serving.api import Running
 from sixfold.core.serving.sse import event_frame
+from sixfold.plugins.image.answers import ImagesObject, ImageUsage, PictureObject
 from sixfold.plugins.image.schema import ImageResult, OutputFormat, PartialImage, Quality, StepProgress
 
 _encode = msgspec.json.Encoder().encode
@@ -41,7 +42,7 @@ class Echo:
         return cls(quality=quality, output_format=output_format, size=size, created_s=int(time.time()))
 
 
-def usage_object(usage: Usage) -> dict[str, Any]:
+def usage_object(usage: Usage) -> ImageUsage:
     """OpenAI's usage: tokens of the prompt, latent positions of images."""
     counts = usage.counts
     given = counts["text_tokens"] + counts["image_tokens"]
@@ -62,22 +63,23 @@ def images_body(echo: Echo, finished: Finished[Any], urls: tuple[str, ...]) -> b
         urls: Of the pictures; () sends them in the body.
     """
     result: ImageResult = finished.result
-    rows: list[Mapping[str, Any]] = []
-    for index, picture in enumerate(result.pictures):
-        where = {"url": urls[index]} if urls else {"b64_json": base64.b64encode(picture.data).decode()}
-        rows.append({**where, "seed": picture.seed})
-    return _encode(
-        {
-            "created": echo.created_s,
-            "data": rows,
-            "background": "opaque",
-            "output_format": echo.output_format,
-            "quality": echo.quality,
-            "size": f"{result.width}x{result.height}",
-            "num_inference_steps": result.num_inference_steps,
-            "usage": usage_object(finished.usage),
-        }
-    )
+    rows: list[PictureObject] = [
+        {"url": urls[index], "seed": picture.seed}
+        if urls
+        else {"b64_json": base64.b64encode(picture.data).decode(), "seed": picture.seed}
+        for index, picture in enumerate(result.pictures)
+    ]
+    body: ImagesObject = {
+        "created": echo.created_s,
+        "data": rows,
+        "background": "opaque",
+        "output_format": echo.output_format,
+        "quality": echo.quality,
+        "size": f"{result.width}x{result.height}",
+        "num_inference_steps": result.num_inference_steps,
+        "usage": usage_object(finished.usage),
+    }
+    return _encode(body)
 
 
 async def image_events(

@@ -17,17 +17,18 @@ from sixfold.plugins.llm.image_parts import chat_images, fetch_images
 from sixfold.plugins.llm.refusals import check_chat, check_completion
 from sixfold.plugins.llm.requests import chat_input, completion_input
 from sixfold.plugins.llm.responses_messages import response_images
-from sixfold.plugins.llm.responses_objects import ResponseStatus, request_members
+from sixfold.plugins.llm.responses_objects import DeletedResponse, ResponseObject, ResponseStatus, request_members
 from sixfold.plugins.llm.responses_requests import check_response, input_items, response_input
 from sixfold.plugins.llm.responses_schema import NoQuery, ResponsesBody
 from sixfold.plugins.llm.responses_store import ResponseStore
 from sixfold.plugins.llm.responses_stream import ResponseBuilder, ResponseStream, whole_response
 from sixfold.plugins.llm.schema import ChatBody, CompletionBody, GenerationBody
 from sixfold.plugins.llm.wire import Head
-from sixfold.plugins.llm.wire_chat import chat_chunks, chat_object
+from sixfold.plugins.llm.wire_chat import ChatObject, chat_chunks, chat_object
 from sixfold.plugins.llm.wire_chat_parts import parsed_chat_chunks
-from sixfold.plugins.llm.wire_completions import completion_chunks, completion_object
+from sixfold.plugins.llm.wire_completions import CompletionObject, completion_chunks, completion_object
 
+_STREAMED = ("application/json", "text/event-stream")
 _RESPONSE = "/v1/responses/{response_id}"
 
 
@@ -39,11 +40,38 @@ class LlmAPI(ModalityAPI):
     def routes(self) -> Sequence[Route]:
         """Chat, completion, responses, and the coming and going of adapters."""
         return (
-            Route(path="/v1/chat/completions", endpoint=self.chat, body=ChatBody, in_batches=True),
-            Route(path="/v1/completions", endpoint=self.complete, body=CompletionBody, in_batches=True),
-            Route(path="/v1/responses", endpoint=self.respond, body=ResponsesBody, in_batches=True),
-            Route(path=_RESPONSE, endpoint=self.retrieve_response, method="GET", query_params=NoQuery),
-            Route(path=_RESPONSE, endpoint=self.delete_response, method="DELETE"),
+            Route(
+                path="/v1/chat/completions",
+                endpoint=self.chat,
+                body=ChatBody,
+                media_types=_STREAMED,
+                answer=ChatObject,
+                in_batches=True,
+            ),
+            Route(
+                path="/v1/completions",
+                endpoint=self.complete,
+                body=CompletionBody,
+                media_types=_STREAMED,
+                answer=CompletionObject,
+                in_batches=True,
+            ),
+            Route(
+                path="/v1/responses",
+                endpoint=self.respond,
+                body=ResponsesBody,
+                media_types=_STREAMED,
+                answer=ResponseObject,
+                in_batches=True,
+            ),
+            Route(
+                path=_RESPONSE,
+                endpoint=self.retrieve_response,
+                method="GET",
+                query_params=NoQuery,
+                answer=ResponseObject,
+            ),
+            Route(path=_RESPONSE, endpoint=self.delete_response, method="DELETE", answer=DeletedResponse),
             *adapter_routes(),
         )
 

@@ -49,15 +49,18 @@ class CallReader:
         """
         place = 0
         while place < len(text):
+            if self._nesting.depth == 0 and text[place] != "{" and not text[place].isspace():
+                self.has_failed = True
+                return text[place:]  # with what may begin another call
             if self._nesting.escapes:
                 end = place + 1
                 self._keep(text[place])
                 self._nesting.push(text[place])
             else:
-                found = _PLAIN.match(text, place)
+                found = _PLAIN.match(text, place) if self._nesting.depth else None
                 end = found.end() if found else place + 1
                 self._read(text[place:end], is_structure=not found)
-            if self.name is None or self.has_failed:
+            if self.name is None:
                 self._raw.append(text[place:end])
             place = end
             if self.is_done or self.has_failed:
@@ -74,10 +77,7 @@ class CallReader:
     def _read(self, text: str, *, is_structure: bool) -> None:
         at_top = self._nesting.depth == 1 and not self._nesting.in_string
         if self._nesting.depth == 0:
-            if text == "{":
-                self._nesting.push(text)
-            elif text.strip():
-                self.has_failed = True
+            self._nesting.push(text)
         elif not is_structure:
             self._keep(text)
         elif at_top and text == ":" and self._key is None:
@@ -92,6 +92,7 @@ class CallReader:
             self._nesting.push(text)
             if self._streams and self._nesting.depth == 1:
                 self._streams = False
+            self.has_failed = self._nesting.depth == 0  # an array's end ended the object
 
     def _keep(self, text: str) -> None:
         if not self._part and not self._streams:
@@ -103,9 +104,12 @@ class CallReader:
         (self._arguments if self._streams else self._part).append(text)
 
     def _end_member(self) -> None:
-        if self._key == "name":
-            self.name = _text_of(self._part)
-            self.has_failed = self.name not in self._names
+        if self._key == "name" and self.name is None:  # a second one changes no call that has begun
+            name = _text_of(self._part)
+            if name in self._names:
+                self.name = name
+            else:
+                self.has_failed = True
         elif self._key in _ARGUMENTS and self._part and not self._has_arguments:
             # Some models write the object as a string, and null for no arguments.
             self._arguments = [_text_of(self._part) or "{}"]

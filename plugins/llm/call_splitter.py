@@ -31,6 +31,7 @@ class CallSplitter:
         self._has_started = False
         self._is_closing = False
         self._is_plain = False  # nothing but text follows
+        self._is_between = False  # nothing but space was read since a call
         self._num_calls = 0
 
     def push(self, text: str) -> list[Part]:
@@ -57,7 +58,7 @@ class CallSplitter:
         rest = self._take()
         if self._reader is not None:
             rest = "" if self._has_started else self._announced + self._reader.raw + rest
-        elif self._is_closing or (self._num_calls and not rest.strip(_BETWEEN)):
+        elif self._is_closing or (self._is_between and not rest.strip(_BETWEEN)):
             rest = ""
         return [TextPart(rest)] if rest else []
 
@@ -65,12 +66,13 @@ class CallSplitter:
         format = self._format
         if format.opens and not (format.is_list and self._num_calls):
             text, marker, self._pending = split_at_marker(self._pending, (format.opens,))
-            if self._num_calls and not text.strip():
+            if self._is_between and not text.strip():
                 if not marker:
                     self._pending = text + self._pending  # perhaps the space before a further call
                 text = ""
             if text:
                 parts.append(TextPart(text))
+                self._is_between = False
             if marker:
                 self._begin(marker)
             return
@@ -98,8 +100,9 @@ class CallSplitter:
             self._announced += self._pending[: len(self._pending) - len(begin)]
             self._pending = begin
         self._pending = reader.push(self._pending)
-        if reader.has_failed and not self._has_started:
+        if reader.has_failed and reader.name is None:
             parts.append(TextPart(self._announced + reader.raw))
+            self._is_between = False
             self._reader = None
             self._is_plain = not self._format.opens
             return
@@ -107,6 +110,7 @@ class CallSplitter:
             self._has_started = True
             parts.append(CallStart(self._num_calls, self._format.new_call_id(), reader.name))
             self._num_calls += 1
+            self._is_between = True
         if self._has_started and (arguments := reader.take_arguments()):
             parts.append(ArgumentsPart(self._num_calls - 1, arguments))
         if reader.is_done or reader.has_failed:

@@ -86,7 +86,10 @@ def read_eagle3(path: Path, *, hidden_size: int, vocab_size: int, place: str) ->
     given = ModelFiles(path).json("config.json")
     if not given:
         raise ConfigError(f"{place}: there is no config.json. Name the folder of an EAGLE-3 head.")
-    eagle = cast("dict[str, Any]", given.get("eagle_config") or {})
+    eagle: Any = given.get("eagle_config") or {}
+    if not isinstance(eagle, dict):
+        raise ConfigError(f"{place}: config.json: eagle_config must be an object.")
+    eagle = cast("dict[str, Any]", eagle)
     if given.get("num_hidden_layers", 1) != 1 or given.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"{place}: the head must have one layer with SiLU, as EAGLE-3's have.")
     if not eagle.get("use_aux_hidden_state", True):
@@ -95,17 +98,26 @@ def read_eagle3(path: Path, *, hidden_size: int, vocab_size: int, place: str) ->
         config = _CONFIG(
             **{name: value for name, value in given.items() if name not in ("architectures", "torch_dtype")}
         )
-    except (TypeError, ValueError) as error:  # what transformers raises for bad configs
+    except Exception as error:  # transformers raises whatever its computing with bad values stumbles over
         raise ConfigError(f"{place}: config.json is not that of a Llama layer: {error}") from error
     taps = eagle.get("eagle_aux_hidden_state_layer_ids")
     files = Eagle3Files(
         config=config,
         tensors=_read_tensors(path, place),
-        taps=None if taps is None else tuple(int(tap) for tap in taps),
+        taps=None if taps is None else _read_taps(taps, place),
         norms_first=bool(given.get("norm_before_residual", False)),
     )
     _check(files, hidden_size=hidden_size, vocab_size=vocab_size, place=place)
     return files
+
+
+def _read_taps(given: Any, place: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(tap) for tap in given)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(
+            f"{place}: config.json: eagle_config.eagle_aux_hidden_state_layer_ids must be a list of layers."
+        ) from None
 
 
 def _read_tensors(path: Path, place: str) -> dict[str, Tensor]:
@@ -135,7 +147,7 @@ def _check(files: Eagle3Files, *, hidden_size: int, vocab_size: int, place: str)
     dim, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     lm_head = tensors.get("lm_head.weight")
-    num_drafted = vocab_size if lm_head is None else len(lm_head)
+    num_drafted = vocab_size if lm_head is None or not lm_head.ndim else len(lm_head)
     expected: dict[str, Sequence[int]] = {
         "fc.weight": (dim, _NUM_TAPS * hidden_size),
         "norm.weight": (dim,),

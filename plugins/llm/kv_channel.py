@@ -131,7 +131,7 @@ class Channel:
         self.receive_raw(memoryview(frame))
         try:
             return decoder.decode(frame)
-        except msgspec.MsgspecError as error:
+        except (ValueError, RecursionError) as error:  # what decoders raise
             raise PeerGone(f"The other side does not speak this protocol: {error}") from error
 
     def send_raw(self, data: memoryview) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import regex
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -22,8 +23,12 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 _READ_BYTES = 1 << 20
+_PATTERN_TIMEOUT_S = 1.0
+"""Of one pattern on one name: the patterns are those of whoever made the adapter, and some never end."""
 
-_SAFE_OPEN: Any = safe_open  # typed in part
+# Typed in part, and not at all.
+_SAFE_OPEN: Any = safe_open
+_REGEX: Any = regex
 
 # Settings under which PEFT computes something else than the plain sum: what they mean, for the refusal.
 _REFUSED: Mapping[str, str] = {
@@ -55,7 +60,7 @@ class PeftConfig(msgspec.Struct, frozen=True, kw_only=True):
 
         A pattern belongs to a layer whose name ends with a match of it, from a dot on; the first that does counts.
         """
-        own = (value for key, value in self.alpha_pattern.items() if re.match(rf"(.*\.)?({key})$", layer))
+        own = (value for key, value in self.alpha_pattern.items() if _names(key, layer))
         alpha = next(own, self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
@@ -99,6 +104,15 @@ def read_adapter(
     )
 
 
+def _names(pattern: str, layer: str) -> bool:
+    try:
+        return _REGEX.match(rf"(.*\.)?({pattern})$", layer, timeout=_PATTERN_TIMEOUT_S) is not None
+    except TimeoutError:
+        raise ConfigError(
+            f"{CONFIG_FILE}: the pattern {pattern[:100]!r} of alpha_pattern takes for ever to read. Write the names out."
+        ) from None
+
+
 def check_adapter(folder: Path, name: str) -> None:
     """Refuses an adapter that would not be served, by its files' names and its config alone.
 
@@ -117,12 +131,12 @@ def _read_config(folder: Path, name: str) -> PeftConfig:
         given: Any = msgspec.json.decode(text)
         config = msgspec.convert(given, PeftConfig, strict=False)
         for pattern in config.alpha_pattern:
-            re.compile(pattern)
+            _REGEX.compile(pattern)
     except OSError as error:
         raise ConfigError(
             f"adapter {name!r}: there is no {CONFIG_FILE} to read. Name a folder that PEFT's save_pretrained wrote."
         ) from error
-    except (msgspec.MsgspecError, re.error) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, _REGEX.error) as error:
         raise ConfigError(f"adapter {name!r}: {CONFIG_FILE} is not what PEFT writes: {error}.") from error
     if config.peft_type.upper() != "LORA":
         raise ConfigError(f"adapter {name!r}: it is of the type {config.peft_type}; only LORA can be served.")

@@ -58,14 +58,18 @@ class NamedCallReader:
 
     def _read_head(self, text: str) -> str:
         """Takes what belongs to the name; returns what is behind the separator."""
-        whole = self.raw + text
+        whole, num_read = self.raw + text, len(self.raw)
         head, separator, rest = whole.partition(self._separator)
         self.raw = head + separator
         name = head.partition(_CALL_ID)[0].strip()
         if separator and name in self._names:
             self._announced = name
-        else:
-            self.has_failed = bool(separator) or not any(self._may_become(head.lstrip(), n) for n in self._names)
+        elif separator or not self._may_become_one(head):
+            self.has_failed = True
+            # At the first letter that no call has there, so that the answer reads the same in whatever pieces it comes.
+            ends = (end for end in range(num_read + 1, len(head) + 1) if not self._may_become_one(head[:end]))
+            end = next(ends, len(self.raw))
+            self.raw, rest = whole[:end], whole[end:]
         return rest
 
     def _begins(self, char: str) -> bool:
@@ -78,6 +82,11 @@ class NamedCallReader:
             self.has_failed = True
         return char == "{"
 
+    def _may_become_one(self, head: str) -> bool:
+        return any(self._may_become(head.lstrip(), name) for name in self._names)
+
     def _may_become(self, head: str, name: str) -> bool:
-        with_id = name + _CALL_ID
-        return head.startswith(with_id) or with_id.startswith(head) or (name + self._separator).startswith(head)
+        if not head.startswith(name):
+            return name.startswith(head)
+        behind = head[len(name) :].lstrip()
+        return behind.startswith(_CALL_ID) or _CALL_ID.startswith(behind) or self._separator.startswith(behind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import msgspec
 
@@ -57,6 +57,29 @@ class FunctionCallItem(msgspec.Struct, frozen=True, kw_only=True, tag="function_
 
 
 Item = MessageItem | ReasoningItem | FunctionCallItem
+
+
+class ResponseObject(TypedDict):
+    """A response: what is told of it in every case. `request_members` adds what it repeats of its request."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    completed_at: int | None
+    status: ResponseStatus
+    error: dict[str, str] | None
+    incomplete_details: dict[str, str] | None
+    model: str
+    output: list[Item]
+    usage: dict[str, Any] | None
+
+
+class DeletedResponse(TypedDict):
+    """The answer to ``DELETE /v1/responses/{response_id}``."""
+
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
 
 
 class ErrorObject(msgspec.Struct, frozen=True):

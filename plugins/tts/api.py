@@ -15,7 +15,8 @@ from sixfold.core.errors import ContextLengthExceeded, InvalidRequest
 from sixfold.core.messages import Finished, Increment
 from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, Running, ServedModel
 from sixfold.core.serving.sse import event_frame
-from sixfold.plugins.tts.audio import Encoder, make_encoder, media_type
+from sixfold.plugins.tts.answers import SpeechModelList, VoiceList
+from sixfold.plugins.tts.audio import MEDIA_TYPES, Encoder, make_encoder, media_type
 from sixfold.plugins.tts.schema import SpeechBody, SpeechInput, SpeechOutput
 from sixfold.plugins.tts.voices import resolve_voices
 
@@ -39,9 +40,17 @@ class SpeechAPI(ModalityAPI):
     def routes(self) -> Sequence[Route]:
         """The three routes."""
         return (
-            Route(path="/v1/audio/speech", endpoint=self.speak, body=SpeechBody, in_batches=True),
-            Route(path="/v1/audio/voices", endpoint=self.voices, method="GET"),
-            Route(path="/v1/audio/models", endpoint=self.models, method="GET"),
+            Route(
+                path="/v1/audio/speech",
+                endpoint=self.speak,
+                body=SpeechBody,
+                media_types=(*MEDIA_TYPES, "text/event-stream"),
+                in_batches=True,
+            ),
+            Route(
+                path="/v1/audio/voices", endpoint=self.voices, method="GET", query_params=VoicesQuery, answer=VoiceList
+            ),
+            Route(path="/v1/audio/models", endpoint=self.models, method="GET", answer=SpeechModelList),
         )
 
     def panels(self) -> Sequence[Panel]:

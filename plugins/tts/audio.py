@@ -51,6 +51,9 @@ _CODECS: dict[str, _Codec] = {
 }
 _OTHER_MEDIA_TYPES = {"wav": "audio/wav", "pcm": "audio/pcm"}
 
+MEDIA_TYPES = (*(codec.media_type for codec in _CODECS.values()), *_OTHER_MEDIA_TYPES.values())
+"""Of all formats."""
+
 
 def media_type(format: AudioFormat) -> str:
     """For the header ``content-type``."""

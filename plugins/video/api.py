@@ -13,6 +13,7 @@ from sixfold.core.errors import InvalidRequest, NotFound
 from sixfold.core.files import FileStore
 from sixfold.core.jobs import JobStore
 from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, ServedModel, Services, Upload
+from sixfold.plugins.video.answers import DeletedVideo, VideoObject, VideoPage
 from sixfold.plugins.video.assets import VideoAssets
 from sixfold.plugins.video.capabilities import Capabilities
 from sixfold.plugins.video.job_follower import OPERATION
@@ -37,17 +38,24 @@ class VideoAPI(ModalityAPI):
         """OpenAI's routes; those that no open pipeline can honour say so."""
         one = "/v1/videos/{video_id}"
         refused = [
-            Route(path="/v1/videos/edits", endpoint=self.refuse),
-            Route(path="/v1/videos/extensions", endpoint=self.refuse),
-            Route(path="/v1/videos/characters", endpoint=self.refuse),
-            Route(path="/v1/videos/characters/{character_id}", endpoint=self.refuse, method="GET"),
+            Route(path="/v1/videos/edits", endpoint=self.refuse, media_types=()),
+            Route(path="/v1/videos/extensions", endpoint=self.refuse, media_types=()),
+            Route(path="/v1/videos/characters", endpoint=self.refuse, media_types=()),
+            Route(path="/v1/videos/characters/{character_id}", endpoint=self.refuse, method="GET", media_types=()),
         ]
         return (
             *refused,
-            Route(path="/v1/videos", endpoint=self.create, body=CreateBody, form=CreateBody, in_batches=True),
-            Route(path="/v1/videos", endpoint=self.list, method="GET", query_params=ListQuery),
-            Route(path=one, endpoint=self.retrieve, method="GET"),
-            Route(path=one, endpoint=self.delete, method="DELETE"),
+            Route(
+                path="/v1/videos",
+                endpoint=self.create,
+                body=CreateBody,
+                form=CreateBody,
+                answer=VideoObject,
+                in_batches=True,
+            ),
+            Route(path="/v1/videos", endpoint=self.list, method="GET", query_params=ListQuery, answer=VideoPage),
+            Route(path=one, endpoint=self.retrieve, method="GET", answer=VideoObject),
+            Route(path=one, endpoint=self.delete, method="DELETE", answer=DeletedVideo),
             Route(
                 path=f"{one}/content",
                 endpoint=self.content,
@@ -55,7 +63,7 @@ class VideoAPI(ModalityAPI):
                 query_params=ContentQuery,
                 media_types=_FILE_TYPES,
             ),
-            Route(path=f"{one}/remix", endpoint=self.remix, body=RemixBody, form=RemixBody),
+            Route(path=f"{one}/remix", endpoint=self.remix, body=RemixBody, form=RemixBody, answer=VideoObject),
         )
 
     def panels(self) -> Sequence[Panel]:

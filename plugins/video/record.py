@@ -9,6 +9,7 @@ import msgspec
 from sixfold.core.errors import RequestError
 from sixfold.core.jobs import Job
 from sixfold.core.messages import Priority
+from sixfold.plugins.video.answers import VideoObject
 from sixfold.plugins.video.messages import VideoInput
 
 KIND = "video"
@@ -102,7 +103,7 @@ class VideoRecord(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.convert(job.payload, cls)
 
 
-def video_object(job: Job, *, progress: int | None = None) -> dict[str, object]:
+def video_object(job: Job, *, progress: int | None = None) -> VideoObject:
     """OpenAI's ``Video``, and the settings that Sixfold adds.
 
     Args:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import msgspec
+
 TRANSFER_FIELD = "kv_transfer_params"
 """vLLM's name for how a prompt is computed by one server and answered by another."""
 
@@ -24,6 +26,14 @@ _OF_THE_ANSWER = (
     "stop",
     "seed",
 )
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """A body's JSON object; an empty one for what is none: whoever it is sent to says what is wrong with it."""
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (ValueError, RecursionError):  # what decoders raise
+        return {}
 
 
 def can_split(path: str, body: Mapping[str, Any]) -> bool:

@@ -225,7 +225,7 @@ def _refuse_what_gateways_say(prompt: Prompt) -> None:
 def _text(raw: msgspec.Raw) -> str | None:
     try:
         return msgspec.json.decode(raw, type=str) if bytes(raw) else None
-    except msgspec.DecodeError:
+    except ValueError:  # no text, or none in UTF-8
         return None
 
 
@@ -235,7 +235,7 @@ def _listed_ids(prompt: Prompt) -> tuple[int, ...] | None:
         return None
     try:
         return msgspec.json.decode(raw, type=tuple[int, ...]) or None
-    except msgspec.DecodeError:  # a list of texts, or of lists
+    except ValueError:  # a list of texts, or of lists
         return None
 
 
@@ -246,5 +246,5 @@ def _output_units(prompt: Prompt) -> int:
             if bytes(prompt.max_tokens)
             else _DEFAULT_OUTPUT_UNITS
         )
-    except msgspec.DecodeError:
+    except ValueError:
         return _DEFAULT_OUTPUT_UNITS

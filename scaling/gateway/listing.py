@@ -122,7 +122,7 @@ class ObjectLists:
                 return attempt
             body = attempt.answer.first + b"".join([chunk async for chunk in attempt.answer.rest()])
             page = msgspec.json.decode(body, type=_Page)
-        except (AnswerTorn, msgspec.DecodeError) as failure:
+        except (AnswerTorn, ValueError, RecursionError) as failure:
             attempt.close(failed=True)
             raise WorkerDied(
                 "The server whose turn it was gave no whole list. Try again.", retry_after_s=1.0

@@ -230,7 +230,7 @@ class _Cut:
         """One message as JSON; an empty one in place of one that can't be read."""
         try:
             message = msgspec.json.decode(body, type=LiveMessage)
-        except msgspec.DecodeError:  # of a server of a later version
+        except (ValueError, RecursionError):  # of a server of a later version
             message = LiveMessage(at_s=0.0, models=(), memory=())
         hidden = {model.name for model in message.models if not self._may_see(model.name)}
         return msgspec.json.encode(

@@ -67,5 +67,5 @@ def lists_objects(inbound: Inbound) -> bool:
 def _text(raw: msgspec.Raw) -> str | None:
     try:
         return msgspec.json.decode(raw, type=str) if bytes(raw) else None
-    except msgspec.DecodeError:  # null, or what the replica refuses
+    except ValueError:  # null, or what the replica refuses
         return None

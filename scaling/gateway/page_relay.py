@@ -142,5 +142,5 @@ class PageRelay:
 def _panels(body: bytes) -> tuple[PanelEntry, ...]:
     try:
         return msgspec.json.decode(body, type=_Panels).panels
-    except msgspec.DecodeError:  # of a server of another version
+    except (ValueError, RecursionError):  # of a server of another version
         return ()

@@ -40,7 +40,7 @@ def is_resumable(inbound: Inbound) -> bool:
         return False
     try:
         sampling = msgspec.json.decode(inbound.body, type=_Sampling)
-    except msgspec.DecodeError:  # the replica will say what is wrong
+    except (ValueError, RecursionError):  # the replica will say what is wrong
         return False
     is_single = (sampling.n or 1) == 1 and (sampling.best_of or 1) == 1 and not sampling.use_beam_search
     return is_single and (sampling.temperature == 0 or sampling.seed is not None)
@@ -120,29 +120,36 @@ def _decode(frame: bytes) -> Event | None:
         return None
     try:
         return cast(Event, msgspec.json.decode(frame[len(_DATA) :]))
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):  # what decoders raise
         return None
 
 
-def _choices(event: Event) -> Iterator[Event]:
-    yield from event.get("choices") or ()
+def _objects(given: object) -> Iterator[Event]:
+    """The objects of a list; other servers' events need not have the shape of ours."""
+    for each in cast("list[object]", given) if isinstance(given, list) else ():
+        if isinstance(each, dict):
+            yield cast(Event, each)
+
+
+def _object(given: object) -> Event:
+    return cast(Event, given) if isinstance(given, dict) else {}
 
 
 def _texts(event: Event) -> Iterator[tuple[str, Event, str, str]]:
     """Each piece of text of an event: what it belongs to, and where it stands."""
-    for choice in _choices(event):
+    for choice in _objects(event.get("choices")):
         if isinstance(choice.get("text"), str):
             yield "text", choice, "text", choice["text"]
-        delta: Event = choice.get("delta") or {}
+        delta = _object(choice.get("delta"))
         for key in ("content", "reasoning_content", "reasoning"):
             if isinstance(delta.get(key), str):
                 yield key, delta, key, delta[key]
-        for call in delta.get("tool_calls") or ():
-            function: Event = call.get("function") or {}
+        for call in _objects(delta.get("tool_calls")):
+            function = _object(call.get("function"))
             for key in ("name", "arguments"):
                 if isinstance(function.get(key), str):
                     yield f"{key} of call {call.get('index', 0)}", function, key, function[key]
 
 
 def _finishes(event: Event) -> bool:
-    return any(choice.get("finish_reason") is not None for choice in _choices(event))
+    return any(choice.get("finish_reason") is not None for choice in _objects(event.get("choices")))

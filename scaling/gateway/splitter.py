@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from sixfold.core.decisions import DecisionLog
-from sixfold.scaling.disagg.bodies import can_split, decode_body, handle_of, prefill_body
+from sixfold.scaling.disagg.bodies import can_split, decode_body, handle_of, prefill_body, read_object
 from sixfold.scaling.disagg.planner import PromptShape, ReplicaLoad, SplitCosts, SplitDecision, decide_split
 from sixfold.scaling.disagg.speed import PrefillSpeed
 from sixfold.scaling.gateway.fleet import Fleet
@@ -90,7 +90,7 @@ class PromptSplitter:
         candidates = self._fleet.prefillers(shape.model)
         if not candidates or shape.prompt_units < self._settings.min_prompt_tokens:
             return outgoing
-        body = _decoded(outgoing.body)
+        body = read_object(outgoing.body)
         if not can_split(path, body):
             return outgoing
         prefill = self._prefill_router.select(replace(shape, output_units=0), candidates, self._clock())
@@ -141,7 +141,9 @@ class PromptSplitter:
             self._costs,
         )
 
-    async def _computed(self, request_id: str, shape: RequestShape, outgoing: Outgoing, prefill: Decision) -> Any:
+    async def _computed(
+        self, request_id: str, shape: RequestShape, outgoing: Outgoing, prefill: Decision
+    ) -> Mapping[str, Any] | None:
         """The handle of the computed prompt; None if there is none."""
         replica = self._fleet.get(prefill.replica_id)
         assert replica is not None  # nothing was awaited since it was listed
@@ -158,7 +160,7 @@ class PromptSplitter:
             reason = str(failure) or "it took too long"
         else:
             self._fleet.judge(replica, answer)
-            handle = handle_of(_decoded(body)) if answer.status == 200 else None
+            handle = handle_of(read_object(body)) if answer.status == 200 else None
             if handle is not None:
                 return handle
             reason = f"it answered {answer.status} without a handle"
@@ -199,10 +201,3 @@ def replace_body(outgoing: Outgoing, body: object) -> Outgoing:
         (name, value) for name, value in outgoing.headers if name.lower() != "content-length"
     ]
     return Outgoing(method=outgoing.method, target=outgoing.target, headers=headers, body=msgspec.json.encode(body))
-
-
-def _decoded(body: bytes) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.DecodeError:  # the replica says what is wrong with it
-        return {}

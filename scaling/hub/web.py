@@ -97,7 +97,7 @@ def decode(body: bytes, kind: type[MessageT]) -> MessageT:
     """
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # what decoders raise
         raise InvalidRequest(f"The body is not a {kind.__name__}: {error}.", param="body") from None
 
 

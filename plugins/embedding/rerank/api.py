@@ -10,46 +10,24 @@ from starlette.responses import Response
 
 from sixfold.core.errors import InvalidRequest, ModelNotFound
 from sixfold.core.serving.api import Call, Route, ServedModel
+from sixfold.plugins.embedding.rerank.answers import (
+    Document,
+    RerankAnswer,
+    RerankResult,
+    ScoreItem,
+    ScoresObject,
+    TeiResult,
+)
 from sixfold.plugins.embedding.rerank.schema import RerankBody, ScoreBody, ScoreOutput
-
-
-class Document(msgspec.Struct, frozen=True):
-    """A document as the answer repeats it."""
-
-    text: str
-
-
-class RerankResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One document's relevance."""
-
-    index: int
-    relevance_score: float
-    document: Document | None = None
-
-
-class TeiResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One text's relevance in the form of text-embeddings-inference."""
-
-    index: int
-    score: float
-    text: str | None = None
-
-
-class ScoreItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One pair's score in vLLM's form."""
-
-    index: int
-    object: str = "score"
-    score: float
 
 
 def routes() -> Sequence[Route]:
     """The four routes."""
     return (
-        Route(path="/v1/rerank", endpoint=rerank, body=RerankBody, in_batches=True),
-        Route(path="/v2/rerank", endpoint=rerank_v2, body=RerankBody, in_batches=True),
-        Route(path="/rerank", endpoint=rerank, body=RerankBody, in_batches=True),
-        Route(path="/v1/score", endpoint=score, body=ScoreBody, in_batches=True),
+        Route(path="/v1/rerank", endpoint=rerank, body=RerankBody, answer=RerankAnswer, in_batches=True),
+        Route(path="/v2/rerank", endpoint=rerank_v2, body=RerankBody, answer=RerankAnswer, in_batches=True),
+        Route(path="/rerank", endpoint=rerank, body=RerankBody, answer=RerankAnswer, in_batches=True),
+        Route(path="/v1/score", endpoint=score, body=ScoreBody, answer=ScoresObject, in_batches=True),
     )
 
 

@@ -282,3 +282,11 @@ def test_time_that_sequences_spend_elsewhere_counts_for_the_drain_rate_and_idle_
         model.clock.advance(50.0)  # nobody is there
     # Ten units in two seconds; forgetting old seconds faster than old units moves it by some percent.
     assert harness.admission.units_per_s == pytest.approx(5.0, rel=0.2)
+
+
+def test_the_last_request_to_end_leaves_no_deadlines_of_others_though_it_has_none() -> None:
+    harness = LoopHarness(FakeStepModel())
+    harness.submit("first", one_sequence(FakeWork()), deadline_s=harness.clock() + 1e6)
+    harness.submit("last", one_sequence(FakeWork()))
+    harness.run_until_idle()
+    assert harness.loop.next_deadline_s is None

@@ -140,10 +140,10 @@ def test_no_plugin_may_put_a_route_where_no_key_is_asked_for() -> None:
 
 
 def test_the_whole_page_with_all_tabs_is_small() -> None:
-    from sixfold.core.cli.server import _load_apis  # pyright: ignore[reportPrivateUsage]
+    from sixfold.core.cli.server import load_apis
     from sixfold.core.plugins import load_plugins
 
-    files = Playground(_load_apis(load_plugins()), enabled=True).files
+    files = Playground(load_apis(load_plugins()), enabled=True).files
     assert {path.partition("/")[0] for path in files if "/" in path} >= {
         "llm",
         "embedding",
