@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--family", help="family, where the files do not tell")
     parser.add_argument("--scheme", choices=get_args(Scheme), help="type of the numbers (the entry's, else int8)")
-    parser.add_argument("--what", choices=get_args(What), help="(weights)")
+    parser.add_argument("--what", choices=get_args(What), help="what is kept in fewer bits (weights)")
     parser.add_argument(
         "--skip", action="append", metavar="RULE", help="a skip rule, such as attention; may be repeated"
     )

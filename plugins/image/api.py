@@ -15,7 +15,7 @@ from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, ServedMode
 from sixfold.plugins.image.bodies import GenerationsBody, PictureBody, StreamedBody, request_input
 from sixfold.plugins.image.naming import find_model
 from sixfold.plugins.image.schema import ImageInput, ImageResult
-from sixfold.plugins.image.uploads import EditsBody, VariationsForm, edit_parts
+from sixfold.plugins.image.uploads import EditsBody, EditsForm, VariationsForm, edit_parts
 from sixfold.plugins.image.wire import Echo, image_events, images_body
 
 FILE_TTL_S = 3600.0
@@ -34,8 +34,8 @@ class ImageAPI(ModalityAPI):
         """Draw, change, vary, and the files of pictures."""
         return (
             Route(path="/v1/images/generations", endpoint=self.generate, body=GenerationsBody, in_batches=True),
-            Route(path="/v1/images/edits", endpoint=self.edit, body=EditsBody, in_batches=True),
-            Route(path="/v1/images/variations", endpoint=self.vary),
+            Route(path="/v1/images/edits", endpoint=self.edit, body=EditsBody, form=EditsForm, in_batches=True),
+            Route(path="/v1/images/variations", endpoint=self.vary, form=VariationsForm),
             Route(path="/v1/images/files/{file_id}", endpoint=self.file, method="GET"),
         )
 
