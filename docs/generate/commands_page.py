@@ -35,7 +35,8 @@ def _row(command: Command, action: argparse.Action) -> tuple[str, str]:
     return ", ".join(names) or f"`{value}`", text + (f"; one of {choices}" if choices else "")
 
 
-_INTRODUCTION = """`sixfold COMMAND --help` prints the same; packages may bring further commands. The exit status is 0, 2 after a mistake of
-usage or configuration, and 130 after Ctrl-C. `serve`, `gateway` and `up` drain at `SIGTERM` and then end; `serve` and `up` read their
-file again at `SIGHUP`.
+_INTRODUCTION = """\
+`sixfold COMMAND --help` prints the same; packages may bring further commands. The exit status is 0, 2 after a mistake
+of usage or configuration, and 130 after Ctrl-C. `serve`, `gateway` and `up` drain at `SIGTERM` and then end; `serve`
+and `up` read their file again at `SIGHUP`.
 """

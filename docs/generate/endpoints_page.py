@@ -100,13 +100,14 @@ def fixed_routes(routes: Routes) -> Iterator[tuple[str, str, str]]:
     yield "GET", "/metrics", "Prometheus text; see [metrics](metrics.md)."
 
 
-_INTRODUCTION = """Every route, by who answers it. Fields of bodies, and what of them is honoured, are in the page of the modality;
-`/openapi.json` of a running server has schemas of all bodies. Every route but `/`, `/health`, `/ready`, `/docs` and `/openapi.json`
-(and `/metrics` and `/load` without `protect_metrics`) needs a bearer key where `server.api_keys` are set. "Also in batches": a line
-of `/v1/batches` may ask for it.
+_INTRODUCTION = """\
+Every route, by who answers it. Fields of bodies, and what of them is honoured, are in the page of the modality;
+`/openapi.json` of a running server has schemas of all bodies. Every route but `/`, `/health`, `/ready`, `/docs` and
+`/openapi.json` (and `/metrics` and `/load` without `protect_metrics`) needs a bearer key where `server.api_keys` are
+set. "Also in batches": a line of `/v1/batches` may ask for it.
 
-Headers of every request: `x-request-id` comes back and stands in the logs; `x-request-timeout-s` is a deadline; `x-priority`
-(`batch`, `standard`, `interactive`) lowers the request's class.
+Headers of every request: `x-request-id` comes back and stands in the logs; `x-request-timeout-s` is a deadline;
+`x-priority` (`batch`, `standard`, `interactive`) lowers the request's class.
 """
 
 _GATEWAY = "All other requests are passed on to a server ([how](../gateway.md)).\n"

@@ -65,7 +65,8 @@ def _methods(kind: type) -> str:
     return f"### {kind.__name__}\n\n{summary(kind)}\n\n" + table(("Member", "Contract"), rows)
 
 
-_INTRODUCTION = """A plugin is a module that an entry point of the group `sixfold` names. It implements any of these hooks with
-`@sixfold.core.hookimpl`; first-party plugins come in the same way. [Writing a plugin](../plugins.md) shows how they are used. The
-module imports nothing heavy: it is loaded in every process.
+_INTRODUCTION = """\
+A plugin is a module that an entry point of the group `sixfold` names. It implements any of these hooks with
+`@sixfold.core.hookimpl`; first-party plugins come in the same way. [Writing a plugin](../plugins.md) shows how they are
+used. The module imports nothing heavy: it is loaded in every process.
 """

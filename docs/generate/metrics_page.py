@@ -61,6 +61,7 @@ def page() -> str:
     for title, found in (("Gateway", gateway_metrics()), ("Hub", hub_metrics()), ("Agent", agent_metrics())):
         parts += [f"## {title}\n", table(HEAD, (each.row() for each in found))]
     rows = [(f"`{name}`", where) for name, where in span_attributes()]
+    rows += [(f"`{name}`", where) for name, where in _OF_REQUESTS]
     parts += ["## Attributes of spans\n", _SPANS, table(("Attribute", "Of"), rows)]
     return "\n".join(parts)
 
@@ -148,7 +149,8 @@ def _of_spec(spec: MetricSpec) -> Described:
     return _described(spec.name, spec.kind.value, ("model_name", "engine"), spec.help)
 
 
-_INTRODUCTION = """What `GET /metrics` tells, in Prometheus' text. Names are vLLM's with the prefix `sixfold:` where vLLM has such a
+_INTRODUCTION = """\
+What `GET /metrics` tells, in Prometheus' text. Names are vLLM's with the prefix `sixfold:` where vLLM has such a
 figure. A dashboard, alerts and traces are in [seeing what a server does](../observability.md).
 
 `model_name` is the registry's name, `engine` the number of the replica. A histogram has `_bucket`, `_sum` and `_count`.
@@ -156,10 +158,26 @@ figure. A dashboard, alerts and traces are in [seeing what a server does](../obs
 
 _SERVER = "Of every model, whatever its modality.\n"
 
-_USAGE = """Each counter of a request's `usage` that the family does not report itself is summed over finished requests as
+_OF_REQUESTS = (
+    ("http.request.method", "an HTTP request, at servers and gateways"),
+    ("http.route", "the same: the route's template, never the path"),
+    ("http.response.status_code", "the same, and of a gateway's try"),
+    ("error.type", "whatever failed: the kind, never the text"),
+    ("sixfold.request_id", "an HTTP request: what its client got as `x-request-id`"),
+    ("sixfold.tenant", "the same: the name of its key"),
+    ("sixfold.request.body", "the same, with `record_content` only: the JSON that was sent"),
+    ("sixfold.send_wait_s", "`send`: how long the client let the server wait"),
+    ("sixfold.routing.reason", "a gateway's try: why this server"),
+    ("sixfold.routing.cached", "the same: how much of the prompt it was believed to have"),
+    ("http.request.resend_count", "the same: how many tries went before"),
+)
+
+_USAGE = """\
+Each counter of a request's `usage` that the family does not report itself is summed over finished requests as
 `sixfold:NAME_total`, by `model_name`.
 """
 
-_SPANS = """Of traces ([how](../observability.md#traces)): by OpenTelemetry's conventions for generative AI where these have a name.
+_SPANS = """\
+Of traces ([how](../observability.md#traces)): by OpenTelemetry's conventions for generative AI where these have a name.
 `sixfold.usage.NAME` is any other counter of `usage`.
 """

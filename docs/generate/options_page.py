@@ -33,6 +33,7 @@ def _family(family: Family) -> str:
     return f"## {family.name}\n\n{family.summary}\n\n" + "\n".join(facts) + "\n\n" + "\n".join(sections.parts)
 
 
-_INTRODUCTION = """What `models.NAME.options` may hold, by family. `sixfold plugins` lists the families of your installation, those of
+_INTRODUCTION = """\
+What `models.NAME.options` may hold, by family. `sixfold plugins` lists the families of your installation, those of
 other packages included. What each option does for its modality is explained in the modality's own page.
 """

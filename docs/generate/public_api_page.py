@@ -18,6 +18,7 @@ def _said(name: str) -> str:
     return cell(summary(getattr(core, name)))
 
 
-_INTRODUCTION = """The public API is `__all__` of `sixfold.core`; the rest may change without notice. Docstrings are the contracts: read
+_INTRODUCTION = """\
+The public API is `__all__` of `sixfold.core`; the rest may change without notice. Docstrings are the contracts: read
 them in your editor, or by `python -m pydoc sixfold.core.StepModel`.
 """

@@ -66,7 +66,8 @@ def page() -> str:
     return "\n".join(parts)
 
 
-_INTRODUCTION = """Every key of every file, by command: its type, its default and what it means. `NAME` stands for a key that you choose,
-`[]` for the items of a list. Unknown keys and wrong values are refused with file, line and the nearest known key. Options of a model
-(`models.NAME.options`) depend on its family: [families and their options](options.md).
+_INTRODUCTION = """\
+Every key of every file, by command: its type, its default and what it means. `NAME` stands for a key that you choose,
+`[]` for the items of a list. Unknown keys and wrong values are refused with file, line and the nearest known key.
+Options of a model (`models.NAME.options`) depend on its family: [families and their options](options.md).
 """
