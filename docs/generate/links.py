@@ -1,4 +1,4 @@
-"""Makes files of the repository into pages of the site: where each stands, where links lead, and lists as the forge reads them."""
+"""Makes files of the repository into pages of the site: where each stands, where links lead, lists as the forge reads them."""
 
 from __future__ import annotations
 
