@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from docs.generate.figure import bars, lines
+from docs.generate.figure import Band, bars, lines, timeline
 from sixfold.core.batching.budget import Objective, ObjectiveKind, StepBudget
 from sixfold.core.batching.model import StepRange
 from sixfold.scaling.hub.model import Capacity, Constraints, Latency, ModelDemand, OriginLoad, Plan, Site, Snapshot
@@ -130,6 +130,23 @@ def memory() -> str:
     return bars("Memory that the demo's models claim before they load", "MiB", groups, stacked=True)
 
 
+def batching() -> str:
+    """Who was in which step, as a real server told it (`docs.generate.record_batch`)."""
+    events = result("live-batch.json")["events"]
+    steps = [event for event in events if event["kind"] == "stepped"]
+    began_s = steps[0]["at_s"] - steps[0]["seconds"]
+    rows: dict[int, int] = {}
+    bands: list[Band] = []
+    for step in steps:
+        for sequence, units in step["rows"]:
+            row = rows.setdefault(sequence, len(rows))
+            end = step["at_s"] - began_s
+            kind = "prompt" if units > 8 else "a token, or several that were guessed"
+            bands.append(Band(row, end - step["seconds"], end, kind))
+    names = [f"sequence {number + 1}" for number in range(len(rows))]
+    return timeline(f"{len(steps)} steps of one model, {len(rows)} sequences", "s", names, bands)
+
+
 def hub() -> str:
     """Replicas by site before and after the loss of one, as the real optimizer places them."""
     sites = ("eu", "us", "asia")
@@ -167,6 +184,7 @@ def hub() -> str:
 
 
 FIGURES: Mapping[str, Callable[[], str]] = {
+    "design-batching.svg": batching,
     "design-context-parallelism.svg": context_parallelism,
     "design-hub.svg": hub,
     "design-memory.svg": memory,
