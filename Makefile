@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test verify lint browser bench-quick chaos clean
+.PHONY: demo test verify lint browser docs bench-quick chaos clean
 
 $(STAMP): pyproject.toml constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,9 +34,14 @@ test: $(STAMP) lint browser  ## all tests that fit 40 minutes on two cores
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 verify: $(STAMP) lint browser  ## all tests; those of Ray, and of torchao, which prints much where it has nothing to do, too
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt torchao "ray[serve]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt torchao "ray[serve]" --group docs
 	$(BIN)/sixfold pull examples/demo.yaml
 	$(BIN)/python -m pytest -m "not gpu"
+
+docs: $(STAMP)  ## the documentation as a site, in site/, its reference pages made anew from the code
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt --group docs
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench-quick: $(STAMP)
 	$(BIN)/python bench/quick.py
@@ -46,4 +51,4 @@ chaos: $(STAMP)  ## loses a region of a real Ray cluster under load
 	$(BIN)/python bench/region_loss.py
 
 clean:
-	rm -rf $(VENV) .typing .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .typing .pytest_cache .mypy_cache .ruff_cache build site *.egg-info
