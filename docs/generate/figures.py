@@ -122,7 +122,7 @@ def step_budget() -> str:
 
 def memory() -> str:
     """What the demo's models claim before they load, as ``sixfold plan --json`` says (give its output as a file)."""
-    planned = json.loads((FOLDER / "demo-plan.json").read_text(encoding="utf-8"))
+    planned = result(max(RESULTS.glob("*-demo-plan.json")).name)
     groups = {
         model["name"]: {claim["kind"]: claim["num_bytes"] / 2**20 for claim in model["claims"]}
         for model in planned["models"]
@@ -132,7 +132,7 @@ def memory() -> str:
 
 def batching() -> str:
     """Who was in which step, as a real server told it (`docs.generate.record_batch`)."""
-    events = result("live-batch.json")["events"]
+    events = result(max(RESULTS.glob("*-live-batch.json")).name)["events"]
     steps = [event for event in events if event["kind"] == "stepped"]
     began_s = steps[0]["at_s"] - steps[0]["seconds"]
     rows: dict[int, int] = {}

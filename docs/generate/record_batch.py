@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-OUT = Path(__file__).parents[2] / "bench" / "results" / "live-batch.json"
+OUT = Path(__file__).parents[2] / "bench" / "results" / f"{time.strftime('%Y-%m-%d')}-live-batch.json"
 
 PROMPTS = (
     ("Write a long story about a ship.", 90),
