@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sixfold.core.config import load_config
 from sixfold.core.serving.gate import ALWAYS_OPEN
 from sixfold.core.serving.settings import ServerSettings
 
@@ -97,3 +98,34 @@ def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
     unit.write_text(UNIT.replace("/opt/sixfold/bin/sixfold", shutil.which("true") or "/bin/true"))
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "page", ["operations/docker", "operations/security", "operations/kubernetes", "migration/vllm"]
+)
+def test_the_configurations_of_a_page_are_valid(page: str, tmp_path: Path) -> None:
+    from sixfold.scaling.up.settings import load_site
+
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert examples
+    for example in examples:
+        path = tmp_path / "config.yaml"
+        named = example.startswith("models:")
+        path.write_text(example if named else f"models: {{chat: {{source: 'hf:a/b'}}}}\n{example}")
+        load_config(path, environ={})
+        if "cluster:" in example:
+            load_site(path, environ={"SIXFOLD_CACHE_DIR": "/cache"})
+
+
+def test_the_objects_of_the_page_for_kubernetes_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sixfold.core.cli import main
+
+    text = (ROOT / "docs" / "operations" / "kubernetes.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    (command,) = re.findall(r"^sixfold (manifests .*) > ", text, flags=re.MULTILINE)
+    path = tmp_path / "config.yaml"
+    path.write_text(example)
+    assert main(command.replace("config.yaml", str(path)).split()) == 0
+    kinds = [each["kind"] for each in yaml.safe_load_all(capsys.readouterr().out)]
+    assert kinds.count("StatefulSet") == 2
