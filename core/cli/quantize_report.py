@@ -39,7 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--skip", action="append", metavar="RULE", help="a skip rule, such as attention; may be repeated"
     )
     parser.add_argument("--inputs", type=Path, help="what to measure on, instead of what comes with the family")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (%(default)s)")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=cores, help="CPU threads; all that it may use unless given")
     parser.add_argument("--whole", action="store_true", help="only the policy as a whole, no groups of layers")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
 

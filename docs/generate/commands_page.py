@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from docs.generate.first_party import is_own
 from docs.generate.markdown import NOTE, cell, table
 from sixfold.core.cli import all_commands
 from sixfold.core.hookspecs import Command
@@ -12,8 +13,9 @@ from sixfold.core.plugins import load_plugins
 
 def page() -> str:
     """The whole page."""
-    commands = all_commands(load_plugins())
-    return "\n".join([NOTE, "# Commands\n", _INTRODUCTION, *(_command(each) for _, each in sorted(commands.items()))])
+    plugins = load_plugins()
+    own = [each for _, each in sorted(all_commands(plugins).items()) if is_own(plugins, each)]
+    return "\n".join([NOTE, "# Commands\n", _INTRODUCTION, *map(_command, own)])
 
 
 def _command(command: Command) -> str:

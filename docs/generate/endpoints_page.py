@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+from docs.generate.first_party import MODALITIES, apis
 from docs.generate.markdown import NOTE, cell, prose, summary, table
-from docs.generate.options_page import FIRST_PARTY
 from sixfold.core.plugins import load_plugins
 from sixfold.core.serving.api import ModalityAPI, SocketRoute
 from sixfold.core.serving.gate import ALWAYS_OPEN, FIGURES
@@ -33,7 +33,7 @@ def page() -> str:
     """The whole page."""
     parts = [NOTE, "# Endpoints\n", _INTRODUCTION]
     found = list(server_routes())
-    for modality in (*FIRST_PARTY, *sorted({where for where, *_ in found} - {*FIRST_PARTY, OWN}), OWN):
+    for modality in (*MODALITIES, *sorted({where for where, *_ in found} - {*MODALITIES, OWN}), OWN):
         title = "The server itself" if modality == OWN else f"Modality {modality}"
         rows = [(f"`{method}`", f"`{path}`", text) for where, method, path, text in found if where == modality]
         parts += [f"## {title}\n", table(HEAD, rows)]
@@ -47,13 +47,12 @@ def page() -> str:
 
 def server_routes() -> Iterator[tuple[str, str, str, str]]:
     """Modality, method, path and meaning of every route of a server with all first-party plugins."""
-    apis: list[ModalityAPI] = []
-    for api in load_plugins().apis.values():
-        if api.modality in FIRST_PARTY:
-            module, _, name = api.factory.partition(":")
-            apis.append(getattr(importlib.import_module(module), name)())
+    faces: list[ModalityAPI] = []
+    for api in apis(load_plugins()):
+        module, _, name = api.factory.partition(":")
+        faces.append(getattr(importlib.import_module(module), name)())
     nobody: Any = SimpleNamespace(models=tuple, find=lambda _name: None, ready=True, draining=False)
-    server = SixfoldServer(apis, nobody)
+    server = SixfoldServer(faces, nobody)
     for modality, route in server._modality_routes:
         socket = isinstance(route, SocketRoute)
         text = _said(inspect.getdoc(route.endpoint) or "", f"{route.path} of {modality}")

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from docs.generate.first_party import MODALITIES
 
-MODALITIES = ("llm", "embedding", "asr", "tts", "image", "video")
+ROOT = Path(__file__).parents[2]
 
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 _FENCE = re.compile(r"^\s*(```|~~~)")

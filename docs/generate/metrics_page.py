@@ -9,8 +9,8 @@ from typing import Any
 
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from docs.generate.first_party import MODALITIES, families
 from docs.generate.markdown import NOTE, cell, table
-from docs.generate.options_page import FIRST_PARTY
 from sixfold.core.family import MetricSpec
 from sixfold.core.memory.ledger import MemoryLedger
 from sixfold.core.messages import Finished, ReplicaTrace, StepGroup, Usage
@@ -79,9 +79,9 @@ def server_metrics() -> list[Described]:
 
 def family_metrics() -> Mapping[str, list[Described]]:
     """What families report of themselves, by modality."""
-    found: dict[str, dict[str, Described]] = {modality: {} for modality in FIRST_PARTY}
-    for family in load_plugins().families.values():
-        for spec in family.metrics if family.modality in found else ():
+    found: dict[str, dict[str, Described]] = {modality: {} for modality in MODALITIES}
+    for family in families(load_plugins()):
+        for spec in family.metrics:
             found[family.modality][spec.name] = _of_spec(spec)
     return {modality: sorted(specs.values()) for modality, specs in found.items()}
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from docs.generate.first_party import families
 from docs.generate.markdown import NOTE
 from docs.generate.models import Sections
 from sixfold.core.family import Family
 from sixfold.core.plugins import load_plugins
 
-FIRST_PARTY = ("llm", "embedding", "asr", "tts", "image", "video")
-
 
 def page() -> str:
     """The whole page."""
-    families = [family for family in load_plugins().families.values() if family.modality in FIRST_PARTY]
-    families.sort(key=lambda family: (FIRST_PARTY.index(family.modality), family.name))
-    return "\n".join([NOTE, "# Families and their options\n", _INTRODUCTION, *map(_family, families)])
+    found = families(load_plugins())
+    return "\n".join([NOTE, "# Families and their options\n", _INTRODUCTION, *map(_family, found)])
 
 
 def _family(family: Family) -> str:
