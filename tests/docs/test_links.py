@@ -22,6 +22,13 @@ PAGES = sorted(
         ROOT / "bench" / "README.md",
     ]
 )
+COMMANDS = set(re.findall(r"^## sixfold (\S+)$", (ROOT / "docs/reference/commands.md").read_text(), re.MULTILINE))
+_FILE = re.compile(
+    r"(?<![\w/.-])((?:core|plugins|scaling|bench|tests|docs|examples|deploy)/[\w/.-]+\.(?:py|md|yaml|json|txt|svg))\b"
+)
+_ELSEWHERE = {"deploy/config.yaml"}
+"""What the reader makes."""
+
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
 _CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 
@@ -49,6 +56,15 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
         if not file.exists() or (anchor and file.suffix == ".md" and anchor not in slugs(file)):
             dead.append(target)
     assert dead == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_and_command_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = set(_FILE.findall(text)) - _ELSEWHERE
+    assert {name for name in named if not any((base / name).exists() for base in (ROOT, page.parent))} == set()
+    commands = set(re.findall(r"(?:`|^|\| )sixfold ([a-z][a-z-]+)(?= |`|$)", text, re.MULTILINE))
+    assert commands - COMMANDS == set()
 
 
 def test_every_page_of_docs_stands_in_the_navigation() -> None:
