@@ -134,17 +134,14 @@ def batching() -> str:
     """Who was in which step, as a real server told it (`docs.generate.record_batch`)."""
     events = result(max(RESULTS.glob("*-live-batch.json")).name)["events"]
     steps = [event for event in events if event["kind"] == "stepped"]
-    began_s = steps[0]["at_s"] - steps[0]["seconds"]
     rows: dict[int, int] = {}
     bands: list[Band] = []
-    for step in steps:
+    for number, step in enumerate(steps):
         for sequence, units in step["rows"]:
-            row = rows.setdefault(sequence, len(rows))
-            end = step["at_s"] - began_s
             kind = "prompt" if units > 8 else "a token, or several that were guessed"
-            bands.append(Band(row, end - step["seconds"], end, kind))
+            bands.append(Band(rows.setdefault(sequence, len(rows)), number, number + 1, kind))
     names = [f"sequence {number + 1}" for number in range(len(rows))]
-    return timeline(f"{len(steps)} steps of one model, {len(rows)} sequences", "s", names, bands)
+    return timeline(f"{len(steps)} steps of one model, {len(rows)} sequences", "step", names, bands)
 
 
 def hub() -> str:

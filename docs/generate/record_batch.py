@@ -22,9 +22,12 @@ PROMPTS = (
     ("Write a short poem about rain.", 40),
     ("List the planets.", 50),
 )
-"""What is asked, and how many tokens the answer may have; one request every `EVERY_S`."""
+"""What is asked, and how many tokens the answer may have."""
 
-EVERY_S = 0.12
+EVERY_STEPS = 6
+"""Steps between two requests, so that the picture is the same on slow machines."""
+
+_PATIENCE_S = 60.0
 
 
 def main() -> None:
@@ -48,9 +51,11 @@ def main() -> None:
     watching.wait()
     time.sleep(1.0)  # workers begin to tell when the first watcher has come
     asked = [threading.Thread(target=_ask, args=(url, model, *prompt)) for prompt in PROMPTS]
-    for thread in asked:
+    for number, thread in enumerate(asked):
+        until_s = time.monotonic() + _PATIENCE_S
+        while _num_steps(events) < number * EVERY_STEPS and time.monotonic() < until_s:
+            time.sleep(0.01)
         thread.start()
-        time.sleep(EVERY_S)
     for thread in asked:
         thread.join()
     time.sleep(1.0)
@@ -58,6 +63,10 @@ def main() -> None:
     watcher.join()
     OUT.write_text(json.dumps({"model": model, "events": events}) + "\n", encoding="utf-8")
     print(f"{len(events)} events in {OUT}")
+
+
+def _num_steps(events: list[dict[str, Any]]) -> int:
+    return sum(event["kind"] == "stepped" for event in events)
 
 
 def _events(moment: dict[str, Any], model: str) -> list[dict[str, Any]]:
