@@ -54,12 +54,12 @@ def server_routes() -> Iterator[tuple[str, str, str, str]]:
     nobody: Any = SimpleNamespace(models=tuple, find=lambda _name: None, ready=True, draining=False)
     server = SixfoldServer(faces, nobody)
     for modality, route in server._modality_routes:
-        socket = isinstance(route, SocketRoute)
+        method = "WS" if isinstance(route, SocketRoute) else route.method
         text = _said(inspect.getdoc(route.endpoint) or "", f"{route.path} of {modality}")
         if not isinstance(route, SocketRoute):
             forms = " JSON or a form." if route.body and route.form else " A form." if route.form else ""
             text += forms + (" Also in batches." if route.in_batches else "")
-        yield modality, "WS" if socket else route.method, route.path, text
+        yield modality, method, route.path, text
     for path, operations in server.app.openapi()["paths"].items():
         for method, operation in operations.items():
             if operation.get("tags"):

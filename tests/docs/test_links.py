@@ -68,11 +68,12 @@ def test_every_file_and_command_that_a_page_names_is_there(page: Path) -> None:
 
 
 def test_every_page_of_docs_stands_in_the_navigation() -> None:
-    def files(entry: Any) -> set[str]:
+    def files(entry: str | list[Any] | dict[str, Any]) -> set[str]:
         if isinstance(entry, str):
             return {entry}
-        inner = entry.values() if isinstance(entry, dict) else entry
-        return set().union(*map(files, inner))
+        inner = list(entry.values()) if isinstance(entry, dict) else entry
+        found: set[str] = set()
+        return found.union(*map(files, inner))
 
     listed = files(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
     pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
