@@ -20,7 +20,7 @@ import torch
 
 from sixfold.core.batching.manager import Limits
 from sixfold.core.batching.model import Finish, ModelInfo, StepRange
-from sixfold.core.batching.rendezvous import PipelineSide
+from sixfold.core.batching.parked import PipelineSide
 from sixfold.core.messages import Failed, Request, Usage
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
 from sixfold.core.rendezvous.graphs import RowGraphs

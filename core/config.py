@@ -11,11 +11,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from sixfold.core.config_overrides import override_from_environment, override_from_flags
 from sixfold.core.environment import EnvironmentEntry
 from sixfold.core.errors import ConfigError
 from sixfold.core.parallel.settings import Parallel, written_parallel
@@ -25,12 +25,6 @@ from sixfold.core.source_ref import source_text
 from sixfold.core.telemetry.settings import TelemetrySettings
 from sixfold.core.validation import validate
 from sixfold.core.yaml_document import Document, Location, read_document
-
-SERVER_VARIABLE = "SIXFOLD_SERVER__"
-"""Prefix of the variables that set ``server`` fields: ``SIXFOLD_SERVER__PORT=9000``; ``__`` again for nested fields.
-
-One underscore would collide with what Kubernetes injects for a service named ``sixfold``: ``SIXFOLD_PORT=tcp://...``.
-"""
 
 CACHE_VARIABLE = "SIXFOLD_CACHE_DIR"
 
@@ -224,8 +218,8 @@ def load_config(
     server = data.get("server")
     if server is None or isinstance(server, dict):
         data["server"] = server = dict(server or {})
-        _override_from_environment(server, environ, origins)
-        _override_from_flags(server, flags, origins)
+        override_from_environment(server, environ, origins)
+        override_from_flags(server, flags, origins)
         if isinstance(server.get("data_dir"), str):
             server["data_dir"] = str((folder / Path(str(server["data_dir"])).expanduser()).resolve())
 
@@ -277,36 +271,3 @@ def _cache_dir(given: JsonValue, folder: Path, environ: Mapping[str, str]) -> Js
     if given is None or environ.get(CACHE_VARIABLE):
         return str(default_cache_dir(environ))
     return str((folder / Path(given).expanduser()).resolve()) if isinstance(given, str) else given
-
-
-def _override_from_environment(
-    server: dict[str, JsonValue], environ: Mapping[str, str], origins: dict[Location, str]
-) -> None:
-    for variable in sorted(name for name in environ if name.startswith(SERVER_VARIABLE)):
-        *parents, last = variable.removeprefix(SERVER_VARIABLE).lower().split("__")
-        target = server
-        for parent in parents:
-            inner = target.get(parent)
-            target[parent] = child = dict(inner) if isinstance(inner, dict) else {}
-            target = child
-        target[last] = _variable_value(variable, environ[variable])
-        origins["server", *parents, last] = f"environment variable {variable}"
-
-
-def _variable_value(variable: str, text: str) -> JsonValue:
-    # Scalars stay text (pydantic converts them), so that a key such as 1234e5 is never read as a number.
-    if not text.startswith(("[", "{")):
-        return text
-    try:
-        return cast(JsonValue, yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"environment variable {variable}: not a valid list or mapping: {error}.") from error
-
-
-def _override_from_flags(
-    server: dict[str, JsonValue], flags: Mapping[str, JsonValue], origins: dict[Location, str]
-) -> None:
-    for name, value in flags.items():
-        if value is not None:
-            server[name] = value
-            origins["server", name] = f"--{name.replace('_', '-')}"

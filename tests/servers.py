@@ -8,9 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
@@ -45,6 +49,18 @@ class DemoServer:
             until_s = time.monotonic() + _DUMP_TIMEOUT_S
             while self.log.count("Current thread") == seen and time.monotonic() < until_s:
                 time.sleep(0.1)
+
+
+@contextmanager
+def serving(folder: Path, models: Mapping[str, Any]) -> Iterator[DemoServer]:
+    """A server of these models, on a free port and with its data in the folder; it must end with status 0."""
+    config = folder / "models.yaml"
+    config.write_text(yaml.safe_dump({"models": models, "server": {"port": 0, "data_dir": str(folder / "data")}}))
+    server = start_server(config)
+    try:
+        yield server
+    finally:
+        assert stop_server(server) == 0
 
 
 RUNNING: list[DemoServer] = []
@@ -100,3 +116,19 @@ def stop_server(server: DemoServer) -> int:
     assert server.process.stdout is not None
     server.process.stdout.close()
     return status
+
+
+def ranks_of(server: DemoServer) -> list[int]:
+    """Process ids of the ranks that a server's workers have started."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                grandparent = int(Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, ValueError):
+                continue
+            if b"sixfold.core.runtime.rank" in command and grandparent == server.process.pid:
+                found.append(int(entry.name))
+    return found

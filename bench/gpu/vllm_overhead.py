@@ -326,7 +326,8 @@ def load_native(path: Path, tiny: bool, *, cache_bytes: int | None = None, **opt
             config = transformers.AutoConfig.from_pretrained(folder)
             return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
-    decoder_loader.read_model = random_model
+    module: Any = decoder_loader
+    module.read_model = random_model
     return loader.load(
         LoadContext(
             model_name="bench",

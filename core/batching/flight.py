@@ -8,7 +8,7 @@ from typing import Any
 
 from sixfold.core.batching.entry import Entry, Phase, RequestState
 from sixfold.core.batching.model import DeviceLost, Granted, Outcome, PendingStep, StepModel
-from sixfold.core.batching.scheduler import Selection
+from sixfold.core.batching.selection import Selection
 from sixfold.core.batching.step_runner import run_step
 
 _log = logging.getLogger(__name__)
@@ -51,6 +51,24 @@ class Flight:
             raise
         except Exception as error:  # the border between the core and a model's code
             _log.warning("a step of %d sequences did not begin (%r)", len(self.selection.entries), error)
+
+    def note_begun(self) -> int:
+        """Counts the step for its requests; how many of them were never served before."""
+        num_first = 0
+        for state in self.states.values():
+            if state.first_step_s is None:
+                state.first_step_s = self.began_s
+                num_first += 1
+            state.num_steps += 1
+            state.max_batch_sequences = max(state.max_batch_sequences, len(self.selection.entries))
+        return num_first
+
+    def note_ended(self, ended_s: float, seconds: float) -> None:
+        """Tells its requests that the step took so long; call it after `settle`."""
+        for state in self.states.values():
+            state.last_step_s = ended_s
+            if state.step_log is not None:
+                state.note_step(ended_s - seconds, ended_s, self.selection.units, len(self.selection.entries))
 
     def abandon(self) -> None:
         """Forgets what is in progress; `settle` would begin anew."""

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from itertools import islice
 
 from sixfold.core.batching.entry import Entry, Phase
-from sixfold.core.batching.scheduler import Scheduler, Selection, key_of
+from sixfold.core.batching.scheduler import Scheduler
+from sixfold.core.batching.selection import Selection, key_of
 
 _PATIENT_STARTS = 4
 _MAX_LOOKED_AT = 64

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from sixfold.core.batching.admission import Admission, Ticket
 from sixfold.core.batching.entry import RequestState
@@ -19,6 +19,30 @@ _log = logging.getLogger(__name__)
 
 PreparePool = PiecePool[tuple[Request[Any], object], Sequence[Any]]
 """Prepares (request, piece) into sequences."""
+
+
+class Outbox(Protocol):
+    """Where the loop sends what it made. Called on the device thread."""
+
+    def emit(self, events: tuple[Event, ...]) -> None:
+        """Sends the increments and failures of one turn."""
+        ...
+
+    def finish(self, states: Sequence[RequestState]) -> None:
+        """Makes and sends the results of requests that are complete and released; may do so elsewhere."""
+        ...
+
+    def granted(self, grants: Sequence[tuple[RequestState, int]]) -> None:
+        """Counts the granted work of a step as done, for admission."""
+        ...
+
+    def ended(self, state: RequestState) -> None:
+        """The request holds nothing any more; called once for each that was opened."""
+        ...
+
+    def stepped(self, units: int, seconds: float) -> None:
+        """A step was done, for the drain rate."""
+        ...
 
 
 class ManagerOutbox:

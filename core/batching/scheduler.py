@@ -24,64 +24,14 @@ from typing import Any
 from sixfold.core.batching.budget import StepBudget
 from sixfold.core.batching.entry import Entry, Phase, RequestState
 from sixfold.core.batching.fair_queue import FairQueue
-from sixfold.core.batching.model import Granted, StepModel
-from sixfold.core.errors import InvalidRequest, RequestError
+from sixfold.core.batching.model import StepModel
+from sixfold.core.batching.selection import Selection, is_divisible, key_of
 from sixfold.core.messages import Cost
 
 # One step in so many is decided by the sequence that was left out longest, once it is out of patience.
 _DECIDER_EVERY = 4
 # How many that wait are looked at for one that could start now; bounds the time of a step under overload.
 _MAX_NEWCOMERS = 64
-
-
-class Selection:
-    """One step's batch, being filled. Owner: the scheduler, then the step loop.
-
-    Args:
-        units: The step's budget.
-        key: The batch key of all its sequences.
-    """
-
-    __slots__ = ("entries", "key", "limited", "preempted", "rejected", "units", "units_left")
-
-    def __init__(self, units: int, key: object = None) -> None:
-        self.units_left = units
-        self.units = 0
-        self.key = key
-        self.entries: dict[Entry, int] = {}  # with the granted units
-        self.rejected: list[tuple[Entry, RequestError]] = []
-        self.preempted = False
-        self.limited = False  # by the budget: more could have been done
-
-    @property
-    def granted(self) -> list[Granted[Any]]:
-        """The batch as the model takes it."""
-        return [Granted(entry.sequence, units) for entry, units in self.entries.items()]
-
-    def accepts(self, cost: Cost) -> bool:
-        """Whether a sequence of this cost may join."""
-        if cost.batch_key != self.key:
-            return False
-        if cost.units > self.units_left:
-            self.limited = True
-        return not self.entries or cost.min_units <= self.units_left
-
-    def wanted_units(self, cost: Cost) -> int:
-        """What to grant: all it can use, what is left, or (for the first) the least that makes progress."""
-        return max(cost.min_units, min(cost.units, self.units_left))
-
-    def add(self, entry: Entry, units: int) -> None:
-        """Puts a sequence into the step."""
-        self.entries[entry] = units
-        self.units += units
-        self.units_left -= units
-
-    def remove(self, entry: Entry) -> int:
-        """Takes a sequence out again, if it is in; returns what it had been granted."""
-        units = self.entries.pop(entry, 0)
-        self.units -= units
-        self.units_left += units
-        return units
 
 
 class Scheduler:
@@ -211,10 +161,8 @@ class Scheduler:
             return key_of(decider)
         if head is not None and not ready:
             return key_of(head)
-        candidates = list(ready)
         newcomer = self._newcomer(ready, head)
-        if newcomer is not None:
-            candidates.append(newcomer)
+        candidates = [*ready] if newcomer is None else [*ready, newcomer]
         keys = {key_of(entry) for entry in candidates}
         return key_of(min(candidates, key=self._order)) if len(keys) > 1 else next(iter(keys), None)
 
@@ -227,7 +175,7 @@ class Scheduler:
             return None
         taken: Counter[object] = Counter()  # by indivisible running work, which goes first
         for entry in ready:
-            if entry.cost is not None and not _divisible(entry):
+            if entry.cost is not None and not is_divisible(entry):
                 taken[entry.cost.batch_key] += entry.cost.units
         if self._has_room(head, taken):
             return head
@@ -255,10 +203,12 @@ class Scheduler:
         entries = [entry for entry in ready if key_of(entry) == selection.key]
         num_first = len(entries)
         if sum(entry.cost.units for entry in entries if entry.cost is not None) > selection.units_left:
-            entries.sort(key=lambda entry: (entry is not decider, _divisible(entry), *self._order(entry)))
+            entries.sort(key=lambda entry: (entry is not decider, is_divisible(entry), *self._order(entry)))
             joins = head is not None and head.phase is Phase.WAITING and key_of(head) == selection.key
             if head is not None and joins and len(self.running) < self._max_running:
-                first = [entry for entry in entries if not (_divisible(entry) and self._precedes(head, entry, decider))]
+                first = [
+                    entry for entry in entries if not (is_divisible(entry) and self._precedes(head, entry, decider))
+                ]
                 num_first = len(first)
         self._grant_running(selection, entries[:num_first])
         return entries[num_first:]
@@ -286,7 +236,8 @@ class Scheduler:
             if len(self.running) == 1:
                 if entry in self._in_flight:
                     return 0
-                self._reject(entry, selection)  # preempting itself would only bring it here again
+                self.remove(entry)  # preempting itself would only bring it here again
+                selection.reject(entry)
                 return 0
             victim = next(other for other in reversed(self.running) if other.cost is not None)
             if victim is entry and any(other.cost is None for other in self.running):
@@ -295,12 +246,6 @@ class Scheduler:
             if victim is entry:
                 return 0
         return min(units, wanted)
-
-    def _reject(self, entry: Entry, selection: Selection) -> None:
-        """Alone on the device and still no room: it never will fit."""
-        self.remove(entry)
-        message = "The input needs more memory than the model has. Shorten it or ask for less output."
-        selection.rejected.append((entry, InvalidRequest(message, code="input_too_large")))
 
     def _preempt(self, entry: Entry, selection: Selection) -> None:
         self.queue.charge(entry.state, -selection.remove(entry))
@@ -345,18 +290,10 @@ class Scheduler:
         units = self._model.reserve(entry.sequence, wanted)
         if units < cost.min_units:
             if not self.running:
-                self._reject(entry, selection)
+                self.remove(entry)
+                selection.reject(entry)
             return False
         self.queue.remove(entry, Phase.RUNNING)
         self.running[entry] = None
         self._grant(selection, entry, min(units, wanted))
         return True
-
-
-def key_of(entry: Entry) -> object:
-    """With what a sequence may share its next step."""
-    return None if entry.cost is None else entry.cost.batch_key
-
-
-def _divisible(entry: Entry) -> bool:
-    return entry.cost is not None and entry.cost.min_units < entry.cost.units

@@ -9,46 +9,25 @@ waits for the one before and hands out what it made, while the device computes.
 
 from __future__ import annotations
 
-import heapq
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from sixfold.core.batching.budget import ObjectiveKind, StepBudget
+from sixfold.core.batching.budget import StepBudget
+from sixfold.core.batching.deadlines import Deadlines
 from sixfold.core.batching.entry import Entry, RequestState
 from sixfold.core.batching.flight import Flight
+from sixfold.core.batching.latencies import observe_end, observe_output
 from sixfold.core.batching.model import Outcome, StepModel
-from sixfold.core.batching.scheduler import Scheduler, Selection
+from sixfold.core.batching.outbox import Outbox
+from sixfold.core.batching.scheduler import Scheduler
+from sixfold.core.batching.selection import Selection
 from sixfold.core.batching.step_watch import DONE, StepWatch
 from sixfold.core.errors import DeadlineExceeded, RequestCancelled, RequestError
 from sixfold.core.messages import Event, Failed, Increment
 
 _log = logging.getLogger(__name__)
-
-
-class Outbox(Protocol):
-    """Where the loop sends what it made. Called on the device thread."""
-
-    def emit(self, events: tuple[Event, ...]) -> None:
-        """Sends the increments and failures of one turn."""
-        ...
-
-    def finish(self, states: Sequence[RequestState]) -> None:
-        """Makes and sends the results of requests that are complete and released; may do so elsewhere."""
-        ...
-
-    def granted(self, grants: Sequence[tuple[RequestState, int]]) -> None:
-        """Counts the granted work of a step as done, for admission."""
-        ...
-
-    def ended(self, state: RequestState) -> None:
-        """The request holds nothing any more; called once for each that was opened."""
-        ...
-
-    def stepped(self, units: int, seconds: float) -> None:
-        """A step was done, for the drain rate."""
-        ...
 
 
 class StepLoop:
@@ -77,8 +56,7 @@ class StepLoop:
         self._clock = clock
         self._states: dict[str, RequestState] = {}
         self._entries: dict[int, Entry] = {}  # of live sequences, by their identity
-        self._deadlines: list[tuple[float, int, RequestState]] = []
-        self._num_stale_deadlines = 0  # of ended requests
+        self.deadlines = Deadlines()
         self._num_unserved = 0
         self._flight: Flight | None = None  # begun, not settled
         self._settled_s = 0.0  # when the last step ended
@@ -104,7 +82,7 @@ class StepLoop:
     @property
     def next_deadline_s(self) -> float | None:
         """When the loop must turn at the latest."""
-        return self._deadlines[0][0] if self._deadlines else None
+        return self.deadlines.next_s
 
     @property
     def num_running(self) -> int:
@@ -116,11 +94,6 @@ class StepLoop:
         """Requests none of whose sequences was stepped yet."""
         return self._num_unserved
 
-    @property
-    def num_remembered_deadlines(self) -> int:
-        """Deadlines that are kept, of open requests and of some that have ended."""
-        return len(self._deadlines)
-
     # What comes in; each is called through the inbox, on the device thread.
 
     def open(self, state: RequestState, num_pieces: int) -> None:
@@ -129,8 +102,7 @@ class StepLoop:
         self._states[state.request.request_id] = state
         self._num_unserved += 1
         self._scheduler.queue.open(state)
-        if state.request.deadline_s is not None:
-            heapq.heappush(self._deadlines, (state.request.deadline_s, state.order, state))
+        self.deadlines.add(state)
 
     def add_prepared(self, state: RequestState, sequences: Sequence[Any]) -> None:
         """The next piece of a request is ready; sequences of a request that is gone are released at once."""
@@ -221,21 +193,9 @@ class StepLoop:
 
     def _expire(self) -> None:
         now_s = self._clock()
-        while self._deadlines and (self._deadlines[0][0] <= now_s or self._deadlines[0][2].ended):
-            state = heapq.heappop(self._deadlines)[2]
-            if state.ended:
-                self._num_stale_deadlines -= 1
-            else:
-                self.counters["expired"] += 1
-                self._num_stale_deadlines -= 1  # `fail` counts it, but it is out already
-                self.fail(state, DeadlineExceeded("The request's deadline passed before it was done."))
-
-    def _forget_deadlines(self) -> None:
-        # An ended request must not be kept until a deadline far away; rebuilding at half costs O(1) a request.
-        if not self._states or self._num_stale_deadlines * 2 > len(self._deadlines) + 64:
-            self._deadlines = [row for row in self._deadlines if not row[2].ended]
-            heapq.heapify(self._deadlines)
-            self._num_stale_deadlines = 0
+        while (state := self.deadlines.pop_due(now_s)) is not None:
+            self.counters["expired"] += 1
+            self.fail(state, DeadlineExceeded("The request's deadline passed before it was done."))
 
     def _step(self, selection: Selection) -> bool:
         """Begins the chosen step, if any, and settles the one in flight; False if there was neither."""
@@ -251,12 +211,7 @@ class StepLoop:
 
     def _begin(self, selection: Selection) -> Flight:
         flight = Flight(selection, self._clock())
-        for state in flight.states.values():
-            if state.first_step_s is None:
-                state.first_step_s = flight.began_s
-                self._num_unserved -= 1
-            state.num_steps += 1
-            state.max_batch_sequences = max(state.max_batch_sequences, len(selection.entries))
+        self._num_unserved -= flight.note_begun()
         self.last_batch_sequences = len(selection.entries)
         self.max_batch_sequences = max(self.max_batch_sequences, self.last_batch_sequences)
         flight.begin(self._model)
@@ -278,10 +233,7 @@ class StepLoop:
             self.watch.stepped(
                 self.counters["steps"], selection, at_s=ended_s, seconds=seconds, num_waiting=self._num_unserved
             )
-        for state in flight.states.values():
-            state.last_step_s = ended_s
-            if state.step_log is not None:
-                state.note_step(ended_s - seconds, ended_s, selection.units, len(selection.entries))
+        flight.note_ended(ended_s, seconds)
         self._outbox.granted([(entry.state, units) for entry, units, _outcome in outcomes])
         for entry, _units, outcome in outcomes:
             if outcome is not None:
@@ -302,37 +254,21 @@ class StepLoop:
             return
         if outcome.error is not None:
             self.counters["failed_steps"] += 1
-            if outcome.error.__cause__ is not None:
-                _log.error(
-                    "request %s failed",
-                    state.request.request_id,
-                    exc_info=outcome.error.__cause__,
-                    extra=state.log_fields,
-                )
+            if (cause := outcome.error.__cause__) is not None:
+                _log.error("request %s failed", state.request.request_id, exc_info=cause, extra=state.log_fields)
             self.fail(state, outcome.error)
             return
         if outcome.output is not None:
-            self._observe_output(state, now_s)
+            observe_output(self._budget, state, now_s)
             self._events.append(Increment(request_id=state.request.request_id, output=outcome.output))
         if outcome.done:
             self._release(entry, DONE)
             state.num_open -= 1
             self._finish_if_complete(state)
 
-    def _observe_output(self, state: RequestState, now_s: float) -> None:
-        if state.first_output_s is None:
-            state.first_output_s = now_s
-            self._budget.observe_latency(ObjectiveKind.P95_TTFT_S, now_s - state.request.arrived_s)
-        elif state.last_output_s is not None and now_s > state.last_output_s:
-            self._budget.observe_latency(ObjectiveKind.P95_ITL_S, now_s - state.last_output_s)
-        state.last_output_s = now_s
-
     def _finish_if_complete(self, state: RequestState) -> None:
         if state.complete and not state.ended:
-            now_s = self._clock()
-            if state.first_output_s is None:
-                self._budget.observe_latency(ObjectiveKind.P95_TTFT_S, now_s - state.request.arrived_s)
-            self._budget.observe_latency(ObjectiveKind.P95_LATENCY_S, now_s - state.request.arrived_s)
+            observe_end(self._budget, state, self._clock())
             self.counters["finished"] += 1
             self._end(state)
             self._complete.append(state)
@@ -350,9 +286,7 @@ class StepLoop:
         state.ended = True
         del self._states[state.request.request_id]
         self._num_unserved -= state.first_step_s is None
-        if state.request.deadline_s is not None:
-            self._num_stale_deadlines += 1
-            self._forget_deadlines()
+        self.deadlines.drop(state)
         self._scheduler.close_request(state)
         self._outbox.ended(state)
 

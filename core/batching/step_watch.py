@@ -12,7 +12,7 @@ from collections import deque
 import msgspec
 
 from sixfold.core.batching.entry import Entry, Phase
-from sixfold.core.batching.scheduler import Selection
+from sixfold.core.batching.selection import Selection
 
 _MAX_EVENTS = 4096
 _UNBOUNDED_UNITS = 1 << 39

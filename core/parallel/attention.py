@@ -129,18 +129,16 @@ def parallel_attention(
     first = mesh.ring.index * mesh.ulysses.size
     mine = slice(first, first + mesh.ulysses.size)
     inner = Lengths(query=lengths.query[mine], key=lengths.key[mine])
-    gathered_mask = _gather_mask(mask, inner.key, shares[mesh.ulysses.index], mesh.ulysses)
     own = shares[mesh.ulysses.index]
-    every_query = [share.query for share in shares]
-    every_kv = [share.kv for share in shares]
+    gathered_mask = _gather_mask(mask, inner.key, own, mesh.ulysses)
+    every_query, every_kv = [share.query for share in shares], [share.kv for share in shares]
     local_query = _to_heads(query, every_query, inner.query, mesh.ulysses)
     local_key = _to_heads(key, every_kv, inner.key, mesh.ulysses)
     local_value = _to_heads(value, every_kv, inner.key, mesh.ulysses)
     if past is not None:
         assert mask is None, "a mask says nothing of the past"
         local_key, local_value = torch.cat((past.key, local_key), 2), torch.cat((past.value, local_value), 2)
-    size = query.shape[1] // key.shape[1]
-    local_key, local_value = _matched(local_key, local_value, own, size)
+    local_key, local_value = _matched(local_key, local_value, own, query.shape[1] // key.shape[1])
     if mesh.ring.size == 1 and past is None:
         out = torch.nn.functional.scaled_dot_product_attention(
             local_query,

@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from sixfold.core.batching.model import InputT, OutputT
-from sixfold.core.batching.rendezvous import Parked, RendezvousModel
+from sixfold.core.batching.parked import Parked
+from sixfold.core.batching.rendezvous import RendezvousModel
 from sixfold.core.batching.step_share import MeasuredStep
 from sixfold.core.messages import Cost, Request
 from sixfold.core.parallel.leader import Leader

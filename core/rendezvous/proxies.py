@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sixfold.core.batching.rendezvous import PipelineSide
+from sixfold.core.batching.parked import PipelineSide
 from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall, TensorDigests, capture
 from sixfold.core.rendezvous.deferred import DeferredCalls

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sixfold.core.batching.rendezvous import PipelineSide
+from sixfold.core.batching.parked import PipelineSide
 from sixfold.core.rendezvous.calls import ModuleCall
 
 

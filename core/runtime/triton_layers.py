@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 
+# Long because its tile stays in registers from the first load to the last store, under one set of names.
 @triton.jit
 def attend_spans_kernel(
     query,

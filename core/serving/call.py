@@ -29,7 +29,8 @@ from sixfold.core.serving.byte_stream import BytesResponse
 from sixfold.core.serving.context import Admitted, ServingContext
 from sixfold.core.serving.directory import OptionsChange
 from sixfold.core.serving.form_fields import parse_fields
-from sixfold.core.serving.form_reader import FormLimits, discard, is_form, read_form
+from sixfold.core.serving.form_reader import FormLimits, is_form, read_form
+from sixfold.core.serving.multipart import discard
 from sixfold.core.serving.request_facts import read_headers, read_path_params, read_query, read_timeout_s
 from sixfold.core.serving.sse import SseResponse
 from sixfold.core.serving.submission import Submission, final_event, first_events

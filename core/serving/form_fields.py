@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.serving.body import explain
-from sixfold.core.serving.form_reader import FormItem, FormValue
+from sixfold.core.serving.multipart import FormItem, FormValue
 from sixfold.core.serving.schema_names import union_members
 from sixfold.core.serving.upload import Upload
 

@@ -22,9 +22,9 @@ from sixfold.core.serving.call import HttpCall
 from sixfold.core.serving.context import Admitted, ServingContext
 from sixfold.core.serving.error_responses import error_json
 from sixfold.core.serving.form_fields import parse_fields, takes_many, takes_upload
-from sixfold.core.serving.form_reader import MAX_PARTS, FormItem
 from sixfold.core.serving.keys import Principal
 from sixfold.core.serving.limits import KeyLimiter
+from sixfold.core.serving.multipart import MAX_PARTS, FormItem
 from sixfold.core.serving.settings import KeyLimits
 from sixfold.core.serving.upload import Upload
 

@@ -7,11 +7,10 @@ is under way new audio gathers, so a slow worker gets larger chunks, not a longe
 from __future__ import annotations
 
 import asyncio
-import binascii
 import itertools
 import uuid
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -31,6 +30,7 @@ from sixfold.plugins.asr.realtime_schema import (
     SessionUpdate,
     Transcription,
     TurnDetection,
+    event_id,
     parse_event,
 )
 from sixfold.plugins.asr.schema import SpeechProbabilities, TranscribeInput, Transcript, VadInput, VadState
@@ -39,6 +39,7 @@ from sixfold.plugins.asr.turns import SpeechStarted, TurnBuffer, TurnEnded
 __all__ = ["RealtimeQuery", "serve_realtime"]
 
 _MAX_TURNS_UNDER_WAY = 8
+_MAX_UNHEARD_MS = 30_000  # of a session that has named no model
 
 
 async def serve_realtime(socket: SocketCall) -> None:
@@ -130,10 +131,13 @@ class RealtimeSession:
 
     async def _handle(self, event: object, tasks: asyncio.TaskGroup) -> None:
         if isinstance(event, Append):
-            self._require_model()
-            self._buffer.append(_decoded(event.audio))
+            # Some clients stream while their session.update is under way: what comes before it waits.
+            if self._buffer.duration_ms > _MAX_UNHEARD_MS:
+                self._require_model()
+            self._buffer.append(event.samples())
             self._wake.set()
         elif isinstance(event, Commit):
+            self._require_model()
             await self._commit(self._buffer.commit(), tasks)
             self._vad_state = VadState()
         elif isinstance(event, Clear):
@@ -163,15 +167,19 @@ class RealtimeSession:
             model = await self._socket.model(transcription.model, "transcribe")
         rate_hz = self._rate_hz if given.format is None else given.format.rate
         detection = given.turn_detection if "turn_detection" in given.model_fields_set else self._turn_detection
-        if (rate_hz, detection) != (self._rate_hz, self._turn_detection) and self._buffer.duration_ms:
+        changes_hearing = (rate_hz, detection) != (self._rate_hz, self._turn_detection)
+        if changes_hearing and self._model is not None and self._buffer.duration_ms:
             raise InvalidRequest(
                 "The audio format and the turn detection can't change while audio waits. Commit or clear the buffer first.",
                 param="session.audio.input",
             )
         self._model, self._transcription = model, transcription
-        if (rate_hz, detection) != (self._rate_hz, self._turn_detection):
+        if changes_hearing:
+            waiting = self._buffer.clear()  # of a session without a model: nobody has heard it
             self._rate_hz, self._turn_detection = rate_hz, detection
             self._buffer, self._vad_state = self._new_buffer(), VadState()
+            self._buffer.append(waiting)
+        self._wake.set()
         if session.include is not None:
             self._include = session.include
 
@@ -180,12 +188,10 @@ class RealtimeSession:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while pcm := self._buffer.unheard():
+            while self._model is not None and (pcm := self._buffer.unheard()):
                 buffer, state = self._buffer, self._vad_state
                 try:
-                    finished = await self._socket.run(
-                        self._require_model(), VadInput(pcm=pcm, pcm_hz=self._rate_hz, state=state)
-                    )
+                    finished = await self._socket.run(self._model, VadInput(pcm=pcm, pcm_hz=self._rate_hz, state=state))
                 except RequestCancelled:
                     raise
                 except RequestError as error:
@@ -280,28 +286,8 @@ class RealtimeSession:
         return f"item_{uuid.uuid4().hex[:20]}"
 
     async def _send_error(self, error: RequestError, message: str | bytes | None) -> None:
-        await self.send("error", error=_error_object(error) | {"event_id": _event_id(message)})
+        await self.send("error", error=_error_object(error) | {"event_id": event_id(message)})
 
 
 def _error_object(error: RequestError) -> dict[str, object]:
     return {"type": error.type, "code": error.code, "message": error.message, "param": error.param}
-
-
-def _event_id(message: str | bytes | None) -> str | None:
-    """The id of the client's event that an error is about, if it has one."""
-    try:
-        event: object = msgspec.json.decode(message or b"null")
-    except msgspec.DecodeError:
-        return None
-    event_id = cast("dict[str, object]", event).get("event_id") if isinstance(event, dict) else None
-    return event_id if isinstance(event_id, str) else None
-
-
-def _decoded(text: str) -> bytes:
-    try:
-        data = binascii.a2b_base64(text, strict_mode=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest("The audio is not valid base64.", param="audio") from None
-    if len(data) % 2:
-        raise InvalidRequest("The audio holds half a sample: send 16-bit samples.", param="audio")
-    return data

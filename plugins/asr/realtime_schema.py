@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import binascii
+from typing import Annotated, Literal, cast
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sixfold.core.errors import InvalidRequest
@@ -134,6 +136,20 @@ class Append(_Event):
     type: Literal["input_audio_buffer.append"]
     audio: str
 
+    def samples(self) -> bytes:
+        """16-bit samples.
+
+        Raises:
+            InvalidRequest: It is not base64, or ends within a sample.
+        """
+        try:
+            data = binascii.a2b_base64(self.audio, strict_mode=True)
+        except (binascii.Error, ValueError):
+            raise InvalidRequest("The audio is not valid base64.", param="audio") from None
+        if len(data) % 2:
+            raise InvalidRequest("The audio holds half a sample: send 16-bit samples.", param="audio")
+        return data
+
 
 class Commit(_Event):
     """The turn is over."""
@@ -165,3 +181,13 @@ def parse_event(text: str | bytes) -> ClientEvent:
         raise InvalidRequest(
             f"Invalid event: {'.'.join(names) or 'message'}: {first['msg']}.", param=".".join(names) or None
         ) from None
+
+
+def event_id(message: str | bytes | None) -> str | None:
+    """The id of the client's event that an error is about, if it has one."""
+    try:
+        event: object = msgspec.json.decode(message or b"null")
+    except (ValueError, RecursionError):  # what decoders raise
+        return None
+    found = cast("dict[str, object]", event).get("event_id") if isinstance(event, dict) else None
+    return found if isinstance(found, str) else None

@@ -102,14 +102,13 @@ class TurnBuffer:
                 f"The buffer holds {self.duration_ms} ms of audio; a turn needs 100 ms.",
                 code="input_audio_buffer_commit_empty",
             )
+        return self.clear()
+
+    def clear(self) -> bytes:
+        """Takes all that is there, however little, and listens anew."""
         audio = self._take(self._start + len(self._bytes))
         self._restart()
         return audio
-
-    def clear(self) -> None:
-        """Forgets what was not committed."""
-        self._take(self._start + len(self._bytes))
-        self._restart()
 
     def _restart(self) -> None:
         self._heard = self._start

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from sixfold.core.family import ModelFiles
 from sixfold.core.memory.need import HOST, TORCH_PROCESS_BYTES, MemoryNeed, MemoryQuestion
@@ -16,6 +17,8 @@ from sixfold.plugins.embedding.vllm_options import VllmEmbeddingOptions
 _STEP_TOKENS = 16_384  # the most of a step
 _GPU_PARALLEL_TOKENS = 2048
 _CPU_PARALLEL_TOKENS = 256
+DIVIDED_TYPES = frozenset({"bert", "roberta", "xlm-roberta", "llama", "qwen2", "qwen3"})
+"""Of models that are known to run packed, which ranks need; how any other runs is seen only once it is loaded."""
 _KEPT_BYTES = 64 << 20
 _CUDA_BYTES = 600 << 20
 _VLLM_CPU_CACHE_BYTES = 4 << 30
@@ -61,10 +64,17 @@ def parallel_shape(question: MemoryQuestion) -> ParallelShape:
         num_rows=1,
         parameters=weights,
         itemsize=itemsize,
-        can_split_tokens=longest >= parallel_tokens(options, question.device)
-        and not config.get("local_attention")
-        and (not config.get("sliding_window") or config.get("use_sliding_window") is False),
+        can_split_tokens=longest >= parallel_tokens(options, question.device) and _can_be_divided(config),
     )
+
+
+def _can_be_divided(config: Mapping[str, Any]) -> bool:
+    """Whether ranks can share a document's tokens for sure: a wrong yes would keep a model that runs alone from loading."""
+    has_windows = config.get("local_attention") or (
+        config.get("sliding_window") and config.get("use_sliding_window") is not False
+    )
+    has_own_positions = config.get("position_embedding_type", "absolute") != "absolute"
+    return config.get("model_type") in DIVIDED_TYPES and not has_windows and not has_own_positions
 
 
 def vllm_need(question: MemoryQuestion) -> MemoryNeed:

@@ -9,14 +9,15 @@ import torch
 from numpy.typing import NDArray
 
 from sixfold.core.batching.model import Finish, Granted, ModelInfo, Outcome, StepModel, StepRange
-from sixfold.core.errors import InvalidRequest, StepFailed
+from sixfold.core.errors import StepFailed
 from sixfold.core.messages import Cost, Request, Usage
 from sixfold.plugins.embedding.encoder import Encoder, EncoderInput, Outputs
 from sixfold.plugins.embedding.flights import Flights
 from sixfold.plugins.embedding.outputs.answer import as_output
 from sixfold.plugins.embedding.outputs.similarity import pair_scores
 from sixfold.plugins.embedding.pieces import Piece, cut
-from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput, check_num_documents
+from sixfold.plugins.embedding.preparer import Preparer, inputs_of
+from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput
 from sixfold.plugins.embedding.sequence import DENSE, EmbeddingSequence, texts_of
 from sixfold.plugins.embedding.side_by_side import SideBySide
@@ -61,8 +62,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         self._info = info
         self._encoder = encoder
         self._tokenizer = tokenizer
-        self._prompts = prompts
-        self._max_inputs = max_inputs
+        self._preparer = Preparer(encoder, tokenizer, prompts, max_inputs=max_inputs)
         self._num_threads = num_threads
         self._parts = SideBySide(encoder, num_threads) if parts_pay and num_threads > 1 else None
         self.flies = flies
@@ -88,7 +88,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         longest = self._tokenizer.max_tokens
         return sum(
             min(len(item) // _CHARACTERS_A_TOKEN + 2 if isinstance(item, str) else len(item), longest)
-            for item in _inputs(request.input)
+            for item in inputs_of(request.input)
         )
 
     def attach(self, wake: Callable[[], None]) -> None:
@@ -112,7 +112,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
 
     def split(self, request: Request[AnyInput]) -> Sequence[Piece]:
         """See `pieces.cut`."""
-        return cut([len(item) for item in _inputs(request.input)])
+        return cut([len(item) for item in inputs_of(request.input)])
 
     def prepare(self, request: Request[AnyInput], piece: object) -> Sequence[EmbeddingSequence]:
         """Tokenizes one piece.
@@ -122,18 +122,7 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
             InvalidRequest: Unknown prompt, wrong token ids, too many inputs or dimensions.
         """
         assert isinstance(piece, Piece)
-        wanted = request.input
-        if isinstance(wanted, ScoreInput):
-            check_num_documents(wanted, self._max_inputs)
-            return [*self._queries(wanted, piece), *self._documents(wanted, piece)]
-        self._check(wanted)
-        prompt = self._prompts.choose(wanted)
-        if wanted.token_ids:
-            rows = wanted.token_ids[piece.start : piece.stop]
-            found = self._tokenizer.check_ids(rows, first_index=piece.start, truncate_tokens=wanted.truncate_tokens)
-            is_query = wanted.input_type == "query"
-            return [EmbeddingSequence(ids, 0, wanted.output_types, is_query) for ids in found]
-        return self._encoded(wanted.texts, piece, wanted, prompt, "input")
+        return self._preparer.prepare(request.input, piece)
 
     def cost(self, sequence: EmbeddingSequence) -> Cost | None:
         """All of its tokens at once: a forward can't be cut."""
@@ -247,66 +236,6 @@ class EmbeddingModel(StepModel[EmbeddingSequence, AnyInput, AnyOutput]):
         for sequence, outputs in zip(sequences, found, strict=True):
             sequence.outputs = outputs
         return [_DONE if outputs.is_finite else _NOT_FINITE for outputs in found]
-
-    def _queries(self, wanted: ScoreInput, piece: Piece) -> list[EmbeddingSequence]:
-        how = EmbeddingInput(
-            input_type="query", truncate_tokens=wanted.truncate_tokens, output_types=self._encoder.output_types[:1]
-        )
-        return self._encoded(wanted.queries, piece, how, self._prompts.choose(how), wanted.query_field)
-
-    def _documents(self, wanted: ScoreInput, piece: Piece) -> list[EmbeddingSequence]:
-        """The documents come behind the queries in the order of the sequences."""
-        num_queries = len(wanted.queries)
-        mine = Piece(max(piece.start - num_queries, 0), max(piece.stop - num_queries, 0))
-        limit = wanted.truncate_tokens
-        if limit is None and wanted.max_document_tokens is not None:
-            limit = wanted.max_document_tokens + self._tokenizer.num_special
-        how = EmbeddingInput(input_type="document", truncate_tokens=limit, output_types=self._encoder.output_types[:1])
-        return self._encoded(wanted.documents, mine, how, self._prompts.choose(how), wanted.documents_field)
-
-    def _encoded(
-        self, texts: Sequence[str], piece: Piece, how: EmbeddingInput, prompt: str, field: str
-    ) -> list[EmbeddingSequence]:
-        mine = texts[piece.start : piece.stop]
-        if not mine:
-            return []
-        found = self._tokenizer.encode_texts(
-            [prompt + text for text in mine] if prompt else mine,
-            first_index=piece.start,
-            truncate_tokens=how.truncate_tokens,
-            field=field,
-            task=how.input_type,
-        )
-        skipped = self._tokenizer.count_prompt(prompt) if prompt and not self._encoder.pools_prompt else 0
-        return [EmbeddingSequence(ids, skipped, how.output_types, how.input_type == "query") for ids in found]
-
-    def _check(self, wanted: EmbeddingInput) -> None:
-        if wanted.items:
-            raise InvalidRequest("The model embeds texts, no images.", param="input")
-        if wanted.num_inputs > self._max_inputs:
-            raise InvalidRequest(
-                f"input has {wanted.num_inputs} items; at most {self._max_inputs} are taken. Send several requests.",
-                param="input",
-            )
-        lacking = [kind for kind in wanted.output_types if kind not in self._encoder.output_types]
-        if lacking:
-            raise InvalidRequest(
-                f"The model has no {lacking[0]} vectors. Send output_types with any of: "
-                f"{', '.join(self._encoder.output_types)}.",
-                param="output_types",
-            )
-        if wanted.dimensions is not None and wanted.output_types != DENSE:
-            raise InvalidRequest("dimensions cuts dense vectors alone: leave it out.", param="dimensions")
-        if wanted.dimensions is not None and wanted.dimensions > self._encoder.dimension:
-            raise InvalidRequest(
-                f"dimensions is {wanted.dimensions}; the model's vectors have {self._encoder.dimension}.",
-                param="dimensions",
-            )
-
-
-def _inputs(wanted: AnyInput) -> Sequence[str | tuple[int, ...]]:
-    """All inputs in the order of their sequences."""
-    return (*wanted.queries, *wanted.documents) if isinstance(wanted, ScoreInput) else wanted.texts or wanted.token_ids
 
 
 def _keep(sequences: Sequence[EmbeddingSequence], vectors: NDArray[np.float32]) -> list[Outcome[AnyOutput]]:

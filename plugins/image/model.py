@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sixfold.core.batching.model import Finish, ModelInfo, StepRange
-from sixfold.core.batching.rendezvous import Parked, PipelineSide
+from sixfold.core.batching.parked import Parked, PipelineSide
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Request, Usage
 from sixfold.core.parallel.leader import Leader

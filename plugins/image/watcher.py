@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from sixfold.core.batching.rendezvous import PipelineSide
+from sixfold.core.batching.parked import PipelineSide
 from sixfold.core.rendezvous.calls import ModuleCall
 from sixfold.plugins.image.drawing import Drawing
 from sixfold.plugins.image.linear_map import LinearMap

@@ -16,8 +16,9 @@ from sixfold.plugins.llm.answer_parser import ParserChoice
 from sixfold.plugins.llm.image_parts import chat_images, fetch_images
 from sixfold.plugins.llm.refusals import check_chat, check_completion
 from sixfold.plugins.llm.requests import chat_input, completion_input
+from sixfold.plugins.llm.responses_messages import response_images
 from sixfold.plugins.llm.responses_objects import ResponseStatus, request_members
-from sixfold.plugins.llm.responses_requests import check_response, input_items, response_images, response_input
+from sixfold.plugins.llm.responses_requests import check_response, input_items, response_input
 from sixfold.plugins.llm.responses_schema import NoQuery, ResponsesBody
 from sixfold.plugins.llm.responses_store import ResponseStore
 from sixfold.plugins.llm.responses_stream import ResponseBuilder, ResponseStream, whole_response

@@ -10,21 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sixfold.plugins.llm.batch_layout import BatchLayout, DecodeGroup, PrefillChunk
+from sixfold.plugins.llm.batch_layout import BatchLayout, DecodeGroup
 from sixfold.plugins.llm.divided_attention import DividedRows, attend_divided
 from sixfold.plugins.llm.kv_layer import KvLayer
+from sixfold.plugins.llm.prefill_attention import attend_chunk, capped, prefill_mask
 
 if TYPE_CHECKING:  # its kernels need Triton, which is there on GPUs only
     from sixfold.plugins.llm.tiled_rows import RowTiles
 
 ATTENTION = "sixfold_paged"
 """Name in transformers' table of attention functions."""
-
-# Scores that are held at once where no fused kernel does it: 64 MiB of float32.
-_MAX_SCORES = 1 << 24
 
 PAGED_STEP = "paged_step"
 """Name of the keyword argument of ``forward`` that holds a `PagedStep`."""
@@ -136,7 +133,7 @@ def _attend(
     for chunk in layout.prefills:
         here = slice(chunk.start, chunk.end)
         visible = prefill_mask(layout, chunk, query.device, window)
-        attended = _prefill(
+        attended = attend_chunk(
             layout,
             chunk,
             query[:, :, here],
@@ -202,7 +199,7 @@ def _decode(
     if softcap is None:
         scores = torch.baddbmm(hidden.expand(-1, queries.shape[1], -1), queries, keys.transpose(1, 2), alpha=scale)
     else:
-        scores = _capped(torch.bmm(queries, keys.transpose(1, 2)) * scale, softcap) + hidden
+        scores = capped(torch.bmm(queries, keys.transpose(1, 2)) * scale, softcap) + hidden
     return torch.bmm(torch.softmax(scores, dim=-1), values).reshape(num_rows, num_heads, head_dim)
 
 
@@ -219,86 +216,4 @@ def _decode_mask(layout: BatchLayout, group: DecodeGroup, dtype: torch.dtype, wi
             hidden |= position < ends - window
         found = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
         found = layout.masks[(group.start, window)] = found[:, None, :]
-    return found
-
-
-def _prefill(
-    layout: BatchLayout,
-    chunk: PrefillChunk,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cache: KvLayer,
-    scaling: float | None,
-    mask: Tensor | None,
-    softcap: float | None,
-) -> Tensor:
-    if chunk.block_ids is not None:
-        context = cache.gather(layout, chunk, chunk.block_ids, query.dtype)[:, :, : chunk.num_context]
-        key, value = context[0].unsqueeze(0), context[1].unsqueeze(0)
-    if softcap is not None:
-        return _capped_attention(query, key, value, mask, scaling, softcap)
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-
-
-def _capped_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float
-) -> Tensor:
-    """Attention whose scores are capped, which no fused kernel of the processor's does; so some rows at a time.
-
-    Args:
-        query: [1, heads, rows, head dim].
-        key: [1, kv heads, context, head dim].
-        value: As ``key``.
-        mask: [rows, context], true where a row may look; None for causal attention of as many rows as the context has.
-        scaling: As in `paged_attention`.
-        softcap: As in `paged_attention`.
-
-    Returns:
-        [1, heads, rows, head dim].
-
-    Source: Gemma Team 2024 (Gemma 2), section 2, logit soft-capping.
-    """
-    num_heads, num_rows, head_dim = query.shape[1:]
-    num_kv_heads, num_context = key.shape[1:3]
-    scale = head_dim**-0.5 if scaling is None else scaling
-    if mask is None:
-        mask = torch.ones((num_rows, num_context), dtype=torch.bool, device=query.device).tril()
-    grouped = query[0].reshape(num_kv_heads, num_heads // num_kv_heads, num_rows, head_dim)
-    size = max(1, _MAX_SCORES // (num_heads * num_context))
-    parts: list[Tensor] = []
-    for begin in range(0, num_rows, size):
-        rows = grouped[:, :, begin : begin + size]
-        scores = _capped(torch.matmul(rows, key[0].unsqueeze(1).transpose(2, 3)) * scale, softcap)
-        scores = scores.masked_fill(~mask[begin : begin + size], -torch.inf)
-        parts.append(torch.matmul(torch.softmax(scores, dim=-1), value[0].unsqueeze(1)))
-    return torch.cat(parts, dim=2).flatten(0, 1).unsqueeze(0)
-
-
-def _capped(scores: Tensor, softcap: float) -> Tensor:
-    return torch.tanh(scores / softcap) * softcap
-
-
-def prefill_mask(layout: BatchLayout, chunk: PrefillChunk, device: torch.device, window: int | None) -> Tensor | None:
-    """[chunk, context], true where a row may look; None where plain causal attention is meant."""
-    if window is not None and window >= chunk.num_context:
-        window = None
-    if chunk.block_ids is None and window is None:
-        return None
-    found = layout.masks.get((chunk.start, window))
-    if found is None:
-        row = torch.arange(chunk.num_context - (chunk.end - chunk.start), chunk.num_context, device=device).unsqueeze(1)
-        position = torch.arange(chunk.num_context, device=device)
-        found = position <= row
-        if window is not None:
-            found &= position > row - window
-        layout.masks[(chunk.start, window)] = found
     return found

@@ -25,6 +25,7 @@ from sixfold.core.runtime.jit import (
     round_to_bfloat16,
     widen,
 )
+from sixfold.plugins.llm.attention_pieces import NO_SCORE, add_shares, clear_row, scale_row, write_mean
 from sixfold.plugins.llm.batch_layout import BatchLayout
 from sixfold.plugins.llm.kernels import PARALLEL_SCORES, PARALLEL_TOKENS, rotate
 from sixfold.plugins.llm.kv_layer import LEAST_MAXIMUM, ByteLayer
@@ -185,8 +186,7 @@ def _attend(
         query_bits, total_bits = query.view(U32), total.view(U32)
         tokens = np.empty((block_size, dim), F32)
         tokens_bits = tokens.view(U32)
-        scores = np.empty((num_shared, block_size), F32)
-        powers = np.empty(block_size, F32)
+        scores, powers = np.empty((num_shared, block_size), F32), np.empty(block_size, F32)
         powers_bits = powers.view(I32)
         top, weight = np.empty(num_shared, F32), np.empty(num_shared, F32)
         for part in range(chunk, num_parts, num_chunks):  # by turns: the contexts of a prefill's rows grow
@@ -194,10 +194,9 @@ def _attend(
             blocks = tables[sequences[r]]
             for g in range(num_shared):
                 widen(query_bits[g], queries[r, kv_head * num_shared + g], dim)
-                for i in range(dim):
-                    query[g, i] *= scaling
-                    total[g, i] = F32(0)
-                top[g], weight[g] = F32(-3e38), F32(0)
+                scale_row(query[g], scaling, dim)
+                clear_row(total[g], dim)
+                top[g], weight[g] = NO_SCORE, F32(0)
             for b in range((lengths[r] + block_size - 1) // block_size):
                 count = min(block_size, lengths[r] - b * block_size)
                 keys, values = numbers[blocks[b], 0, kv_head], numbers[blocks[b], 1, kv_head]
@@ -216,17 +215,12 @@ def _attend(
                     shrink = np.exp2(max(top[g] - new_top, F32(-126.0)))
                     top[g] = new_top
                     weight[g] = weight[g] * shrink + exp2_sum(scores[g], powers, powers_bits, new_top, count)
-                    for i in range(dim):
-                        total[g, i] *= shrink
+                    scale_row(total[g], shrink, dim)
                 for t in range(count):
                     _widen_bytes(tokens[t], tokens_bits[t], values[t], dim, is_fp8)
                 for g in range(num_shared):
                     for t in range(count):
-                        share = scores[g, t] * value_scales[t]
-                        for i in range(dim):
-                            total[g, i] += share * tokens[t, i]
+                        scores[g, t] *= value_scales[t]
+                    add_shares(total[g], scores[g], tokens, count, dim)
             for g in range(num_shared):
-                share = F32(1) / weight[g]
-                for i in range(dim):
-                    total[g, i] *= share
-                round_to_bfloat16(result[r, kv_head * num_shared + g], total_bits[g], dim)
+                write_mean(result[r, kv_head * num_shared + g], total[g], total_bits[g], weight[g], dim)

@@ -118,8 +118,8 @@ class Closing:
         else:
             self._read()
             position = self._spelled.deep_copy()
-            if spelled and position.try_consume_tokens(list(spelled)) == len(spelled):
-                ending = self._checked(self._find(position), after)
+            if position.try_consume_tokens(list(spelled)) == len(spelled):
+                ending = checked(self._find(position), after)
             if ending is None or len(ending.tokens) > num_left:
                 return self._close(matcher, num_left + 1)
             self._spelled = position
@@ -136,21 +136,14 @@ class Closing:
             return None
         if spelled and known.spelled[: len(spelled)] == spelled:
             rest = known.spelled[len(spelled) :]
-            known = self._checked(Ending(rest, tuple(self._vocabulary.join(rest))), after)
+            known = checked(Ending(rest, tuple(self._vocabulary.join(rest))), after)
         elif not _leads_to_an_end(after, known.tokens):
             return None
         return known if known is not None and len(known.tokens) <= num_left else None
 
-    def _checked(self, ending: Ending | None, position: Any) -> Ending | None:
-        """The same way, if the model's own vocabulary can go it."""
-        if ending is None or _leads_to_an_end(position, ending.tokens):
-            return ending
-        by_bytes = ending._replace(tokens=ending.spelled)
-        return by_bytes if _leads_to_an_end(position, by_bytes.tokens) else None
-
     def _close(self, matcher: Any, num_left: int) -> bool:
         """Begins to close before the token that was not taken; gives up where that never fitted."""
-        known = self._ending or self._checked(self._find(self._spelled), matcher)
+        known = self._ending or checked(self._find(self._spelled), matcher)
         if known is None or len(known.tokens) > num_left:
             self._is_over = True
             return True
@@ -177,10 +170,22 @@ class Closing:
         return True
 
     def _read(self) -> None:
-        # A token that has bytes without a token of their own leaves the search behind; what it finds is checked.
         for token_id in self._unread:
             self._spelled.try_consume_tokens(list(self._vocabulary.spell(token_id)))
         self._unread.clear()
+
+
+def checked(ending: Ending | None, position: Any) -> Ending | None:
+    """The same way to the end, if the model's own vocabulary can go it from a position; None if it can't.
+
+    Args:
+        ending: Found in single bytes, some of which may be no tokens of the model.
+        position: The library's object over the model's vocabulary; stays where it is.
+    """
+    if ending is None or _leads_to_an_end(position, ending.tokens):
+        return ending
+    by_bytes = ending._replace(tokens=ending.spelled)
+    return by_bytes if _leads_to_an_end(position, by_bytes.tokens) else None
 
 
 def _leads_to_an_end(position: Any, tokens: Sequence[int]) -> bool:

@@ -68,11 +68,12 @@ class ClosingSearch:
     def __init__(self, vocabulary: SpelledVocabulary, *, hints: Sequence[str] = ()) -> None:
         self.vocabulary = vocabulary
         self._bytes = np.array(sorted(vocabulary.id_of_byte))
+        self._is_own = np.array([byte in vocabulary.own_bytes for byte in self._bytes.tolist()])
         self._ids = [vocabulary.id_of_byte[byte] for byte in self._bytes.tolist()] + sorted(vocabulary.special_ids)
         self._word_of_id = np.array(self._ids) >> 3
         self._bit_of_id = (np.array(self._ids) & 7).astype(np.uint8)
         self._quote = vocabulary.spell_bytes(b'"')
-        self._hints = [spelled for hint in hints if (spelled := vocabulary.spell_bytes(hint.encode()))]
+        self._hints = [vocabulary.spell_bytes(hint.encode()) for hint in hints]
 
     def find(self, matcher: Any, *, max_nodes: int = MAX_NODES) -> Found:
         """The way to the end that has the fewest bytes, as far as was looked.
@@ -132,7 +133,10 @@ class ClosingSearch:
         """What to try next, the most promising first."""
         places: list[int] = np.flatnonzero(allowed).tolist()
         marks = [[self._ids[place]] for place in places if place >= len(self._bytes)]
-        values: list[int] = self._bytes[allowed[: len(self._bytes)]].tolist()
+        possible = allowed[: len(self._bytes)]
+        own = possible & self._is_own
+        # What the model can't say byte by byte it may be able to say in one token; where there is another way, that is taken.
+        values: list[int] = self._bytes[own if own.any() else possible].tolist()
         if not values:
             return marks
         if not marks and len(values) == 1:

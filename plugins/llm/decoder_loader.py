@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging as transformers_logging
 
-from sixfold.core.errors import ConfigError, SourceError
+from sixfold.core.errors import ConfigError
 from sixfold.core.runtime.linear import PackedLinear
 from sixfold.core.runtime.quantization.modules import held_bytes
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
@@ -28,16 +27,17 @@ from sixfold.plugins.llm.facts import ModelFacts, read_facts
 from sixfold.plugins.llm.fuse import adapt
 from sixfold.plugins.llm.image_processor import ImageProcessor
 from sixfold.plugins.llm.kv_cache import KvCache, LayerShape
-from sixfold.plugins.llm.lora_sites import linear_shapes
+from sixfold.plugins.llm.lora_linears import linear_shapes
 from sixfold.plugins.llm.memory import default_kv_cache_bytes
-from sixfold.plugins.llm.optimization import Passes, decoder_of, has_other_parts
+from sixfold.plugins.llm.optimization import Passes, decoder_of
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.probe import PROBE_ATTENTION, OtherLogits, check_agreement, probe_layers, record_attention
-from sixfold.plugins.llm.rope_positions import RopeIndex
+from sixfold.plugins.llm.stock_model import choose_dtype, read_files, read_model, set_attention
 from sixfold.plugins.llm.tensors import int_list
 from sixfold.plugins.llm.text_codec import TextCodec
 from sixfold.plugins.llm.vision import ImageEncoder
 from sixfold.plugins.llm.vision_check import VisionCheck
+from sixfold.plugins.llm.vision_loader import LoadedVision, load_image_processor
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,37 +46,7 @@ _CHECK_CHUNKS = (14, 9, 1)
 
 # These are typed in part; their types are what this project says.
 _ATTENTION_TABLE: Any = AttentionInterface
-_CONFIGS: Any = AutoConfig
-_MODELS: Any = AutoModelForCausalLM
-_IMAGE_MODELS: Any = AutoModelForImageTextToText
 _TRANSFORMERS_LOGGING: Any = transformers_logging
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedVision:
-    """How a model reads images.
-
-    Attributes:
-        processor: Prepares them.
-        encoder: Looks at them.
-        image_token_id: What their features stand in the place of.
-        rope_index: Its rule for positions of several directions, if it has one.
-    """
-
-    processor: ImageProcessor
-    encoder: ImageEncoder
-    image_token_id: int
-    rope_index: RopeIndex | None
-
-    @classmethod
-    def of_model(cls, model: Any, processor: ImageProcessor, device: torch.device) -> LoadedVision:
-        """Of a model that reads images."""
-        return cls(
-            processor=processor,
-            encoder=ImageEncoder(model, device),
-            image_token_id=int(model.config.image_token_id),
-            rope_index=RopeIndex.of_model(model),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,19 +70,35 @@ class LoadedDecoder:
     vision: LoadedVision | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderUse:
+    """What a decoder is loaded for.
+
+    Attributes:
+        num_blocks: Of its cache; by the options if None.
+        quantization: Which layers are kept in fewer bits, and whether the cache is.
+        reads_images: Whether images are wanted of a model that can read them.
+        may_adapt: Whether it can have adapters.
+        fuses: Whether whole layers may be replaced by kernels; not where other ranks compute along.
+        guessing_layers: Layers of its cache beyond its own; see `KvCache`.
+    """
+
+    num_blocks: int | None = None
+    quantization: QuantizationPolicy | None = None
+    reads_images: bool = False
+    may_adapt: bool = False
+    fuses: bool = True
+    guessing_layers: tuple[LayerShape, ...] = ()
+
+
 def load_decoder(
     path: Path,
     codec: TextCodec,
     options: TransformersOptions,
+    use: DecoderUse,
     *,
     device: torch.device,
     model_name: str,
-    num_blocks: int | None = None,
-    quantization: QuantizationPolicy | None = None,
-    reads_images: bool = False,
-    may_adapt: bool = False,
-    fuses: bool = True,
-    guessing_layers: tuple[LayerShape, ...] = (),
     report: Callable[[float, str], None],
 ) -> LoadedDecoder:
     """Loads, optimizes and checks a decoder.
@@ -121,14 +107,9 @@ def load_decoder(
         path: Its folder.
         codec: Its tokenizer.
         options: Of the model.
+        use: What for.
         device: Where it goes.
         model_name: For messages.
-        num_blocks: Of its cache; by the options if None.
-        quantization: Which layers are kept in fewer bits, and whether the cache is.
-        reads_images: Whether images are wanted of a model that can read them.
-        may_adapt: Whether it can have adapters.
-        fuses: Whether whole layers may be replaced by kernels; not where other ranks compute along.
-        guessing_layers: Layers of its cache beyond its own; see `KvCache`.
         report: See `LoadContext`.
 
     Raises:
@@ -139,23 +120,17 @@ def load_decoder(
     _ATTENTION_TABLE.register(ATTENTION, paged_attention)
     _ATTENTION_TABLE.register(PROBE_ATTENTION, record_attention)
     dtype = choose_dtype(options.dtype, device)
-    policy = split(quantization, place=f"models.{model_name}.quantization")
+    policy = split(use.quantization, place=f"models.{model_name}.quantization")
     report(0.2, "reading weights")
-    model = read_files(lambda: read_model(path, dtype, device), "weights")
+    read = functools.partial(read_files, lambda: read_model(path, dtype, device), "weights")
+    model = read()
     facts = read_facts(path, model, codec)
-    processor = _image_processor(path, model, model_name) if reads_images else None
+    processor = load_image_processor(path, model, model_name) if use.reads_images else None
     num_parameters = sum(p.numel() for p in model.parameters())
     report(0.6, "packing weights")
-    passes = Passes(quantization=policy.weights, model_name=model_name, fuse=options.compute_packed and fuses)
+    passes = Passes(quantization=policy.weights, model_name=model_name, fuse=options.compute_packed and use.fuses)
     to_paged = functools.partial(
-        _to_paged,
-        facts=facts,
-        options=options,
-        processor=processor,
-        num_blocks=num_blocks,
-        cache_scheme=policy.scheme,
-        may_adapt=may_adapt,
-        guessing_layers=guessing_layers,
+        _to_paged, facts=facts, options=options, use=use, processor=processor, cache_scheme=policy.scheme
     )
     try:
         decoder, quantized = to_paged(model, passes=passes)
@@ -163,7 +138,7 @@ def load_decoder(
         if not options.compute_packed:
             raise
         _LOG.warning("%s Its layers are not fused.", error)
-        model = read_files(lambda: read_model(path, dtype, device), "weights")
+        model = read()
         decoder, quantized = to_paged(model, passes=dataclasses.replace(passes, fuse=False))
     return LoadedDecoder(
         decoder=decoder,
@@ -180,12 +155,10 @@ def _to_paged(
     *,
     facts: ModelFacts,
     options: TransformersOptions,
+    use: DecoderUse,
     passes: Passes,
     processor: ImageProcessor | None,
-    num_blocks: int | None,
     cache_scheme: CacheScheme | None,
-    may_adapt: bool,
-    guessing_layers: tuple[LayerShape, ...],
 ) -> tuple[Decoder, str]:
     """Moves a stock model onto the paged cache and proves that it still computes the same; says what is quantized."""
     device, dtype, model_name = model.device, model.dtype, passes.model_name
@@ -201,10 +174,8 @@ def _to_paged(
     shapes = linear_shapes(model, stepped)
     quantized = passes.run(model, stepped, packed=options.compute_packed)
     set_attention(model, ATTENTION)
-    cache = _make_cache(
-        layers, guessing_layers, options, num_blocks=num_blocks, dtype=dtype, scheme=cache_scheme, device=device
-    )
-    router = adapt(model, shapes, device) if may_adapt else None
+    cache = _make_cache(layers, options, use, dtype=dtype, scheme=cache_scheme, device=device)
+    router = adapt(model, shapes, device) if use.may_adapt else None
     decoder = Decoder(model, cache, graph_rows=options.cuda_graph_rows, router=router)
     logits = decoder.run([tokens], _CHECK_CHUNKS)
     if logits is None:
@@ -222,66 +193,6 @@ def _to_paged(
     return decoder, ", ".join(filter(None, (quantized, cached)))
 
 
-def set_attention(model: Any, name: str) -> None:
-    """For the decoder alone: a vision tower keeps its own."""
-    model.set_attn_implementation({"text_config": name} if has_other_parts(model) else name)
-
-
-def _image_processor(path: Path, model: Any, model_name: str) -> ImageProcessor | None:
-    """The model's own, if it reads images.
-
-    Raises:
-        ConfigError: It reads them in a way that the native runtime does not know.
-    """
-    config = model.config
-    if not hasattr(config, "vision_config"):
-        return None
-    advice = "Set its option images: false to serve its text alone, or use another family."
-    if not isinstance(getattr(config, "image_token_id", None), int):
-        raise ConfigError(f"models.{model_name}: {type(model).__name__} does not put images among its tokens. {advice}")
-    rope: dict[str, Any] = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    if "mrope_section" in rope and RopeIndex.of_model(model) is None:
-        raise ConfigError(
-            f"models.{model_name}: {type(model).__name__} gives the parts of an image positions in several directions "
-            f"(M-RoPE) by a rule that it does not tell. {advice}"
-        )
-    return ImageProcessor.load(path, model.dtype)
-
-
-def choose_dtype(option: str, device: torch.device) -> torch.dtype:
-    """The type for weights and cache; ``auto`` takes bfloat16 only where the hardware multiplies it."""
-    if option != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[option]
-    if device.type == "cpu":
-        cpu: Any = torch.cpu  # the questions are private, and asked by torch's own compiler
-        native = bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
-    else:
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float32
-
-
-def read_files(read: Callable[[], Any], what: str) -> Any:
-    """Runs a function of transformers that reads a model's files.
-
-    Raises:
-        SourceError: It can't.
-    """
-    try:
-        return read()
-    except (OSError, ValueError, KeyError, ImportError) as error:  # what transformers raises for bad folders
-        raise SourceError(
-            f"The model's {what} can't be read: {error}. Pull the model again or choose another."
-        ) from error
-
-
-def read_model(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """The stock model of a folder, in evaluation mode."""
-    config = _CONFIGS.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    kind = _IMAGE_MODELS if hasattr(config, "vision_config") else _MODELS
-    model = kind.from_pretrained(path, config=config, dtype=dtype, local_files_only=True, trust_remote_code=False)
-    return model.to(device).eval()
-
-
 def _weight_bytes(model: nn.Module) -> int:
     linears = [m for m in model.modules() if isinstance(m, PackedLinear | StepGatedLinear)]
     packed = [linear.num_bytes for linear in linears if linear.is_packed]
@@ -295,15 +206,14 @@ def _check_tokens(vocab_size: int) -> list[int]:
 
 def _make_cache(
     model_layers: tuple[LayerShape, ...],
-    guessing_layers: tuple[LayerShape, ...],
     options: TransformersOptions,
+    use: DecoderUse,
     *,
-    num_blocks: int | None,
     dtype: torch.dtype,
     scheme: CacheScheme | None,
     device: torch.device,
 ) -> KvCache:
-    layers = model_layers + guessing_layers
+    layers, num_blocks = model_layers + use.guessing_layers, use.num_blocks
     if num_blocks is None:
         num_bytes = options.kv_cache_bytes or default_kv_cache_bytes(device)
         block_bytes = sum(layer.block_bytes(options.block_size_tokens, dtype, scheme) for layer in layers)
@@ -315,5 +225,5 @@ def _make_cache(
         dtype=dtype,
         device=device,
         scheme=scheme,
-        num_guessing_layers=len(guessing_layers),
+        num_guessing_layers=len(use.guessing_layers),
     )

@@ -18,7 +18,8 @@ from sixfold.core.runtime.rms_norms import replace_rms_norms
 from sixfold.core.runtime.step_linear import StepLinear
 from sixfold.plugins.llm.fused_layer import NO_SCHEMES, FusedLayer, Schemes, fuse_layers
 from sixfold.plugins.llm.lora_adapter import ModuleShape
-from sixfold.plugins.llm.lora_sites import AdapterRouter, add_sites
+from sixfold.plugins.llm.lora_linears import add_sites
+from sixfold.plugins.llm.lora_sites import AdapterRouter
 
 _MERGED_NAMES: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
@@ -163,7 +164,7 @@ def adapt(model: nn.Module, shapes: Mapping[str, ModuleShape], device: torch.dev
 
     Args:
         model: Changed in place.
-        shapes: Of its linear layers before it was optimized; see `lora_sites.linear_shapes`.
+        shapes: Of its linear layers before it was optimized; see `lora_linears.linear_shapes`.
         device: Of the model.
     """
     router = AdapterRouter(device)

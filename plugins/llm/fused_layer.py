@@ -22,12 +22,13 @@ from sixfold.core.runtime.quantized_linear import ByteScheme, QuantizedLinear
 from sixfold.core.runtime.rms_norms import plain_rms_norm
 from sixfold.core.runtime.step_linear import StepGatedLinear, StepLinear
 from sixfold.plugins.llm import byte_kernels
-from sixfold.plugins.llm.attention import PagedStep, prefill_mask
+from sixfold.plugins.llm.attention import PagedStep
 from sixfold.plugins.llm.batch_layout import PrefillChunk
 from sixfold.plugins.llm.kernels import NO_NORM, attend, max_prefill_context, rotate_and_store
 from sixfold.plugins.llm.kv_layer import ByteLayer, KvLayer
 from sixfold.plugins.llm.lora_adapter import ModuleShape
 from sixfold.plugins.llm.lora_sites import AdapterRouter, AdapterSite, Join, stack_layers
+from sixfold.plugins.llm.prefill_attention import prefill_mask
 
 _PARTS: frozenset[str] = frozenset(
     "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj "

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sixfold.core.errors import InvalidRequest
-from sixfold.plugins.llm.closing import Closing
+from sixfold.plugins.llm.closing import Closing, checked
 from sixfold.plugins.llm.closing_search import ClosingSearch, Ending
 from sixfold.plugins.llm.reasoning import CLOSES
 from sixfold.plugins.llm.spelled_vocabulary import SpelledVocabulary
@@ -167,7 +167,7 @@ class GrammarCompiler:
         if matcher.is_error():
             raise InvalidRequest(f"{param!r} can't be enforced: {_reason(matcher)}", param=param)
         spelled = _MATCHER(self._search.vocabulary.tokenizer, text, log_level=0, limits=_LIMITS)
-        compiled = _Compiled(matcher, spelled, self._search, self._search.find(spelled).ending)
+        compiled = _Compiled(matcher, spelled, self._search, checked(self._search.find(spelled).ending, matcher))
         with self._lock:
             self._kept[text] = compiled
             while len(self._kept) > _MAX_CACHED:

@@ -23,9 +23,11 @@ from sixfold.core.runtime.jit import (
     exp2_sum,
     get_num_threads,
     kernel,
+    piece,
     round_to_bfloat16,
     widen,
 )
+from sixfold.plugins.llm.attention_pieces import NO_SCORE, add_shares, clear_row, scale_row, write_mean
 from sixfold.plugins.llm.batch_layout import BatchLayout
 from sixfold.plugins.llm.rows import AttentionRows
 
@@ -176,8 +178,7 @@ def _attend(
         query_bits, total_bits = query.view(U32), total.view(U32)
         tokens = np.empty((block_size, dim), F32)
         tokens_bits = tokens.view(U32)
-        scores = np.empty((num_shared, block_size), F32)
-        powers = np.empty(block_size, F32)
+        scores, powers = np.empty((num_shared, block_size), F32), np.empty(block_size, F32)
         powers_bits = powers.view(I32)
         top, weight = np.empty(num_shared, F32), np.empty(num_shared, F32)
         for part in range(chunk, num_parts, num_chunks):  # by turns: the contexts of a prefill's rows grow
@@ -185,10 +186,9 @@ def _attend(
             blocks = tables[sequences[r]]
             for g in range(num_shared):
                 widen(query_bits[g], queries[r, kv_head * num_shared + g], dim)
-                for i in range(dim):
-                    query[g, i] *= scaling
-                    total[g, i] = F32(0)
-                top[g], weight[g] = F32(-3e38), F32(0)
+                scale_row(query[g], scaling, dim)
+                clear_row(total[g], dim)
+                top[g], weight[g] = NO_SCORE, F32(0)
             for b in range((lengths[r] + block_size - 1) // block_size):
                 count = min(block_size, lengths[r] - b * block_size)
                 keys, values = cache[blocks[b], 0, kv_head], cache[blocks[b], 1, kv_head]
@@ -205,20 +205,25 @@ def _attend(
                     shrink = np.exp2(max(top[g] - new_top, F32(-126.0)))
                     top[g] = new_top
                     weight[g] = weight[g] * shrink + exp2_sum(scores[g], powers, powers_bits, new_top, count)
-                    for i in range(dim):
-                        total[g, i] *= shrink
+                    scale_row(total[g], shrink, dim)
                 for t in range(count):
                     widen(tokens_bits[t], values[t], dim)
                 for g in range(num_shared):
-                    for t in range(count):
-                        share = scores[g, t]
-                        for i in range(dim):
-                            total[g, i] += share * tokens[t, i]
+                    add_shares(total[g], scores[g], tokens, count, dim)
             for g in range(num_shared):
-                share = F32(1) / weight[g]
-                for i in range(dim):
-                    total[g, i] *= share
-                round_to_bfloat16(result[r, kv_head * num_shared + g], total_bits[g], dim)
+                write_mean(result[r, kv_head * num_shared + g], total[g], total_bits[g], weight[g], dim)
+
+
+@piece
+def _scale_scores(scores: Any, scaling: Any, count: int, top: Any) -> Any:
+    """Scales 16 scores, of which those from ``count`` on belong to no token; returns the highest of them and ``top``."""
+    for t in range(16):
+        scores[t] = scores[t] * scaling
+    for t in range(count, 16):
+        scores[t] = NO_SCORE
+    for t in range(16):
+        top = max(top, scores[t])
+    return top
 
 
 @kernel
@@ -245,23 +250,21 @@ def _attend_by_dots(
     for chunk in prange(num_chunks):
         total = np.empty((num_shared, dim), F32)
         total_bits = total.view(U32)
-        scores, powers = np.empty(16, F32), np.empty(16, F32)
-        powers_bits, shares = powers.view(I32), np.empty(16, np.uint16)
+        scores, powers, shares = np.empty(16, F32), np.empty(16, F32), np.empty(16, np.uint16)
+        powers_bits = powers.view(I32)
         top, weight = np.empty(num_shared, F32), np.empty(num_shared, F32)
         scores_at, shares_at = np.uint64(scores.ctypes.data), np.uint64(shares.ctypes.data)
         for part in range(chunk, num_parts, num_chunks):  # by turns: the contexts of a prefill's rows grow
             kv_head, r = part // num_rows, rows[part % num_rows]
             blocks = tables[sequences[r]]
-            head_bytes = kv_head * block_size * row_bytes
             for g in range(num_shared):
-                for i in range(dim):
-                    total[g, i] = F32(0)
-                top[g], weight[g] = F32(-3e38), F32(0)
+                clear_row(total[g], dim)
+                top[g], weight[g] = NO_SCORE, F32(0)
             num_blocks = (lengths[r] + block_size - 1) // block_size
             for b in range(num_blocks):
-                keys_at = cache_at + np.uint64(blocks[b] * block_bytes + head_bytes)
+                keys_at = cache_at + np.uint64(blocks[b] * block_bytes + kv_head * block_size * row_bytes)
                 if b + 1 < num_blocks:
-                    following = cache_at + np.uint64(blocks[b + 1] * block_bytes + head_bytes)
+                    following = cache_at + np.uint64(blocks[b + 1] * block_bytes + kv_head * block_size * row_bytes)
                     prefetch_lines(following, num_lines)
                     prefetch_lines(following + np.uint64(values_bytes), num_lines)
                 for first in range(0, block_size, 16):
@@ -272,25 +275,15 @@ def _attend_by_dots(
                     for g in range(num_shared):
                         query_at = np.uint64(queries[r, kv_head * num_shared + g].ctypes.data)
                         dot_16_rows(query_at, keys, dim // 32, scores_at)
-                        for t in range(16):
-                            scores[t] = scores[t] * scaling
-                        for t in range(count, 16):
-                            scores[t] = F32(-3e38)
-                        new_top = top[g]
-                        for t in range(16):
-                            new_top = max(new_top, scores[t])
+                        new_top = _scale_scores(scores, scaling, count, top[g])
                         shrink = np.exp2(max(top[g] - new_top, F32(-126.0)))
                         top[g] = new_top
                         weight[g] = weight[g] * shrink + exp2_sum(scores, powers, powers_bits, new_top, 16)
                         if shrink != F32(1):
-                            for i in range(dim):
-                                total[g, i] *= shrink
+                            scale_row(total[g], shrink, dim)
                         round_16(scores_at, shares_at)
                         add_16_rows(
                             shares_at, keys + np.uint64(values_bytes), dim // 32, np.uint64(total[g].ctypes.data)
                         )
             for g in range(num_shared):
-                share = F32(1) / weight[g]
-                for i in range(dim):
-                    total[g, i] *= share
-                round_to_bfloat16(result[r, kv_head * num_shared + g], total_bits[g], dim)
+                write_mean(result[r, kv_head * num_shared + g], total[g], total_bits[g], weight[g], dim)

@@ -12,7 +12,7 @@ from sixfold.core.errors import ConfigError
 from sixfold.core.family import LoadContext
 from sixfold.plugins.llm.conversation import ConversationWriter
 from sixfold.plugins.llm.decoder import Decoder
-from sixfold.plugins.llm.decoder_loader import LoadedDecoder, LoadedVision, load_decoder, read_files
+from sixfold.plugins.llm.decoder_loader import DecoderUse, LoadedDecoder, load_decoder
 from sixfold.plugins.llm.draft_model import DraftModelProposer
 from sixfold.plugins.llm.eagle3_loader import eagle3_proposer, load_eagle3
 from sixfold.plugins.llm.facts import ModelFacts
@@ -29,10 +29,12 @@ from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.prefill_ranks import check_degrees, divide_prefill
 from sixfold.plugins.llm.prefix_sharing import PrefixSharing
 from sixfold.plugins.llm.prepare import Preparer
-from sixfold.plugins.llm.speculation import make_speculator
+from sixfold.plugins.llm.speculation import Proposer, make_speculator
+from sixfold.plugins.llm.stock_model import read_files
 from sixfold.plugins.llm.text_codec import TextCodec
 from sixfold.plugins.llm.token_describer import TokenDescriber
 from sixfold.plugins.llm.vision import VisionTower
+from sixfold.plugins.llm.vision_loader import LoadedVision
 
 
 def load(context: LoadContext) -> TransformersModel:
@@ -50,48 +52,52 @@ def load(context: LoadContext) -> TransformersModel:
     check_degrees(context, options)
     codec: TextCodec = read_files(lambda: TextCodec.load(context.path), "tokenizer")
     eagle3 = load_eagle3(context, options)
-    loaded = load_decoder(
-        context.path,
-        codec,
-        options,
-        device=device,
-        model_name=context.model_name,
+    use = DecoderUse(
         quantization=context.quantization,
         reads_images=options.images,
         may_adapt=options.lora is not None,
         fuses=context.parallel is None,
         guessing_layers=() if eagle3 is None else (eagle3.shape,),
-        report=context.report,
     )
-    cache, facts, vision = loaded.decoder.cache, loaded.facts, loaded.vision
-    if vision is not None and not codec.has_chat_template:
-        codec.use_template(vision.processor.chat_template)
-    _keep_on_host(context, options, cache)
-    divide_prefill(context, options, loaded.decoder, vocab_size=facts.vocab_size)
+    loaded = load_decoder(
+        context.path, codec, options, use, device=device, model_name=context.model_name, report=context.report
+    )
+    if loaded.vision is not None and not codec.has_chat_template:
+        codec.use_template(loaded.vision.processor.chat_template)
+    _keep_on_host(context, options, loaded.decoder.cache)
+    divide_prefill(context, options, loaded.decoder, vocab_size=loaded.facts.vocab_size)
     adapters = _adapters(context, options, loaded.decoder)
     draft = _load_draft(context, options, loaded, codec)
-    head = None if eagle3 is None else eagle3_proposer(eagle3, loaded.decoder, facts)
+    guesser = (
+        _proposer(draft, loaded.facts) if eagle3 is None else eagle3_proposer(eagle3, loaded.decoder, loaded.facts)
+    )
+    helpers = [helper for helper in (draft, eagle3, adapters) if helper is not None]
+    return _assemble(context, options, loaded, codec, adapters, guesser, helper_bytes=sum(h.num_bytes for h in helpers))
+
+
+def _assemble(
+    context: LoadContext,
+    options: TransformersOptions,
+    loaded: LoadedDecoder,
+    codec: TextCodec,
+    adapters: AdapterTable | None,
+    guesser: Proposer | None,
+    *,
+    helper_bytes: int,
+) -> TransformersModel:
+    """Puts the loaded parts together; ``helper_bytes`` is the memory of those beside the decoder."""
+    facts, vision, cache = loaded.facts, loaded.vision, loaded.decoder.cache
     placer = None if vision is None else _image_placer(vision, options)
-    max_model_len = _max_model_len(facts, options, cache, context.model_name)
     events = None if options.kv_events is None else announce(options.kv_events, cache)
     transfer = _transfer(context, options, cache, loaded.quantization)
-    conversations = ConversationWriter.of_model(
-        codec,
-        tool_call_parser=options.tool_call_parser,
-        reasoning_parser=options.reasoning_parser,
-        vocab_size=facts.vocab_size,
-        eos_ids=facts.eos_ids,
-        image_token=None if vision is None else vision.processor.image_token,
-    )
-    helpers = (draft, eagle3, adapters)
+    conversations = _conversations(options, loaded, codec)
+    max_model_len = _max_model_len(facts, options, cache, context.model_name)
     info = ModelInfo(
         max_model_len=max_model_len,
         parameters=loaded.num_parameters,
-        memory_bytes=loaded.num_bytes + sum(helper.num_bytes for helper in helpers if helper is not None),
+        memory_bytes=loaded.num_bytes + helper_bytes,
         details={
-            **_details(loaded, codec),
-            "images": placer is not None,
-            **({} if placer is None else {"max_images": placer.max_images}),
+            **_details(loaded, codec, placer),
             **conversations.details,
             **({} if events is None else events.endpoints),
             **({} if transfer is None else transfer.details),
@@ -115,7 +121,7 @@ def load(context: LoadContext) -> TransformersModel:
         describer=TokenDescriber(codec),
         info=info,
         masks=GrammarMasks(vocab_size=facts.vocab_size, num_mask_tokens=max(facts.vocab_size, codec.num_tokens)),
-        speculator=make_speculator(options.speculation, head or _proposer(draft, facts)),
+        speculator=make_speculator(options.speculation, guesser),
         events=events,
         transfer=transfer,
         vision=None if vision is None else _vision_tower(vision, context),
@@ -125,7 +131,20 @@ def load(context: LoadContext) -> TransformersModel:
     )
 
 
-def _details(loaded: LoadedDecoder, codec: TextCodec) -> dict[str, str | int | float | bool]:
+def _conversations(options: TransformersOptions, loaded: LoadedDecoder, codec: TextCodec) -> ConversationWriter:
+    return ConversationWriter.of_model(
+        codec,
+        tool_call_parser=options.tool_call_parser,
+        reasoning_parser=options.reasoning_parser,
+        vocab_size=loaded.facts.vocab_size,
+        eos_ids=loaded.facts.eos_ids,
+        image_token=None if loaded.vision is None else loaded.vision.processor.image_token,
+    )
+
+
+def _details(
+    loaded: LoadedDecoder, codec: TextCodec, placer: ImagePlacer | None
+) -> dict[str, str | int | float | bool]:
     """What users are told of a decoder."""
     cache = loaded.decoder.cache
     return {
@@ -134,6 +153,8 @@ def _details(loaded: LoadedDecoder, codec: TextCodec) -> dict[str, str | int | f
         "vocab_size": loaded.facts.vocab_size,
         "has_chat_template": codec.has_chat_template,
         **({"quantization": loaded.quantization} if loaded.quantization else {}),
+        "images": placer is not None,
+        **({} if placer is None else {"max_images": placer.max_images}),
     }
 
 
@@ -223,9 +244,9 @@ def _load_draft(
         source.local_path,
         draft_codec,
         options,
+        DecoderUse(num_blocks=main.decoder.cache.pool.num_blocks),
         device=main.decoder.device,
         model_name=f"{context.model_name}.options.speculation",
-        num_blocks=main.decoder.cache.pool.num_blocks,
         report=lambda fraction, _what: context.report(0.7 + fraction / 4, "reading the draft model"),
     )
     if draft.facts.vocab_size < vocab_size:

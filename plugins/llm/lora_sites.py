@@ -1,4 +1,4 @@
-"""Where adapters act: the linear layers of a decoder, and what a step adds to them.
+"""Where adapters act, and what a step adds there.
 
 A step's rows may have different adapters, or none. The matrices of all adapters of a step stand side by side in one pair,
 so that a layer costs two more products however many adapters there are; between the two, each row keeps the columns of its
@@ -9,15 +9,12 @@ Source: the products are those of Hu et al. 2021; many adapters in one batch, Ch
 
 from __future__ import annotations
 
-import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from sixfold.core.runtime.step_linear import StepLinear
 from sixfold.plugins.llm.lora_adapter import Adapter, ModuleShape
@@ -28,9 +25,6 @@ from sixfold.plugins.llm.tensors import to_tensor
 _COLUMN_STEP = 32
 
 _HOST = torch.device("cpu")
-
-_BLOCK = re.compile(r"\.\d+\.")
-
 
 Join = Callable[[list[Tensor]], Tensor]
 """Puts [out_features, columns] of each layer of a site together as the results of its product lie."""
@@ -248,62 +242,6 @@ class AdapterRouter:
             packed.fill(self._sites, needed)
             self._packed = packed
         return packed
-
-
-def linear_shapes(model: nn.Module, decoder: nn.Module) -> dict[str, ModuleShape]:
-    """The linear layers of a stock decoder's blocks, by their name in the model: all that see every row of a step.
-
-    Args:
-        model: The whole.
-        decoder: The part of it that is stepped. A vision tower has other rows.
-    """
-    inside = set(decoder.modules())
-    shapes: dict[str, ModuleShape] = {}
-    modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())  # untyped in torch
-    for name, module in modules:
-        # Blocks are numbered. Experts see the rows that are routed to them.
-        if module not in inside or not _BLOCK.search(name) or ".experts." in name:
-            continue
-        if type(module) is nn.Linear:
-            shapes[name] = ModuleShape(in_features=module.in_features, out_features=module.out_features)
-        elif type(module) is Conv1D:  # GPT-2's
-            num_in, num_out = module.weight.shape
-            shapes[name] = ModuleShape(in_features=num_in, out_features=num_out)
-    return shapes
-
-
-class AdaptedLinear(nn.Module):
-    """A linear layer of a stock model, with a site behind it.
-
-    Args:
-        linear: The layer, or what stands in its place.
-        site: Of this layer alone.
-    """
-
-    def __init__(self, linear: nn.Module, site: AdapterSite) -> None:
-        super().__init__()
-        self.linear = linear
-        self._site = site
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] to [..., out]."""
-        return self._site.add(x, self.linear(x))
-
-
-def add_sites(model: nn.Module, router: AdapterRouter, shapes: Mapping[str, ModuleShape]) -> None:
-    """Puts a site behind each linear layer of a decoder that has them still; fused layers make theirs themselves.
-
-    Args:
-        model: Changed. Its layers may have been replaced, under the same names.
-        router: Gets the sites.
-        shapes: What `linear_shapes` said of the stock model.
-    """
-    for name, shape in shapes.items():
-        if name not in router.shapes:
-            parent_name, _, own_name = name.rpartition(".")
-            parent = model.get_submodule(parent_name)
-            site = router.add_site((name,), (shape,))
-            setattr(parent, own_name, AdaptedLinear(getattr(parent, own_name), site))
 
 
 def _num_columns(adapters: Sequence[Adapter]) -> int:

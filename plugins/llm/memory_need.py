@@ -142,7 +142,7 @@ def vllm_need(question: MemoryQuestion) -> MemoryNeed:
 
 
 def _itemsize(dtype: str, *, has_bfloat16: bool) -> int:
-    """Bytes of a weight; ``auto`` as `sixfold.plugins.llm.decoder_loader.choose_dtype` decides it."""
+    """Bytes of a weight; ``auto`` as `sixfold.plugins.llm.stock_model.choose_dtype` decides it."""
     return 4 if dtype == "float32" or (dtype == "auto" and not has_bfloat16) else 2
 
 

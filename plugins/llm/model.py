@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -14,14 +12,7 @@ from sixfold.core.decisions import DecisionLog
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Cost, Request
 from sixfold.plugins.llm.decoder import Decoder
-from sixfold.plugins.llm.generation import (
-    ChatInput,
-    Choice,
-    CompletionInput,
-    Generation,
-    TextDelta,
-    TokenLogprob,
-)
+from sixfold.plugins.llm.generation import ChatInput, Choice, CompletionInput, Generation, TextDelta
 from sixfold.plugins.llm.grammar_masks import GrammarMasks
 from sixfold.plugins.llm.kv_announcer import KvAnnouncer
 from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS, KvTransfer
@@ -29,13 +20,12 @@ from sixfold.plugins.llm.lora_table import AdapterTable
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.pending_step import LaunchedStep, PendingTokens
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
-from sixfold.plugins.llm.prompt_scores import MAX_SCORED_TOKENS, score_prompts
-from sixfold.plugins.llm.sampler import NO_ROWS
+from sixfold.plugins.llm.prompt_scores import MAX_SCORED_TOKENS
 from sixfold.plugins.llm.sequence import SequenceState
 from sixfold.plugins.llm.speculation import Speculator
 from sixfold.plugins.llm.step_launcher import StepLauncher
+from sixfold.plugins.llm.step_settler import StepSettler
 from sixfold.plugins.llm.token_describer import TokenDescriber
-from sixfold.plugins.llm.token_intake import TokenIntake
 from sixfold.plugins.llm.vision import NO_IMAGES, VisionTower
 
 _LOG = logging.getLogger(__name__)
@@ -44,7 +34,6 @@ _LOG = logging.getLogger(__name__)
 _GPU_STEP_TOKENS = 8192
 
 _ONE_TOKEN = Cost(units=1, min_units=1)
-_NOTHING: Outcome[Any] = Outcome()
 
 
 class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, TextDelta | Generation]):
@@ -87,7 +76,6 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._decoder = decoder
         self._cache = decoder.cache
         self._preparer = preparer
-        self._describer = describer
         self._info = info
         self._masks = masks
         self._speculator = speculator
@@ -98,8 +86,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         self._adapters = adapters
         self._begins_steps = begins_steps
         self._launcher = StepLauncher(decoder, masks, begins_steps=begins_steps)
-        self._intake = TokenIntake(decoder.cache, describer)
-        self._waited_s = 0.0  # when the device was last waited for, by ``time.perf_counter``
+        self._settler = StepSettler(decoder.cache, describer, events=events, transfer=transfer)
 
     @property
     def step_range(self) -> StepRange:
@@ -241,57 +228,7 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
         return units if visible is None else min(units, visible)
 
     def _settle(self, step: LaunchedStep) -> list[Outcome[TextDelta | Generation]]:
-        """Takes in what a step has computed."""
-        sequences, units = step.sequences, step.units
-        try:
-            found = NO_ROWS if step.pending is None else step.pending.wait()
-            filled = step.filled.wait()
-            scores = self._scores(step)
-        except BaseException:
-            step.abandon(self._cache)
-            raise
-        # A step in flight waited for the one before: the device was busy with it only since then.
-        began_s = max(step.began_s, self._waited_s)
-        self._waited_s = time.perf_counter()
-        tier = self._cache.tier
-        # Only then was the device waited for, and for this step alone.
-        if tier is not None and step.pending is not None and not step.may_be_followed:
-            tier.observe_step(units, self._waited_s - began_s)
-        # Nothing above has changed a sequence: had it failed, the core could repeat it. From here on nothing fails.
-        for span in step.spans:
-            span.keep(self._cache)
-        tokens: dict[int, list[int]] = {}
-        for i, token_id in zip(step.sampled, found.token_ids, strict=True):
-            tokens.setdefault(i, []).append(token_id)
-        is_there = step.unmark()
-        logprobs = found.logprobs
-        outcomes: list[Outcome[TextDelta | Generation]] = []
-        for i, sequence in enumerate(sequences):
-            if not is_there[i]:
-                outcomes.append(_NOTHING)
-                continue
-            if i in scores:
-                sequence.add_scores(sequence.num_computed, scores[i])
-            own = tokens.get(i, ())
-            its_logprobs = [logprobs.get(step.first_row(i) + at) for at in range(len(own))] if logprobs else None
-            outcomes.append(self._intake.take(sequence, units[i], own, its_logprobs, self._speculator))
-            if filled and filled[i][1] and sequence.num_blocks:
-                self._cache.publish_checked(sequence, *filled[i])
-            # Behind that, since only what is published is offered.
-            if sequence.finish_reason is not None and sequence.wants_kv_handle and self._transfer is not None:
-                sequence.kv_handle = self._transfer.offer(sequence, sequence.num_prompt_tokens)
-        for row in found.changed:
-            sequences[step.sampled[row]].drop_in_flight()
-        if not step.may_be_followed:
-            self._speculator.propose([s for s, there in zip(sequences, is_there, strict=True) if there])
-        if self._events is not None:
-            self._events.flush()
-        return outcomes
-
-    def _scores(self, step: LaunchedStep) -> Mapping[int, Sequence[TokenLogprob]]:
-        if step.scored_logits is None:
-            return {}
-        return score_prompts(step.scored_logits, step.sequences, step.scored, self._describer)
+        return self._settler.settle(step, self._speculator)
 
     def finish(
         self, request: Request[ChatInput | CompletionInput], sequences: Sequence[SequenceState]
@@ -330,8 +267,8 @@ class TransformersModel(StepModel[SequenceState, ChatInput | CompletionInput, Te
     def stats(self) -> Mapping[str, float]:
         """See `metrics`."""
         return {
-            "prompt_tokens_total": self._intake.num_prompt_tokens,
-            "generation_tokens_total": self._intake.num_generated_tokens,
+            "prompt_tokens_total": self._settler.intake.num_prompt_tokens,
+            "generation_tokens_total": self._settler.intake.num_generated_tokens,
             **self._cache.stats(),
             "lora_adapters_loaded": 0 if self._adapters is None else self._adapters.num_loaded,
             **self._speculator.stats(),

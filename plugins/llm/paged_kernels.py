@@ -67,46 +67,24 @@ def store(
         scheme: Of its numbers; with one, the cache is that of a `ByteLayer`.
     """
     num_kv_heads, num_tokens, head_dim = key.shape
-    if scheme is not None:
-        assert block_size is not None
-        _launch(
-            _KERNELS.store_bytes_kernel,
-            (num_tokens, num_kv_heads),
-            key,
-            value,
-            cache,
-            cache.view(torch.float32),
-            blocks,
-            offsets,
-            key.stride(0),
-            key.stride(1),
-            value.stride(0),
-            value.stride(1),
-            KV_HEADS=num_kv_heads,
-            RUN_BYTES=run_bytes(block_size, head_dim),
-            SCALES_AT=scales_at(block_size, head_dim),
-            DIM=head_dim,
-            DIM_PADDED=_next_power_of_2(head_dim),
-            IS_FP8=scheme == "fp8",
-            LEAST=LEAST_MAXIMUM,
-        )
+    grid = (num_tokens, num_kv_heads)
+    strides = (key.stride(0), key.stride(1), value.stride(0), value.stride(1))
+    sizes = {"KV_HEADS": num_kv_heads, "DIM": head_dim, "DIM_PADDED": _next_power_of_2(head_dim)}
+    if scheme is None:
+        given = (key, value, cache, blocks, offsets)
+        _launch(_KERNELS.store_kernel, grid, *given, *strides, BLOCK_SIZE=cache.shape[3], **sizes)
         return
+    assert block_size is not None
     _launch(
-        _KERNELS.store_kernel,
-        (num_tokens, num_kv_heads),
-        key,
-        value,
-        cache,
-        blocks,
-        offsets,
-        key.stride(0),
-        key.stride(1),
-        value.stride(0),
-        value.stride(1),
-        KV_HEADS=num_kv_heads,
-        BLOCK_SIZE=cache.shape[3],
-        DIM=head_dim,
-        DIM_PADDED=_next_power_of_2(head_dim),
+        _KERNELS.store_bytes_kernel,
+        grid,
+        *(key, value, cache, cache.view(torch.float32), blocks, offsets),
+        *strides,
+        RUN_BYTES=run_bytes(block_size, head_dim),
+        SCALES_AT=scales_at(block_size, head_dim),
+        IS_FP8=scheme == "fp8",
+        LEAST=LEAST_MAXIMUM,
+        **sizes,
     )
 
 
@@ -139,62 +117,47 @@ def attend(
         block_size: As for `store`.
         scheme: As for `store`.
     """
-    num_heads, num_tokens, head_dim = query.shape
+    num_heads, _, head_dim = query.shape
     num_kv_heads = cache.shape[2]
     tokens = cache.shape[3] if block_size is None else block_size
-    group, splits = num_heads // num_kv_heads, tiles.num_splits
     padded_dim = _next_power_of_2(head_dim)
-    scratch: tuple[Tensor, Tensor, Tensor] = (output, output, output)
-    if splits > 1:
-        parts = num_tokens * num_heads * splits
-        sums = torch.empty((2, parts), dtype=torch.float32, device=query.device)
-        scratch = (torch.empty((parts, head_dim), dtype=torch.float32, device=query.device), sums[0], sums[1])
+    partial = _partial_results(query, output, tiles)
     _launch(
         _KERNELS.attend_kernel,
-        (len(tiles.starts), num_kv_heads, splits),
-        query,
-        cache,
-        cache if scheme is None else cache.view(torch.float32),
-        tables,
-        lengths,
-        tiles.starts,
-        tiles.counts,
-        tiles.sequences,
-        output,
-        *scratch,
-        query.stride(0),
-        query.stride(1),
-        tables.stride(0),
-        scaling,
+        (len(tiles.starts), num_kv_heads, tiles.num_splits),
+        *(query, cache, cache if scheme is None else cache.view(torch.float32), tables, lengths),
+        *(tiles.starts, tiles.counts, tiles.sequences, output, *partial),
+        *(query.stride(0), query.stride(1), tables.stride(0), scaling),
         KV_HEADS=num_kv_heads,
-        GROUP=group,
+        GROUP=num_heads // num_kv_heads,
         BLOCK_SIZE=tokens,
         RUN=tokens * head_dim if scheme is None else run_bytes(tokens, head_dim),
         SCALES_AT=0 if scheme is None else scales_at(tokens, head_dim),
         KEPT="" if scheme is None else scheme,
         DIM=head_dim,
         DIM_PADDED=padded_dim,
-        ROWS=max(16, _next_power_of_2(tiles.size * group)),
+        ROWS=max(16, _next_power_of_2(tiles.size * num_heads // num_kv_heads)),
         CONTEXT=_BLOCK_TOKENS if padded_dim <= 128 else _BLOCK_TOKENS // 2,
         WINDOW=window or 0,
         SOFTCAP=softcap or 0.0,
-        SPLITS=splits,
+        SPLITS=tiles.num_splits,
         PRECISION="ieee" if query.dtype is torch.float32 else "tf32",
         num_warps=4,
         num_stages=2,
     )
-    if splits > 1:
-        _launch(
-            _KERNELS.merge_kernel,
-            (len(tiles.starts), num_heads),
-            *scratch,
-            output,
-            tiles.starts,
-            HEADS=num_heads,
-            DIM=head_dim,
-            DIM_PADDED=padded_dim,
-            SPLITS=splits,
-        )
+    if tiles.num_splits > 1:
+        sizes = {"HEADS": num_heads, "DIM": head_dim, "DIM_PADDED": padded_dim, "SPLITS": tiles.num_splits}
+        _launch(_KERNELS.merge_kernel, (len(tiles.starts), num_heads), *partial, output, tiles.starts, **sizes)
+
+
+def _partial_results(query: Tensor, output: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
+    """Where splits leave what they found, each with its maximum and sum; of one split, which needs none, anything."""
+    num_heads, num_tokens, head_dim = query.shape
+    if tiles.num_splits == 1:
+        return output, output, output
+    num_parts = num_tokens * num_heads * tiles.num_splits
+    sums = torch.empty((2, num_parts), dtype=torch.float32, device=query.device)
+    return torch.empty((num_parts, head_dim), dtype=torch.float32, device=query.device), sums[0], sums[1]
 
 
 def _next_power_of_2(number: int) -> int:

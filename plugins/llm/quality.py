@@ -22,9 +22,10 @@ from sixfold.core.runtime.quantization.quality import Quality, QualityProbe, rea
 from sixfold.plugins.llm.batch_layout import lay_out
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.decoder import Decoder
-from sixfold.plugins.llm.decoder_loader import choose_dtype, load_decoder, read_files, read_model
+from sixfold.plugins.llm.decoder_loader import DecoderUse, load_decoder
 from sixfold.plugins.llm.optimization import components
 from sixfold.plugins.llm.options import TransformersOptions
+from sixfold.plugins.llm.stock_model import choose_dtype, read_files, read_model
 from sixfold.plugins.llm.text_codec import TextCodec
 
 _WINDOW_TOKENS = 256
@@ -72,10 +73,9 @@ class DecoderQuality(QualityProbe):
             self.context.path,
             self._codec,
             self._options,
+            DecoderUse(num_blocks=2 + 10 * -(-_WINDOW_TOKENS // self._options.block_size_tokens), quantization=policy),
             device=self._device,
             model_name=self.context.model_name,
-            num_blocks=2 + 10 * -(-_WINDOW_TOKENS // self._options.block_size_tokens),
-            quantization=policy,
             report=lambda _fraction, _what: None,
         )
         decoder = loaded.decoder

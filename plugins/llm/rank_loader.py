@@ -11,12 +11,12 @@ from transformers.modeling_utils import AttentionInterface
 from sixfold.core.family import LoadContext
 from sixfold.core.parallel.modules import RankModule
 from sixfold.plugins.llm.cache_policy import split
-from sixfold.plugins.llm.decoder_loader import choose_dtype, read_files, read_model, set_attention
 from sixfold.plugins.llm.divided_attention import DIVIDED_ATTENTION, divided_attention
 from sixfold.plugins.llm.divided_decoder import DividedDecoder, rows_alone
 from sixfold.plugins.llm.optimization import Passes, decoder_of
 from sixfold.plugins.llm.options import TransformersOptions
 from sixfold.plugins.llm.prefill_ranks import MODULE
+from sixfold.plugins.llm.stock_model import choose_dtype, read_files, read_model, set_attention
 
 _ATTENTION_TABLE: Any = AttentionInterface
 

@@ -1,7 +1,8 @@
-"""A model's vocabulary cut down to its single bytes, in which the end of a form can be searched for quickly.
+"""A model's vocabulary cut down to single bytes, in which the end of a form can be searched for quickly.
 
 A grammar reads bytes, so it accepts the same texts from any vocabulary that has all bytes. Among 49,152 tokens a mask takes up
-to milliseconds, among 256 it takes ten microseconds.
+to milliseconds, among 256 it takes ten microseconds. Where a model has no token for a byte alone, one is made up: what is found
+with it is only of use if the model's own longer tokens can say it, too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _TOKENIZER: Any = llguidance.LLTokenizer  # typed in part
 
 
 class SpelledVocabulary:
-    """The single bytes and the special tokens of a model, all under their own ids. Read by several threads.
+    """All bytes and a model's special tokens, under the model's ids where it has them. Read by several threads.
 
     Args:
         vocabulary: The library's object for the whole vocabulary.
@@ -27,7 +28,7 @@ class SpelledVocabulary:
         self.special_ids: frozenset[int]
         """Tokens that are no text; without the end tokens."""
         self.id_of_byte: dict[int, int] = {}
-        """The token of each byte that has one of its own."""
+        """The token of each byte; made up, behind all others, where the model has none."""
         tokens: list[bytes] = []
         special: list[int] = []
         for token_id in range(int(vocabulary.vocab_size)):
@@ -39,6 +40,12 @@ class SpelledVocabulary:
             else:
                 spelled = b""
             tokens.append(spelled)
+        self.own_bytes = frozenset(self.id_of_byte)
+        """Those for which the model has a token."""
+        for byte in range(256):
+            if byte not in self.own_bytes:
+                self.id_of_byte[byte] = len(tokens)
+                tokens.append(bytes([byte]))
         self.special_ids = frozenset(special).difference(eos_ids)
         self._byte_of_id = {token_id: byte for byte, token_id in self.id_of_byte.items()}
         wrapped = _Wrapped(tokens, special, eos_ids[0], self.spell_bytes)
@@ -47,15 +54,14 @@ class SpelledVocabulary:
         self._eos_ids = frozenset(eos_ids)
 
     def spell(self, token_id: int) -> tuple[int, ...]:
-        """A token in single bytes; special ones are themselves. Empty if it has bytes that no token is."""
+        """A token in single bytes; special ones are themselves."""
         if token_id in self.special_ids or token_id in self._eos_ids:
             return (token_id,)
         return tuple(self.spell_bytes(self._vocabulary.decode_bytes([token_id])))
 
     def spell_bytes(self, text: bytes) -> list[int]:
-        """A text in single bytes; empty if one of them has no token."""
-        spelled = [self.id_of_byte.get(byte, -1) for byte in text]
-        return [] if -1 in spelled else spelled
+        """A text in single bytes."""
+        return [self.id_of_byte[byte] for byte in text]
 
     def join(self, spelled: Sequence[int]) -> list[int]:
         """The same text in tokens that are as long as possible."""

@@ -109,6 +109,7 @@ def store_bytes_kernel(
     _store_row(v, cache + run + offset * DIM + at, scales + (run + SCALES_AT) // 4 + offset, inside, IS_FP8, LEAST)
 
 
+# Long because its tile stays in registers from the first load to the last store, under one set of names; half are arguments.
 @triton.jit
 def attend_kernel(
     query,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,14 @@ from pydantic import BaseModel
 
 from sixfold.core.batching.model import DORMANT, DeviceLost, EngineModel, Finish, ModelInfo
 from sixfold.core.errors import InvalidRequest, ModelNotFound
-from sixfold.core.messages import Request, Usage
+from sixfold.core.messages import Request
 from sixfold.plugins.llm.conversation import ConversationWriter
-from sixfold.plugins.llm.generation import ChatInput, Choice, CompletionInput, Generation, TextDelta
+from sixfold.plugins.llm.generation import ChatInput, CompletionInput, Generation, TextDelta
 from sixfold.plugins.llm.lora_files import check_adapter
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
 from sixfold.plugins.llm.text_codec import TextCodec
-from sixfold.plugins.llm.vllm_choice import ChoiceCollector
+from sixfold.plugins.llm.vllm_choice import ChoiceCollector, remembered
+from sixfold.plugins.llm.vllm_choice_run import ChoiceRun, finish, merged
 from sixfold.plugins.llm.vllm_metrics import EngineCounts
 from sixfold.plugins.llm.vllm_options import VllmOptions
 from sixfold.plugins.llm.vllm_sampling import sampling_arguments
@@ -133,7 +133,7 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
         self._engine = engine
         self._preparer = preparer
         self._conversations = conversations
-        self._token_bytes = _remembered(codec.token_bytes)
+        self._token_bytes = remembered(codec.token_bytes)
         self._counts = counts
         self._info = info
         self._max_running_requests = max_running_requests
@@ -241,7 +241,7 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
         self._num_inside += 1
         try:
             runs = [self._run(request, choice) for choice in prepared]
-            deltas = runs[0].deltas() if len(runs) == 1 else _merged(runs)
+            deltas = runs[0].deltas() if len(runs) == 1 else merged(runs)
             async with aclosing(deltas):
                 async for delta in deltas:
                     yield delta
@@ -255,7 +255,7 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
             self._num_inside -= 1
             if self._wakefulness is not None:
                 self._wakefulness.leave()
-        yield _finish(runs, self._preparer)
+        yield finish(runs, self._preparer)
 
     def _run(self, request: Request[ChatInput | CompletionInput], prepared: PreparedChoice) -> ChoiceRun:
         wanted = request.input
@@ -290,91 +290,3 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
         if self._wakefulness is not None:
             self._wakefulness.close()
         self._engine.shutdown()
-
-
-class ChoiceRun:
-    """One choice inside the engine. Owner: the engine's loop.
-
-    Args:
-        outputs: What the engine makes.
-        collector: Of the choice.
-        num_prompt_tokens: Tokens of the prompt, if this choice accounts for them, else 0.
-    """
-
-    def __init__(
-        self, outputs: AsyncGenerator[Any, None], collector: ChoiceCollector, *, num_prompt_tokens: int
-    ) -> None:
-        self._outputs = outputs
-        self.collector = collector
-        self.num_prompt_tokens = num_prompt_tokens
-        self.num_cached_tokens = 0
-
-    async def deltas(self) -> AsyncGenerator[TextDelta, None]:
-        """What can be sent, as it comes."""
-        add = self.collector.add
-        async with aclosing(self._outputs) as outputs:  # at once, not by the garbage collector: closing it aborts
-            async for output in outputs:
-                delta = add(output.outputs[0])
-                if delta is not None:
-                    yield delta
-                if output.finished and self.num_prompt_tokens:
-                    self.num_cached_tokens = output.num_cached_tokens or 0
-
-
-async def _merged(runs: Sequence[ChoiceRun]) -> AsyncGenerator[TextDelta, None]:
-    """The deltas of several choices, as they come; one that fails ends all."""
-    queue: asyncio.Queue[TextDelta | BaseException | None] = asyncio.Queue()
-
-    async def drain(run: ChoiceRun) -> None:
-        try:
-            async for delta in run.deltas():
-                queue.put_nowait(delta)
-        except Exception as error:  # carried to the reader
-            queue.put_nowait(error)
-        else:
-            queue.put_nowait(None)
-
-    tasks = [asyncio.create_task(drain(run)) for run in runs]
-    try:
-        num_left = len(tasks)
-        while num_left:
-            item = await queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                num_left -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _finish(runs: Sequence[ChoiceRun], preparer: Preparer) -> Finish[TextDelta | Generation]:
-    choices: tuple[Choice, ...] = tuple(run.collector.result() for run in runs)
-    counts = {
-        "prompt_tokens": sum(run.num_prompt_tokens for run in runs),
-        "completion_tokens": sum(len(run.collector.token_ids) for run in runs),
-        "cached_tokens": sum(run.num_cached_tokens for run in runs),
-        "reasoning_tokens": sum(
-            preparer.num_reasoning_tokens(run.collector.token_ids, opens_in_reasoning=run.collector.opens_in_reasoning)
-            for run in runs
-        ),
-    }
-    return Finish(
-        result=Generation(choices=choices), usage=Usage(counts=counts), finish_reason=choices[0].finish_reason
-    )
-
-
-def _remembered(token_bytes: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """Alternatives repeat from token to token, and a look-up in the tokenizer takes microseconds."""
-    known: dict[int, bytes] = {}
-
-    def look_up(token_id: int) -> bytes:
-        raw = known.get(token_id)
-        if raw is None:
-            raw = known[token_id] = token_bytes(token_id)
-        return raw
-
-    return look_up

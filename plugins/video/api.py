@@ -15,7 +15,8 @@ from sixfold.core.jobs import JobStore
 from sixfold.core.serving.api import Call, ModalityAPI, Panel, Route, ServedModel, Services, Upload
 from sixfold.plugins.video.assets import VideoAssets
 from sixfold.plugins.video.capabilities import Capabilities
-from sixfold.plugins.video.jobs import OPERATION, VideoJobs
+from sixfold.plugins.video.job_follower import OPERATION
+from sixfold.plugins.video.jobs import VideoJobs
 from sixfold.plugins.video.messages import ReferenceCheck, VideoInput
 from sixfold.plugins.video.planning import check_prompt, plan, seconds_text
 from sixfold.plugins.video.record import COMPLETED, FAILED, VideoRecord, video_object

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sixfold.core.batching.model import Finish, ModelInfo, StepRange
-from sixfold.core.batching.rendezvous import Parked, PipelineSide
+from sixfold.core.batching.parked import Parked, PipelineSide
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Request, Usage
 from sixfold.core.parallel.leader import Leader

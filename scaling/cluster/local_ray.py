@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from sixfold.core.config import SERVER_VARIABLE
+from sixfold.core.config_overrides import SERVER_VARIABLE
 from sixfold.core.errors import SixfoldError
 
 _START_TIMEOUT_S = 120.0

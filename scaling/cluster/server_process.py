@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from sixfold.core.config import SERVER_VARIABLE
+from sixfold.core.config_overrides import SERVER_VARIABLE
 from sixfold.core.errors import SixfoldError
 
 _READY_MARK = " on http://"

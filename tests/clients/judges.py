@@ -44,6 +44,14 @@ def is_person(found: Any) -> None:
     assert 0 <= person["age"] <= 130
 
 
+def chats_calls_and_fills(found: Any) -> None:
+    """All three over another interface."""
+    assert not str(found).startswith("error:"), found
+    knows_paris(found["chat"])
+    calls_for_weather(found["tools"])
+    is_person(found["form"])
+
+
 def are_meals_and_an_engine(found: Any) -> None:
     """Vectors of "a meal", "a dinner" and "an engine", perhaps many times over."""
     assert is_list(found), found

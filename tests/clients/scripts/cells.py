@@ -1,10 +1,14 @@
 """What every client's script needs: the questions, and a way to answer a cell with what went wrong."""
 
+import asyncio
+import inspect
 import json
 import traceback
+from collections.abc import Callable
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
+TEXTS = ["a meal", "a dinner", "an engine"]
 SENTENCE = "The patient has no known allergy to penicillin."
 QUERY = "Which drug must this patient not get?"
 DOCUMENTS = [
@@ -25,15 +29,25 @@ TOOL = {
         },
     },
 }
+ANN = "Ann is 30 years old."
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
 
 
-def answer(cells: dict) -> None:
-    """Runs each cell's function and prints what they return."""
+def answer(*cells: Callable[[], object]) -> None:
+    """Runs each cell, a function named as the cell is, and prints what they return."""
     found = {}
-    for name, cell in cells.items():
+    for cell in cells:
         try:
-            found[name] = cell()
+            found[cell.__name__] = asyncio.run(cell()) if inspect.iscoroutinefunction(cell) else cell()
         except Exception as error:
             traceback.print_exc()
-            found[name] = f"error: {type(error).__name__}: {error}"
+            found[cell.__name__] = f"error: {type(error).__name__}: {error}"
     print(json.dumps(found))

@@ -2,19 +2,10 @@
 
 import sys
 
-from cells import CAPITAL, TOOL, WEATHER, answer
+from cells import ANN, CAPITAL, PERSON, TOOL, WEATHER, answer
 from huggingface_hub import InferenceClient
 
 CLIENT = InferenceClient(base_url=f"{sys.argv[1]}/v1", api_key="none", timeout=300)
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 12},
-        "age": {"type": "integer", "minimum": 0, "maximum": 130},
-    },
-    "required": ["name", "age"],
-    "additionalProperties": False,
-}
 
 
 def chat() -> str:
@@ -34,12 +25,12 @@ def tools() -> list:
 
 def form() -> str:
     found = CLIENT.chat_completion(
-        [{"role": "user", "content": "Ann is 30 years old."}],
+        [{"role": "user", "content": ANN}],
         model="chat",
         max_tokens=60,
-        response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}},
+        response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}},
     )
     return found.choices[0].message.content
 
 
-answer({"chat": chat, "stream": stream, "tools": tools, "form": form})
+answer(chat, stream, tools, form)

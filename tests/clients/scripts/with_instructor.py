@@ -3,18 +3,11 @@
 import sys
 
 import instructor
-from cells import answer
+from cells import ANN, answer
 from openai import OpenAI
-from pydantic import BaseModel, Field
+from person import Person
 
 CLIENT = OpenAI(base_url=f"{sys.argv[1]}/v1", api_key="none", max_retries=0, timeout=300)
-
-
-class Person(BaseModel):
-    """A person."""
-
-    name: str = Field(max_length=12)
-    age: int = Field(ge=0, le=130)
 
 
 def person(mode: instructor.Mode) -> dict:
@@ -23,9 +16,17 @@ def person(mode: instructor.Mode) -> dict:
         model="chat",
         response_model=Person,
         max_retries=0,
-        messages=[{"role": "user", "content": "Ann is 30 years old."}],
+        messages=[{"role": "user", "content": ANN}],
     )
     return made.model_dump()
 
 
-answer({"tools": lambda: person(instructor.Mode.TOOLS), "form": lambda: person(instructor.Mode.JSON_SCHEMA)})
+def tools() -> dict:
+    return person(instructor.Mode.TOOLS)
+
+
+def form() -> dict:
+    return person(instructor.Mode.JSON_SCHEMA)
+
+
+answer(tools, form)

@@ -4,8 +4,9 @@ import base64
 import io
 import os
 import sys
+import time
 
-from cells import CAPITAL, DOCUMENTS, QUERY, SENTENCE, TOOL, WEATHER, answer
+from cells import ANN, CAPITAL, DOCUMENTS, PERSON, QUERY, SENTENCE, TEXTS, TOOL, WEATHER, answer
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it looks for prices on the internet first
 import httpx
@@ -34,8 +35,22 @@ def tools() -> list:
     return [[call.function.name, call.function.arguments] for call in found.choices[0].message.tool_calls]
 
 
+def form() -> str:
+    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
+    asked = [{"role": "user", "content": ANN}]
+    found = litellm.completion(model="openai/chat", messages=asked, response_format=wanted, max_tokens=60, **SERVER)
+    return found.choices[0].message.content
+
+
+def responses() -> str:
+    found = litellm.responses(
+        model="openai/chat", input=CAPITAL[0]["content"], temperature=0, max_output_tokens=40, **SERVER
+    )
+    return "".join(part.text for item in found.output for part in item.content)
+
+
 def embed() -> list:
-    found = litellm.embedding(model="openai/embed", input=["a meal", "a dinner", "an engine"], **SERVER)
+    found = litellm.embedding(model="openai/embed", input=TEXTS, **SERVER)
     return [one["embedding"] for one in found.data]
 
 
@@ -59,14 +74,12 @@ def draw() -> str:
     return found.b64_json or base64.b64encode(httpx.get(found.url).content).decode()
 
 
-answer(
-    {
-        "chat": chat,
-        "stream": stream,
-        "tools": tools,
-        "embed": embed,
-        "rerank": rerank,
-        "speak_and_hear": speak_and_hear,
-        "draw": draw,
-    }
-)
+def film() -> str:
+    job = litellm.video_generation(model="openai/film", prompt="a blue ball moving up", **SERVER)
+    while job.status in ("queued", "in_progress"):
+        time.sleep(0.5)
+        job = litellm.video_status(video_id=job.id, **SERVER)
+    return base64.b64encode(litellm.video_content(video_id=job.id, **SERVER)).decode()
+
+
+answer(chat, stream, tools, form, responses, embed, rerank, speak_and_hear, draw, film)

@@ -1,57 +1,45 @@
 // npm's openai: every modality.
 import OpenAI, { toFile } from "openai";
+import { answer, capital, person, place, sentence, texts, weather } from "./cells.mjs";
 
-const url = process.argv[2];
-const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "none", maxRetries: 0, timeout: 300_000 });
-const capital = [{ role: "user", content: "What is the capital of France?" }];
-const weather = {
-  type: "function",
-  function: {
-    name: "get_weather",
-    parameters: {
-      type: "object",
-      properties: { city: { type: "string", maxLength: 12 } },
-      required: ["city"],
-      additionalProperties: false,
-    },
-  },
-};
+const client = new OpenAI({ baseURL: `${process.argv[2]}/v1`, apiKey: "none", maxRetries: 0, timeout: 300_000 });
+const asked = { model: "chat", messages: [{ role: "user", content: capital }], temperature: 0, max_tokens: 40 };
 
-const cells = {
+await answer({
   async chat() {
-    const found = await client.chat.completions.create({ model: "chat", messages: capital, temperature: 0, max_tokens: 40 });
-    return found.choices[0].message.content;
+    return (await client.chat.completions.create(asked)).choices[0].message.content;
   },
   async stream() {
-    const chunks = await client.chat.completions.create({
-      model: "chat", messages: capital, temperature: 0, max_tokens: 40, stream: true,
-    });
     let text = "";
-    for await (const chunk of chunks) text += chunk.choices[0]?.delta?.content ?? "";
+    for await (const chunk of await client.chat.completions.create({ ...asked, stream: true })) {
+      text += chunk.choices[0]?.delta?.content ?? "";
+    }
     return text;
   },
   async tools() {
     const found = await client.chat.completions.create({
-      model: "chat", messages: [{ role: "user", content: "What is the weather in Paris?" }],
-      tools: [weather], tool_choice: "required", max_tokens: 60, seed: 1,
+      model: "chat", messages: [{ role: "user", content: weather }], tool_choice: "required", max_tokens: 60, seed: 1,
+      tools: [{ type: "function", function: { name: "get_weather", parameters: place } }],
     });
     return found.choices[0].message.tool_calls.map((call) => [call.function.name, call.function.arguments]);
   },
-  async responses() {
-    const found = await client.responses.create({
-      model: "chat", input: "What is the capital of France?", temperature: 0, max_output_tokens: 40,
+  async form() {
+    const found = await client.chat.completions.create({
+      model: "chat", messages: [{ role: "user", content: "Ann is 30 years old." }], max_tokens: 60,
+      response_format: { type: "json_schema", json_schema: { name: "person", schema: person, strict: true } },
     });
-    return found.output_text;
+    return found.choices[0].message.content;
+  },
+  async responses() {
+    return (await client.responses.create({ model: "chat", input: capital, temperature: 0, max_output_tokens: 40 })).output_text;
   },
   async embed() {
     // The client asks for base64 by itself.
-    const found = await client.embeddings.create({ model: "embed", input: ["a meal", "a dinner", "an engine"] });
+    const found = await client.embeddings.create({ model: "embed", input: texts });
     return found.data.map((one) => one.embedding);
   },
   async speak_and_hear() {
-    const sound = await client.audio.speech.create({
-      model: "speak", voice: "alloy", input: "The patient has no known allergy to penicillin.",
-    });
+    const sound = await client.audio.speech.create({ model: "speak", voice: "alloy", input: sentence });
     const file = await toFile(Buffer.from(await sound.arrayBuffer()), "speech.mp3");
     return (await client.audio.transcriptions.create({ model: "hear", file, language: "en" })).text;
   },
@@ -71,15 +59,4 @@ const cells = {
     await client.videos.delete(job.id);
     return content.toString("base64");
   },
-};
-
-const found = {};
-for (const [name, cell] of Object.entries(cells)) {
-  try {
-    found[name] = await cell();
-  } catch (error) {
-    console.error(error);
-    found[name] = `error: ${error}`;
-  }
-}
-console.log(JSON.stringify(found));
+});

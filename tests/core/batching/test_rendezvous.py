@@ -15,7 +15,8 @@ from sixfold.core.batching.admission import Admission
 from sixfold.core.batching.budget import Objective, StepBudget
 from sixfold.core.batching.entry import RequestState
 from sixfold.core.batching.model import Finish, ModelInfo, StepRange
-from sixfold.core.batching.rendezvous import Parked, PipelineSide, RendezvousModel
+from sixfold.core.batching.parked import Parked, PipelineSide
+from sixfold.core.batching.rendezvous import RendezvousModel
 from sixfold.core.batching.scheduler import Scheduler
 from sixfold.core.batching.step_loop import StepLoop
 from sixfold.core.errors import InvalidRequest, RequestCancelled, StepFailed

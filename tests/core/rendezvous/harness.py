@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sixfold.core.batching.manager import Limits
 from sixfold.core.batching.model import Finish, ModelInfo, StepRange
-from sixfold.core.batching.rendezvous import PipelineSide
+from sixfold.core.batching.parked import PipelineSide
 from sixfold.core.errors import RequestError
 from sixfold.core.messages import Failed, Request, Usage
 from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch

@@ -19,7 +19,8 @@ from starlette.types import Message
 from sixfold.core.errors import NotReady
 from sixfold.core.files import FileStore
 from sixfold.core.runtime import wire
-from sixfold.core.serving.form_reader import FormItem, FormLimits, read_form
+from sixfold.core.serving.form_reader import FormLimits, read_form
+from sixfold.core.serving.multipart import FormItem
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.serving.upload import Upload
 from tests.core.serving.fake_replica import TIMEOUT_S, FakeModel, FakeReplica

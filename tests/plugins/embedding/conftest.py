@@ -19,10 +19,13 @@ from transformers import (
     AutoModel,
     BertConfig,
     DistilBertConfig,
+    LlamaConfig,
     ModernBertConfig,
     MPNetConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
+    RobertaConfig,
     XLMRobertaConfig,
 )
 
@@ -42,10 +45,13 @@ IDS: dict[str, Any] = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, 
 
 ARCHITECTURES: dict[str, Any] = {
     "bert": BertConfig(**SMALL, **IDS, max_position_embeddings=64),
+    "roberta": RobertaConfig(**SMALL, **IDS, max_position_embeddings=66, type_vocab_size=1),
     "xlm-roberta": XLMRobertaConfig(**SMALL, **IDS, max_position_embeddings=66, type_vocab_size=1),
     "distilbert": DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64, **IDS),
     "modernbert": ModernBertConfig(**SMALL, **IDS, local_attention=16),
     "mpnet": MPNetConfig(**SMALL, **IDS, max_position_embeddings=66),
+    "llama": LlamaConfig(**SMALL, **IDS, num_key_value_heads=2, max_position_embeddings=64),
+    "qwen2": Qwen2Config(**SMALL, **IDS, num_key_value_heads=2, max_position_embeddings=64),
     "qwen3": Qwen3Config(**SMALL, **IDS, num_key_value_heads=2, head_dim=8, max_position_embeddings=64),
 }
 

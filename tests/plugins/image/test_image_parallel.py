@@ -12,11 +12,10 @@ import diffusers
 import httpx
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from sixfold.plugins.image.drawing import generator_for
-from tests.servers import DemoServer, start_server, stop_server
+from tests.servers import DemoServer, serving
 
 OPTIONS = {"max_pixels": 4096}
 
@@ -29,13 +28,8 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
         "guidance": {**entry, "parallel": {"cfg": 2}},
         "tokens": {**entry, "parallel": {"context": 2}},
     }
-    config = root / "image.yaml"
-    config.write_text(yaml.safe_dump({"models": models, "server": {"port": 0, "data_dir": str(root / "data")}}))
-    server = start_server(config)
-    try:
+    with serving(root, models) as server:
         yield server
-    finally:
-        assert stop_server(server) == 0
 
 
 def test_a_picture_of_two_ranks_is_the_librarys(server: DemoServer, folder: Path) -> None:

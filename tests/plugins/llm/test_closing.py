@@ -97,6 +97,22 @@ def spaced_tokenizer() -> Any:
     return fast
 
 
+def lettered_tokenizer() -> Any:
+    """As `spaced_tokenizer`, but only ASCII has tokens of its own, and no byte a name: ``é`` is one token, ``ü`` is none."""
+    letters = [chr(byte) for byte in range(0x21, 0x7F)]
+    names = ["<s>", "</s>", "<unk>", *letters, "\u2581", "é", '":', '"}']
+    model = models.BPE(
+        vocab={name: i for i, name in enumerate(names)}, merges=[('"', ":"), ('"', "}")], unk_token="<unk>"
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    parts: Any = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(parts)
+    fast: Any = _FAST(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = TEMPLATE
+    return fast
+
+
 TOKENIZERS: dict[str, Callable[[], Any]] = {
     "bytes": byte_tokenizer,
     "merged": merged_tokenizer,
@@ -215,6 +231,31 @@ def test_a_long_answer_is_closed_as_well(babbler: Babbler) -> None:
     assert sequence.finish_reason == "length"
     assert 900 < sequence.num_output_tokens <= 1_000
     jsonschema.validate(json.loads(sequence.text), CITY)
+
+
+@pytest.mark.parametrize(
+    ("texts", "max_tokens", "said"),
+    [
+        (("éclair au chocolat", "x"), 40, "éclair au chocolat"),
+        (("éclair au chocolat", "x"), 20, "x"),  # the other has no room
+        (("éclair", "été"), 20, "éclair|été"),
+        (("éa", "ü", "longer than this"), 14, "éa"),  # the shortest can't be said
+    ],
+)
+def test_a_token_whose_bytes_have_no_tokens_closes_nothing_before_its_time(
+    texts: Sequence[str], max_tokens: int, said: str
+) -> None:
+    babbler = Babbler(TextCodec(lettered_tokenizer()))
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": list(texts)}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    for seed in range(6):
+        favourites = babbler.codec.encode("é", add_special_tokens=False)
+        sequence = babbler.say(babbler.sequence(asking(schema, max_tokens)), seed, favourites)
+        assert re.fullmatch(said, json.loads(sequence.text)["a"])
 
 
 def test_what_ends_by_itself_ends_as_ever(babbler: Babbler) -> None:

@@ -119,7 +119,7 @@ def test_capped_scores_of_a_few_rows_at_a_time_are_those_of_all(
     model = load_tiny(model_folder("gemma2"))
     inputs = [greedy(prompt, 8) for prompt in prompts_of(4, 3)]
     whole = [tokens_of(d) for d in run(model, inputs)]
-    monkeypatch.setattr("sixfold.plugins.llm.attention._MAX_SCORES", 700)
+    monkeypatch.setattr("sixfold.plugins.llm.prefill_attention._MAX_SCORES", 700)
     assert [tokens_of(d) for d in run(load_tiny(model_folder("gemma2")), inputs)] == whole
 
 

@@ -302,7 +302,8 @@ def test_tight_memory_changes_no_token_and_blocks_nobody(
         observe([256], seconds)
 
     tier.observe_step = flip  # type: ignore[method-assign]
-    for holder in (tight_model, tight_model._launcher, tight_model._intake):  # pyright: ignore[reportPrivateUsage]
+    settler = tight_model._settler  # pyright: ignore[reportPrivateUsage]
+    for holder in (tight_model, tight_model._launcher, settler, settler.intake):  # pyright: ignore[reportPrivateUsage]
         holder._cache = fresh  # pyright: ignore[reportPrivateUsage]
     tight_model._decoder.cache = fresh  # pyright: ignore[reportPrivateUsage]
     driven = Driver(tight_model, seed).run(inputs())

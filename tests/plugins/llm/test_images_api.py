@@ -15,7 +15,8 @@ from sixfold.core.serving.fetch import Fetcher
 from sixfold.plugins.llm.api import LlmAPI
 from sixfold.plugins.llm.generation import ChatInput, ImagePart
 from sixfold.plugins.llm.image_parts import MAX_IMAGE_BYTES, fetch_images
-from sixfold.plugins.llm.responses_requests import check_response, input_items, response_images, response_input
+from sixfold.plugins.llm.responses_messages import response_images
+from sixfold.plugins.llm.responses_requests import check_response, input_items, response_input
 from sixfold.plugins.llm.responses_schema import ResponsesBody
 from tests.plugins.llm.wire_fakes import FakeCall, chat, finished
 

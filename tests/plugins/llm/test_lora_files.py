@@ -14,8 +14,8 @@ from torch import Tensor
 from sixfold.core.errors import ConfigError, ModelNotFound
 from sixfold.plugins.llm.lora_adapter import Adapter, ModuleShape
 from sixfold.plugins.llm.lora_files import read_adapter
+from sixfold.plugins.llm.lora_linears import linear_shapes
 from sixfold.plugins.llm.lora_options import LoraOptions
-from sixfold.plugins.llm.lora_sites import linear_shapes
 from sixfold.plugins.llm.lora_table import AdapterTable
 from tests.plugins.llm.lora_folders import SAFETENSORS, merged_model, stock_model, write_adapter
 

@@ -14,12 +14,11 @@ import httpx
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from sixfold.plugins.video.encoding import choose_format, encode
 from sixfold.plugins.video.model import to_frames
 from tests.plugins.video.conftest import decode
-from tests.servers import DemoServer, start_server, stop_server
+from tests.servers import DemoServer, ranks_of, serving
 
 OPTIONS = {"default_width": 32, "default_height": 32, "default_frames": 9, "default_fps": 8, "default_steps": 6}
 SPLITS: dict[str, dict[str, Any]] = {
@@ -32,14 +31,9 @@ SPLITS: dict[str, dict[str, Any]] = {
 def server(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
     root = tmp_path_factory.mktemp("parallel")
     models = {name: {"source": f"file:{folder('wan')}", "options": OPTIONS, **split} for name, split in SPLITS.items()}
-    config = root / "video.yaml"
-    config.write_text(yaml.safe_dump({"models": models, "server": {"port": 0, "data_dir": str(root / "data")}}))
-    server = start_server(config)
-    try:
+    with serving(root, models) as server:
         yield server
-    finally:
-        assert stop_server(server) == 0
-        assert ranks_of(server) == []
+    assert ranks_of(server) == []
 
 
 def make(server: DemoServer, model: str, *, prompt: str, size: str = "32x32", steps: int = 6) -> Any:
@@ -59,22 +53,6 @@ def make(server: DemoServer, model: str, *, prompt: str, size: str = "32x32", st
 def mean_difference(one: Any, other: Any) -> float:
     assert one.shape == other.shape
     return float(np.abs(one.astype(int) - other.astype(int)).mean())
-
-
-def ranks_of(server: DemoServer) -> list[int]:
-    """Process ids of the ranks that this server's workers have started."""
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes().split(b"\0")
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                grandparent = int(Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, ValueError):
-                continue
-            if b"sixfold.core.runtime.rank" in command and grandparent == server.process.pid:
-                found.append(int(entry.name))
-    return found
 
 
 ENCODED_ROUNDING = 1.5
