@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test verify lint browser fuzz audit bench-quick chaos clean
+.PHONY: demo test verify lint browser docs fuzz audit bench-quick chaos clean
 
 $(STAMP): pyproject.toml constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,7 +36,7 @@ test: $(STAMP) lint browser  ## all tests that fit 40 minutes on two cores
 verify: $(STAMP) lint browser  ## what people rely on in one table, then all tests; those of Ray, and of torchao, which prints much, too
 	$(BIN)/sixfold pull examples/demo.yaml
 	$(BIN)/python bench/trust.py
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt torchao "ray[serve]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt torchao "ray[serve]" --group docs
 	$(BIN)/python -m pytest -m "not gpu"
 
 fuzz: $(STAMP)  ## six minutes of hostile bytes and requests; fails on a finding
@@ -48,6 +48,11 @@ audit:  ## asks PyPI's advisory database about every version that is tested; fai
 	test -x .venv-audit/bin/pip-audit || ($(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit)
 	.venv-audit/bin/pip-audit --requirement constraints-dev.txt --no-deps --disable-pip --strict --progress-spinner off
 
+docs: $(STAMP)  ## the documentation as a site, in site/, its reference pages made anew from the code
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt --group docs
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench-quick: $(STAMP)
 	$(BIN)/python bench/quick.py
 
@@ -56,4 +61,4 @@ chaos: $(STAMP)  ## loses a region of a real Ray cluster under load
 	$(BIN)/python bench/region_loss.py
 
 clean:
-	rm -rf $(VENV) .venv-audit .typing .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .venv-audit .typing .pytest_cache .mypy_cache .ruff_cache build site *.egg-info

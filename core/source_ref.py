@@ -37,7 +37,7 @@ class SourceRef(BaseModel):
     The registry fetches them with the model's own files, in the serving process, so a loader finds them in ``path``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     source: str
     """``scheme:reference``."""

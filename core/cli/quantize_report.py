@@ -34,12 +34,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--family", help="family, where the files do not tell")
     parser.add_argument("--scheme", choices=get_args(Scheme), help="type of the numbers (the entry's, else int8)")
-    parser.add_argument("--what", choices=get_args(What), help="(weights)")
+    parser.add_argument("--what", choices=get_args(What), help="what is kept in fewer bits (weights)")
     parser.add_argument(
         "--skip", action="append", metavar="RULE", help="a skip rule, such as attention; may be repeated"
     )
     parser.add_argument("--inputs", type=Path, help="what to measure on, instead of what comes with the family")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (%(default)s)")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=cores, help="CPU threads; all that it may use unless given")
     parser.add_argument("--whole", action="store_true", help="only the policy as a whole, no groups of layers")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
 

@@ -12,7 +12,7 @@ from sixfold.core.source_ref import SourceRef
 class DiarizationOptions(BaseModel):
     """Which network tells voices apart, and how strictly."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     source: SourceRef
     """Where the speaker network comes from, as a model's ``source``: a file or folder with Resemblyzer's ``pretrained.pt``."""
@@ -23,7 +23,7 @@ class DiarizationOptions(BaseModel):
 class AsrOptions(BaseModel):
     """What an operator may set for every speech recognition model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     max_audio_s: Annotated[float, Field(gt=0)] = 4 * 3600.0
     """Longest audio of one request, in seconds of sound; more is refused while it is decoded."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class EmbeddingOptions(BaseModel):
     """What an operator may set for a model of ``embedding/sentence-transformers``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the transformer's weights. ``auto`` is float32, equal to sentence-transformers; bfloat16 is about twice

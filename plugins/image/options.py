@@ -14,7 +14,7 @@ _AdapterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9
 class ImageOptions(BaseModel):
     """What an operator may set for a model of ``image/diffusers``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights. ``auto`` is float32 on a CPU and bfloat16 on a GPU."""

@@ -16,7 +16,7 @@ _MAX_NAME_CHARS = 200
 class LoraOptions(BaseModel):
     """Adapters over one model, each asked for by its own name."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     adapters: dict[str, SourceRef] = {}
     """Sources by the name that clients send as ``model``: folders as PEFT saves them."""

@@ -13,7 +13,7 @@ from sixfold.plugins.llm.lora_options import LoraOptions
 class SpeculationOptions(BaseModel):
     """How tokens are guessed ahead, to be verified several at a time."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     method: Literal["off", "ngram", "draft", "eagle3"] = "ngram"
     """``ngram``: what followed in prompt and answer when they last read the same. ``draft``: what a smaller model says.
@@ -48,7 +48,7 @@ class SpeculationOptions(BaseModel):
 class KvEventOptions(BaseModel):
     """Where a router hears which prefixes are cached, in vLLM's wire format over ZMQ."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     endpoint: str
     """Where the PUB socket is bound, such as ``tcp://*:5557``; a port of ``*`` takes a free one, see ``/v1/models``."""
@@ -66,7 +66,7 @@ class KvTransferOptions(BaseModel):
     Peers are trusted as the model's own files are: what they send is taken for the prompt's keys and values.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     listen: str | None = None
     """Where others fetch from: ``HOST:PORT`` (the address that they reach; port 0 takes a free one), or ``shm`` for
@@ -94,7 +94,7 @@ class KvTransferOptions(BaseModel):
 class TransformersOptions(BaseModel):
     """Options of the family ``llm/transformers``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of weights and cache. ``auto``: bfloat16 where the processor multiplies it natively, else float32."""

@@ -12,7 +12,7 @@ from sixfold.plugins.llm.lora_options import LoraOptions
 class VllmOptions(BaseModel):
     """Options of the family ``llm/vllm``. Null leaves the choice to vLLM."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of weights and activations. ``auto``: what the model's files say."""

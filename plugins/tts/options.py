@@ -12,7 +12,7 @@ from sixfold.core.source_ref import SourceRef
 class SpeechOptions(BaseModel):
     """What an operator may set for any speech model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     max_input_characters: int = Field(default=4096, ge=1)
     """Longest text of a request."""

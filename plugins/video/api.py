@@ -186,7 +186,7 @@ class VideoAPI(ModalityAPI):
         return call.respond({"id": video_id, "object": "video.deleted", "deleted": True})
 
     async def refuse(self, call: Call) -> Response:
-        """Edits, extensions and characters need models that edit a given video.
+        """Refused with 400: edits, extensions and characters need models that edit a given video.
 
         Raises:
             InvalidRequest: Always.

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class VideoOptions(BaseModel):
     """What an operator may set for a model of ``video/diffusers``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights. ``auto`` is bfloat16 on an accelerator and float32 on a CPU. A VAE that is known to lose its

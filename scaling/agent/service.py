@@ -106,21 +106,26 @@ def agent_routes(agent: Agent, engine: ProcessEngine) -> Routes:
     """What an agent answers."""
 
     def health(_body: bytes) -> bytes:
+        """The epoch of the plan that holds, and whether no candidate of the hub answers; needs no token."""
         state = {"status": "ok", "site_id": agent.site_id, "epoch": agent.plan.epoch, "alone": agent.alone}
         return msgspec.json.encode(state)
 
     def plan(_body: bytes) -> bytes:
+        """The plan that holds here; 503 before the first."""
         if agent.plan.epoch == 0:
             raise NotReady("There is no plan yet: no candidate of the hub has answered.", retry_after_s=5)
         return msgspec.json.encode(agent.plan)
 
     def load(body: bytes) -> bytes:
+        """What a gateway has in flight; answered with servers, room and a newer plan."""
         return msgspec.json.encode(agent.answer(decode(body, LoadReport), engine.urls()))
 
     def replicas(_body: bytes) -> bytes:
+        """Addresses of the ready replicas, by model."""
         return msgspec.json.encode(engine.urls())
 
     def decisions(_body: bytes) -> bytes:
+        """Changed numbers of replicas, with reasons and bounds."""
         return msgspec.json.encode(merged({f"site/{agent.site_id}": agent.decisions.recent}))
 
     return {

@@ -74,19 +74,23 @@ def hub_routes(hub: Hub) -> Routes:
     """What a candidate answers."""
 
     def health(_body: bytes) -> bytes:
+        """Whether this candidate leads, the epoch of the newest plan, and the state of each site; needs no token."""
         epoch = 0 if hub.plan is None else hub.plan.epoch
         state = {"status": "ok", "hub_id": hub.hub_id, "leads": hub.leads, "epoch": epoch, "sites": hub.site_states()}
         return msgspec.json.encode(state)
 
     def plan(_body: bytes) -> bytes:
+        """The newest plan; 503 before the first."""
         if hub.plan is None:
             raise NotReady("There is no plan yet: no site has reported, or no candidate leads.", retry_after_s=5)
         return msgspec.json.encode(hub.plan)
 
     def report(body: bytes) -> bytes:
+        """What a site's agent reports; answered with the newest plan where the site has an older one."""
         return msgspec.json.encode(hub.hear(decode(body, SiteReport)))
 
     def decisions(_body: bytes) -> bytes:
+        """Changed placements, with their reasons."""
         return msgspec.json.encode(merged({f"hub/{hub.hub_id}": hub.decisions.recent}))
 
     return {

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class ClipOptions(BaseModel):
     """What an operator may set for a model of ``embedding/clip``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights. ``auto`` is float32, equal to transformers."""

@@ -32,7 +32,7 @@ def routes() -> Sequence[Route]:
 
 
 async def rerank(call: Call) -> Response:
-    """``POST /v1/rerank`` and ``/rerank``.
+    """``POST /v1/rerank`` and ``/rerank``: orders documents by how much they say about a query.
 
     Raises:
         RequestError: The body is wrong, the model does not rerank, or the request did not succeed.

@@ -94,6 +94,7 @@ async def test_models_of_all_replicas_are_listed_once() -> None:
     async with fleet(one, two) as gateway:
         listing = await gateway.ask_json(path="/v1/models", method="GET")
         assert [each["id"] for each in listing["data"]] == ["a", "b/c", "d"]
+        assert await gateway.ask_json(path="/v1/models/", method="GET") == listing
         assert (await gateway.ask_json(path="/v1/models/b/c", method="GET"))["max_model_len"] == 7
         status, content, _headers = await gateway.ask(path="/v1/models/e", method="GET")
         assert (status, json.loads(content)["error"]["code"]) == (404, "model_not_found")

@@ -1,0 +1,1 @@
+"""Reference pages made from the code: ``python -m docs.generate`` writes them, a test fails when one is stale."""
