@@ -12,9 +12,15 @@ def page() -> str:
     return "\n".join([NOTE, "# Python names\n", _INTRODUCTION, table(("Name of `sixfold.core`", "What it is"), rows)])
 
 
+_WORDS = {
+    "hookimpl": "Marks a function of a plugin as the implementation of a hook.",  # pluggy's own words are about pluggy
+    "Progress": "Called with (what, bytes done, bytes in all or None) while files are fetched or converted.",  # an alias
+}
+
+
 def _said(name: str) -> str:
-    if name == "hookimpl":  # an object of pluggy, whose own words are about pluggy
-        return "Marks a function of a plugin as the implementation of a hook."
+    if name in _WORDS:
+        return _WORDS[name]
     return cell(summary(getattr(core, name)))
 
 
