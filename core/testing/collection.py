@@ -141,9 +141,12 @@ class ModelGroup(pytest.Collector):
     def collect(self) -> Iterable[pytest.Item]:
         """All checks of models."""
         for subject_check in SUBJECT_CHECKS:
-            yield ConformanceItem.made(self, subject_check, lambda check=subject_check: check(self._subject))
+            yield ConformanceItem.made(self, subject_check, partial(subject_check, self._subject))
         for served_check in SERVED_CHECKS:
-            yield ConformanceItem.made(self, served_check, lambda check=served_check: check(self._serve()))
+            yield ConformanceItem.made(self, served_check, partial(self._on_server, served_check))
+
+    def _on_server(self, served_check: Callable[[ServedModel], None]) -> None:
+        served_check(self._serve())
 
     def _serve(self) -> ServedModel:
         if self._served is None:
@@ -170,7 +173,7 @@ class SourceGroup(pytest.Collector):
     def collect(self) -> Iterable[pytest.Item]:
         """All checks of sources."""
         for check in SOURCE_CHECKS:
-            yield ConformanceItem.made(self, check, lambda check=check: check(self._subject))
+            yield ConformanceItem.made(self, check, partial(check, self._subject))
 
 
 class ConformanceItem(pytest.Item):

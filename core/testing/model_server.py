@@ -62,6 +62,11 @@ class SoleModel:
         """The one."""
         return (self._replica,)
 
+    @property
+    def back_in_s(self) -> float:
+        """It never leaves."""
+        return 0.0
+
     async def adjust(self, change: OptionsChange) -> None:
         """Never: the kit changes nothing."""
         raise InvalidRequest("The model under test keeps its options.")

@@ -70,7 +70,10 @@ class GatedReplica:
             return
         assert self._manager is not None
         self.info = model.info
-        self._manager.run(on_running=lambda: self._loop.call_soon_threadsafe(self._loaded.set_result, None))
+        self._manager.run(on_running=self._tell_loaded)
+
+    def _tell_loaded(self) -> None:
+        self._loop.call_soon_threadsafe(self._loaded.set_result, None)
 
     def _load(self) -> StepModel[Any, Any, Any]:
         load = load_message(self._resolved, num_cpus=_NUM_THREADS)

@@ -16,7 +16,7 @@ def _frames(answer: Any) -> object:
     """From 0 to 1."""
     import av
 
-    with av.open(io.BytesIO(answer)) as file:
+    with av.open(io.BytesIO(answer), "r") as file:
         return [frame.to_ndarray(format="rgb24") / 255 for frame in file.decode(video=0)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from sixfold.core.benchmark.client import Answer
 from sixfold.core.benchmark.outcome import read_answer
 from sixfold.core.benchmark.workload import Workload
-from sixfold.core.errors import InvalidRequest, NotFound
+from sixfold.core.errors import InvalidRequest, NotFound, NotReady
 from sixfold.core.runtime.wire import frame
 from sixfold.core.serving.body import parse_json
 from sixfold.core.serving.form_fields import parse_fields
@@ -22,15 +23,20 @@ from sixfold.plugins.llm.kv_channel import OWNER, READER, Channel, Chunk, Offer,
 from sixfold.plugins.llm.kv_handle import KvHandle, PeerGone
 from sixfold.scaling.disagg.bodies import can_split, decode_body, handle_of, prefill_body, read_object
 from sixfold.scaling.gateway.events import WholeEvents
-from sixfold.scaling.gateway.fleet import read_listing
+from sixfold.scaling.gateway.fleet import Fleet, read_listing
 from sixfold.scaling.gateway.form_peek import peek_form
 from sixfold.scaling.gateway.inbound import Inbound, read_inbound, shape_of
-from sixfold.scaling.gateway.owners import Owners, named_object
+from sixfold.scaling.gateway.object_names import object_of_path
+from sixfold.scaling.gateway.outlier import OutlierDetector
+from sixfold.scaling.gateway.owners import Owners
 from sixfold.scaling.gateway.resume import Diverged, Replay, StreamRecord, is_resumable
+from sixfold.scaling.gateway.settings import OutlierSettings
 from sixfold.scaling.hub.messages import SiteReport
 from sixfold.scaling.hub.web import decode
 from sixfold.scaling.registry import ReplicaRecord
 from sixfold.scaling.route.kv_events import decode_batch
+from sixfold.scaling.route.load import RoundRobin
+from sixfold.scaling.route.router import Router
 from sixfold.scaling.top.scrape import read_scrape
 from tests.fuzz.http_targets import field, multipart, read_whole_form
 from tests.fuzz.target import Target, check, run, text_of
@@ -80,8 +86,20 @@ def _inbound(
     is_resumable(inbound)
     shape = shape_of(inbound, adapter=None, region=None, session=None, tenant="t")
     check(shape.prompt_units >= 1, "a request of no size")
-    Owners(guards=False).owner_of(inbound, tenant="t")
+    with suppress(NotReady):  # the server of an object may yet turn up
+        _owners(inbound, guards=False)
     return inbound
+
+
+def _owners(inbound: Inbound, *, guards: bool) -> None:
+    fleet = Fleet(
+        (Router(RoundRobin()),),
+        OutlierDetector(OutlierSettings()),
+        lambda _names, _region: True,
+        monotonic,
+        lambda: None,
+    )
+    Owners(fleet, guards=guards, grace_s=4.0, clock=monotonic).owners_of(inbound, tenant="t")
 
 
 def _gateway_json(data: bytes) -> None:
@@ -110,13 +128,13 @@ def _gateway_form(data: bytes) -> None:
 
 def _gateway_path(data: bytes) -> None:
     path = "/v1/" + data.decode("latin-1")
-    named_object(path)
+    object_of_path(path)
     inbound = read_inbound("GET", path, data[:64], {}, b"")
     try:
-        Owners(guards=True).owner_of(inbound, tenant="t")
-    except NotFound:
+        _owners(inbound, guards=True)
+    except (NotFound, NotReady):
         return
-    check(named_object(path) is None, "an object of nobody's is handed out")
+    check(object_of_path(path) is None, "an object of nobody's is handed out")
 
 
 def _gateway_events(data: bytes) -> None:
@@ -163,7 +181,7 @@ def _record(data: bytes) -> None:
 
 def _measured(data: bytes) -> None:
     for framing in ("json", "sse", "bytes"):
-        answer = Answer(0.0, 200, [(0.1, data[: len(data) // 2]), (0.2, data[len(data) // 2 :])], 0.3)
+        answer = Answer(0.0, 200, {}, [(0.1, data[: len(data) // 2]), (0.2, data[len(data) // 2 :])], 0.3)
         workload = Workload(name="w", summary="", path="/", framing=framing, make_body=lambda _name, _sample: {})
         check(read_answer(workload, answer, due_s=0.0).e2e_s >= 0, "an answer before its request")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from pydantic import BaseModel, ConfigDict
@@ -163,7 +163,7 @@ class SpeakingAPI(ModalityAPI):
         async for events in running:
             for event in events:
                 if isinstance(event, Increment):
-                    yield b"data: " + msgspec.json.encode({"words": event.output.words}) + b"\n\n"
+                    yield b"data: " + msgspec.json.encode({"words": cast(Any, event.output).words}) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
 
