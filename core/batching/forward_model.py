@@ -75,7 +75,8 @@ class ForwardModel(StepModel[ForwardItem[ItemT, RowT], InputT, OutputT], Generic
             raise ValueError(f"{type(self).__name__}.forward made {len(rows)} rows of {len(batch)} items")
         for granted, row in zip(batch, rows, strict=True):
             granted.sequence.row = row
-        return [Outcome(done=True)] * len(batch)
+        done: Outcome[OutputT] = Outcome(done=True)
+        return [done] * len(batch)
 
     def finish(self, request: Request[InputT], sequences: Sequence[ForwardItem[ItemT, RowT]]) -> Finish[OutputT]:
         """See `StepModel`."""

@@ -60,7 +60,7 @@ class Conformance:
         is_named = parent.session.isinitpath(file_path) and file_path.suffix in (".yaml", ".yml")
         if not is_named and file_path != self._config_file:
             return None
-        file: ConformanceFile = ConformanceFile.from_parent(parent, path=file_path)
+        file: ConformanceFile = ConformanceFile.from_parent(parent, path=file_path)  # pyright: ignore[reportUnknownMemberType]  # pytest leaves it untyped
         file.plugin_name = self._plugin_name
         return file
 
@@ -110,14 +110,14 @@ class ConformanceFile(pytest.File):
                 continue
             resolved = resolve_entry(entry, plugins, settings.cache_dir, lambda _what, _done, _total: None)
             if f"family {resolved.family.name}" in offers:
-                group: ModelGroup = ModelGroup.from_parent(self, name=entry.name)
+                group: ModelGroup = ModelGroup.from_parent(self, name=entry.name)  # pyright: ignore[reportUnknownMemberType]  # pytest leaves it untyped
                 group.make_subject = partial(ModelUnderTest, resolved=resolved, plugins=plugins)
                 yield group
 
     def _sources(self, plugins: Plugins, entry: ModelEntry) -> Iterator[pytest.Collector]:
         scheme, _, reference = entry.source.partition(":")
         if f"source {scheme}" in self._offers(plugins):
-            group: SourceGroup = SourceGroup.from_parent(self, name=f"{entry.name}.source")
+            group: SourceGroup = SourceGroup.from_parent(self, name=f"{entry.name}.source")  # pyright: ignore[reportUnknownMemberType]
             group.make_subject = partial(SourceUnderTest, source=plugins.sources[scheme], reference=reference)
             yield group
 
@@ -173,7 +173,10 @@ class SourceGroup(pytest.Collector):
     def collect(self) -> Iterable[pytest.Item]:
         """All checks of sources."""
         for check in SOURCE_CHECKS:
-            yield ConformanceItem.made(self, check, partial(check, self._subject))
+            yield ConformanceItem.made(self, check, partial(self._on_subject, check))
+
+    def _on_subject(self, check: Callable[[SourceUnderTest], None]) -> None:
+        check(self._subject)
 
 
 class ConformanceItem(pytest.Item):
@@ -191,7 +194,7 @@ class ConformanceItem(pytest.Item):
             check: Whose name and docstring it has.
             run: Does it.
         """
-        item: ConformanceItem = cls.from_parent(parent, name=check.__name__)
+        item: ConformanceItem = cls.from_parent(parent, name=check.__name__)  # pyright: ignore[reportUnknownMemberType]  # pytest leaves it untyped
         item.run = run
         item.promise = (check.__doc__ or "").strip().splitlines()[0]
         item.extra_keyword_matches.add("conformance")

@@ -19,19 +19,20 @@ def difference(expected: object, found: object, tolerance: float, place: str = "
     """
     if _is_numbers(expected) and _is_numbers(found):
         return _numbers_differ(np.asarray(expected, np.float64), np.asarray(found, np.float64), tolerance, place)
+    one, two = expected, found  # neither is a mapping where these are used
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         given, other = cast("Mapping[str, object]", expected), cast("Mapping[str, object]", found)
         if given.keys() != other.keys():
             return f"{place} has the members {sorted(given)} alone and {sorted(other)} beside others"
         pairs = [(f"{place}.{name}", given[name], other[name]) for name in given]
-    elif _is_sequence(expected) and _is_sequence(found):
+    elif _is_sequence(one) and _is_sequence(two):
         ours, theirs = cast("Sequence[object]", expected), cast("Sequence[object]", found)
         if len(ours) != len(theirs):
             return f"{place} has {len(ours)} members alone and {len(theirs)} beside others"
         pairs = [(f"{place}[{index}]", *both) for index, both in enumerate(zip(ours, theirs, strict=True))]
     else:
-        same = type(expected) is type(found) and expected == found
-        return None if same else f"{place} is {_shortened(expected)} alone and {_shortened(found)} beside others"
+        same = type(one) is type(two) and one == two
+        return None if same else f"{place} is {_shortened(one)} alone and {_shortened(two)} beside others"
     return next((words for name, a, b in pairs if (words := difference(a, b, tolerance, name)) is not None), None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from sixfold.core.testing.checks import fail, require
 from sixfold.core.testing.client import Answer
@@ -26,14 +26,23 @@ def check_error(answer: Answer, status: int, what: str) -> dict[str, Any]:
     require(answer.is_json, f"{seen}; errors are application/json. Raise a RequestError, the core writes it.")
     require("x-request-id" in answer.headers, f"{seen}; the header x-request-id is missing.")
     try:
-        body = answer.json
+        body: Any = answer.json
     except ValueError:
         fail(f"{seen}; that is no JSON.")
-    is_shaped = isinstance(body, dict) and set(body) == {"error"} and isinstance(body["error"], dict)
+    found = _member(body)
     require(
-        is_shaped and set(body["error"]) == _MEMBERS,
+        found is not None and set(found) == _MEMBERS,
         f'{seen}; the shape is {{"error": {{"message", "type", "param", "code"}}}}. Raise a RequestError, the core writes it.',
     )
-    error: dict[str, Any] = body["error"]
+    error = found or {}
     require(isinstance(error["message"], str) and error["message"], f"{seen}; the message is empty.")
     return error
+
+
+def _member(body: object) -> dict[str, Any] | None:
+    """The one member ``error`` of a body, if that is its shape."""
+    if not isinstance(body, dict):
+        return None
+    members = cast("dict[str, Any]", body)
+    is_shaped = set(members) == {"error"} and isinstance(members["error"], dict)
+    return cast("dict[str, Any]", members["error"]) if is_shaped else None

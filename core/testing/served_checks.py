@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from sixfold.core.family import MetricKind
 from sixfold.core.probe import Fields, Probe
@@ -183,7 +183,7 @@ def _check_frames(probe: Probe, answer: Answer) -> None:
             not (isinstance(value, dict) and "error" in value), f"{what} has an error in frame {number}: {text[:300]}"
         )
     last_text, last = data[-1]
-    kind = last.get("type") if isinstance(last, dict) else None
+    kind = cast("dict[str, object]", last).get("type") if isinstance(last, dict) else None
     require(
         probe.stream_end in (last_text, kind),
         f"{what} ends with {last_text[:200]!r}; {probe.stream_end!r} is due (Probe.stream_end).",

@@ -59,7 +59,7 @@ async def results(model: SquareModel, *requests: Request[Numbers]) -> list[objec
 async def test_the_rows_of_a_request_come_back_in_the_order_of_its_items() -> None:
     (end,) = await results(SquareModel(), asked("a", 3, 1, 2))
     assert isinstance(end, Finished)
-    assert end.result == Numbers((9, 1, 4))
+    assert end.result == Numbers((9, 1, 4))  # pyright: ignore[reportUnknownMemberType]
     assert end.usage.counts == {"numbers": 3}
 
 
@@ -73,7 +73,7 @@ async def test_bad_input_fails_its_request_alone() -> None:
     bad, good = await results(SquareModel(), asked("bad", 101), asked("good", 5))
     assert getattr(bad, "error", None).__class__ is InvalidRequest
     assert isinstance(good, Finished)
-    assert good.result == Numbers((25,))
+    assert good.result == Numbers((25,))  # pyright: ignore[reportUnknownMemberType]
 
 
 async def test_an_item_that_makes_the_forward_fail_fails_its_request_alone() -> None:

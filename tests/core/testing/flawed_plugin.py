@@ -289,6 +289,10 @@ def api(face: type = SpeakingAPI, *, probes: tuple[Probe, ...] = (PROBE,)) -> Ap
     return Api(modality="speaking", factory=f"{HERE}:{face.__name__}", probes=probes)
 
 
+def _needs_a_byte(_question: object) -> MemoryNeed:
+    return MemoryNeed(weights_bytes=1)
+
+
 def family(**changes: Any) -> Family:
     fields: dict[str, Any] = {
         "name": "speaking/words",
@@ -298,7 +302,7 @@ def family(**changes: Any) -> Family:
         "input_type": Words,
         "output_type": Said,
         "options": Options,
-        "memory": lambda _question: MemoryNeed(weights_bytes=1),
+        "memory": _needs_a_byte,
         "metrics": (
             MetricSpec(name="spoken_words_total", kind=MetricKind.COUNTER, help="Words."),
             MetricSpec(name="speaker_slots", kind=MetricKind.GAUGE, help="Slots that speakers hold.", is_held=True),

@@ -172,7 +172,10 @@ def test_a_model_that_can_not_be_loaded_says_why(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_is_no_success_is_shown(tmp_path: Path) -> None:
-    silent = replace(flawed.PROBE, make_body=lambda model, _number: {"model": model, "input": []})
+    def make_nothing(model: str, _number: int) -> dict[str, Any]:
+        return {"model": model, "input": []}
+
+    silent = replace(flawed.PROBE, make_body=make_nothing)
     with pytest.raises(UnexpectedAnswer, match=r"answered with 400: .*Say something"):
         check_served(
             served_checks.answers_alike_alone_and_beside_others, subject(tmp_path, api=flawed.api(probes=(silent,)))

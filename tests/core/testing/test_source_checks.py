@@ -145,7 +145,7 @@ def test_a_plugin_that_imports_a_heavy_library_fails_and_a_light_one_does_not(
     (tmp_path / "heavy_plugin.py").write_text("import torch\n")
     (tmp_path / "broken_plugin.py").write_text("import no_such_module\n")
     (tmp_path / "light_plugin.py").write_text("from sixfold.core import Plugin\nPLUGIN = Plugin()\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # pyright: ignore[reportUnknownMemberType]
     imports_nothing_heavy(PluginRecord(name="light", module="light_plugin:PLUGIN"))
     with pytest.raises(CheckFailed, match="heavy_plugin imports torch"):
         imports_nothing_heavy(PluginRecord(name="heavy", module="heavy_plugin"))
