@@ -141,9 +141,13 @@ class ModelGroup(pytest.Collector):
     def collect(self) -> Iterable[pytest.Item]:
         """All checks of models."""
         for subject_check in SUBJECT_CHECKS:
-            yield ConformanceItem.made(self, subject_check, partial(subject_check, self._subject))
+            yield ConformanceItem.made(self, subject_check, partial(self._on_subject, subject_check))
         for served_check in SERVED_CHECKS:
             yield ConformanceItem.made(self, served_check, partial(self._on_server, served_check))
+
+    def _on_subject(self, subject_check: Callable[[ModelUnderTest], None]) -> None:
+        # What `setup` makes is not there yet when checks are collected.
+        subject_check(self._subject)
 
     def _on_server(self, served_check: Callable[[ServedModel], None]) -> None:
         served_check(self._serve())

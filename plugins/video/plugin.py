@@ -50,7 +50,8 @@ FAMILY = Family(
     memory=memory_need.need,
     parallel=memory_need.shape,
     rank_loader="sixfold.plugins.video.loader:load_rank",
-    batch_tolerance=0.02,  # 1e-5 of a pixel before, which the encoder of the file may make a few of 255 levels
+    # 1e-5 of a pixel before the file's encoder; a pixel that rounds to the next of 255 levels becomes six of them in it.
+    batch_tolerance=0.04,
     metrics=(
         _counter("videos_total", "Clips that were finished."),
         _counter("video_frames_total", "Frames of finished clips."),

@@ -119,6 +119,8 @@ class FlawedModel(StepModel[Speaker, Words, Any]):
             found["surprise"] = 1
         if self._flaw == "silent metric":
             del found["spoken_words_total"]
+        if self._flaw == "more metrics":  # no flaw
+            found |= {"speaker_slots_total": 8, "word_letters/sum": 5, "word_letters/0": 0, "word_letters/1": 1}
         return found
 
 
