@@ -102,6 +102,7 @@ def test_the_built_in_commands_are_those_of_the_manual() -> None:
         "plan",
         "bench",
         "hash-key",
+        "new-plugin",
         "plugins",
     ]
 

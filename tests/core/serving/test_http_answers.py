@@ -68,11 +68,13 @@ def test_a_model_whose_family_is_not_known_yet_is_loading() -> None:
 
 
 def test_a_model_whose_workers_all_died_is_503_with_retry_after() -> None:
-    with ServerThread(FakeModel("parrot", replicas=[])) as served:
+    model = FakeModel("parrot", replicas=[])
+    model.back_in_s = 6.5
+    with ServerThread(model) as served:
         answer = served.echo()
         assert answer.status == 503
         assert answer.error["code"] == "worker_died"
-        assert answer.headers["retry-after"] == "2"
+        assert answer.headers["retry-after"] == "7", "when the model knows a worker to be back, in whole seconds"
 
 
 @pytest.mark.parametrize(
