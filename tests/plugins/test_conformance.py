@@ -29,6 +29,7 @@ def config_of(model: str, folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.models
+@pytest.mark.timeout(1200)  # the model is loaded twice, and a machine may have other work
 @pytest.mark.parametrize("plugin", MODELS)
 def test_a_first_party_plugin_is_conformant(plugin: str, tmp_path: Path) -> None:
     config = config_of(MODELS[plugin], tmp_path)
