@@ -20,7 +20,8 @@ from typing import Any
 import msgspec
 
 from tests.fuzz.report import Found, Progress
-from tests.fuzz.target import Target
+from tests.fuzz.target import TALKERS, Target
+from tests.quiet import quiet
 
 # By name: the checkers of a machine without it must not miss it.
 _ATHERIS: Any = importlib.import_module("atheris")
@@ -164,7 +165,7 @@ def main(group: str, folder: Path, seconds: int, names: Sequence[str]) -> None:
         place.mkdir(parents=True)
         pid = os.fork()
         if pid == 0:
-            with contextlib.suppress(BaseException):
+            with contextlib.suppress(BaseException), quiet(*TALKERS):
                 explore(target, place, seconds)
             os._exit(99)
         status = os.waitpid(pid, 0)[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +19,10 @@ _FIRST_SERVER_ERROR = 500
 
 class Finding(Exception):
     """An input that a reader must refuse, or take, in another way than it does."""
+
+
+TALKERS = ("python_multipart", "uvicorn.error", "libav", "PIL", "sixfold")
+"""Loggers that write a line about each broken input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +56,6 @@ class Target:
             Finding: It was refused with a server error.
             Exception: Whatever the reader should not have let through.
         """
-        quiet()
         try:
             self.read(data)
         except self.refuses as error:
@@ -61,13 +63,6 @@ class Target:
                 raise Finding(f"refused with {error.status}: {error}") from error
             return False
         return True
-
-
-@cache
-def quiet() -> None:
-    """Keeps libraries from writing a line about each broken input."""
-    for name in ("python_multipart", "uvicorn.error", "libav", "PIL", "sixfold"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from time import perf_counter
 
 import pytest
@@ -9,13 +10,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.mutations import inputs
-from tests.fuzz.target import Target
+from tests.fuzz.target import TALKERS, Target
 from tests.fuzz.targets import GROUPS, targets_of
+from tests.quiet import quiet
 
 TARGETS = [target for group in GROUPS for target in targets_of(group)]
 EACH = pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what libraries think of broken files is no news here
+
+
+@pytest.fixture(autouse=True)
+def _without_lines() -> Iterator[None]:
+    with quiet(*TALKERS):
+        yield
 
 
 @EACH

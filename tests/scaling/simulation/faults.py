@@ -1,13 +1,13 @@
 """What happens to a simulated fleet: a seed's faults, the healing, and what must be true afterwards."""
 
 import asyncio
-import logging
 from dataclasses import dataclass
 
 import msgspec
 
 from sixfold.scaling.hub.hub import PLAN_KEY
 from sixfold.scaling.hub.model import Plan
+from tests.quiet import quiet
 from tests.scaling.simulation.fleet import DEMAND, HUBS, MODELS, SHIFTED, SITES, Bugs, Fleet
 from tests.scaling.simulation.virtual_loop import VirtualLoop, run_virtually
 
@@ -30,8 +30,8 @@ class Outcome:
 
 def run_seed(seed: int, bugs: Bugs | None = None) -> Outcome:
     """One run; the same seed gives the same events."""
-    logging.getLogger("sixfold.scaling").setLevel(logging.CRITICAL)
-    return run_virtually(lambda loop: _run(seed, loop, bugs or Bugs()))
+    with quiet("sixfold.scaling"):
+        return run_virtually(lambda loop: _run(seed, loop, bugs or Bugs()))
 
 
 async def _run(seed: int, loop: VirtualLoop, bugs: Bugs) -> Outcome:
