@@ -214,6 +214,22 @@ async def test_a_list_says_how_many_servers_it_lacks() -> None:
     assert ("x-servers-missing" in whole, headers["x-servers-missing"]) == (False, "1")
 
 
+async def test_lists_have_what_servers_keep_that_are_left_alone_or_that_compute_prompts_for_others() -> None:
+    page = Reply(parts=(b'{"data": [{"id": "x"}], "has_more": false}',))
+    prefill = keeping("cccccccc", page)
+    prefill.role = "prefill"
+    replicas = keeping(A, page), keeping(B, page), prefill
+    async with fleet(*replicas) as gateway:
+        for _ in range(5):
+            gateway.gateway.fleet.failed(replicas[1].url)
+        for store_id in ("aaaaaaab", "bbbbbbbc"):
+            path = f"/v1/videos?after=video_{store_id}_{DIGITS}"
+            _status, content, headers = await gateway.ask(path=path, method="GET")
+            assert json.loads(content)["data"] == [{"id": "x"}]
+            assert "x-servers-missing" not in headers
+    assert [len(replica.seen) for replica in replicas] == [0, 1, 1]
+
+
 async def test_a_server_that_refuses_a_list_is_heard_and_one_that_breaks_it_off_is_not() -> None:
     refused = Reply(status=400, parts=(b'{"error": {"code": "x"}}',))
     async with fleet(keeping(A, refused, Reply(parts=(b'{"data": [',)))) as gateway:
