@@ -118,8 +118,7 @@ class ObjectLists:
         try:
             if attempt.answer.status != 200:
                 return attempt
-            body = attempt.answer.first + b"".join([chunk async for chunk in attempt.answer.rest()])
-            page = msgspec.json.decode(body, type=_Page)
+            page = msgspec.json.decode(await attempt.answer.read(), type=_Page)
         except (AnswerTorn, ValueError, RecursionError) as failure:
             attempt.close(failed=True)
             raise WorkerDied(
