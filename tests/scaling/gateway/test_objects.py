@@ -191,6 +191,13 @@ async def test_a_replica_that_checks_the_clients_keys_is_told_for_whom_they_say_
     assert [seen.headers.get("x-tenant") for seen in replica.seen] == ["ana", None]
 
 
+async def test_what_the_key_of_the_probes_may_says_nothing_of_the_clients_keys() -> None:
+    replica = keeping(A, tells_tenants=True)
+    async with fleet(replica, server=KEYS, probe_key="probe") as gateway:
+        assert (await gateway.ask(authorization="Bearer ka"))[0] == 200
+    assert ("x-tenant" in replica.seen[0].headers, replica.seen[0].headers["authorization"]) == (False, "Bearer ka")
+
+
 async def test_a_replica_that_tells_no_tenants_is_asked_for_no_object_that_this_gateway_did_not_see_made() -> None:
     replica = keeping(A, made(f"video_{A}_{DIGITS}"))
     async with fleet(replica, server=KEYS, replica_key="inner") as gateway:
