@@ -135,6 +135,8 @@ def configure_logging(level: str, log_format: LogFormat = "text", **fields: str 
     # It logs each file event: with the log in the folder of the configuration, each line would cause the next.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each broken body, with bytes of it
+    # It warns, once for each kind, that pictures are read by Pillow, which is what is wanted here: nothing needs torchvision.
+    logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
 
 
 def add_log_fields(**fields: str | int) -> None:
