@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import psutil
 from census import Observer
-from ledger import End, Row
+from ledger import READS_SLOWLY, End, Row
 from servers import RunningServer
 
 FIRST_KILL_S = 20.0
@@ -21,6 +21,7 @@ LAST_KILL_S = 30.0
 """Before the end of a phase no kill comes later than so long before it: its worker shall be back for what is counted then."""
 
 _LOOK_EVERY_S = 0.005
+_SEEN_TIMEOUT_S = 10.0
 _BACK_TIMEOUT_S = 120.0
 
 
@@ -67,7 +68,8 @@ async def kill_oldest(server: RunningServer, observer: Observer) -> Kill:
     log_length = len(server.log)
     at_s = time.monotonic()
     os.kill(pid, signal.SIGKILL)
-    seen_s = await _logged(server, log_length, rf"the worker of {re.escape(model)} ended with status -9", 10.0)
+    died = rf"the worker of {re.escape(model)} (is ending|ended with status -9)"
+    seen_s = await _logged(server, log_length, died, _SEEN_TIMEOUT_S)
     back_s = await _logged(server, log_length, rf"model {re.escape(model)}: replica \d+ was replaced", _BACK_TIMEOUT_S)
     return Kill(
         model=model,
@@ -88,9 +90,15 @@ async def _logged(server: RunningServer, log_length: int, pattern: str, timeout_
 
 
 def told_s(kill: Kill, rows: Sequence[Row]) -> list[float]:
-    """How long after the kill those requests were told that were at the model when it came."""
+    """How long after the kill those requests were told that were at the model when it came.
+
+    A client that reads slowly is left out: it has what was sent before to read first, which takes as long as it likes.
+    """
     return [
         row.ended_s - kill.at_s
         for row in rows
-        if row.modality == kill.model and row.end is End.FAILED and row.began_s <= kill.at_s <= row.ended_s
+        if row.modality == kill.model
+        and row.end is End.FAILED
+        and row.began_s <= kill.at_s <= row.ended_s
+        and not row.act.endswith(READS_SLOWLY)
     ]

@@ -11,6 +11,9 @@ from typing import Any
 
 from exchange import Reply
 
+READS_SLOWLY = "reads slowly"
+"""Ends the act of a client that takes its time."""
+
 
 class End(StrEnum):
     """How a request ended, as its client saw it."""

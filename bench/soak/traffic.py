@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import abuse
 from corpus import Corpus
 from exchange import POLITE, Manner, Reply, exchange
-from ledger import End, Ledger
+from ledger import READS_SLOWLY, End, Ledger
 from scenarios import Filming, Talking
 
 NUM_CLIENTS: Mapping[str, int] = {"chat": 4, "embed": 3, "speak": 2, "hear": 1, "draw": 2}
@@ -103,7 +103,7 @@ class Traffic:
         if chosen < 0.88:
             return "leaves in mid-answer", Manner(leave_after_bytes=draw.randint(1, 1500))
         if chosen < 0.96:
-            return "reads slowly", Manner(pause_s=draw.uniform(0.01, 0.05))
+            return READS_SLOWLY, Manner(pause_s=draw.uniform(0.01, 0.05))
         return "sends a part", Manner(sent_share=draw.uniform(0.0, 0.99), stall_s=draw.uniform(0.0, 1.0))
 
     async def _rest(self, draw: random.Random, end: End, reply: Reply | None = None) -> None:

@@ -25,12 +25,15 @@ from sixfold.core.messages import Event, Failed, Finished, Increment, Request
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.interpreter import Interpreter, clean_environ
 from sixfold.core.runtime.large_bytes import encode_pieces
+from sixfold.core.runtime.process_end import is_ending
 from sixfold.core.runtime.replica import BatchNews, EventStream
 from sixfold.core.telemetry.logs import log_format
 
 _log = logging.getLogger(__name__)
 
 _STDERR_FD = 2
+_LOOK_EVERY_S = 0.1
+"""A look takes some 20 us."""
 
 
 class LoadError(SixfoldError):
@@ -151,7 +154,7 @@ class WorkerReplica(asyncio.Protocol):
 
     async def _watch(self) -> None:
         assert self._process is not None
-        status = await self._process.wait()
+        status = await self._end(self._process)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(
                 self._process.pid, signal.SIGKILL
@@ -167,6 +170,20 @@ class WorkerReplica(asyncio.Protocol):
                 LoadError(f"the worker of {self._load.model_name} ended with status {status}{hint}")
             )
         self.ended.set()
+
+    async def _end(self, process: asyncio.subprocess.Process) -> int:
+        """Waits for the process; one that is seen to die loses its requests at once, however long its end takes."""
+        waiting = asyncio.create_task(process.wait())
+        try:
+            while not (await asyncio.wait((waiting,), timeout=_LOOK_EVERY_S))[0]:
+                if not self._draining and self._transport is not None and is_ending(process.pid):
+                    _log.error("the worker of %s is ending", self._load.model_name)
+                    self._transport.abort()
+                    process.kill()  # without its first thread, which reads, the rest of it is of no use
+                    break
+            return await waiting
+        finally:
+            waiting.cancel()
 
     def submit(self, request: Request[Any]) -> EventStream:
         """Hands a request to the worker; a refusal (a full queue) is the stream's first event.

@@ -75,25 +75,23 @@ class Gateway:
         tracing: Tracing | None = None,
     ) -> None:
         self.settings: ServerSettings = settings.server
-        self.drain = Drain()
-        self.kv_index = KvIndex()
         self._gateway_settings = settings
-        self._registry = registry
         self._clock = clock
-        self._keys = KeyRing(settings.server.api_keys, clock)
-        self.shares: dict[str, Splitter] = {}
-        self._buffered = Buffered(settings.admission.max_buffered_bytes)
-        self._router = Router(build_policy(settings.routing, self.kv_index))
-        self._metrics = GatewayMetrics(self._gauges)
+        self.drain = Drain()
         self.decisions = DecisionLog()
-        plan = settings.plan
+        self.shares: dict[str, Splitter] = {}
+        self.kv_index = KvIndex()
+        self._follow_caches: Callable[[list[ReplicaRecord]], None] | None = None
+        self._buffered = Buffered(settings.admission.max_buffered_bytes)
+        self._metrics = GatewayMetrics(self._gauges)
         self.geography = Geography(
             settings.region or "",
-            follows=plan is not None,
+            follows=settings.plan is not None,
             clock=clock,
             decisions=self.decisions,
-            refusal_s=2.0 if plan is None else plan.refusal_s,
+            refusal_s=2.0 if settings.plan is None else settings.plan.refusal_s,
         )
+        self._router = Router(build_policy(settings.routing, self.kv_index))
         self.prefill_router = Router(build_policy(settings.routing, self.kv_index))
         self.fleet = Fleet(
             (self._router, self.prefill_router),
@@ -105,40 +103,47 @@ class Gateway:
         self._doors = Doors(
             settings.admission, settings.hedging, fleet=self.fleet, geography=self.geography, clock=clock
         )
-        self._follow_caches: Callable[[list[ReplicaRecord]], None] | None = None
         self._upstream = Upstream(connect_timeout_s=settings.health.connect_timeout_s)
         self._prober = Prober(
             settings, self.fleet, self._upstream, registry, clock, self._metrics.registry_failures.inc
         )
-        self._follower = (
-            None
-            if plan is None
-            else PlanFollower(plan, self.geography, partial(self._prober.publish, "plan"), self._metrics.unsaved.inc)
-        )
-        self._splitter = self._build_splitter()
-        own = OwnRoutes(
-            settings.server, self._keys, self.drain, self.fleet, self.geography, self._metrics, self.decisions
-        )
-        page = PageRelay(
-            self.fleet, self._upstream, enabled=settings.server.playground, timeout_s=settings.health.timeout_s
-        )
-        live = LiveRelay(settings, self.fleet, self.geography, self._upstream, self.drain)
-        parts = self._build_parts(token_ids)
-        self.app: ASGIApp = Front(
-            settings.server, self._keys, self.drain, own, page, live, parts, self._buffered, tracing
-        )
-        if settings.server.cors_origins:
-            self.app = CORSMiddleware(
-                self.app,
-                allow_origins=list(settings.server.cors_origins),
-                allow_methods=["*"],
-                allow_headers=["*"],
-                expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"],
-            )
+        self._follower = self._build_follower()
+        self.app = self._build_app(token_ids, tracing)
 
     def num_waiting(self, models: Iterable[str]) -> int:
         """Requests of models, by the names that clients use, that wait at the door."""
         return self._doors.num_waiting(models)
+
+    def _build_follower(self) -> PlanFollower | None:
+        plan = self._gateway_settings.plan
+        if plan is None:
+            return None
+        publish = partial(self._prober.publish, "plan")
+        return PlanFollower(plan, self.geography, publish, self._metrics.unsaved.inc)
+
+    def _build_app(self, token_ids: TokenIds | None, tracing: Tracing | None) -> ASGIApp:
+        settings, server = self._gateway_settings, self.settings
+        keys = KeyRing(server.api_keys, self._clock)
+        front = Front(
+            server,
+            keys,
+            self.drain,
+            OwnRoutes(server, keys, self.drain, self.fleet, self.geography, self._metrics, self.decisions),
+            PageRelay(self.fleet, self._upstream, enabled=server.playground, timeout_s=settings.health.timeout_s),
+            LiveRelay(settings, self.fleet, self.geography, self._upstream, self.drain),
+            self._build_parts(token_ids),
+            self._buffered,
+            tracing,
+        )
+        if not server.cors_origins:
+            return front
+        return CORSMiddleware(
+            front,
+            allow_origins=list(server.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"],
+        )
 
     def _build_splitter(self) -> PromptSplitter | None:
         settings = self._gateway_settings
@@ -169,7 +174,7 @@ class Gateway:
             metrics=self._metrics,
             clock=self._clock,
             hurry=self._prober.hurry,
-            splitter=self._splitter,
+            splitter=self._build_splitter(),
             shares=self.shares,
         )
         return Parts(

@@ -234,6 +234,15 @@ class Fleet:
         usable = self._usable(model, without, only)
         return self._preferred([each for each in usable if each.record.role != "prefill"] or usable)
 
+    def usable(self, model: str | None) -> list[Replica]:
+        """All that may take a request of the model, also those that are ejected or compute for others: what one of them keeps,
+        nobody else has.
+
+        Args:
+            model: As the client named it; None for any.
+        """
+        return self._usable(model, (), None)
+
     def prefillers(self, model: str) -> list[ReplicaFacts]:
         """Who computes prompts of the model for others."""
         return self._preferred([each for each in self._usable(model, (), None) if each.record.role == "prefill"])

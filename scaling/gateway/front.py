@@ -107,7 +107,7 @@ class Front:
             if PageRelay.takes(scope["method"], scope["path"]):
                 await self._page.answer(scope, receive, send_named, headers)
             elif LiveRelay.takes(scope["method"], scope["path"]):
-                await self._watch(scope, receive, send_named, headers)
+                await self._watch(scope, receive, send_named, request_id, headers)
             else:
                 await self._proxy(scope, receive, send_named, request_id, headers, record)
         except RequestError as error:
@@ -134,9 +134,11 @@ class Front:
             return principal, hashlib.blake2b(authorization, digest_size=8).hexdigest()
         return principal, principal.name
 
-    async def _watch(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[bytes, bytes]) -> None:
+    async def _watch(
+        self, scope: Scope, receive: Receive, send: Send, request_id: str, headers: Mapping[bytes, bytes]
+    ) -> None:
         principal, tenant = self._admit(headers)
-        await self._live.answer(scope, receive, send, headers, principal, tenant)
+        await self._live.answer(scope, receive, send, headers, principal, tenant, request_id)
 
     async def _proxy(
         self,

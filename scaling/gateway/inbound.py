@@ -133,7 +133,7 @@ def read_inbound(
         prompt = _decode(body)
         _refuse_what_gateways_say(prompt)
         model = prompt.model
-        wants_url = _text(prompt.response_format) == "url"
+        wants_url = text_of(prompt.response_format) == "url"
     else:
         model = peek_urlencoded(query).get("model")
     if wants_url:
@@ -222,10 +222,11 @@ def _refuse_what_gateways_say(prompt: Prompt) -> None:
         )
 
 
-def _text(raw: msgspec.Raw) -> str | None:
+def text_of(raw: msgspec.Raw) -> str | None:
+    """A field's text; None where it is none, or not there."""
     try:
         return msgspec.json.decode(raw, type=str) if bytes(raw) else None
-    except ValueError:  # no text, or none in UTF-8
+    except ValueError:  # null or none in UTF-8, or what the replica refuses
         return None
 
 

@@ -73,18 +73,16 @@ class ObjectLists:
         """
         query = parse_qsl(inbound.target.partition("?")[2], keep_blank_values=True)
         after = next((value for name, value in query if name == "after"), None)
-        up = {facts.replica_id for facts in self._fleet.available(None)}
+        usable = self._fleet.usable(None)
         keepers = sorted((each for each in self._fleet if self._keeps(each)), key=lambda each: each.store_id)
-        there = [each for each in keepers if each.record.replica_id in up]
+        there = [each for each in keepers if each in usable]
+        num_missing = sum(not each.was_seen for each in self._fleet) + len(keepers) - len(there)
         if not there:
             raise NotReady(
                 "No server that keeps such objects is up right now. Try again in a moment.", retry_after_s=2.0
             )
         if after is not None:
             there = _from_store(there, keepers, after)
-        num_missing = (
-            sum(not each.was_seen for each in self._fleet) + len(keepers) - len(up.intersection(_ids(keepers)))
-        )
         page = _EMPTY
         for place, replica in enumerate(there):
             is_cursors = after is not None and store_of(after) == replica.store_id
@@ -120,8 +118,7 @@ class ObjectLists:
         try:
             if attempt.answer.status != 200:
                 return attempt
-            body = attempt.answer.first + b"".join([chunk async for chunk in attempt.answer.rest()])
-            page = msgspec.json.decode(body, type=_Page)
+            page = msgspec.json.decode(await attempt.answer.read(), type=_Page)
         except (AnswerTorn, ValueError, RecursionError) as failure:
             attempt.close(failed=True)
             raise WorkerDied(
@@ -132,10 +129,6 @@ class ObjectLists:
             raise
         attempt.close()
         return page
-
-
-def _ids(replicas: Sequence[Replica]) -> set[str]:
-    return {replica.record.replica_id for replica in replicas}
 
 
 def _from_store(there: Sequence[Replica], keepers: Sequence[Replica], after: str) -> list[Replica]:

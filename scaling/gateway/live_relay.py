@@ -29,13 +29,14 @@ from sixfold.core.serving.live_routes import MAX_FEEDS
 from sixfold.core.serving.sse import event_frame
 from sixfold.scaling.gateway.events import WholeEvents
 from sixfold.scaling.gateway.fleet import Fleet, Replica
-from sixfold.scaling.gateway.forwarding import passed_back, tenant_header
+from sixfold.scaling.gateway.forwarding import forwarded_headers, passed_back, tenant_header
 from sixfold.scaling.gateway.geography import Geography
 from sixfold.scaling.gateway.settings import GatewaySettings
 from sixfold.scaling.gateway.upstream import Answer, AnswerTorn, Outgoing, ReplicaFailed, Upstream
 
 _OTHERS = "other models"
 _DATA = b"data: "
+_PASSED_ON = (b"accept", b"authorization", b"x-tenant")
 
 
 class LiveServer(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +87,7 @@ class LiveRelay:
         headers: Mapping[bytes, bytes],
         principal: Principal,
         tenant: str,
+        request_id: str,
     ) -> None:
         """Answers one request that it takes.
 
@@ -96,6 +98,7 @@ class LiveRelay:
             headers: Lower-case names.
             principal: Whose key it is.
             tenant: For whom it is, as a replica is told.
+            request_id: The client's or a new one.
 
         Raises:
             NotFound: There is no such server, or none that the key may see anything of.
@@ -122,7 +125,7 @@ class LiveRelay:
             )
         self._num_feeds[tenant] += 1
         try:
-            await self._watch(replica, scope, receive, send, headers, principal, tenant)
+            await self._watch(replica, scope, receive, send, headers, principal, tenant, request_id)
         finally:
             self._num_feeds[tenant] -= 1
             if not self._num_feeds[tenant]:
@@ -145,20 +148,20 @@ class LiveRelay:
         headers: Mapping[bytes, bytes],
         principal: Principal,
         tenant: str,
+        request_id: str,
     ) -> None:
         checks_keys = bool(self._settings.server.api_keys)
-        told = {"accept": headers.get(b"accept", b"*/*").decode("latin-1")}
-        if self._settings.replica_key is not None:
-            told["authorization"] = f"Bearer {self._settings.replica_key}"
-        elif b"authorization" in headers:
-            told["authorization"] = headers[b"authorization"].decode("latin-1")
-            if b"x-tenant" in headers and not checks_keys:
-                told["x-tenant"] = headers[b"x-tenant"].decode("latin-1")
-        if checks_keys and replica.tells_tenants:
-            told["x-tenant"] = tenant_header(tenant)
+        told = forwarded_headers(
+            ((name, value) for name, value in headers.items() if name in _PASSED_ON),
+            request_id=request_id,
+            replica_key=self._settings.replica_key,
+            passes_key=self._settings.replica_key is None and not checks_keys,
+        )
         hides_ids = checks_keys and not replica.tells_tenants  # the server takes all clients for one
         cut = _Cut(replica, principal, hides_ids=hides_ids) if hides_ids or principal.models is not None else None
-        outgoing = Outgoing(method=scope["method"], target="/live", headers=tuple(told.items()), body=b"")
+        outgoing = Outgoing(method=scope["method"], target="/live", headers=told, body=b"")
+        if checks_keys and replica.tells_tenants:
+            outgoing = outgoing.with_header("x-tenant", tenant_header(tenant))
         leaving = asyncio.create_task(_left(receive))
         passing = asyncio.create_task(self._pass_on(replica, outgoing, cut, send))
         try:
@@ -184,7 +187,7 @@ class LiveRelay:
                 await self._pass_stream(answer, cut, send)
                 return
             try:
-                body = answer.first + b"".join([chunk async for chunk in answer.rest()])
+                body = await answer.read()
             except AnswerTorn as torn:
                 raise NotReady("The server broke its answer off. Try again in a moment.", retry_after_s=2.0) from torn
             await _start(answer, send, keeps_length=cut is None)

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from sixfold.scaling.gateway.inbound import Inbound
+from sixfold.scaling.gateway.inbound import Inbound, text_of
 
 KINDS = frozenset(("videos", "responses", "batches", "files"))
 """What replicas keep for later requests, by the path below ``/v1``."""
@@ -43,7 +43,7 @@ def named_objects(inbound: Inbound) -> dict[str, str]:
             ("previous_response_id", inbound.prompt.previous_response_id),
             ("input_file_id", inbound.prompt.input_file_id if makes_batch(inbound) else msgspec.Raw(b"")),
         ):
-            text = _text(raw)
+            text = text_of(raw)
             if text is not None:
                 found[param] = text
     return found
@@ -62,10 +62,3 @@ def makes_file(method: str, path: str) -> bool:
 def lists_objects(inbound: Inbound) -> bool:
     """Whether it is for a list of what is kept, written as every server reads it."""
     return inbound.method == "GET" and inbound.path in _LISTS
-
-
-def _text(raw: msgspec.Raw) -> str | None:
-    try:
-        return msgspec.json.decode(raw, type=str) if bytes(raw) else None
-    except ValueError:  # null, or what the replica refuses
-        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -130,11 +131,8 @@ class PageRelay:
     async def _ask(self, replica: Replica, outgoing: Outgoing) -> tuple[Answer, bytes] | None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer = await self._upstream.send(replica.record.url, outgoing)
-                try:
-                    return answer, answer.first + b"".join([chunk async for chunk in answer.rest()])
-                finally:
-                    answer.close()
+                with contextlib.closing(await self._upstream.send(replica.record.url, outgoing)) as answer:
+                    return answer, await answer.read()
         except (ReplicaFailed, AnswerTorn, TimeoutError):
             return None
 

@@ -96,13 +96,15 @@ class UploadPlaces:
         able = [replica for replica in keeping if all(replica.serves(model) for model in models)]
         if not able and not self._fleet.may_know_more:
             raise InvalidRequest(_no_one_server(models), param="file")
-        there = {replica.record.replica_id for replica in able}
         for model in models or (None,):
-            there &= {facts.replica_id for facts in self._fleet.available(model)}
-        if not there:
+            usable = self._fleet.usable(model)
+            able = [replica for replica in able if replica in usable]
+        if not able:
             names = [name for model in models for name in self._fleet.names_of(model)]
             raise self._geography.no_replica(names)
-        return sorted(there)
+        # Those that compute prompts for others keep files only where there is nobody else, as everywhere.
+        able = [replica for replica in able if replica.record.role != "prefill"] or able
+        return sorted(replica.record.replica_id for replica in able)
 
 
 def _no_one_server(models: Sequence[str]) -> str:

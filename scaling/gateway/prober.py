@@ -56,6 +56,7 @@ class Prober:
         self._registry = registry
         self._clock = clock
         key = settings.probe_key or settings.replica_key
+        self._asks_as_requests = key == settings.replica_key
         self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
         ttl_s = settings.registry.ttl_s if settings.registry else 1.0
         self._leases = LeaseView(ttl_s)
@@ -162,7 +163,8 @@ class Prober:
                 listing,
                 draining=ready == 503 and told.status == "draining",
                 store_id=told.store_id,
-                tells_tenants=models.acts_for_others,
+                # What another key may says nothing of the one that requests come with.
+                tells_tenants=models.acts_for_others and self._asks_as_requests,
             )
 
 

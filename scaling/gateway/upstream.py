@@ -95,6 +95,14 @@ class Answer:
                 return
             yield chunk
 
+    async def read(self) -> bytes:
+        """All of its body.
+
+        Raises:
+            AnswerTorn: The connection was lost.
+        """
+        return self.first + b"".join([chunk async for chunk in self.rest()])
+
     def close(self) -> None:
         """Gives the connection back if all was read, else ends it: the replica sees that nobody listens any more."""
         if self.whole:
@@ -173,8 +181,7 @@ class Upstream:
         try:
             async with asyncio.timeout(timeout_s):
                 with contextlib.closing(await self.send(url, outgoing)) as answer:
-                    body = answer.first + b"".join([chunk async for chunk in answer.rest()])
-                    return answer.status, body
+                    return answer.status, await answer.read()
         except AnswerTorn as error:
             raise ReplicaFailed(str(error), begun=True) from error
         except TimeoutError as error:

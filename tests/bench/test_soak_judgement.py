@@ -104,8 +104,16 @@ def found(soak: Soak, rows: list[Any], *, end_mib: float = 100.0, fds: int = 10,
     return soak.verdict.Found(ledger=ledger, kills=[kill], censuses=censuses, num_left_behind=0)
 
 
-def row(ledger: ModuleType, end: str, *, modality: str = "chat", began_s: float = 9.5, ended_s: float = 10.2) -> Any:
-    return ledger.Row(modality=modality, act="whole", began_s=began_s, ended_s=ended_s, end=ledger.End[end])
+def row(
+    ledger: ModuleType,
+    end: str,
+    *,
+    modality: str = "chat",
+    act: str = "whole, waits",
+    began_s: float = 9.5,
+    ended_s: float = 10.2,
+) -> Any:
+    return ledger.Row(modality=modality, act=act, began_s=began_s, ended_s=ended_s, end=ledger.End[end])
 
 
 def missed(soak: Soak, given: Any) -> list[str]:
@@ -123,6 +131,11 @@ def test_a_kill_explains_the_failures_of_its_own_model_and_time_only(soak: Soak)
 
 def test_clients_that_are_told_late_of_a_death_are_a_miss(soak: Soak) -> None:
     assert len(missed(soak, found(soak, [row(soak.ledger, "FAILED", ended_s=11.5)]))) == 1
+
+
+def test_a_client_that_reads_slowly_is_not_told_late(soak: Soak) -> None:
+    slow = row(soak.ledger, "FAILED", act="stream, reads slowly", ended_s=11.5)
+    assert missed(soak, found(soak, [slow])) == []
 
 
 def test_what_grows_or_stays_held_is_a_miss(soak: Soak) -> None:

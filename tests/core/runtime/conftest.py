@@ -13,7 +13,9 @@ import uvloop
 
 _MODULE = '''
 """A model that counts aloud, one number a step; some inputs misbehave."""
+import ctypes
 import os
+import signal
 import msgspec
 from pathlib import Path
 from pydantic import BaseModel, ConfigDict
@@ -94,6 +96,8 @@ def load(context):
         raise RuntimeError("no such luck")
     if context.options.flag and os.path.exists(context.options.flag):
         os.kill(os.getpid(), 9)
+    libc = ctypes.CDLL(None)
+    libc.signal(signal.SIGUSR2, libc.pthread_exit)  # ends the first thread alone: the process lingers as one that dies slowly
     context.report(0.5, "counting")
     return CountModel(context.options)
 

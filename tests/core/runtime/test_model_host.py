@@ -145,6 +145,27 @@ async def test_a_killed_worker_fails_its_requests_at_once_and_is_replaced(count_
         await host.close(5.0)
 
 
+async def test_a_worker_fails_its_requests_when_its_end_begins_however_long_that_takes(
+    count_plugin: Path, tmp_path: Path
+) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin)})
+    try:
+        replica = only_replica(host)
+        stream = replica.submit(count(1, trick="forever"))
+        await stream.next_events()
+        os.kill(replica.pid, signal.SIGUSR2)
+        async with asyncio.timeout(10.0):
+            events = await events_of(stream)
+        assert isinstance(events[-1].error, WorkerDied)
+        with pytest.raises(WorkerDied):
+            replica.submit(count(1))
+        async with asyncio.timeout(60.0):
+            await replica.ended.wait()
+    finally:
+        await host.close(5.0)
+
+
 async def test_who_loses_the_only_worker_is_told_how_long_the_last_one_took_to_load(
     count_plugin: Path, tmp_path: Path
 ) -> None:

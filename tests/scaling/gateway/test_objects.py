@@ -191,6 +191,13 @@ async def test_a_replica_that_checks_the_clients_keys_is_told_for_whom_they_say_
     assert [seen.headers.get("x-tenant") for seen in replica.seen] == ["ana", None]
 
 
+async def test_what_the_key_of_the_probes_may_says_nothing_of_the_clients_keys() -> None:
+    replica = keeping(A, tells_tenants=True)
+    async with fleet(replica, server=KEYS, probe_key="probe") as gateway:
+        assert (await gateway.ask(authorization="Bearer ka"))[0] == 200
+    assert ("x-tenant" in replica.seen[0].headers, replica.seen[0].headers["authorization"]) == (False, "Bearer ka")
+
+
 async def test_a_replica_that_tells_no_tenants_is_asked_for_no_object_that_this_gateway_did_not_see_made() -> None:
     replica = keeping(A, made(f"video_{A}_{DIGITS}"))
     async with fleet(replica, server=KEYS, replica_key="inner") as gateway:
@@ -212,6 +219,22 @@ async def test_a_list_says_how_many_servers_it_lacks() -> None:
         status, content, headers = await gateway.ask(path="/v1/videos?limit=3", method="GET")
     assert (status, json.loads(content)) == (200, {"data": [], "has_more": False})
     assert ("x-servers-missing" in whole, headers["x-servers-missing"]) == (False, "1")
+
+
+async def test_lists_have_what_servers_keep_that_are_left_alone_or_that_compute_prompts_for_others() -> None:
+    page = Reply(parts=(b'{"data": [{"id": "x"}], "has_more": false}',))
+    prefill = keeping("cccccccc", page)
+    prefill.role = "prefill"
+    replicas = keeping(A, page), keeping(B, page), prefill
+    async with fleet(*replicas) as gateway:
+        for _ in range(5):
+            gateway.gateway.fleet.failed(replicas[1].url)
+        for store_id in ("aaaaaaab", "bbbbbbbc"):
+            path = f"/v1/videos?after=video_{store_id}_{DIGITS}"
+            _status, content, headers = await gateway.ask(path=path, method="GET")
+            assert json.loads(content)["data"] == [{"id": "x"}]
+            assert "x-servers-missing" not in headers
+    assert [len(replica.seen) for replica in replicas] == [0, 1, 1]
 
 
 async def test_a_server_that_refuses_a_list_is_heard_and_one_that_breaks_it_off_is_not() -> None:

@@ -72,6 +72,16 @@ async def test_lines_that_name_files_go_where_these_are() -> None:
     assert num_seen(*replicas) == [0, 3]
 
 
+async def test_a_server_that_is_left_alone_still_takes_what_no_other_can() -> None:
+    replicas = keeping(A), keeping(B)
+    async with fleet(*replicas) as gateway:
+        for _ in range(5):
+            gateway.gateway.fleet.failed(replicas[1].url)
+        assert await upload(gateway, line("m", file=f"file-{B}_{DIGITS}")) == (200, None)
+        assert await upload(gateway, line("m")) == (200, None)
+    assert num_seen(*replicas) == [1, 1]
+
+
 async def test_files_that_lines_will_name_stay_together_at_replicas_of_the_model_they_are_for() -> None:
     replicas = keeping(A), keeping(B, models=("ears",)), keeping("dddddddd", models=("ears",))
     async with fleet(*replicas) as gateway:
