@@ -363,9 +363,18 @@ def test_room_for_the_results_of_open_batches_is_kept_free_of_uploads() -> None:
         assert full.value.code == "storage_full"
         last.finish("b")
         assert ended(client, batch.id).request_counts.completed == 2
-        # The room comes back a moment after the batch is seen to have ended: a client that tries again gets it.
-        patient = client.with_options(max_retries=5)
-        assert patient.files.create(file=("big", b"x" * 100_000), purpose="user_data").bytes == 100_000
+        assert _stored_when_room_is_back(client, b"x" * 100_000).bytes == 100_000
+
+
+def _stored_when_room_is_back(client: openai.OpenAI, content: bytes) -> Any:
+    """The room comes back a moment after the batch is seen to have ended; ``Retry-After`` is for storage that stays full."""
+    until_s = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return client.files.create(file=("big", content), purpose="user_data")
+        except openai.InternalServerError as error:
+            if error.code != "storage_full" or time.monotonic() > until_s:
+                raise
 
 
 def test_an_upload_whose_record_cannot_be_stored_leaves_no_bytes(
