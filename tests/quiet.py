@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def quiet(*names: str) -> Iterator[None]:
+def quiet(*names: str) -> Generator[None]:
     """Only what is critical is logged by these, and those below them, inside."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
