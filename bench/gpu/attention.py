@@ -16,6 +16,20 @@ TOKENS, LENGTH = 4096, 512
 HEADS = {(128, True): (16, 8), (64, False): (16, 16), (32, False): (12, 12)}
 """Query and kv heads of Qwen3-Embedding-0.6B, bge-large and MiniLM by their head dim."""
 
+SHAPES = (
+    (64, 32, 4, 3),
+    (64, 64, 4, 2),
+    (64, 64, 4, 3),
+    (64, 64, 4, 4),
+    (64, 128, 4, 2),
+    (128, 32, 8, 3),
+    (128, 64, 4, 3),
+    (128, 64, 8, 2),
+    (128, 64, 8, 3),
+    (128, 128, 8, 2),
+)
+"""Rows, keys, warps and stages of the tiles to try."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,20 +58,13 @@ def main() -> None:
             return forward(q, k, v, bounds, bounds, LENGTH, LENGTH, 0.0, causal, False, scale=0.1)[0]
 
         table = {"flash": round(1e3 * do_bench(flash, return_mode="median"), 1)}
-        for rows, keys, warps, stages in (
-            (64, 64, 4, 2),
-            (64, 64, 4, 3),
-            (64, 128, 4, 2),
-            (128, 64, 4, 2),
-            (128, 64, 4, 3),
-            (128, 64, 8, 3),
-            (128, 128, 8, 2),
-        ):
-            gpu_layers.TILES[dim, causal] = gpu_layers.Tile(rows, keys, warps, stages)
+        packed = [(*tile, 2) for tile in SHAPES if tile[0] > 64] if heads > kv_heads else []
+        for tile in (*((*tile, 1) for tile in SHAPES), *packed):
+            gpu_layers.TILES[dim, causal] = gpu_layers.Tile(*tile)
             try:
-                table[f"{rows} {keys} {warps} {stages}"] = round(1e3 * do_bench(ours, return_mode="median"), 1)
+                table[" ".join(map(str, tile))] = round(1e3 * do_bench(ours, return_mode="median"), 1)
             except Exception as error:  # too much shared memory for this card
-                print(rows, keys, warps, stages, str(error)[:100], flush=True)
+                print(tile, str(error)[:100], flush=True)
         best = min((name for name in table if name != "flash"), key=lambda name: table[name])
         gpu_layers.TILES[dim, causal] = gpu_layers.Tile(*map(int, best.split()))
         difference = (ours().float() - flash().float()).abs().max().item()  # type: ignore[attr-defined]

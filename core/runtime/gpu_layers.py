@@ -23,12 +23,21 @@ _ROTATED_HEADS = 8  # of one program: 2 KiB at heads of 128, enough loads in fli
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How much one program of `attend_spans` does at once, and how Triton builds it."""
+    """How much one program of `attend_spans` does at once, and how Triton builds it.
+
+    Attributes:
+        rows: Queries: rows of the batch times ``heads``; a power of 2, at least 16.
+        keys: Looked at in one go; a power of 2, at least 16.
+        warps: That share the work.
+        stages: Blocks of keys that are on their way or in use.
+        heads: That share the program, a power of 2, where the model has so many for a kv head: keys are read once for all.
+    """
 
     rows: int
     keys: int
     warps: int
     stages: int
+    heads: int = 1
 
 
 TILES: dict[tuple[int, bool], Tile] = {
@@ -85,8 +94,10 @@ def attend_spans(
     num_rows, num_heads, dim = query.shape
     padded = max(16, _power_of_2(dim))
     tile = WIDE_TILE if query.dtype is torch.float32 or padded > 128 else TILES.get((padded, causal), TILE)
+    group = num_heads // key.shape[1]
+    packed = tile.heads if group % tile.heads == 0 else 1
     output = query.new_empty(num_rows, num_heads, dim)
-    _KERNELS.attend_spans_kernel[(num_heads, -(-num_rows // tile.rows))](
+    _KERNELS.attend_spans_kernel[(num_heads // packed, -(-num_rows * packed // tile.rows))](
         query,
         key,
         value,
@@ -102,11 +113,12 @@ def attend_spans(
         num_rows,
         scaling,
         HEADS=num_heads,
-        GROUP=num_heads // key.shape[1],
+        GROUP=group,
         DIM=dim,
         DIM_PADDED=padded,
         ROWS=tile.rows,
         KEYS=tile.keys,
+        PACKED=packed,
         CAUSAL=causal,
         WINDOW=window or 0,
         PRECISION="ieee" if query.dtype is torch.float32 else "tf32",

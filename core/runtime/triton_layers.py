@@ -11,6 +11,64 @@ import triton
 import triton.language as tl
 
 
+@triton.jit
+def _attend_keys(
+    first_key,
+    behind,
+    high,
+    q,
+    key,
+    value,
+    key_row_stride,
+    value_row_stride,
+    start,
+    end,
+    exponent,
+    running_max,
+    running_sum,
+    result,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+    KEYS: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Takes the keys from ``first_key`` to ``behind`` into the softmax so far; without a mask where every row sees them all."""
+    dim = tl.arange(0, DIM_PADDED)
+    inside = (dim < DIM)[None, :]
+    for at in range(first_key, behind, KEYS):
+        position = at + tl.arange(0, KEYS)
+        place = position.to(tl.int64)[:, None]
+        known = (position < high)[:, None]
+        if MASKED:
+            k = tl.load(key + place * key_row_stride + dim[None, :], mask=known & inside, other=0.0)
+        elif DIM == DIM_PADDED:
+            k = tl.load(key + place * key_row_stride + dim[None, :])
+        else:
+            k = tl.load(key + place * key_row_stride + dim[None, :], mask=inside, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if MASKED:
+            seen = (position[None, :] >= start[:, None]) & (position[None, :] < end[:, None])
+            scores = tl.where(seen, scores, -float("inf"))
+        new_max = tl.maximum(running_max, tl.max(scores, axis=1) * exponent)
+        base = new_max
+        if MASKED:
+            # Rows that have seen nothing yet: their maximum is minus infinity, and infinity minus infinity is no number.
+            base = tl.where(new_max == -float("inf"), 0.0, new_max)
+        weights = tl.exp2(scores * exponent - base[:, None])
+        decay = tl.exp2(running_max - base)
+        if MASKED:
+            v = tl.load(value + place * value_row_stride + dim[None, :], mask=known & inside, other=0.0)
+        elif DIM == DIM_PADDED:
+            v = tl.load(value + place * value_row_stride + dim[None, :])
+        else:
+            v = tl.load(value + place * value_row_stride + dim[None, :], mask=inside, other=0.0)
+        running_sum = running_sum * decay + tl.sum(weights, axis=1)
+        result = result * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        running_max = new_max
+    return running_max, running_sum, result
+
+
 # Long because its tile stays in registers from the first load to the last store, under one set of names.
 @triton.jit
 def attend_spans_kernel(
@@ -34,61 +92,73 @@ def attend_spans_kernel(
     DIM_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    PACKED: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    head = tl.program_id(0)
-    first = tl.program_id(1) * ROWS
-    row = first + tl.arange(0, ROWS)
+    # A tile has ROWS queries: PACKED neighbouring heads, which share their keys, of ROWS // PACKED neighbouring rows.
+    inner = tl.arange(0, ROWS)
+    head = tl.program_id(0) * PACKED + inner % PACKED
+    kv_head = tl.program_id(0) * PACKED // GROUP
+    first = tl.program_id(1) * (ROWS // PACKED)
+    row = first + inner // PACKED
     real = row < num_rows
     start = tl.load(starts + row, mask=real, other=num_rows).to(tl.int32)
     end = tl.load(ends + row, mask=real, other=0).to(tl.int32)
     # The keys that any row of the tile sees; rows of padding have an empty span behind all others.
     low = tl.min(start, axis=0)
     high = tl.max(end, axis=0)
+    behind = first + ROWS // PACKED
     if CAUSAL:
-        high = tl.minimum(high, first + ROWS)
+        high = tl.minimum(high, behind)
         end = tl.minimum(end, row + 1)
     if WINDOW > 0:
         low = tl.maximum(low, first - WINDOW + 1)
         start = tl.maximum(start, row - WINDOW + 1)
         if not CAUSAL:
-            high = tl.minimum(high, first + ROWS + WINDOW - 1)
+            high = tl.minimum(high, behind + WINDOW - 1)
             end = tl.minimum(end, row + WINDOW)
+    # The keys that every row of the tile sees, in whole blocks: most of a long sequence's.
+    common_low = tl.minimum(low + tl.cdiv(tl.maximum(tl.max(start, axis=0) - low, 0), KEYS) * KEYS, high)
+    num_common = tl.maximum(tl.min(end, axis=0) - common_low, 0) // KEYS
+    common_high = tl.minimum(common_low + num_common * KEYS, tl.maximum(high, common_low))
 
     dim = tl.arange(0, DIM_PADDED)
     inside = dim < DIM
     q = tl.load(
-        query + row.to(tl.int64)[:, None] * query_row_stride + head * query_head_stride + dim[None, :],
+        query + row.to(tl.int64)[:, None] * query_row_stride + head[:, None] * query_head_stride + dim[None, :],
         mask=real[:, None] & inside[None, :],
         other=0.0,
     )
-    kv_head = head // GROUP
+    key += kv_head * key_head_stride
+    value += kv_head * value_head_stride
     exponent = scale * 1.4426950408889634  # powers of 2 are cheaper than powers of e
     running_max = tl.full([ROWS], -float("inf"), tl.float32)
     running_sum = tl.zeros([ROWS], tl.float32)
     result = tl.zeros([ROWS, DIM_PADDED], tl.float32)
-    for at in range(low, high, KEYS):
-        position = at + tl.arange(0, KEYS)
-        known = position < high
-        present = known[:, None] & inside[None, :]
-        place = position.to(tl.int64)[:, None]
-        k = tl.load(key + place * key_row_stride + kv_head * key_head_stride + dim[None, :], mask=present, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        seen = (position[None, :] >= start[:, None]) & (position[None, :] < end[:, None])
-        scores = tl.where(seen, scores, -float("inf"))
-        new_max = tl.maximum(running_max, tl.max(scores, axis=1) * exponent)
-        # Rows that have seen nothing yet: their maximum is minus infinity, and infinity minus infinity is no number.
-        base = tl.where(new_max == -float("inf"), 0.0, new_max)
-        weights = tl.exp2(scores * exponent - base[:, None])
-        decay = tl.exp2(running_max - base)
-        v = tl.load(
-            value + place * value_row_stride + kv_head * value_head_stride + dim[None, :], mask=present, other=0.0
+    for part in tl.static_range(3):
+        running_max, running_sum, result = _attend_keys(
+            low if part == 0 else (common_low if part == 1 else common_high),
+            common_low if part == 0 else (common_high if part == 1 else high),
+            high,
+            q,
+            key,
+            value,
+            key_row_stride,
+            value_row_stride,
+            start,
+            end,
+            exponent,
+            running_max,
+            running_sum,
+            result,
+            DIM=DIM,
+            DIM_PADDED=DIM_PADDED,
+            KEYS=KEYS,
+            MASKED=part != 1,
+            PRECISION=PRECISION,
         )
-        running_sum = running_sum * decay + tl.sum(weights, axis=1)
-        result = result * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-        running_max = new_max
     total = tl.where(running_sum == 0.0, 1.0, running_sum)
     target = (row.to(tl.int64) * HEADS + head) * DIM
     tl.store(

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sixfold.core.runtime import gpu_layers
 from sixfold.core.runtime.gpu_layers import (
     HeadNorms,
     Spans,
+    Tile,
     add_layer_norm,
     attend_spans,
     rms_norm,
@@ -52,11 +54,14 @@ def plain_attention(
     return torch.einsum("hqk,khd->qhd", weights, value)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=4),
     num_padding=st.sampled_from([0, 1, 70]),
-    heads=st.sampled_from([(1, 1), (6, 2)]),
+    heads=st.sampled_from([(1, 1), (6, 2), (4, 1)]),
+    tile=st.sampled_from(
+        [gpu_layers.TILE, Tile(16, 16, 4, 2), Tile(32, 16, 4, 2, heads=2), Tile(64, 16, 4, 2, heads=4)]
+    ),
     dim=st.sampled_from([8, 24]),
     causal=st.booleans(),
     window=st.sampled_from([None, 1, 40]),
@@ -66,6 +71,7 @@ def test_rows_attend_to_their_own_sequence_alone(
     lengths: list[int],
     num_padding: int,
     heads: tuple[int, int],
+    tile: Tile,
     dim: int,
     causal: bool,
     window: int | None,
@@ -76,7 +82,10 @@ def test_rows_attend_to_their_own_sequence_alone(
     qkv = torch.randn(len(spans.starts), num_heads + 2 * num_kv_heads, dim).to(dtype)
     query, key, value = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)
 
-    found = attend_spans(query, key, value, spans, scaling=0.3, causal=causal, window=window)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gpu_layers, "TILE", tile)
+        patched.setattr(gpu_layers, "WIDE_TILE", tile)
+        found = attend_spans(query, key, value, spans, scaling=0.3, causal=causal, window=window)
 
     expected = plain_attention(query, key, value, spans, 0.3, causal, window)
     torch.testing.assert_close(found.double(), expected, atol=CLOSE[dtype], rtol=CLOSE[dtype])
