@@ -167,7 +167,7 @@ def measure_step(
         count = 50 if device != "cpu" else 2
         row["pipelined_s"] = timed(start, device, count)
         row["alone_s"] = timed(whole, device, count // 2)
-        forward = encoder._forward
+        forward = encoder.forward
         if getattr(forward, "_replays", None):
             kept, forward._replays = forward._replays, {}
             row["computed_s"] = timed(start, device, count // 2)
