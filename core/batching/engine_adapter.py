@@ -146,13 +146,13 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
 
     async def _drive(self, sequence: EngineSequence) -> None:
         failure: RequestError = StepFailed("The engine ended the request without a result.")
+
+        def tell(output: Any) -> None:
+            self._tell(sequence, Outcome(output))
+
         try:
-            async for output in self._engine.generate(sequence.request, sequence.prepared):
-                if isinstance(output, Finish):
-                    sequence.finish = output
-                    self._tell(sequence, Outcome(done=True))
-                else:
-                    self._tell(sequence, Outcome(output))
+            sequence.finish = await self._engine.run(sequence.request, sequence.prepared, tell)
+            self._tell(sequence, Outcome(done=True))
         except RequestError as error:
             failure = error
         except DeviceLost as error:

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from sixfold.core.batching.step_share import MeasuredStep
 from sixfold.core.decisions import DecisionLog
-from sixfold.core.errors import RequestError
+from sixfold.core.errors import RequestError, StepFailed
 from sixfold.core.messages import Cost, Request, Usage
 
 DORMANT = "dormant"
@@ -329,7 +329,6 @@ class EngineModel(ReplicaModel[InputT, OutputT], Generic[PreparedT, InputT, Outp
             RequestError: The input is bad.
         """
 
-    @abstractmethod
     def generate(self, request: Request[InputT], prepared: PreparedT) -> AsyncIterator[OutputT | Finish[OutputT]]:
         """Runs one request; yields increments and, last, a Finish. Closing the iterator aborts within one step.
 
@@ -339,6 +338,34 @@ class EngineModel(ReplicaModel[InputT, OutputT], Generic[PreparedT, InputT, Outp
             RequestError: The input is bad.
             DeviceLost: The engine can't go on.
         """
+        raise NotImplementedError(f"{type(self).__name__} needs `generate` or `run`")
+
+    async def run(
+        self, request: Request[InputT], prepared: PreparedT, tell: Callable[[OutputT], None]
+    ) -> Finish[OutputT]:
+        """Runs one request. Cancelling it aborts within one step. [the engine's loop]
+
+        This one iterates over `generate`. An engine that makes thousands of increments a second and can call back where it
+        makes them overrides this instead: then no task wakes for each of them.
+
+        Args:
+            request: To run.
+            prepared: What `prepare` made of it.
+            tell: Takes each increment; on the engine's loop, before the return.
+
+        Raises:
+            RequestError: The input is bad.
+            DeviceLost: The engine can't go on.
+        """
+        end: Finish[OutputT] | None = None
+        async for output in self.generate(request, prepared):
+            if isinstance(output, Finish):
+                end = output
+            else:
+                tell(output)
+        if end is None:
+            raise StepFailed("The engine ended the request without a result.")
+        return end
 
 
 class DeviceLost(Exception):

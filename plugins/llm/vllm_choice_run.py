@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sixfold.core.batching.model import Finish
@@ -12,65 +11,78 @@ from sixfold.core.messages import Usage
 from sixfold.plugins.llm.generation import Choice, Generation, TextDelta
 from sixfold.plugins.llm.prepare import Preparer
 from sixfold.plugins.llm.vllm_choice import ChoiceCollector
+from sixfold.plugins.llm.vllm_contract import Engine, PreparedChoice
 
 
 class ChoiceRun:
-    """One choice inside the engine. Owner: the engine's loop.
+    """One choice inside the engine. Owner: the engine's loop, on which it is made.
 
     Args:
-        outputs: What the engine makes.
+        request_id: No other request of the engine has it.
+        prepared: The choice.
         collector: Of the choice.
+        tell: Gets what can be sent, as it comes.
+
+    Attributes:
+        done: Is done when the choice is.
         num_prompt_tokens: Tokens of the prompt, if this choice accounts for them, else 0.
+        num_cached_tokens: Of these, how many the engine found in its cache.
     """
 
     def __init__(
-        self, outputs: AsyncGenerator[Any, None], collector: ChoiceCollector, *, num_prompt_tokens: int
+        self, request_id: str, prepared: PreparedChoice, collector: ChoiceCollector, tell: Callable[[TextDelta], None]
     ) -> None:
-        self._outputs = outputs
         self.collector = collector
-        self.num_prompt_tokens = num_prompt_tokens
+        self.num_prompt_tokens = len(prepared.token_ids) * prepared.counts_prompt
         self.num_cached_tokens = 0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._request_id = request_id
+        self._prepared = prepared
+        self._tell = tell
+        self._is_inside = False
 
-    async def deltas(self) -> AsyncGenerator[TextDelta, None]:
-        """What can be sent, as it comes."""
-        add = self.collector.add
-        async with aclosing(self._outputs) as outputs:  # at once, not by the garbage collector: closing it aborts
-            async for output in outputs:
-                delta = add(output.outputs[0])
-                if delta is not None:
-                    yield delta
-                if output.finished and self.num_prompt_tokens:
-                    self.num_cached_tokens = output.num_cached_tokens or 0
+    async def start(self, engine: Engine, *, stream: bool) -> None:
+        """Begins it; raises what the engine raises."""
+        prepared = self._prepared
+        self._is_inside = True  # also while the engine begins: who is cancelled then is to be aborted
+        await engine.start(
+            prepared.token_ids,
+            prepared.sampling,
+            form=prepared.form,
+            stream=stream,
+            request_id=self._request_id,
+            adapter=prepared.adapter,
+            cache_salt=prepared.cache_salt,
+            put=self._put,
+        )
 
+    async def close(self, engine: Engine) -> None:
+        """Aborts it where it is not over."""
+        if not self.done.cancel() and not self.done.cancelled():
+            self.done.exception()  # one failure ends the request; those of the other choices are not missed
+        if self._is_inside:
+            self._is_inside = False
+            await engine.abort(self._request_id)
 
-async def merged(runs: Sequence[ChoiceRun]) -> AsyncGenerator[TextDelta, None]:
-    """The deltas of several choices, as they come; one that fails ends all."""
-    queue: asyncio.Queue[TextDelta | BaseException | None] = asyncio.Queue()
-
-    async def drain(run: ChoiceRun) -> None:
+    def _put(self, made: Any) -> None:
+        if self.done.done():
+            return  # what an abort leaves behind
+        if isinstance(made, BaseException):
+            self._is_inside = False
+            self.done.set_exception(made)
+            return
+        if made.finished:
+            self._is_inside = False
         try:
-            async for delta in run.deltas():
-                queue.put_nowait(delta)
-        except Exception as error:  # carried to the reader
-            queue.put_nowait(error)
-        else:
-            queue.put_nowait(None)
-
-    tasks = [asyncio.create_task(drain(run)) for run in runs]
-    try:
-        num_left = len(tasks)
-        while num_left:
-            item = await queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                num_left -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            delta = self.collector.add(made.outputs[0])
+            if delta is not None:
+                self._tell(delta)
+        except Exception as error:  # here it would end the engine's loop over all requests
+            self.done.set_exception(error)
+            return
+        if made.finished:
+            self.num_cached_tokens = (made.num_cached_tokens or 0) if self.num_prompt_tokens else 0
+            self.done.set_result(None)
 
 
 def finish(runs: Sequence[ChoiceRun], preparer: Preparer) -> Finish[TextDelta | Generation]:

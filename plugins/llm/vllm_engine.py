@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ ENGINE_ARGUMENTS = tuple(field.name for field in dataclasses.fields(AsyncEngineA
 
 
 class VllmEngine:
-    """An ``AsyncLLM`` behind `vllm_model.Engine`. Starts its processes when it is made.
+    """An ``AsyncLLM`` behind `vllm_contract.Engine`. Starts its processes when it is made.
 
     Args:
         arguments: Of ``AsyncEngineArgs``.
@@ -55,10 +55,10 @@ class VllmEngine:
         self._adapter_numbers = itertools.count(1)
 
     def new_adapter(self, name: str, folder: Path) -> Any:
-        """See `vllm_model.Engine`."""
+        """See `vllm_contract.Engine`."""
         return LoRARequest(name, next(self._adapter_numbers), str(folder))
 
-    def generate(
+    async def start(
         self,
         prompt_ids: list[int],
         sampling: Mapping[str, Any],
@@ -68,28 +68,33 @@ class VllmEngine:
         request_id: str,
         adapter: Any,
         cache_salt: str | None,
-    ) -> AsyncGenerator[Any, None]:
-        """See `vllm_model.Engine`."""
+        put: Callable[[Any], None],
+    ) -> None:
+        """See `vllm_contract.Engine`."""
         parameters = SamplingParams(
             **sampling,
             structured_outputs=None if form is None else StructuredOutputsParams(**form),
             output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
             skip_clone=True,  # made for this request alone
         )
-        outputs: AsyncGenerator[Any, None] = self.llm.generate(
-            tokens_input(prompt_ids, cache_salt=cache_salt),
-            parameters,
-            request_id,
-            lora_request=adapter,
-        )
-        return outputs
+        prompt = tokens_input(prompt_ids, cache_salt=cache_salt)
+        collected = await self.llm.add_request(request_id, prompt, parameters, lora_request=adapter)
+        # What reads a collector is a task that each output wakes and that passes it through four generators. At 256 streams
+        # this loop is what a token waits for, so outputs are taken where vLLM puts them. No output comes between these lines.
+        first, collected.output, collected.put = collected.output, None, put
+        if first is not None:
+            put(first)
+
+    async def abort(self, request_id: str) -> None:
+        """See `vllm_contract.Engine`."""
+        await self.llm.abort(request_id)
 
     def is_dead(self, error: Exception) -> bool:
-        """See `vllm_model.Engine`."""
+        """See `vllm_contract.Engine`."""
         return isinstance(error, EngineDeadError) or bool(self.llm.errored)
 
     def is_refusal(self, error: Exception) -> bool:
-        """See `vllm_model.Engine`."""
+        """See `vllm_contract.Engine`."""
         return isinstance(error, ValueError | VLLMValidationError)
 
     async def sleep(self) -> None:
@@ -101,7 +106,7 @@ class VllmEngine:
         await self.llm.wake_up()
 
     def shutdown(self) -> None:
-        """See `vllm_model.Engine`."""
+        """See `vllm_contract.Engine`."""
         self.llm.shutdown()
 
     @property

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -19,84 +17,13 @@ from sixfold.plugins.llm.lora_files import check_adapter
 from sixfold.plugins.llm.prepare import Preparer, estimate_tokens, split_input
 from sixfold.plugins.llm.text_codec import TextCodec
 from sixfold.plugins.llm.vllm_choice import ChoiceCollector, remembered
-from sixfold.plugins.llm.vllm_choice_run import ChoiceRun, finish, merged
+from sixfold.plugins.llm.vllm_choice_run import ChoiceRun, finish
+from sixfold.plugins.llm.vllm_contract import Engine, PreparedChoice
 from sixfold.plugins.llm.vllm_metrics import EngineCounts
 from sixfold.plugins.llm.vllm_options import VllmOptions
 from sixfold.plugins.llm.vllm_sampling import sampling_arguments
 from sixfold.plugins.llm.vllm_sleep import Wakefulness
 from sixfold.plugins.llm.vllm_structure import structured_outputs
-
-
-class Engine(Protocol):
-    """What the family uses of an engine; the real one is `vllm_engine.VllmEngine`, tests have another."""
-
-    def generate(
-        self,
-        prompt_ids: list[int],
-        sampling: Mapping[str, Any],
-        *,
-        form: Mapping[str, str] | None,
-        stream: bool,
-        request_id: str,
-        adapter: Any,
-        cache_salt: str | None,
-    ) -> AsyncGenerator[Any, None]:
-        """Yields ``RequestOutput``s of new tokens if ``stream``, else the final one. Closing it aborts.
-
-        Args:
-            prompt_ids: At least one token.
-            sampling: Arguments of ``SamplingParams``.
-            form: Arguments of ``StructuredOutputsParams``; None for free text.
-            stream: Whether outputs are wanted before the end.
-            request_id: No other request has it.
-            adapter: From `new_adapter`; None for the model alone.
-            cache_salt: Only prompts of the same salt share cached blocks.
-        """
-        ...
-
-    def new_adapter(self, name: str, folder: Path) -> Any:
-        """What stands for a LoRA adapter in `generate`; the engine reads it when it is first used, and drops those of which
-        it has too many by their last use."""
-        ...
-
-    def is_dead(self, error: Exception) -> bool:
-        """Whether an error means that the engine is gone."""
-        ...
-
-    def is_refusal(self, error: Exception) -> bool:
-        """Whether an error means that the request asks for what can't be honoured."""
-        ...
-
-    def shutdown(self) -> None:
-        """Ends the engine's processes."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedChoice:
-    """One choice of one prompt, ready for the engine.
-
-    Attributes:
-        choice: Index over all prompts and choices.
-        token_ids: The prompt, at least one token.
-        sampling: Arguments of vLLM's ``SamplingParams``.
-        counts_prompt: Whether this choice accounts for the prompt's tokens.
-        echo_text: The prompt's text, if it precedes the answer.
-        form: See `Engine.generate`.
-        cache_salt: See `Engine.generate`.
-        opens_in_reasoning: Whether the prompt ended within the model's reasoning.
-        adapter: See `Engine.generate`.
-    """
-
-    choice: int
-    token_ids: list[int]
-    sampling: Mapping[str, Any]
-    counts_prompt: bool
-    echo_text: str
-    form: Mapping[str, str] | None
-    cache_salt: str | None
-    opens_in_reasoning: bool
-    adapter: Any = None
 
 
 class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionInput, TextDelta | Generation]):
@@ -227,10 +154,13 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
             for name, ref in given.items()
         }
 
-    async def generate(
-        self, request: Request[ChatInput | CompletionInput], prepared: tuple[PreparedChoice, ...]
-    ) -> AsyncIterator[TextDelta | Finish[TextDelta | Generation]]:
-        """Runs all choices at once in the engine.
+    async def run(
+        self,
+        request: Request[ChatInput | CompletionInput],
+        prepared: tuple[PreparedChoice, ...],
+        tell: Callable[[TextDelta | Generation], None],
+    ) -> Finish[TextDelta | Generation]:
+        """Runs all choices at once in the engine; one that fails ends all.
 
         Raises:
             DeviceLost: The engine is dead.
@@ -239,12 +169,11 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
         if self._wakefulness is not None:
             await self._wakefulness.enter()
         self._num_inside += 1
+        runs = [self._choice_run(request, choice, tell) for choice in prepared]
         try:
-            runs = [self._run(request, choice) for choice in prepared]
-            deltas = runs[0].deltas() if len(runs) == 1 else merged(runs)
-            async with aclosing(deltas):
-                async for delta in deltas:
-                    yield delta
+            for run in runs:
+                await run.start(self._engine, stream=request.input.stream)
+            await asyncio.gather(*(run.done for run in runs))
         except Exception as error:
             if self._engine.is_dead(error):
                 raise DeviceLost("vLLM's engine has ended") from error
@@ -252,22 +181,22 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
                 raise InvalidRequest(f"The engine refuses the request: {error}") from error
             raise
         finally:
-            self._num_inside -= 1
-            if self._wakefulness is not None:
-                self._wakefulness.leave()
-        yield finish(runs, self._preparer)
+            try:
+                for run in runs:
+                    await run.close(self._engine)
+            finally:
+                self._num_inside -= 1
+                if self._wakefulness is not None:
+                    self._wakefulness.leave()
+        return finish(runs, self._preparer)
 
-    def _run(self, request: Request[ChatInput | CompletionInput], prepared: PreparedChoice) -> ChoiceRun:
+    def _choice_run(
+        self,
+        request: Request[ChatInput | CompletionInput],
+        prepared: PreparedChoice,
+        tell: Callable[[TextDelta | Generation], None],
+    ) -> ChoiceRun:
         wanted = request.input
-        outputs = self._engine.generate(
-            prepared.token_ids,
-            prepared.sampling,
-            form=prepared.form,
-            stream=wanted.stream,
-            request_id=f"{request.request_id}-{prepared.choice}",
-            adapter=prepared.adapter,
-            cache_salt=prepared.cache_salt,
-        )
         collector = ChoiceCollector(
             choice=prepared.choice,
             stream=wanted.stream,
@@ -276,7 +205,7 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
             echo_text=prepared.echo_text,
             opens_in_reasoning=prepared.opens_in_reasoning,
         )
-        return ChoiceRun(outputs, collector, num_prompt_tokens=len(prepared.token_ids) * prepared.counts_prompt)
+        return ChoiceRun(f"{request.request_id}-{prepared.choice}", prepared, collector, tell)
 
     def stats(self) -> Mapping[str, float]:
         """See `vllm_metrics`."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -78,8 +78,11 @@ class FakeEngine:
     forms: list[Mapping[str, str] | None] = field(default_factory=list["Mapping[str, str] | None"])
     cache_salts: list[str | None] = field(default_factory=list["str | None"])
     closed: list[str] = field(default_factory=list[str])
+    aborted: list[str] = field(default_factory=list[str])
+    start_trouble: Exception | None = None
+    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, "asyncio.Task[None]"])
 
-    async def generate(
+    async def start(
         self,
         prompt_ids: list[int],
         sampling: Mapping[str, Any],
@@ -89,29 +92,44 @@ class FakeEngine:
         request_id: str,
         adapter: Any,
         cache_salt: str | None,
-    ) -> AsyncGenerator[Any, None]:
+        put: Callable[[Any], None],
+    ) -> None:
         self.asked[request_id] = sampling
         self.forms.append(form)
         self.cache_salts.append(cache_salt)
         self.adapters.append(adapter)
-        count = sampling["max_tokens"]
+        if self.start_trouble is not None:
+            raise self.start_trouble
+        self.tasks[request_id] = asyncio.create_task(self._make(request_id, sampling["max_tokens"], stream, put))
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        task = self.tasks.get(request_id)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _make(self, request_id: str, count: int, stream: bool, put: Callable[[Any], None]) -> None:
         try:
             if not stream:
                 if self.trouble is not None:
                     raise self.trouble
                 whole = Made(text="x" * count, token_ids=[65] * count, finish_reason="length")
-                yield SimpleNamespace(outputs=[whole], finished=True, num_cached_tokens=2)
+                put(SimpleNamespace(outputs=[whole], finished=True, num_cached_tokens=2))
                 return
             for index in range(count):
                 last = index == count - 1
                 made = Made(text="x", finish_reason="length" if last else None)
-                yield SimpleNamespace(outputs=[made], finished=last, num_cached_tokens=2)
+                put(SimpleNamespace(outputs=[made], finished=last, num_cached_tokens=2))
                 if self.trouble is not None:
                     raise self.trouble
                 if not self.gate.is_set():
                     await self.gate.wait()
+        except Exception as error:
+            put(error)
         finally:
             self.closed.append(request_id)
+            put(SimpleNamespace(outputs=[Made(text="late", finish_reason="abort")], finished=True))  # as vLLM does
 
     def new_adapter(self, name: str, folder: Path) -> str:
         self.num_adapters += 1
@@ -179,9 +197,8 @@ def request(wanted: ChatInput | CompletionInput) -> Request[ChatInput | Completi
 async def run(model: VllmModel, wanted: ChatInput | CompletionInput) -> tuple[list[TextDelta], Finish[Any]]:
     """All deltas and the end."""
     asked = request(wanted)
-    outputs = [output async for output in model.generate(asked, model.prepare(asked))]
-    end = outputs.pop()
-    assert isinstance(end, Finish)
+    outputs: list[TextDelta | Generation] = []
+    end = await model.run(asked, model.prepare(asked), outputs.append)
     assert all(isinstance(output, TextDelta) for output in outputs)
     return [output for output in outputs if isinstance(output, TextDelta)], end
 
@@ -351,10 +368,25 @@ async def test_an_engines_trouble_is_told_apart(
 async def test_leaving_a_stream_aborts_all_its_choices_at_once(model: VllmModel, engine: FakeEngine, n: int) -> None:
     engine.gate.clear()
     asked = request(completion("a", stream=True, n=n))
-    outputs = model.generate(asked, model.prepare(asked))
-    await anext(outputs)
-    await cast("AsyncGenerator[object, None]", outputs).aclose()
-    assert sorted(engine.closed) == [f"r-{choice}" for choice in range(n)]
+    first = asyncio.Event()
+    running = asyncio.create_task(model.run(asked, model.prepare(asked), lambda _: first.set()))
+    await first.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert sorted(engine.aborted) == sorted(engine.closed) == [f"r-{choice}" for choice in range(n)]
+
+
+async def test_what_the_engine_refuses_at_once_is_told_apart_too(model: VllmModel, engine: FakeEngine) -> None:
+    engine.start_trouble = Refused("too many stop strings")
+    with pytest.raises(InvalidRequest, match="too many stop strings"):
+        await run(model, completion("a", stream=True, n=2))
+    assert list(engine.asked) == ["r-0"]
+
+
+async def test_a_choice_that_is_over_is_not_aborted(model: VllmModel, engine: FakeEngine) -> None:
+    await run(model, completion("a", stream=True, n=2))
+    assert engine.aborted == []
 
 
 async def test_one_failing_choice_ends_the_others(model: VllmModel, engine: FakeEngine) -> None:
@@ -600,7 +632,7 @@ def test_log_probabilities_of_prompts_and_images_are_refused_by_name(model: Vllm
 async def test_blocks_are_shared_within_a_key_and_a_salt_only(model: VllmModel, engine: FakeEngine) -> None:
     for tenant, salt in (("a", None), ("a", None), ("b", None), ("a", "s")):
         asked = dataclasses.replace(request(chat(cache_salt=salt)), tenant=tenant)
-        assert [output async for output in model.generate(asked, model.prepare(asked))]
+        await model.run(asked, model.prepare(asked), lambda _: None)
     first, again, other_key, other_salt = engine.cache_salts
     assert first == again
     assert len({first, other_key, other_salt, None}) == 4
