@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from sixfold.core.errors import InvalidRequest, UsageError
 from sixfold.core.object_ids import new_object_id
-from sixfold.core.sqlite_thread import SqliteThread, open_file
+from sixfold.core.sqlite_thread import SqliteThread, open_file, write_ahead
 
 Order: TypeAlias = Literal["asc", "desc"]
 
@@ -277,7 +277,7 @@ def _job(row: tuple[Any, ...]) -> Job:
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         connection = open_file(path)
-        connection.execute("PRAGMA journal_mode = WAL")
+        write_ahead(connection)
         connection.execute("PRAGMA synchronous = FULL")  # a job that was promised survives a power cut
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:

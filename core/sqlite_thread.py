@@ -79,3 +79,26 @@ def open_file(path: Path) -> sqlite3.Connection:
     """
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     return sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+
+
+def write_ahead(connection: sqlite3.Connection) -> None:
+    """Puts the file into WAL mode, in which readers and a writer do not wait for each other.
+
+    While another process writes, SQLite refuses the change at once, whatever the connection's timeout; so does a file that two
+    processes make at the same time. Beginning a transaction waits for the writer, as the timeout says.
+
+    Args:
+        connection: Outside of a transaction.
+
+    Raises:
+        sqlite3.Error: The file is no database, or is locked for longer than the connection's timeout.
+    """
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("COMMIT")

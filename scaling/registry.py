@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from sixfold.core.errors import ConfigError, SixfoldError
+from sixfold.core.sqlite_thread import write_ahead
 
 _LOG = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class SqliteRegistry:
         self._path = path
         try:
             with self._transaction() as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
+                write_ahead(connection)
                 connection.execute(_SCHEMA)
         except RegistryUnavailable as error:
             raise ConfigError(f"registry: {error} Name a file in a folder that exists.") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sixfold.core.errors import UsageError
 from sixfold.core.files import FileStore
-from sixfold.core.sqlite_thread import SqliteThread, open_file
+from sixfold.core.sqlite_thread import SqliteThread, open_file, write_ahead
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS outcomes (
@@ -184,7 +184,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         connection = open_file(path)
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute("PRAGMA journal_mode = WAL")
+        write_ahead(connection)
         # A line that was answered is not computed again after a power cut.
         connection.execute("PRAGMA synchronous = FULL")
         connection.executescript(_SCHEMA)

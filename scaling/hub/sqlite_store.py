@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sixfold.core.errors import ConfigError
+from sixfold.core.sqlite_thread import write_ahead
 from sixfold.scaling.hub.store import ABSENT, Conflict, Fence, Fenced, Lease, Stored, StoreUnavailable
 
 ResultT = TypeVar("ResultT")
@@ -179,7 +180,7 @@ class SqliteStore:
 
 def _open(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
+    write_ahead(db)
     db.execute("PRAGMA synchronous = FULL")  # a plan that was promised to sites must survive a power cut
     db.executescript(_SCHEMA)
     return db
