@@ -17,7 +17,9 @@ HEADS = {(128, True): (16, 8), (64, False): (16, 16), (32, False): (12, 12)}
 """Query and kv heads of Qwen3-Embedding-0.6B, bge-large and MiniLM by their head dim."""
 
 SHAPES = (
+    (64, 32, 4, 2),
     (64, 32, 4, 3),
+    (64, 32, 4, 4),
     (64, 64, 4, 2),
     (64, 64, 4, 3),
     (64, 64, 4, 4),
@@ -58,7 +60,7 @@ def main() -> None:
             return forward(q, k, v, bounds, bounds, LENGTH, LENGTH, 0.0, causal, False, scale=0.1)[0]
 
         table = {"flash": round(1e3 * do_bench(flash, return_mode="median"), 1)}
-        packed = [(*tile, 2) for tile in SHAPES if tile[0] > 64] if heads > kv_heads else []
+        packed = [(*tile, 2) for tile in SHAPES] if heads > kv_heads else []
         for tile in (*((*tile, 1) for tile in SHAPES), *packed):
             gpu_layers.TILES[dim, causal] = gpu_layers.Tile(*tile)
             try:
