@@ -36,6 +36,7 @@ SHAPES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--site", type=Path)
+    parser.add_argument("--dims", type=int, nargs="+", help="some of the head dims")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     import_sixfold(args.site)
@@ -49,6 +50,8 @@ def main() -> None:
     bounds = torch.arange(0, TOKENS + 1, LENGTH, device="cuda", dtype=torch.int32)
     found: dict[str, Any] = {}
     for (dim, causal), (heads, kv_heads) in HEADS.items():
+        if args.dims and dim not in args.dims:
+            continue
         qkv = torch.randn(TOKENS, heads + 2 * kv_heads, dim, device="cuda", dtype=torch.bfloat16)
         query, key, value = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
 

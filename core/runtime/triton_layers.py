@@ -36,16 +36,17 @@ def _attend_keys(
     """Takes the keys from ``first_key`` to ``behind`` into the softmax so far; without a mask where every row sees them all."""
     dim = tl.arange(0, DIM_PADDED)
     inside = (dim < DIM)[None, :]
-    for at in range(first_key, behind, KEYS):
-        position = at + tl.arange(0, KEYS)
-        place = position.to(tl.int64)[:, None]
+    position = first_key + tl.arange(0, KEYS)
+    key += position.to(tl.int64)[:, None] * key_row_stride + dim[None, :]
+    value += position.to(tl.int64)[:, None] * value_row_stride + dim[None, :]
+    for _ in range(first_key, behind, KEYS):
         known = (position < high)[:, None]
         if MASKED:
-            k = tl.load(key + place * key_row_stride + dim[None, :], mask=known & inside, other=0.0)
+            k = tl.load(key, mask=known & inside, other=0.0)
         elif DIM == DIM_PADDED:
-            k = tl.load(key + place * key_row_stride + dim[None, :])
+            k = tl.load(key)
         else:
-            k = tl.load(key + place * key_row_stride + dim[None, :], mask=inside, other=0.0)
+            k = tl.load(key, mask=inside, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if MASKED:
             seen = (position[None, :] >= start[:, None]) & (position[None, :] < end[:, None])
@@ -58,14 +59,17 @@ def _attend_keys(
         weights = tl.exp2(scores * exponent - base[:, None])
         decay = tl.exp2(running_max - base)
         if MASKED:
-            v = tl.load(value + place * value_row_stride + dim[None, :], mask=known & inside, other=0.0)
+            v = tl.load(value, mask=known & inside, other=0.0)
         elif DIM == DIM_PADDED:
-            v = tl.load(value + place * value_row_stride + dim[None, :])
+            v = tl.load(value)
         else:
-            v = tl.load(value + place * value_row_stride + dim[None, :], mask=inside, other=0.0)
+            v = tl.load(value, mask=inside, other=0.0)
         running_sum = running_sum * decay + tl.sum(weights, axis=1)
         result = result * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         running_max = new_max
+        key += KEYS * key_row_stride
+        value += KEYS * value_row_stride
+        position += KEYS
     return running_max, running_sum, result
 
 
