@@ -41,11 +41,11 @@ class Tile:
 
 
 TILES: dict[tuple[int, bool], Tile] = {
-    (128, True): Tile(rows=64, keys=64, warps=4, stages=3),
+    (128, True): Tile(rows=64, keys=32, warps=4, stages=3, heads=2),
     (64, False): Tile(rows=128, keys=64, warps=8, stages=3),
-    (32, False): Tile(rows=128, keys=64, warps=4, stages=3),
+    (32, False): Tile(rows=64, keys=32, warps=4, stages=3),
 }
-"""By head dim and whether attention is causal, for half precision: the fastest on an H100 (``bench/gpu/attention.py``)."""
+"""By head dim and whether attention is causal, for half precision: the fastest on an H200 (``bench/gpu/attention.py``)."""
 TILE = Tile(rows=64, keys=64, warps=4, stages=3)
 WIDE_TILE = Tile(rows=64, keys=32, warps=4, stages=2)
 
