@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,12 +94,13 @@ def write_ahead(connection: sqlite3.Connection) -> None:
     Raises:
         sqlite3.Error: The file is no database, or is locked for longer than the connection's timeout.
     """
+    until_s = time.monotonic() + connection.execute("PRAGMA busy_timeout").fetchone()[0] / 1e3
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until_s:
                 raise
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("COMMIT")

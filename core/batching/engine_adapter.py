@@ -217,7 +217,7 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
     try:
-        import uvloop  # a task wakes for each token: it halves what that costs
+        import uvloop  # where a task wakes for each token it halves what that costs
     except ImportError:  # another environment need not have it
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()

@@ -300,7 +300,7 @@ class StepModel(ReplicaModel[InputT, OutputT], Generic[SequenceT, InputT, Output
 class EngineModel(ReplicaModel[InputT, OutputT], Generic[PreparedT, InputT, OutputT]):
     """A library with an in-flight loop of its own (vLLM). The core admits, orders, bounds, cancels and measures.
 
-    ``PreparedT`` is what `prepare` makes of a request for `generate`, such as token ids.
+    ``PreparedT`` is what `prepare` makes of a request for `run` and `generate`, such as token ids.
     """
 
     def attach(self, wake: Callable[[], None]) -> None:
@@ -330,7 +330,8 @@ class EngineModel(ReplicaModel[InputT, OutputT], Generic[PreparedT, InputT, Outp
         """
 
     def generate(self, request: Request[InputT], prepared: PreparedT) -> AsyncIterator[OutputT | Finish[OutputT]]:
-        """Runs one request; yields increments and, last, a Finish. Closing the iterator aborts within one step.
+        """Runs one request; yields increments and, last, a Finish, which is handed out when the iterator ends. Closing it aborts
+        within one step.
 
         [the engine's loop: an event loop in a thread of its own, where every request of the engine runs]
 

@@ -174,13 +174,17 @@ class WorkerReplica(asyncio.Protocol):
     async def _end(self, process: asyncio.subprocess.Process) -> int:
         """Waits for the process; one that is seen to die loses its requests at once, however long its end takes."""
         waiting = asyncio.create_task(process.wait())
+        was_ending = False
         try:
             while not (await asyncio.wait((waiting,), timeout=_LOOK_EVERY_S))[0]:
-                if not self._draining and self._transport is not None and is_ending(process.pid):
+                if self._draining or self._transport is None or self._info is None or not is_ending(process.pid):
+                    continue
+                if was_ending:
                     _log.error("the worker of %s is ending", self._load.model_name)
                     self._transport.abort()
                     process.kill()  # without its first thread, which reads, the rest of it is of no use
                     break
+                was_ending = True  # its last words are read before the next look
             return await waiting
         finally:
             waiting.cancel()

@@ -61,3 +61,5 @@ class LiveRoutes:
         finally:
             feed.close()
             self._num_feeds[holder] -= 1
+            if not self._num_feeds[holder]:
+                del self._num_feeds[holder]  # names are the clients' own where there are no keys

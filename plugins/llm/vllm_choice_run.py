@@ -24,6 +24,7 @@ class ChoiceRun:
         tell: Gets what can be sent, as it comes.
 
     Attributes:
+        request_id: As given.
         done: Is done when the choice is.
         num_prompt_tokens: Tokens of the prompt, if this choice accounts for them, else 0.
         num_cached_tokens: Of these, how many the engine found in its cache.
@@ -36,7 +37,7 @@ class ChoiceRun:
         self.num_prompt_tokens = len(prepared.token_ids) * prepared.counts_prompt
         self.num_cached_tokens = 0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._request_id = request_id
+        self.request_id = request_id
         self._prepared = prepared
         self._tell = tell
         self._is_inside = False
@@ -50,19 +51,17 @@ class ChoiceRun:
             prepared.sampling,
             form=prepared.form,
             stream=stream,
-            request_id=self._request_id,
+            request_id=self.request_id,
             adapter=prepared.adapter,
             cache_salt=prepared.cache_salt,
             put=self._put,
         )
 
-    async def close(self, engine: Engine) -> None:
-        """Aborts it where it is not over."""
+    def leave(self) -> bool:
+        """Takes nothing more; says whether the engine still has it."""
         if not self.done.cancel() and not self.done.cancelled():
             self.done.exception()  # one failure ends the request; those of the other choices are not missed
-        if self._is_inside:
-            self._is_inside = False
-            await engine.abort(self._request_id)
+        return self._is_inside
 
     def _put(self, made: Any) -> None:
         if self.done.done():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,8 +41,8 @@ class Engine(Protocol):
         """
         ...
 
-    async def abort(self, request_id: str) -> None:
-        """Ends a request that was to start; nothing happens if it is over."""
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """Ends requests that were to start; nothing happens to those that are over."""
         ...
 
     def new_adapter(self, name: str, folder: Path) -> Any:

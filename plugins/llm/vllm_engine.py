@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class VllmEngine:
 
     def __init__(self, arguments: Mapping[str, Any], counts: EngineCounts) -> None:
         # In a thread without an event loop: an AsyncLLM that is made beside one belongs to it, and ours is that of the
-        # adapter, which calls `generate`.
+        # adapter, which calls `start`.
         with ThreadPoolExecutor(1) as elsewhere:
             self.llm: Any = elsewhere.submit(_start, dict(arguments), counts).result()
         self._adapter_numbers = itertools.count(1)
@@ -85,9 +85,9 @@ class VllmEngine:
         if first is not None:
             put(first)
 
-    async def abort(self, request_id: str) -> None:
+    async def abort(self, request_ids: Sequence[str]) -> None:
         """See `vllm_contract.Engine`."""
-        await self.llm.abort(request_id)
+        await self.llm.abort(request_ids)
 
     def is_dead(self, error: Exception) -> bool:
         """See `vllm_contract.Engine`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ from sixfold.plugins.llm.vllm_options import VllmOptions
 from sixfold.plugins.llm.vllm_sampling import sampling_arguments
 from sixfold.plugins.llm.vllm_sleep import Wakefulness
 from sixfold.plugins.llm.vllm_structure import structured_outputs
+
+_log = logging.getLogger(__name__)
 
 
 class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionInput, TextDelta | Generation]):
@@ -182,13 +185,21 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
             raise
         finally:
             try:
-                for run in runs:
-                    await run.close(self._engine)
+                await self._abort([run.request_id for run in runs if run.leave()])
             finally:
                 self._num_inside -= 1
                 if self._wakefulness is not None:
                     self._wakefulness.leave()
         return finish(runs, self._preparer)
+
+    async def _abort(self, request_ids: list[str]) -> None:
+        if not request_ids:
+            return
+        try:
+            # All at once, and to the end: who is cancelled twice must leave nothing behind that computes for nobody.
+            await asyncio.shield(self._engine.abort(request_ids))
+        except Exception as error:  # why the request ends is told by what has ended it
+            _log.warning("the engine did not abort %s: %r", ", ".join(request_ids), error)
 
     def _choice_run(
         self,

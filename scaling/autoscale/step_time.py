@@ -121,6 +121,8 @@ def fit(measurements: Sequence[Measured]) -> StepTime:
         ]
     ).reshape(-1, 5)
     done = [column for column in range(5) if work[:, column].any()]
+    if not measurements:
+        raise ValueError("nothing was measured. Measure steps of prompts and of decoding.")
     if len(measurements) < len(done):
         raise ValueError(
             f"{len(measurements)} measurements cannot tell {len(done)} coefficients apart. Measure at least {len(done)}."

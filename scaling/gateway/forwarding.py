@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from urllib.parse import quote
 
 from sixfold.core.errors import DeadlineExceeded, InvalidRequest, QueueFull
 from sixfold.core.messages import Priority
+from sixfold.core.serving.keys import MAX_TENANT
 from sixfold.core.serving.request_facts import read_timeout_s
 from sixfold.scaling.gateway.upstream import Headers
 
@@ -60,8 +62,11 @@ def forwarded_headers(
 
 
 def tenant_header(tenant: str) -> str:
-    """For whom a request is, as a replica takes it in ``x-tenant``."""
-    return quote(tenant, safe="")
+    """For whom a request is, as a replica takes it in ``x-tenant``: the name, or a digest of one that is too long once quoted."""
+    quoted = quote(tenant, safe="")
+    if len(quoted) <= MAX_TENANT:
+        return quoted
+    return f"blake2b:{hashlib.blake2b(tenant.encode()).hexdigest()}"  # no quoted name has a colon
 
 
 def passed_back(headers: Headers) -> list[tuple[bytes, bytes]]:

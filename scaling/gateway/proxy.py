@@ -255,7 +255,8 @@ class ProxiedRequest:
 
     async def _answer(self, inbound: Inbound, work: Work) -> None:
         parts = self._parts
-        if lists_objects(inbound) and parts.lists.has_keepers:
+        # With API keys a list is never another server's own, also where those whose lists may be shown have just gone.
+        if lists_objects(inbound) and (parts.settings.server.api_keys or parts.lists.has_keepers):
             await self._list(inbound, work)
             return
         resumes = parts.settings.resume_streams and is_resumable(inbound)

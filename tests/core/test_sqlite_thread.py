@@ -46,6 +46,16 @@ def test_a_file_that_stays_locked_is_given_up_after_the_timeout(tmp_path: Path) 
             write_ahead(second)
 
 
+def test_a_file_that_somebody_goes_on_reading_is_given_up_after_the_timeout(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    with closing(opened(path, 5.0)) as first, closing(opened(path, 0.0)) as second:
+        first.execute("CREATE TABLE t (x)")
+        first.execute("BEGIN")
+        first.execute("SELECT * FROM t").fetchall()
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            write_ahead(second)
+
+
 def test_what_is_no_database_is_said_at_once(tmp_path: Path) -> None:
     path = tmp_path / "text.db"
     path.write_text("not a database " * 100)

@@ -14,6 +14,7 @@ from sixfold.core.errors import InvalidRequest, NotReady, UsageError, WorkerDied
 from sixfold.core.messages import Failed, Increment, Request
 from sixfold.core.plugins import load_plugins
 from sixfold.core.registry import diff
+from sixfold.core.runtime import worker_replica
 from sixfold.core.runtime.host import ModelHost
 from sixfold.core.runtime.replica import EventStream
 from sixfold.core.serving.directory import ModelState
@@ -250,7 +251,12 @@ async def test_what_outlives_the_drain_is_answered(count_plugin: Path, tmp_path:
     await closing
 
 
-async def test_a_model_that_cannot_load_says_why(count_plugin: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_seen_to_end", [False, True])
+async def test_a_model_that_cannot_load_says_why(
+    count_plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_seen_to_end: bool
+) -> None:
+    if is_seen_to_end:  # its process ends as soon as it has said so
+        monkeypatch.setattr(worker_replica, "is_ending", lambda _pid: True)
     host = new_host(tmp_path)
     with pytest.raises(UsageError, match="no such luck"):
         await host.start({"counter": entry(count_plugin, options={"fail_to_load": True})})

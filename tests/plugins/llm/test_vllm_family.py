@@ -80,6 +80,7 @@ class FakeEngine:
     closed: list[str] = field(default_factory=list[str])
     aborted: list[str] = field(default_factory=list[str])
     start_trouble: Exception | None = None
+    abort_trouble: Exception | None = None
     tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, "asyncio.Task[None]"])
 
     async def start(
@@ -102,12 +103,14 @@ class FakeEngine:
             raise self.start_trouble
         self.tasks[request_id] = asyncio.create_task(self._make(request_id, sampling["max_tokens"], stream, put))
 
-    async def abort(self, request_id: str) -> None:
-        self.aborted.append(request_id)
-        task = self.tasks.get(request_id)
-        if task is not None:
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        self.aborted += request_ids
+        if self.abort_trouble is not None:
+            raise self.abort_trouble
+        tasks = [task for each in request_ids if (task := self.tasks.get(each)) is not None]
+        for task in tasks:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _make(self, request_id: str, count: int, stream: bool, put: Callable[[Any], None]) -> None:
         try:
@@ -382,6 +385,12 @@ async def test_what_the_engine_refuses_at_once_is_told_apart_too(model: VllmMode
     with pytest.raises(InvalidRequest, match="too many stop strings"):
         await run(model, completion("a", stream=True, n=2))
     assert list(engine.asked) == ["r-0"]
+
+
+async def test_an_abort_that_fails_does_not_hide_why_the_request_has_ended(model: VllmModel, engine: FakeEngine) -> None:
+    engine.trouble, engine.abort_trouble = Dead(), Dead()
+    with pytest.raises(DeviceLost):
+        await run(model, completion("a", stream=True, n=2))
 
 
 async def test_a_choice_that_is_over_is_not_aborted(model: VllmModel, engine: FakeEngine) -> None:

@@ -111,6 +111,8 @@ def test_a_fit_never_gives_time_back() -> None:
 def test_a_fit_of_too_little_says_so() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         fit([Measured(prefill_tokens=1, decode_rows=0, kv_tokens=0, seconds=1.0)])
+    with pytest.raises(ValueError, match="nothing was measured"):
+        fit([])
 
 
 def test_work_that_was_not_measured_is_taken_to_cost_nothing() -> None:

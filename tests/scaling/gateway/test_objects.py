@@ -9,8 +9,10 @@ import pytest
 from yarl import URL
 
 from sixfold.core.errors import NotReady
+from sixfold.core.serving.keys import MAX_TENANT
 from sixfold.core.serving.settings import ApiKeySettings, ServerSettings, hash_key
 from sixfold.scaling.gateway.fleet import Fleet
+from sixfold.scaling.gateway.forwarding import tenant_header
 from sixfold.scaling.gateway.inbound import read_inbound
 from sixfold.scaling.gateway.outlier import OutlierDetector
 from sixfold.scaling.gateway.owners import HolderGone, Owners
@@ -267,3 +269,22 @@ async def test_no_odd_list_goes_to_a_server_that_tells_no_keys_apart(path: str) 
         for _ in range(3):
             await gateway.ask_json(path="/v1/videos", method="GET", authorization="Bearer ka")
     assert other.seen == []
+
+
+async def test_with_keys_a_list_is_never_that_of_one_server_whose_lists_may_not_be_shown() -> None:
+    """A server that would tell tenants apart, but not yet where it keeps things, makes lists possible and shows none."""
+    telling, other = keeping(A, tells_tenants=True), keeping(B, Reply(parts=(b'{"data": [{"id": "x"}]}',)))
+    telling.ready = (200, {"status": "ready"})
+    async with fleet(telling, other, server=KEYS, replica_key="inner") as gateway:
+        for _ in range(3):
+            assert await told(gateway, "/v1/videos", authorization="Bearer ka") == (503, "not_ready")
+    assert telling.seen == other.seen == []
+
+
+@pytest.mark.parametrize("tenant", ["key/" + "a" * 1020, "key/" + "/" * 400, "key/é" * 200])
+def test_a_tenant_is_told_to_servers_however_long_its_name_is(tenant: str) -> None:
+    told = tenant_header(tenant)
+    assert len(told) <= MAX_TENANT
+    assert told.isascii()
+    assert told != tenant_header(tenant + "b")
+    assert tenant_header("key/ana") == "key%2Fana"
