@@ -35,6 +35,7 @@ test: $(STAMP) lint browser  ## all tests that fit 40 minutes on two cores
 
 verify: $(STAMP) lint browser  ## what people rely on in one table, then all tests; those of Ray, and of torchao, which prints much, too
 	$(BIN)/sixfold pull examples/demo.yaml
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt --group fuzz
 	$(BIN)/python bench/trust.py
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt torchao "ray[serve]" --group docs
 	$(BIN)/python -m pytest -m "not gpu"
