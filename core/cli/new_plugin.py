@@ -176,9 +176,9 @@ def _check_modality(name: str, plugins: Plugins) -> None:
             f"The plugin {owner!r} serves a modality {name!r}. Choose another name, or --modality {name} to add a family to it."
         )
     path = f"/v1/{name}"
-    owner = next((owner for owner, paths in _paths(plugins) if path in paths), None)
-    if owner is not None:
-        raise UsageError(f"{owner} serves {path}, the route that the plugin would have. Choose another name.")
+    server = next((server for server, paths in _paths(plugins) if path in paths), None)
+    if server is not None:
+        raise UsageError(f"{server} serves {path}, the route that the plugin would have. Choose another name.")
 
 
 def _paths(plugins: Plugins) -> Iterator[tuple[str, Collection[str]]]:

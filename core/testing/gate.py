@@ -31,7 +31,7 @@ class StepGate:
         self._changed = threading.Condition()
         self._may_pass: int | None = None  # steps until the gate holds; None while it is open
         self._is_holding = False
-        self._guarded: StepModel[Any, Any, Any] | None = None
+        self._guarded: Any = None  # the model, whose methods are replaced while it is guarded
         self._own: dict[str, Any] = {}
         self.num_steps = 0
         self.num_prepared = 0
@@ -40,7 +40,8 @@ class StepGate:
     def guard(self, model: StepModel[Any, Any, Any]) -> None:
         """Puts the gate before a model that has not begun to step."""
         guarded: Any = model
-        self._guarded, self._own = model, {name: model.__dict__[name] for name in _GUARDED if name in model.__dict__}
+        self._guarded = guarded
+        self._own = {name: guarded.__dict__[name] for name in _GUARDED if name in guarded.__dict__}
         guarded.step = self._before(guarded.step)
         guarded.begin = self._before(guarded.begin)
         guarded.prepare = self._counted(guarded.prepare)

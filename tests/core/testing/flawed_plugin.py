@@ -19,7 +19,7 @@ from sixfold.core.family import Family, LoadContext, MetricKind, MetricSpec
 from sixfold.core.hookspecs import Api
 from sixfold.core.memory.need import MemoryNeed
 from sixfold.core.messages import Cost, Increment, Request, Usage
-from sixfold.core.probe import Probe
+from sixfold.core.probe import Fields, Probe
 from sixfold.core.serving.api import Call, ModalityAPI, Route, Running, ServedModel, Services, Upload
 
 HERE = "tests.core.testing.flawed_plugin"
@@ -391,9 +391,13 @@ FORM_PROBE = Probe(
     content=lambda answer: [answer["words"], answer["score"]],
     is_form=True,
 )
-MOOD_PROBE = replace(
-    PROBE, make_body=lambda model, number: {**PROBE.make_body(model, number), "mood": {"glad": number}}
-)
+
+
+def _mood_body(model: str, number: int) -> Fields:
+    return {**PROBE.make_body(model, number), "mood": {"glad": number}}
+
+
+MOOD_PROBE = replace(PROBE, make_body=_mood_body)
 JOB_PROBE = replace(PROBE, is_job=True, stream=None)
 
 
