@@ -139,7 +139,7 @@ def test_a_strangers_source_is_conformant(installed: Installed, tmp_path: Path) 
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"models": {"near": {"source": source}}}))
     output = installed.run("archive", *_PYTEST, "--sixfold-plugin", "archive", "--sixfold-config", str(config))
-    assert "12 passed" in output
+    assert "13 passed" in output
 
 
 def test_a_strangers_family_and_source_serve_over_http(near_server: DemoServer) -> None:
