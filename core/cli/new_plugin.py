@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.resources
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,9 @@ NEW = "new"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _MAX_NAME_CHARACTERS = 40
 
+CORE_PATHS = frozenset(("/v1/batches", "/v1/files", "/v1/models"))
+"""Routes of one word below ``/v1`` that every server has."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skeleton:
@@ -26,14 +30,21 @@ class Skeleton:
         summary: What the model does that is written, as a sentence.
         requirement: Of pip, with the extra that the modality's HTTP face needs.
         example: A call of it, as a line of a shell.
+        needs: What the call needs that is not written, in parentheses.
     """
 
     summary: str
     requirement: str
     example: str
+    needs: str = ""
 
 
 _JSON = "curl http://127.0.0.1:8000/v1/{} -H 'content-type: application/json' -d '{{\"model\": \"$name\", {}}}'"
+
+_FACE_ROWS = """\
+| `{package}/messages.py` | what crosses between the two processes |
+| `{package}/api.py` | the HTTP face |
+"""
 
 SKELETONS: Mapping[str, Skeleton] = {
     "llm": Skeleton(
@@ -50,6 +61,7 @@ SKELETONS: Mapping[str, Skeleton] = {
         summary="Writes whether sound is loud.",
         requirement="sixfold[asr]",
         example="curl http://127.0.0.1:8000/v1/audio/transcriptions -F model=$name -F file=@speech.wav",
+        needs=" (bring a recording of your own: speech.wav)",
     ),
     "tts": Skeleton(
         summary="Beeps for each word.",
@@ -90,7 +102,7 @@ def run(plugins: Plugins, args: argparse.Namespace) -> int:
         UsageError: The name can't be one, is taken, or the folder is there.
     """
     name: str = args.name
-    _check_name(name, plugins)
+    _check_name(name, args.modality, plugins)
     folder: Path = args.path / name
     if folder.exists():
         raise UsageError(f"{folder} is there already. Choose another name, another --path, or remove it.")
@@ -121,6 +133,8 @@ def skeleton_files(name: str, modality: str) -> Mapping[str, str]:
         "operation": name,
         "summary": skeleton.summary,
         "requirement": skeleton.requirement,
+        "needs": skeleton.needs,
+        "face_rows": _FACE_ROWS.format(package=package) if modality == NEW else "",
     }
     words["example"] = string.Template(skeleton.example).substitute(words)
     places = {
@@ -138,7 +152,7 @@ def skeleton_files(name: str, modality: str) -> Mapping[str, str]:
     return found
 
 
-def _check_name(name: str, plugins: Plugins) -> None:
+def _check_name(name: str, modality: str, plugins: Plugins) -> None:
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_CHARACTERS:
         raise UsageError(
             f"{name!r} is no name for a plugin: it has small letters, digits and single hyphens, begins with a letter, and has "
@@ -147,6 +161,37 @@ def _check_name(name: str, plugins: Plugins) -> None:
     taken = next((record for record in plugins.records if record.name == name), None)
     if taken is not None:
         raise UsageError(f"The plugin {name!r} is installed ({taken.distribution}). Choose another name.")
+    if modality == NEW:
+        _check_modality(name, plugins)
+    elif (family := f"{modality}/{name}") in plugins.families:
+        owner = plugins.origin[f"family {family}"]
+        raise UsageError(f"The plugin {owner!r} has a family {family!r}. Choose another name.")
+
+
+def _check_modality(name: str, plugins: Plugins) -> None:
+    """Its name is that of the modality, and of its route, as well."""
+    if name in plugins.apis:
+        owner = plugins.origin[f"api {name}"]
+        raise UsageError(
+            f"The plugin {owner!r} serves a modality {name!r}. Choose another name, or --modality {name} to add a family to it."
+        )
+    path = f"/v1/{name}"
+    server = next((server for server, paths in _paths(plugins) if path in paths), None)
+    if server is not None:
+        raise UsageError(f"{server} serves {path}, the route that the plugin would have. Choose another name.")
+
+
+def _paths(plugins: Plugins) -> Iterator[tuple[str, Collection[str]]]:
+    """Who serves which routes; but for those whose libraries are not installed: they serve nothing here."""
+    from sixfold.core.runtime.loading import imported  # not before it is needed: every command imports this file
+
+    yield "Sixfold itself", CORE_PATHS
+    for modality, api in plugins.apis.items():
+        with contextlib.suppress(ImportError, AttributeError):
+            yield (
+                f"The plugin {plugins.origin[f'api {modality}']!r}",
+                {route.path for route in imported(api.factory)().routes()},
+            )
 
 
 def _write(folder: Path, place: str, text: str) -> None:

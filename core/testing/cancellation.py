@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from sixfold.core.probe import Fields, Probe
-from sixfold.core.testing.checks import ServedModel, eventually, require
+from sixfold.core.testing.checks import ServedModel, eventually
 from sixfold.core.testing.client import Sent
 from sixfold.core.testing.comparison import difference
+from sixfold.core.testing.failure import require
 from sixfold.core.testing.holding import send_and_hold
 
 _SPARE_STEPS = 2
@@ -25,9 +26,9 @@ def cancellation_frees(served: ServedModel) -> None:
             _check_leaving(served, probe, {**body, **probe.stream}, after=0, num_steps=num_steps)
         if num_steps > 1:
             _check_leaving(served, probe, {**body, **(probe.stream or {})}, after=1, num_steps=num_steps)
-        words = difference(
-            expected, client.content(probe, client.send(probe, body)), served.subject.resolved.family.batch_tolerance
-        )
+        again = client.content(probe, client.send(probe, body))
+        tolerance = served.subject.resolved.family.batch_tolerance
+        words = difference(expected, again, tolerance, when=("before", "after"))
         require(words is None, f"POST {probe.path} after others of it were cancelled: {words}.")
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from sixfold.core.hookspecs import Api
 from sixfold.core.plugins import Plugins
@@ -14,19 +13,12 @@ from sixfold.core.probe import Probe
 from sixfold.core.registry import ResolvedModel
 from sixfold.core.runtime.loading import imported
 from sixfold.core.serving.api import ModalityAPI
-from sixfold.core.testing.client import Client
+from sixfold.core.testing.client import ANSWER_PATIENCE_S, Client
+from sixfold.core.testing.failure import fail
 from sixfold.core.testing.gate import PATIENCE_S
 from sixfold.core.testing.model_server import ModelServer
 
 _POLL_S = 0.02
-
-
-class CheckFailed(Exception):
-    """The plugin does not keep a promise; the message says which, what was seen, and what to do."""
-
-
-class NotApplicable(Exception):
-    """There is nothing to check; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +29,7 @@ class ModelUnderTest:
         resolved: Its files and family.
         plugins: All that are installed.
         data_dir: For servers; empty at first.
-        patience_s: For what must happen; only what has gone wrong takes as long.
+        patience_s: For what must happen beside the steps; only what has gone wrong takes as long.
     """
 
     resolved: ResolvedModel
@@ -91,7 +83,18 @@ class ModelUnderTest:
             factory(),
             data_dir=self.data_dir / f"queue-{max_queue_units}",
             max_queue_units=max_queue_units,
+            patience_s=self.patience_s,
         )
+
+    @property
+    def answer_patience_s(self) -> float:
+        """For an answer: a little more than its requests may take, so that the server's own 504 comes first."""
+        timeout_s = self.resolved.entry.limits.request_timeout_s
+        return ANSWER_PATIENCE_S if timeout_s is None else timeout_s + self.patience_s
+
+    def client(self, server: ModelServer) -> Client:
+        """A client of a server of it; enter it."""
+        return Client(server.port, patience_s=self.answer_patience_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,25 +109,6 @@ class ServedModel:
     def probes(self) -> tuple[Probe, ...]:
         """What is asked of it."""
         return self.subject.probes
-
-
-def fail(message: str) -> NoReturn:
-    """Ends a check.
-
-    Raises:
-        CheckFailed: Always.
-    """
-    raise CheckFailed(message)
-
-
-def require(holds: object, message: str) -> None:
-    """Ends a check unless something holds.
-
-    Raises:
-        CheckFailed: It does not.
-    """
-    if not holds:
-        fail(message)
 
 
 def eventually(holds: Callable[[], bool], timeout_s: float) -> bool:

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from sixfold.core.probe import Fields, Probe
-from sixfold.core.testing.gate import PATIENCE_S
+from sixfold.core.testing.failure import fail
 
 _POLL_S = 0.02
-_JOB_ENDED = ("completed", "failed")
+_JOB_COMPLETED, _JOB_FAILED = "completed", "failed"
+_MORE_TIME = "If it needs longer, give its entry a longer limits.request_timeout_s."
+
+ANSWER_PATIENCE_S = 3600.0
+"""For an answer of a model whose requests may take for ever: some take many minutes on a CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,29 +46,47 @@ class Answer:
 
 
 class Sent:
-    """A request whose answer was not read yet."""
+    """A request; its answer is read when it is asked for."""
 
-    def __init__(self, connection: http.client.HTTPConnection, on_closed: Callable[[Sent], None]) -> None:
+    def __init__(
+        self,
+        connection: http.client.HTTPConnection,
+        on_closed: Callable[[Sent], None],
+        *,
+        what: str,
+        patience_s: float,
+    ) -> None:
         self._connection = connection
         self._on_closed = on_closed
+        self._what = what
+        self._patience_s = patience_s
+        self._answer: Answer | None = None
 
     def answer(self) -> Answer:
-        """Waits for the whole answer.
+        """Waits for the whole answer; the same one when asked again.
 
         Raises:
-            OSError: It does not come in time, or breaks off.
+            CheckFailed: It does not come in time.
+            OSError: It breaks off.
         """
+        if self._answer is None:
+            self._answer = self._read()
+        return self._answer
+
+    def _read(self) -> Answer:
         try:
             response = self._connection.getresponse()
             headers = {name.lower(): value for name, value in response.getheaders()}
             return Answer(status=response.status, headers=headers, body=response.read())
+        except TimeoutError:
+            fail(f"{self._what} was not answered: nothing came for {self._patience_s:g} s. {_MORE_TIME}")
         finally:
             self.leave()
 
     @property
     def is_answered(self) -> bool:
         """Whether something of the answer has come."""
-        return bool(select.select([self._connection.sock], [], [], 0)[0])
+        return self._answer is not None or bool(select.select([self._connection.sock], [], [], 0)[0])
 
     def leave(self) -> None:
         """Closes the connection, as a client does that has gone."""
@@ -77,10 +99,12 @@ class Client:
 
     Args:
         port: Where it listens.
+        patience_s: For an answer, or for a job to end; as long as a correct model may take.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, patience_s: float = ANSWER_PATIENCE_S) -> None:
         self._port = port
+        self._patience_s = patience_s
         self._unread: set[Sent] = set()
 
     def __enter__(self) -> Self:
@@ -97,8 +121,8 @@ class Client:
 
     def send_raw(self, method: str, path: str, body: bytes | None = None, media_type: str = "application/json") -> Sent:
         """Sends any request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
-        sent = Sent(connection, self._unread.discard)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=self._patience_s)
+        sent = Sent(connection, self._unread.discard, what=f"{method} {path}", patience_s=self._patience_s)
         self._unread.add(sent)
         connection.request(method, path, body=body, headers={} if body is None else {"content-type": media_type})
         return sent
@@ -111,7 +135,8 @@ class Client:
         """Waits for the answer and takes its content out; of a job that of its file.
 
         Raises:
-            UnexpectedAnswer: It is no 200, or the job failed.
+            UnexpectedAnswer: It is no 200.
+            CheckFailed: The job failed, or nothing comes in time.
         """
         answer = sent.answer()
         if answer.status != 200:
@@ -120,13 +145,35 @@ class Client:
             answer = self._job_content(probe, answer)
         return probe.content(answer.json if answer.is_json else answer.body)
 
+    def job(self, probe: Probe, created: Answer) -> Answer:
+        """How a job stands.
+
+        Args:
+            probe: What was sent.
+            created: The answer to it.
+
+        Raises:
+            UnexpectedAnswer: It was refused, or can't be found.
+            CheckFailed: It failed.
+        """
+        if created.status != 200:
+            raise UnexpectedAnswer(probe, created)
+        job = self.get(f"{probe.path}/{created.json['id']}")
+        if job.status != 200:
+            raise UnexpectedAnswer(probe, job)
+        if job.json["status"] == _JOB_FAILED:
+            fail(f"The job of POST {probe.path} failed: {job.body[:500]!r}")
+        return job
+
     def _job_content(self, probe: Probe, created: Answer) -> Answer:
-        place, until_s = f"{probe.path}/{created.json['id']}", time.monotonic() + PATIENCE_S
-        while (job := self.get(place)).status == 200 and job.json["status"] not in _JOB_ENDED:
+        until_s = time.monotonic() + self._patience_s
+        while (job := self.job(probe, created)).json["status"] != _JOB_COMPLETED:
             if time.monotonic() > until_s:
-                raise UnexpectedAnswer(probe, job)
+                fail(
+                    f"The job of POST {probe.path} did not end in {self._patience_s:g} s: {job.body[:500]!r}. {_MORE_TIME}"
+                )
             time.sleep(_POLL_S)
-        content = self.get(f"{place}/content")
+        content = self.get(f"{probe.path}/{created.json['id']}/content")
         if content.status != 200:
             raise UnexpectedAnswer(probe, content)
         return content

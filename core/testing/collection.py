@@ -17,8 +17,9 @@ from sixfold.core.plugins import Plugins, load_plugins
 from sixfold.core.registry import resolve_entry
 from sixfold.core.testing import served_checks
 from sixfold.core.testing.cancellation import cancellation_frees
-from sixfold.core.testing.checks import CheckFailed, ModelUnderTest, NotApplicable, ServedModel
-from sixfold.core.testing.client import Client, UnexpectedAnswer
+from sixfold.core.testing.checks import ModelUnderTest, ServedModel
+from sixfold.core.testing.client import UnexpectedAnswer
+from sixfold.core.testing.failure import CheckFailed, NotApplicable
 from sixfold.core.testing.plugin_checks import imports_nothing_heavy
 from sixfold.core.testing.source_checks import SOURCE_CHECKS, SourceUnderTest
 from sixfold.core.testing.subject_checks import (
@@ -155,7 +156,7 @@ class ModelGroup(pytest.Collector):
     def _serve(self) -> ServedModel:
         if self._served is None:
             server = self._stack.enter_context(self._subject.server())
-            client = self._stack.enter_context(Client(server.port))
+            client = self._stack.enter_context(self._subject.client(server))
             self._served = ServedModel(subject=self._subject, server=server, client=client)
         return self._served
 

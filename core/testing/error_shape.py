@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from sixfold.core.testing.checks import fail, require
 from sixfold.core.testing.client import Answer
+from sixfold.core.testing.failure import fail, require
 
 _MEMBERS = {"message", "type", "param", "code"}
 

@@ -15,6 +15,8 @@ from sixfold.core.batching.model import StepModel
 PATIENCE_S = 60.0
 """For anything that must happen; only what has gone wrong takes as long."""
 
+_GUARDED = ("step", "begin", "prepare")
+
 
 class StepGate:
     """Stands before ``step`` and ``begin`` of one model, and counts what it sees. Open until `hold`.
@@ -29,6 +31,8 @@ class StepGate:
         self._changed = threading.Condition()
         self._may_pass: int | None = None  # steps until the gate holds; None while it is open
         self._is_holding = False
+        self._guarded: Any = None  # the model, whose methods are replaced while it is guarded
+        self._own: dict[str, Any] = {}
         self.num_steps = 0
         self.num_prepared = 0
         self.largest_step = 0
@@ -36,9 +40,19 @@ class StepGate:
     def guard(self, model: StepModel[Any, Any, Any]) -> None:
         """Puts the gate before a model that has not begun to step."""
         guarded: Any = model
+        self._guarded = guarded
+        self._own = {name: guarded.__dict__[name] for name in _GUARDED if name in guarded.__dict__}
         guarded.step = self._before(guarded.step)
         guarded.begin = self._before(guarded.begin)
         guarded.prepare = self._counted(guarded.prepare)
+
+    def leave(self) -> None:
+        """Takes the gate away from before its model, which has ended: what holds its methods would keep it in memory."""
+        if self._guarded is not None:
+            for name in _GUARDED:
+                delattr(self._guarded, name)
+            self._guarded.__dict__.update(self._own)
+        self._guarded, self._own = None, {}
 
     def hold(self, *, after: int = 0) -> None:
         """Lets so many further steps pass, and holds the next."""

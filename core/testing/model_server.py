@@ -24,6 +24,7 @@ from sixfold.core.serving.directory import ModelState, OptionsChange
 from sixfold.core.serving.lifecycle import Listening
 from sixfold.core.serving.server import SixfoldServer
 from sixfold.core.serving.settings import ServerSettings
+from sixfold.core.testing.failure import fail
 from sixfold.core.testing.gate import PATIENCE_S, StepGate
 from sixfold.core.testing.replica import GatedReplica
 
@@ -106,6 +107,7 @@ class ModelServer:
         api: The HTTP face of its modality.
         data_dir: Of the server.
         max_queue_units: See `GatedReplica`.
+        patience_s: For it to end.
 
     Attributes:
         gate: Before its steps.
@@ -117,11 +119,24 @@ class ModelServer:
     port: int
 
     def __init__(
-        self, resolved: ResolvedModel, api: ModalityAPI, *, data_dir: Path, max_queue_units: int | None = None
+        self,
+        resolved: ResolvedModel,
+        api: ModalityAPI,
+        *,
+        data_dir: Path,
+        max_queue_units: int | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._resolved = resolved
         self._api = api
-        self._settings = ServerSettings(port=0, data_dir=data_dir, playground=False, drain_timeout_s=1.0)
+        self._patience_s = patience_s
+        self._settings = ServerSettings(
+            port=0,
+            data_dir=data_dir,
+            playground=False,
+            drain_timeout_s=1.0,
+            request_timeout_s=resolved.entry.limits.request_timeout_s,
+        )
         self._max_queue_units = max_queue_units
         self._ready: SimpleQueue[Listening | BaseException] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="conformance server", daemon=True)
@@ -159,7 +174,22 @@ class ModelServer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _value: object, _trace: TracebackType | None) -> None:
+        """Ends it.
+
+        Raises:
+            CheckFailed: It does not end.
+            BaseException: What ended it before, even where a check has failed: that may be why.
+        """
         self.gate.open()
         with contextlib.suppress(RuntimeError):  # its loop has ended by itself
             self._listening.lifecycle.drain_threadsafe()
-        self._thread.join(PATIENCE_S)
+        self._thread.join(self._patience_s)
+        if self._thread.is_alive() and kind is None:
+            fail(
+                f"The server of {self._resolved.entry.name} did not end in {self._patience_s:g} s: close() did not return. Does "
+                "it wait for something that has ended?"
+            )
+        if not self._ready.empty():
+            late = self._ready.get()
+            assert isinstance(late, BaseException)
+            raise late

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from sixfold.core.plugins import PluginRecord
-from sixfold.core.testing.checks import require
+from sixfold.core.testing.failure import require
 
 HEAVY = ("torch", "transformers", "diffusers", "onnxruntime", "tensorflow", "jax", "scipy", "litserve", "fastapi")
 """What the module of a plugin may not import: it is loaded in every process, also by ``sixfold --help``."""

@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Lets the kit collect, where it is wanted.
 
     Raises:
-        UsageError: A configuration without a plugin, or one that is not there.
+        UsageError: A plugin without a configuration, a configuration without a plugin, or one that is not there.
     """
     name: str | None = config.getoption("--sixfold-plugin")
     given: str | None = config.getoption("--sixfold-config")
@@ -35,13 +35,28 @@ def pytest_configure(config: pytest.Config) -> None:
         if given is not None:
             raise pytest.UsageError("--sixfold-config needs --sixfold-plugin NAME: `sixfold plugins` lists the names.")
         return
+    if given is None and not any(_is_yaml(argument) for argument in config.args):
+        raise pytest.UsageError(
+            f"--sixfold-plugin {name} has nothing to try: no YAML file is among the arguments. Give the configuration with the "
+            f"models to try: `pytest --sixfold-plugin {name} config.yaml`, or --sixfold-config config.yaml beside other tests."
+        )
     file = None if given is None else _found(config, given)
     from sixfold.core.testing.collection import Conformance
 
     config.pluginmanager.register(Conformance(name, file), "sixfold-conformance")
-    # What was asked for by path is all that is wanted; else the kit's items come beside the project's own tests.
-    if file is not None and config.args_source is not pytest.Config.ArgsSource.ARGS:
+    # A file that the project names gives way to paths on the command line: what was asked for is all that is wanted.
+    is_by_path = config.args_source is pytest.Config.ArgsSource.ARGS
+    if file is not None and (_is_on_command_line(config) or not is_by_path):
         config.args.append(str(file))
+
+
+def _is_yaml(argument: str) -> bool:
+    return argument.partition("::")[0].endswith((".yaml", ".yml"))
+
+
+def _is_on_command_line(config: pytest.Config) -> bool:
+    """Whether ``--sixfold-config`` was typed, and is not from ``addopts``."""
+    return any(str(each).partition("=")[0] == "--sixfold-config" for each in config.invocation_params.args)
 
 
 def _found(config: pytest.Config, given: str) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
+import sys
 import threading
 import time
 from typing import Any
@@ -65,11 +67,11 @@ class GatedReplica:
         """Body of the device thread: loading, warming up and stepping, as in `sixfold.core.runtime.worker`."""
         try:
             model = self._load()
+            self.info = model.info
         except BaseException as error:  # whoever waits gets it
             self._loop.call_soon_threadsafe(self._loaded.set_exception, error)
             return
         assert self._manager is not None
-        self.info = model.info
         self._manager.run(on_running=self._tell_loaded)
 
     def _tell_loaded(self) -> None:
@@ -152,9 +154,20 @@ class GatedReplica:
         return there
 
     async def close(self) -> None:
-        """Fails what is left, and gives the model back."""
+        """Fails what is left, gives the model back, and lets go of it: the next one needs the memory."""
         self._gate.open()
         if self._manager is not None:
             await asyncio.to_thread(self._manager.close)
         if self._pool is not None:
             await asyncio.to_thread(self._pool.close)
+        self._gate.leave()
+        self._manager = self._pool = None
+        self._streams.clear()
+        _free_memory()
+
+
+def _free_memory() -> None:
+    gc.collect()  # a model and its layers may refer to each other
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

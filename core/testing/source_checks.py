@@ -12,7 +12,7 @@ from unittest import mock
 
 from sixfold.core.errors import SourceError
 from sixfold.core.hookspecs import Source
-from sixfold.core.testing.checks import fail, require
+from sixfold.core.testing.failure import fail, require
 
 _NONSENSE = ("", "no such thing", "://", "../../x#y=z")
 
@@ -71,6 +71,11 @@ def refuses_nonsense(subject: SourceUnderTest) -> None:
                 subject.source.resolve(reference, cache_dir=subject.cache_dir / "nonsense", progress=_quiet)
             except SourceError as error:
                 require(str(error), f"{subject.source.scheme}:{reference} is refused without a word.")
+            except _Connected:
+                fail(
+                    f"{subject.source.scheme}:{reference} is looked up in the network. It is no reference: let a pattern refuse "
+                    "it with a SourceError, before anything is connected."
+                )
             except Exception as error:
                 fail(
                     f"{subject.source.scheme}:{reference} raises {type(error).__name__}: {error}. Raise a SourceError."

@@ -6,9 +6,10 @@ from sixfold.core.errors import ConfigError
 from sixfold.core.memory.machine import read_machine
 from sixfold.core.memory.plan import plan_models
 from sixfold.core.probe import Probe
-from sixfold.core.testing.checks import ModelUnderTest, fail, require
+from sixfold.core.testing.checks import ModelUnderTest
 from sixfold.core.testing.client import Client
 from sixfold.core.testing.error_shape import check_error
+from sixfold.core.testing.failure import fail, require
 from sixfold.core.testing.holding import send_and_hold
 from sixfold.core.testing.model_server import ModelServer
 from sixfold.core.validation import validate
@@ -39,7 +40,7 @@ def plan_counts_its_memory(subject: ModelUnderTest) -> None:
 def bounds_answer_429(subject: ModelUnderTest) -> None:
     """A full queue answers at once, says when to come back, and loses nobody who was in."""
     probes = subject.probes
-    with subject.server(max_queue_units=1) as server, Client(server.port) as client:
+    with subject.server(max_queue_units=1) as server, subject.client(server) as client:
         for probe in probes:
             _check_bound(server, client, subject, probe)
 

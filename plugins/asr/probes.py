@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import wave
 from pathlib import Path
 
 from sixfold.core.probe import Fields, Probe
@@ -9,10 +11,24 @@ from sixfold.core.probe import Fields, Probe
 RECORDING = Path(__file__).with_name("probe.ogg")
 """Two sentences of our own speech model, 16 kHz, in Opus."""
 
+_CUT = 8
 
-def _body(model: str, _number: int) -> Fields:
-    """The same recording for every number: requests that share steps must have the same text, too."""
-    return {"model": model, "file": RECORDING.read_bytes()}
+
+def _body(model: str, number: int) -> Fields:
+    """The beginning of the recording, shorter for each number: rows that change places in a step change their texts."""
+    import numpy as np
+
+    from sixfold.plugins.asr.audio import decode_file
+    from sixfold.plugins.asr.schema import SAMPLE_RATE_HZ
+
+    samples = np.concatenate(list(decode_file(RECORDING.read_bytes(), max_duration_s=60)))
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(samples.itemsize)
+        sound.setframerate(SAMPLE_RATE_HZ)
+        sound.writeframes(samples[: len(samples) * _CUT // (_CUT + number)].tobytes())
+    return {"model": model, "file": file.getvalue()}
 
 
 PROBES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib.resources
 import os
@@ -16,8 +17,14 @@ import pytest
 import yaml
 
 from sixfold.core.cli import main
-from sixfold.core.cli.new_plugin import NEW, SKELETONS, skeleton_files
-from sixfold.core.plugins import load_plugins
+from sixfold.core.cli.new_plugin import CORE_PATHS, NEW, SKELETONS, run, skeleton_files
+from sixfold.core.errors import UsageError
+from sixfold.core.hookspecs import Plugin
+from sixfold.core.plugins import Plugins, load_plugins, new_manager
+from sixfold.core.serving.server import SixfoldServer
+from sixfold.core.serving.settings import ServerSettings
+from tests.core.serving.fake_replica import FakeDirectory
+from tests.core.testing import flawed_plugin as flawed
 
 _QUIET = ("-p", "sixfold.core.testing.pytest_option", "-p", "no:cacheprovider", "-q")
 RUFF = Path(sys.executable).with_name("ruff")
@@ -72,6 +79,24 @@ def test_the_name_of_an_installed_plugin_is_refused(tmp_path: Path, capsys: pyte
     assert "The plugin 'tts' is installed (sixfold" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "modality", "words"),
+    [
+        ("kokoro", "tts", "The plugin 'tts' has a family 'tts/kokoro'. Choose another name."),
+        ("transformers", "llm", "has a family 'llm/transformers'"),
+        ("image", "new", "is installed"),
+        ("rerank", "new", "The plugin 'embedding' serves /v1/rerank, the route that the plugin would have."),
+        ("models", "new", "Sixfold itself serves /v1/models"),
+    ],
+)
+def test_a_name_that_something_has_which_the_plugin_would_bring_is_refused(
+    name: str, modality: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert new_plugin(tmp_path, name, modality) == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "my-own").mkdir()
     assert new_plugin(tmp_path, "my-own", "new") == 2
@@ -121,3 +146,30 @@ def test_all_files_of_a_new_plugin_are_known_by_its_readme() -> None:
         readme = files["README.md"]
         names = {Path(place).name for place in files if place.startswith("sixfold_my_own/")} - {"__init__.py"}
         assert all(name in readme for name in names)
+
+
+@pytest.mark.parametrize("name", ["on", "no", "null"])
+def test_a_name_that_yaml_takes_for_something_else_stays_a_name(name: str) -> None:
+    config = yaml.safe_load(skeleton_files(name, "embedding")["config.yaml"])
+    assert list(config["models"]) == [name]
+
+
+def test_a_readme_tells_of_no_file_that_is_not_there_and_of_what_to_bring() -> None:
+    assert "messages.py" not in skeleton_files("my-own", "asr")["README.md"]
+    assert "bring a recording of your own: speech.wav" in skeleton_files("my-own", "asr")["README.md"]
+    assert "bring" not in skeleton_files("my-own", "tts")["README.md"]
+
+
+def test_the_name_of_a_modality_is_refused_for_a_new_one(tmp_path: Path) -> None:
+    manager = new_manager()
+    manager.register(Plugin(apis=[flawed.api()]), name="outside")
+    args = argparse.Namespace(name="speaking", modality=NEW, path=tmp_path)
+    with pytest.raises(UsageError, match="The plugin 'outside' serves a modality 'speaking'"):
+        run(Plugins(manager), args)
+
+
+def test_the_routes_that_every_server_has_are_known(tmp_path: Path) -> None:
+    settings = ServerSettings(data_dir=tmp_path, playground=False)
+    server = SixfoldServer([flawed.SpeakingAPI()], FakeDirectory(), settings)
+    one_word = {path for path in server.app.openapi()["paths"] if path.startswith("/v1/") and path.count("/") == 2}
+    assert one_word - {"/v1/say"} == CORE_PATHS

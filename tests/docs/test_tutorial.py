@@ -118,6 +118,8 @@ def test_a_newcomer_comes_to_a_tested_family_by_the_page_alone(newcomer: Newcome
 def test_the_page_names_every_check() -> None:
     pytest.importorskip("litserve")
     from sixfold.core.testing.collection import SERVED_CHECKS, SUBJECT_CHECKS
+    from sixfold.core.testing.source_checks import SOURCE_CHECKS
 
     listed = re.findall(r"^\| `(\w+)` \|", TUTORIAL, flags=re.MULTILINE)
-    assert listed == ["imports_nothing_heavy", *(check.__name__ for check in (*SUBJECT_CHECKS, *SERVED_CHECKS))]
+    checks = (*SUBJECT_CHECKS, *SERVED_CHECKS, *SOURCE_CHECKS)
+    assert listed == ["imports_nothing_heavy", *(check.__name__ for check in checks)]

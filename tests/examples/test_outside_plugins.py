@@ -139,7 +139,7 @@ def test_a_strangers_source_is_conformant(installed: Installed, tmp_path: Path) 
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"models": {"near": {"source": source}}}))
     output = installed.run("archive", *_PYTEST, "--sixfold-plugin", "archive", "--sixfold-config", str(config))
-    assert "8 passed" in output
+    assert "13 passed" in output
 
 
 def test_a_strangers_family_and_source_serve_over_http(near_server: DemoServer) -> None:
@@ -155,7 +155,7 @@ def test_a_strangers_family_and_source_serve_over_http(near_server: DemoServer) 
 def test_a_strangers_modality_is_conformant(installed: Installed) -> None:
     installed.run("classify", "make_model.py")
     output = installed.run("classify", *_PYTEST)
-    assert "12 passed, 1 skipped" in output
+    assert "14 passed, 1 skipped" in output
 
 
 @pytest.mark.slow

@@ -1,13 +1,17 @@
 """A new source of models: ``archive:URL#sha256=DIGEST`` fetches a tar archive, checks it, and unpacks it once."""
 
+import gzip
+import lzma
 import re
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 from sixfold.core import Plugin, Progress, RemoteFile, SourceError, fetch_file, file_lock
 
 REFERENCE = re.compile(r"(?P<url>(https?|file)://[^#\s]+)#sha256=(?P<sha256>[0-9a-f]{64})")
+BROKEN = (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
 
 
 class ArchiveSource:
@@ -33,15 +37,19 @@ class ArchiveSource:
 def unpack(packed: Path, folder: Path, label: str) -> None:
     """Makes the folder in one move, so that half an archive is never taken for a model."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+        files = Path(draft, "files")
+        files.mkdir()
         try:
             with tarfile.open(packed) as archive:
-                archive.extractall(Path(draft, "files"), filter="data")  # refuses what leads outside
-        except tarfile.TarError as error:
+                archive.extractall(files, filter="data")  # refuses what leads outside
+            if not any(files.iterdir()):
+                raise tarfile.ReadError("it is empty")
+        except BROKEN as error:
             packed.unlink()
             raise SourceError(
                 f"{label} can't be unpacked: {error}. Make it with: tar czf FILE.tar.gz -C FOLDER ."
             ) from error
-        Path(draft, "files").rename(folder)
+        files.rename(folder)
     packed.unlink()
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
@@ -15,10 +19,16 @@ from sixfold.core.family import Family, LoadContext, MetricKind, MetricSpec
 from sixfold.core.hookspecs import Api
 from sixfold.core.memory.need import MemoryNeed
 from sixfold.core.messages import Cost, Increment, Request, Usage
-from sixfold.core.probe import Probe
-from sixfold.core.serving.api import Call, ModalityAPI, Route, Running, ServedModel, Services
+from sixfold.core.probe import Fields, Probe
+from sixfold.core.serving.api import Call, ModalityAPI, Route, Running, ServedModel, Services, Upload
 
 HERE = "tests.core.testing.flawed_plugin"
+
+LOADED: weakref.WeakSet[FlawedModel] = weakref.WeakSet()
+"""The models that are in memory."""
+
+MAY_CLOSE = threading.Event()
+"""What a model waits for that does not close."""
 
 
 class Options(BaseModel):
@@ -69,10 +79,17 @@ class FlawedModel(StepModel[Speaker, Words, Any]):
         self._slots: set[int] = set()
         self._num_words = 0
         self._num_steps = 0
+        LOADED.add(self)
 
     @property
     def info(self) -> ModelInfo:
+        if self._flaw == "hides its info":
+            raise RuntimeError("Nobody has told me.")
         return ModelInfo(max_model_len=100)
+
+    def close(self) -> None:
+        if self._flaw == "does not close":
+            MAY_CLOSE.wait()
 
     def estimate_units(self, request: Request[Words]) -> int:
         return max(1, len(request.input.words))
@@ -274,6 +291,88 @@ class JustWholeAPI(SpeakingAPI):
         return await self.whole(call, await call.model(body.model, "say"), Words(tuple(body.input)))
 
 
+class FormBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    input: str
+    voice: Upload
+    loud: bool = False
+
+
+class FormAPI(SpeakingAPI):
+    """Takes forms."""
+
+    def routes(self) -> Sequence[Route]:
+        return (Route(path="/v1/say", endpoint=self.say, form=FormBody),)
+
+    async def say(self, call: Call) -> Response:
+        body = await call.form(FormBody)
+        return await self.whole(call, await call.model(body.model, "say"), Words((body.input,)))
+
+
+class TextVoiceBody(FormBody):
+    voice: Upload | str  # type: ignore[assignment]  # the flaw  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class TextVoiceAPI(FormAPI):
+    """Takes a text for a file, and never looks at it."""
+
+    async def say(self, call: Call) -> Response:
+        body = await call.form(TextVoiceBody)
+        return await self.whole(call, await call.model(body.model, "say"), Words((body.input,)))
+
+
+class MoodBody(SayBody):
+    mood: dict[str, Any] = {}
+
+
+class MoodAPI(SpeakingAPI):
+    """Has a field that takes any mapping."""
+
+    body = MoodBody
+
+
+class JobAPI(SpeakingAPI):
+    """Makes a job of each request, as one that may be late."""
+
+    outcome = "completed"
+    error: Mapping[str, str] = MappingProxyType({})
+
+    def routes(self) -> Sequence[Route]:
+        return (
+            Route(path="/v1/say", endpoint=self.say, body=self.body),
+            Route(path="/v1/say/{job_id}", endpoint=self.show, method="GET"),
+        )
+
+    async def say(self, call: Call) -> Response:
+        await call.json(self.body)
+        return call.respond({"id": "job1", "status": "queued"})
+
+    async def show(self, call: Call) -> Response:
+        return call.respond({"id": call.path_params["job_id"], "status": self.outcome, "error": dict(self.error)})
+
+
+class FailingJobAPI(JobAPI):
+    """Fails each job."""
+
+    outcome = "failed"
+    error = MappingProxyType({"code": "no_voice", "message": "The voice is lost."})
+
+
+class EndlessJobAPI(JobAPI):
+    """Ends no job."""
+
+    outcome = "in_progress"
+
+
+class RefusingJobAPI(JobAPI):
+    """Takes no job."""
+
+    async def say(self, call: Call) -> Response:
+        raise InvalidRequest("No jobs today.", param="input")
+
+
 class UnlikeAPI:
     """No HTTP face at all."""
 
@@ -285,6 +384,21 @@ PROBE = Probe(
     content=lambda answer: [answer["words"], answer["score"]],
     stream={"stream": True},
 )
+FORM_PROBE = Probe(
+    operation="say",
+    path="/v1/say",
+    make_body=lambda model, number: {"model": model, "input": f"word{number}", "voice": b"\x00\x01", "loud": True},
+    content=lambda answer: [answer["words"], answer["score"]],
+    is_form=True,
+)
+
+
+def _mood_body(model: str, number: int) -> Fields:
+    return {**PROBE.make_body(model, number), "mood": {"glad": number}}
+
+
+MOOD_PROBE = replace(PROBE, make_body=_mood_body)
+JOB_PROBE = replace(PROBE, is_job=True, stream=None)
 
 
 def api(face: type = SpeakingAPI, *, probes: tuple[Probe, ...] = (PROBE,)) -> Api:

@@ -49,6 +49,10 @@ _QUIET = ("-p", "sixfold.core.testing.pytest_option", "-p", "no:cacheprovider", 
 _CALLS = {
     "nothing": ("test_own.py",),
     "beside": ("--sixfold-plugin", "shelf", "--sixfold-config", "config.yaml", "-k", "not is_loaded"),
+    "beside paths": ("test_own.py", "--sixfold-plugin", "shelf", "--sixfold-config=config.yaml", "-k", "not is_loaded"),
+    "in the project": ("-c", "wants.ini", "-k", "not is_loaded"),
+    "a path in the project": ("test_own.py", "-c", "wants.ini", "-k", "not is_loaded"),
+    "nothing to try": ("test_own.py", "--sixfold-plugin", "shelf"),
     "one check": ("--sixfold-plugin", "shelf", "config.yaml::novel.source::finds_its_files"),
     "broken": ("--sixfold-plugin", "crate", "config.yaml::drama.source::refuses_nonsense"),
     "no plugin": ("--sixfold-config", "config.yaml"),
@@ -79,6 +83,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     (project / "other.yaml").write_text("nothing: of ours\n")
     (project / "test_own.py").write_text(_OWN_TEST)
     (project / "pytest.ini").write_text("[pytest]\n")
+    options = "--sixfold-plugin shelf --sixfold-config config.yaml"
+    (project / "wants.ini").write_text(f"[pytest]\naddopts = {options}\n")
     done = subprocess.run(
         [sys.executable, "-c", _RUNS, json.dumps([[*_QUIET, *call] for call in _CALLS.values()])],
         cwd=project,
@@ -113,6 +119,19 @@ def test_the_kit_comes_beside_the_projects_own_tests(runs: Runs) -> None:
     assert "5 passed" in output
 
 
+def test_a_configuration_on_the_command_line_comes_beside_paths(runs: Runs) -> None:
+    status, output = runs["beside paths"]
+    assert status == 0, output
+    assert "5 passed" in output
+
+
+def test_a_configuration_that_the_project_names_gives_way_to_paths(runs: Runs) -> None:
+    assert "5 passed" in runs["in the project"][1]
+    status, output = runs["a path in the project"]
+    assert status == 0, output
+    assert "1 passed" in output
+
+
 def test_a_file_among_the_arguments_runs_the_kit_alone_and_one_check_has_a_name(runs: Runs) -> None:
     status, output = runs["one check"]
     assert status == 0, output
@@ -132,6 +151,7 @@ def test_a_broken_promise_is_told_in_words_without_a_traceback(runs: Runs) -> No
     [
         ("no plugin", "--sixfold-config needs --sixfold-plugin NAME"),
         ("no file", "no file nothing.yaml in"),
+        ("nothing to try", "no YAML file is among the arguments. Give the configuration"),
         ("misspelt", "No plugin 'self' is installed. Did you mean 'shelf'?"),
         ("no model", "config.yaml has no model of the plugin 'gateway'"),
         ("no configuration", "other.yaml"),

@@ -30,16 +30,16 @@ def test_equal_contents(expected: object, found: object, tolerance: float) -> No
 @pytest.mark.parametrize(
     ("expected", "found", "words"),
     [
-        ("a", "b", "content is 'a' alone and 'b' beside others"),
+        ("a", "b", "content is 'a' first and 'b' then"),
         ([1.0, 2.0], [1.0, 2.5], "content differs in 1 of 2 numbers, by up to 0.5"),
         ([1.0, 2.0], [1.0], "has the shape"),
-        (["a", "b"], ["a"], "2 members alone and 1 beside"),
+        (["a", "b"], ["a"], "2 members first and 1 then"),
         ({"a": [0.0]}, {"a": [1.0]}, "content.a differs"),
         ({"a": 1}, {"b": 1}, "has the members"),
         ([["a"], ["b"]], [["a"], ["c"]], r"content[1][0] is 'b'"),
         (float("nan"), float("nan"), "differs in 1 of 1"),
-        (1, "1", "alone and '1'"),
-        (True, 1, "is True alone"),
+        (1, "1", "first and '1' then"),
+        (True, 1, "is True first"),
         (np.zeros(3), np.zeros(4), "has the shape"),
     ],
 )
@@ -47,6 +47,12 @@ def test_unequal_contents_are_told_with_the_place(expected: object, found: objec
     told = difference(expected, found, 1e-3)
     assert told is not None
     assert words in told
+
+
+def test_the_words_say_when_each_was_seen() -> None:
+    assert difference({"a": ["x"]}, {"a": ["y"]}, 0.0, when=("alone", "beside others")) == (
+        "content.a[0] is 'x' alone and 'y' beside others"
+    )
 
 
 def test_a_form_holds_files_lists_and_values() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sixfold.core.config import ModelEntry
+from sixfold.core.config import Limits, ModelEntry
 from sixfold.core.errors import ConfigError
 from sixfold.core.family import Family, MetricKind, MetricSpec
 from sixfold.core.hookspecs import Api, Plugin
@@ -17,9 +17,10 @@ from sixfold.core.plugins import Plugins, new_manager
 from sixfold.core.registry import ResolvedModel
 from sixfold.core.testing import served_checks
 from sixfold.core.testing.cancellation import cancellation_frees
-from sixfold.core.testing.checks import CheckFailed, ModelUnderTest, NotApplicable, ServedModel
+from sixfold.core.testing.checks import ModelUnderTest, ServedModel
 from sixfold.core.testing.client import Client, UnexpectedAnswer
 from sixfold.core.testing.collection import SERVED_CHECKS
+from sixfold.core.testing.failure import CheckFailed, NotApplicable
 from sixfold.core.testing.subject_checks import (
     bounds_answer_429,
     plan_counts_its_memory,
@@ -190,3 +191,105 @@ def test_an_answer_that_is_no_success_is_shown(tmp_path: Path) -> None:
         check_served(
             served_checks.answers_alike_alone_and_beside_others, subject(tmp_path, api=flawed.api(probes=(silent,)))
         )
+
+
+def test_a_model_that_raises_when_it_is_asked_for_its_info_says_so_at_once(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="Nobody has told me"):
+        check_served(served_checks.is_in_the_registry, subject(tmp_path, flaw="hides its info"))
+
+
+def test_a_form_that_takes_any_text_for_a_text_is_no_flaw(tmp_path: Path) -> None:
+    api = flawed.api(flawed.FormAPI, probes=(flawed.FORM_PROBE,))
+    check_served(served_checks.errors_have_one_shape, subject(tmp_path, api=api))
+
+
+def test_a_form_that_takes_a_text_for_a_file_fails(tmp_path: Path) -> None:
+    api = flawed.api(flawed.TextVoiceAPI, probes=(flawed.FORM_PROBE,))
+    with pytest.raises(CheckFailed, match="with an object as 'voice'"):
+        check_served(served_checks.errors_have_one_shape, subject(tmp_path, api=api))
+
+
+def test_a_field_that_takes_any_mapping_is_no_flaw(tmp_path: Path) -> None:
+    api = flawed.api(flawed.MoodAPI, probes=(flawed.MOOD_PROBE,))
+    check_served(served_checks.errors_have_one_shape, subject(tmp_path, api=api))
+
+
+def test_an_answer_that_does_not_come_is_told_with_the_time_and_what_to_do(tmp_path: Path) -> None:
+    sound = subject(tmp_path)
+    with sound.server() as server, Client(server.port, patience_s=0.2) as client:
+        server.gate.hold()
+        with pytest.raises(
+            CheckFailed, match=r"POST /v1/say was not answered: nothing came for 0.2 s.*request_timeout_s"
+        ):
+            client.send(flawed.PROBE, flawed.PROBE.make_body("talk", 0)).answer()
+
+
+@pytest.mark.parametrize(("request_timeout_s", "patience_s"), [(900.0, 920.0), (None, 3600.0)])
+def test_an_answer_may_take_as_long_as_the_entry_lets_requests_take(
+    request_timeout_s: float | None, patience_s: float, tmp_path: Path
+) -> None:
+    sound = subject(tmp_path)
+    entry = sound.resolved.entry.model_copy(update={"limits": Limits(request_timeout_s=request_timeout_s)})
+    slow = replace(sound, resolved=replace(sound.resolved, entry=entry))
+    assert slow.answer_patience_s == patience_s
+
+
+@pytest.mark.parametrize(
+    ("face", "complaint"),
+    [
+        (flawed.FailingJobAPI, r"The job of POST /v1/say failed: .*The voice is lost"),
+        (flawed.EndlessJobAPI, r"The job of POST /v1/say did not end in 0.2 s: .*in_progress"),
+    ],
+)
+def test_a_job_that_does_not_complete_is_told_with_how_it_stands(face: type, complaint: str, tmp_path: Path) -> None:
+    probe = flawed.JOB_PROBE
+    late = subject(tmp_path, api=flawed.api(face, probes=(probe,)))
+    with late.server() as server, Client(server.port, patience_s=0.2) as client:
+        with pytest.raises(CheckFailed, match=complaint):
+            client.content(probe, client.send(probe, probe.make_body("talk", 0)))
+
+
+@pytest.mark.parametrize(
+    ("face", "error", "complaint"),
+    [
+        (flawed.RefusingJobAPI, UnexpectedAnswer, "answered with 400: .*No jobs today"),
+        (flawed.FailingJobAPI, CheckFailed, "The voice is lost"),
+    ],
+)
+def test_a_job_that_is_refused_or_fails_is_not_waited_for(
+    face: type, error: type[Exception], complaint: str, tmp_path: Path
+) -> None:
+    api = flawed.api(face, probes=(flawed.JOB_PROBE,))
+    with pytest.raises(error, match=complaint):
+        bounds_answer_429(subject(tmp_path, api=api))
+
+
+def test_a_model_that_does_not_close_fails(tmp_path: Path) -> None:
+    flawed.MAY_CLOSE.clear()
+    try:
+        with pytest.raises(CheckFailed, match=r"did not end in 0.2 s: close\(\) did not return"):
+            with subject(tmp_path, flaw="does not close", patience_s=0.2).server():
+                pass
+    finally:
+        flawed.MAY_CLOSE.set()
+
+
+def test_what_ends_a_server_is_raised_when_it_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="The lights went out"):
+        with subject(tmp_path).server() as server:
+            close = server.replica.close
+
+            async def broken() -> None:
+                await close()
+                raise RuntimeError("The lights went out.")
+
+            monkeypatch.setattr(server.replica, "close", broken)
+
+
+def test_a_model_leaves_the_memory_with_its_server(tmp_path: Path) -> None:
+    flawed.LOADED.clear()
+    sound = subject(tmp_path)
+    with sound.server() as server, sound.client(server) as client:
+        client.content(flawed.PROBE, client.send(flawed.PROBE, flawed.PROBE.make_body("talk", 0)))
+        assert len(flawed.LOADED) == 1
+    assert not list(flawed.LOADED)

@@ -11,7 +11,7 @@ import pytest
 from sixfold.core.errors import SourceError
 from sixfold.core.hookspecs import Progress
 from sixfold.core.plugins import PluginRecord
-from sixfold.core.testing.checks import CheckFailed
+from sixfold.core.testing.failure import CheckFailed
 from sixfold.core.testing.plugin_checks import imports_nothing_heavy
 from sixfold.core.testing.source_checks import (
     SOURCE_CHECKS,
@@ -99,6 +99,13 @@ class CredulousSource(ShelfSource):
         return super().resolve("any", cache_dir=cache_dir, progress=progress)
 
 
+class AskingSource(ShelfSource):
+    def resolve(self, reference: str, *, cache_dir: Path, progress: Progress) -> Path:
+        if reference:
+            socket.getaddrinfo("shelf.example.org", 443)
+        raise SourceError("There is no such book.")
+
+
 class SilentSource(ShelfSource):
     def resolve(self, reference: str, *, cache_dir: Path, progress: Progress) -> Path:
         if not reference.isalpha():
@@ -127,6 +134,7 @@ def test_a_sound_source_passes(check: Callable[[SourceUnderTest], None], tmp_pat
         (needs_no_network_the_second_time, MovingSource(), "first, then"),
         (refuses_nonsense, CredulousSource(), "is taken for a model"),
         (refuses_nonsense, CrashingSource(), "Raise a SourceError"),
+        (refuses_nonsense, AskingSource(), "shelf:no such thing is looked up in the network"),
         (refuses_nonsense, SilentSource(), "without a word"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, ShelfSource) else "",

@@ -1,1 +1,1 @@
-"""A new modality: text classification by any ForSequenceClassification of transformers, at POST /v1/classify."""
+"""A new modality: text classification by encoders of transformers (BERT, RoBERTa and others), at POST /v1/classify."""

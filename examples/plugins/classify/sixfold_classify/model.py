@@ -13,6 +13,8 @@ class Classifier(ForwardModel[list[int], list[float], Texts, Labels]):
     def __init__(self, context: LoadContext) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(context.path)
         self.network = AutoModelForSequenceClassification.from_pretrained(context.path).to(context.device).eval()
+        positions = getattr(self.network.config, "max_position_embeddings", 1 << 30)  # T5 and its like have none
+        self.max_tokens = min(self.tokenizer.model_max_length, positions)  # RoBERTa has 2 positions for no token
 
     def estimate_units(self, request: Request[Texts]) -> int:
         """A unit is a token; about four letters make one."""
@@ -21,7 +23,7 @@ class Classifier(ForwardModel[list[int], list[float], Texts, Labels]):
     def items(self, request: Request[Texts]) -> list[list[int]]:
         """An item is a tokenized text."""
         rows = self.tokenizer(request.input.texts)["input_ids"] if request.input.texts else []
-        if any(len(row) > self.network.config.max_position_embeddings for row in rows):
+        if any(len(row) > self.max_tokens for row in rows):
             raise ContextLengthExceeded("A text of 'input' is too long for the model. Send it in parts.", param="input")
         return rows
 

@@ -19,7 +19,7 @@ class Labels(msgspec.Struct, frozen=True):
 
 FAMILY = Family(
     name="classify/transformers",
-    summary="Labels of texts by any ForSequenceClassification of transformers.",
+    summary="One of several labels for each text, by encoders of transformers such as BERT and RoBERTa.",
     operations=frozenset({"classify"}),
     loader="sixfold_classify.model:Classifier",
     input_type=Texts,
@@ -28,7 +28,5 @@ FAMILY = Family(
     detect=lambda files: 70 if "ForSequenceC" in str(files.json("config.json").get("architectures")) else 0,
     batch_tolerance=1e-5,
 )
-PROBE = Probe(
-    operation="classify", path="/v1/classify", make_body=lambda model, n: {"model": model, "input": ["so " * n]}
-)
+PROBE = Probe(operation="classify", path="/v1/classify", make_body=lambda m, n: {"model": m, "input": ["so " * n]})
 PLUGIN = Plugin(families=[FAMILY], apis=[Api(modality="classify", factory="sixfold_classify.api:API", probes=(PROBE,))])
