@@ -133,7 +133,7 @@ def _plan(
     missing = sorted(str(part) for part in used if part not in members)
     if missing or not plan:
         absent = ", ".join(missing) or str(wanted.path)
-        tops = ", ".join(sorted({member.parts[0] for member in members}))
+        tops = ", ".join(sorted({member.parts[0] for member in members if member.parts}))
         raise SourceError(f"{wanted.wheels[0].pin}: the wheel has no {absent}. It holds the folders: {tops}.")
     for name in plan:
         if name.is_absolute() or ".." in name.parts:

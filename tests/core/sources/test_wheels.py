@@ -189,7 +189,8 @@ def test_a_member_that_leads_outside_is_refused(
 def test_a_path_that_is_not_in_the_wheel_says_what_is(
     pip: FakePip, write_wheel: WriteWheel, tmp_path: Path, quiet: Progress
 ) -> None:
-    pinned = pip.offer("m==1", write_wheel("m.whl", {"mm/a": b"a", "m-1.dist-info/RECORD": b""}))
+    members = {"mm/a": b"a", "m-1.dist-info/RECORD": b"", ".": b"in no folder"}
+    pinned = pip.offer("m==1", write_wheel("m.whl", members))
     with pytest.raises(SourceError, match=r"m==1: the wheel has no m\. It holds the folders: m-1\.dist-info, mm\."):
         WheelSource(pip).resolve(f"{pinned}&path=m", cache_dir=tmp_path / "cache", progress=quiet)
     joined = json.dumps({"wheels": [pinned], "path": "mm", "join": {"x": ["mm/a", "mm/b"]}})

@@ -387,7 +387,9 @@ async def test_what_the_engine_refuses_at_once_is_told_apart_too(model: VllmMode
     assert list(engine.asked) == ["r-0"]
 
 
-async def test_an_abort_that_fails_does_not_hide_why_the_request_has_ended(model: VllmModel, engine: FakeEngine) -> None:
+async def test_an_abort_that_fails_does_not_hide_why_the_request_has_ended(
+    model: VllmModel, engine: FakeEngine
+) -> None:
     engine.trouble, engine.abort_trouble = Dead(), Dead()
     with pytest.raises(DeviceLost):
         await run(model, completion("a", stream=True, n=2))
