@@ -256,7 +256,7 @@ async def test_a_model_that_cannot_load_says_why(
     count_plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_seen_to_end: bool
 ) -> None:
     if is_seen_to_end:  # its process ends as soon as it has said so
-        monkeypatch.setattr(worker_replica, "is_ending", lambda _pid: True)
+        monkeypatch.setattr(worker_replica, "is_ending", _seen_to_end)
     host = new_host(tmp_path)
     with pytest.raises(UsageError, match="no such luck"):
         await host.start({"counter": entry(count_plugin, options={"fail_to_load": True})})
@@ -311,3 +311,7 @@ async def test_changed_aliases_need_no_reload(count_plugin: Path, tmp_path: Path
         assert only_replica(host, "b") is before
     finally:
         await host.close(5.0)
+
+
+def _seen_to_end(_pid: int) -> bool:
+    return True
