@@ -4,6 +4,8 @@ import { codeBox } from "../code.js";
 import { duration, el, field, modelPicker, problemBox } from "../elements.js";
 import { record } from "./recorder.js";
 
+const NOTHING_CHOSEN = "Drop a recording here, or choose one.";
+
 export function mount(root, context) {
   const panel = new Transcribe(root, context);
   return { update: panel.picker.update, show: () => (panel.isShown = true), hide: () => panel.leave() };
@@ -30,7 +32,7 @@ class Transcribe {
     this.choice = el("input", { type: "file", accept: "audio/*,video/*", hidden: true, onchange: () => this.take(this.choice.files[0]) });
     this.mic = el("button", { type: "button", onclick: () => this.toggleMic() }, "Record");
     this.go = el("button", { type: "button", class: "main", disabled: true, onclick: () => this.transcribe() }, "Transcribe");
-    this.chosen = el("span", { class: "hint" }, "Drop a recording here, or choose one.");
+    this.chosen = el("span", { class: "hint" }, NOTHING_CHOSEN);
     this.player = el("audio", { controls: true, hidden: true, ontimeupdate: () => this.follow() });
     this.text = el("div", { class: "transcript" });
     this.figures = el("p", { class: "figures" });
@@ -84,11 +86,12 @@ class Transcribe {
   }
 
   async beginRecording() {
-    const recording = await record();
-    if (!this.isShown) { // the tab was left while the browser asked
-      await recording.stop();
+    const recording = await record((seconds) => (this.chosen.textContent = `Recording: ${duration(seconds)}`));
+    if (!this.isShown) { // the tab was left while the browser asked: nobody wanted what came since
+      await recording.discard();
       return;
     }
+    this.problem.clear();
     this.recording = recording;
     this.mic.textContent = "Stop recording";
     this.announce("Recording.");
@@ -98,7 +101,11 @@ class Transcribe {
     const recording = this.recording;
     this.recording = null;
     this.mic.textContent = "Record";
-    this.take(await recording.stop());
+    try {
+      this.take(await recording.stop());
+    } finally {
+      this.chosen.textContent = this.file?.name ?? NOTHING_CHOSEN;
+    }
   }
 
   /** Nothing sounds and nothing listens in a tab that is not shown; what was recorded stays, to be transcribed. */

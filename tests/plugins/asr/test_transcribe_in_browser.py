@@ -28,6 +28,17 @@ SLOW_TO_ALLOW = """() => {
     return stream;
   };
 }"""
+SOUNDLESS = """() => {
+  window.MediaRecorder = class {
+    state = "inactive";
+    start() { this.state = "recording"; }
+    stop() {
+      this.state = "inactive";
+      this.ondataavailable({ data: new Blob([]) });
+      this.onstop();
+    }
+  };
+}"""
 LISTENING = "window.tracks.filter((track) => track.readyState === 'live').length"
 
 
@@ -58,10 +69,23 @@ def test_leaving_the_tab_ends_the_recording(page: Page) -> None:
     page.get_by_role("button", name="Record", exact=True).click()
     page.evaluate("allow()")
     page.get_by_role("button", name="Stop recording").wait_for()
+    page.get_by_text("Recording: ").wait_for()
     page.get_by_role("tab", name="Live").click()
     wait_until(page, f"{LISTENING} === 0")
     page.get_by_role("tab", name="Echo").click()
     page.get_by_text("recording.wav").wait_for()
+
+
+def test_a_recording_that_ended_before_any_sound_is_told_and_another_can_be_made(page: Page) -> None:
+    page.evaluate(SOUNDLESS)
+    page.get_by_role("button", name="Record", exact=True).click()
+    page.evaluate("allow()")
+    page.get_by_role("button", name="Stop recording").click()
+    page.get_by_text("Nothing was recorded").wait_for()
+    page.get_by_text("Drop a recording here").wait_for()
+    page.get_by_role("button", name="Record", exact=True).click()
+    page.get_by_role("button", name="Stop recording").wait_for()
+    page.get_by_text("Nothing was recorded").wait_for(state="hidden")
 
 
 def test_a_tab_that_was_left_before_the_microphone_was_allowed_does_not_listen(page: Page) -> None:
