@@ -1,6 +1,6 @@
 """What people must be able to rely on, in one table: clients, fuzz, soak, overload. `make verify` begins with it.
 
-    python bench/trust.py [--only soak] [--minutes 6]
+    python bench/trust.py [--only soak] [--minutes 4]
 
 Each part is a command of its own, one after the other, so that none measures another: the client matrix builds environments for
 clients that need their own, the fuzz drives parsers and the HTTP face, the soak and the overload start servers. It prints
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument(
         "--only", action="append", choices=("clients", "fuzz", "soak", "overload"), help="may be repeated"
     )
-    parser.add_argument("--minutes", type=float, default=6.0, help="of fuzz and of soak, each (default 6)")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of fuzz and of soak, each (default 4)")
     args = parser.parse_args()
     work_folder()
     # Parts are process groups of their own: SIGTERM must unwind as Ctrl-C does, so that they end with this one.

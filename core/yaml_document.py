@@ -20,8 +20,27 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 _MERGED = "<<"
 _MAX_PLACES = 20_000
 """Keys and items of a file with its aliases written out: nine lines of aliases can stand for a thousand million."""
+_MAX_DEPTH = 100
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<body>[^}]*)(?P<end>\}?)")
 _VARIABLE_BODY = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-.*)?", re.DOTALL)
+
+
+class _TooDeep(Exception):
+    pass
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops at the depth where no operator's file is: PyYAML's own time grows with the square of it."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+        if self._depth == _MAX_DEPTH:
+            raise _TooDeep
+        self._depth += 1
+        node = super().compose_node(parent, index)  # type: ignore[arg-type]  # the stubs know no document's root
+        self._depth -= 1
+        return node
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +120,7 @@ def read_document(path: Path, environ: Mapping[str, str]) -> Document:
 def parse_document(text: str, file: str, environ: Mapping[str, str]) -> Document:
     """Like `read_document`, for text that was read already."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not valid YAML: {error}.") from error
     try:
@@ -118,8 +137,10 @@ def parse_document(text: str, file: str, environ: Mapping[str, str]) -> Document
         raise ConfigError(f"{file}{line}: not valid YAML: {problem}.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not valid YAML: {error}.") from error
-    except RecursionError:
-        raise ConfigError(f"{file}: it is nested too deeply. Write it flatter.") from None
+    except RecursionError:  # of aliases in aliases
+        raise ConfigError(f"{file}: its aliases are nested too deeply. Write it flatter.") from None
+    except _TooDeep:
+        raise ConfigError(f"{file}: it is nested deeper than {_MAX_DEPTH} levels. Write it flatter.") from None
     except (ValueError, LookupError) as error:  # what the constructors of dates and tagged values raise
         raise ConfigError(f"{file}: it holds a value that is no YAML: {error}. Put the value in quotes.") from error
     finally:

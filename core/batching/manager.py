@@ -92,7 +92,7 @@ class BatchManager:
         self._model = model
         self._pool = pool
         self._clock = clock
-        self._admission = Admission(limits.max_queue_units, limits.max_queue_s)
+        self._admission = Admission(limits.max_queue_units, limits.max_queue_s, clock=clock)
         self._decisions = DecisionLog()
         model.tell(self._decisions)
         self._budget = StepBudget(bounds, objective, self._decisions)
@@ -153,7 +153,7 @@ class BatchManager:
         """Admits a request; its events come through ``emit``. [any thread; microseconds]
 
         Raises:
-            QueueFull: At once; also if the pool is full.
+            QueueFull: At once; also if it would miss its deadline, or if the pool is full.
             NotReady: Draining or closed.
             WorkerDied: The device is lost.
             PayloadTooLarge: More pieces than the pool ever holds.
@@ -165,7 +165,7 @@ class BatchManager:
         pieces = self._model.split(request)
         if not pieces:
             raise InvalidRequest("The input is empty.", param="input")
-        self._outbox.admit(request.request_id, units)
+        self._outbox.admit(request, units, self._clock())
         state = RequestState(request, units, next(self._orders))
         self._post(lambda loop: loop.open(state, len(pieces)))
         try:

@@ -70,17 +70,20 @@ class ManagerOutbox:
         self._tickets: dict[str, Ticket] = {}
         self._changed = threading.Condition()
 
-    def admit(self, request_id: str, units: int) -> None:
+    def admit(self, request: Request[Any], units: int, now_s: float) -> None:
         """Takes room for a request. [any thread]
 
         Raises:
             QueueFull: At once.
             InvalidRequest: A request of this id has not ended.
         """
+        within_s = None if request.deadline_s is None else request.deadline_s - now_s
         with self._changed:
-            if request_id in self._tickets:
-                raise InvalidRequest(f"The request id {request_id!r} is in use by a running request.")
-            self._tickets[request_id] = self._admission.admit(units)
+            if request.request_id in self._tickets:
+                raise InvalidRequest(f"The request id {request.request_id!r} is in use by a running request.")
+            self._tickets[request.request_id] = self._admission.admit(
+                units, within_s=within_s, priority=request.priority
+            )
 
     def wait_idle(self, timeout_s: float | None) -> bool:
         """Waits until no request is admitted; False if the time ran out. [any thread]"""

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
@@ -19,10 +20,11 @@ from pydantic import BaseModel
 from sixfold.core.batching.manager import Snapshot
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.decisions import DecisionLog
-from sixfold.core.errors import ConfigError, NotReady, RequestError, SixfoldError, WorkerDied
+from sixfold.core.errors import ConfigError, NotReady, QueueFull, RequestError, SixfoldError, WorkerDied
 from sixfold.core.family import Family
-from sixfold.core.messages import Event, Failed, Finished, Increment, Request
+from sixfold.core.messages import Event, Failed, Finished, Increment, Priority, Request
 from sixfold.core.runtime import wire
+from sixfold.core.runtime.door import Door
 from sixfold.core.runtime.interpreter import Interpreter, clean_environ
 from sixfold.core.runtime.large_bytes import encode_pieces
 from sixfold.core.runtime.process_end import is_ending
@@ -38,6 +40,17 @@ _LOOK_EVERY_S = 0.1
 
 class LoadError(SixfoldError):
     """The worker could not load the model, for a reason that may pass (memory, a crash)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A request at the worker; the door wants to know whose it was if it is refused."""
+
+    request_id: str
+    stream: EventStream
+    tenant: str
+    priority: Priority
+    timeout_s: float | None
 
 
 class WorkerReplica(asyncio.Protocol):
@@ -69,7 +82,8 @@ class WorkerReplica(asyncio.Protocol):
         self._decoder = msgspec.msgpack.Decoder(wire.FromWorker)
         self._output_decoder = msgspec.msgpack.Decoder(family.output_type)
         self._frames = wire.FrameReader()
-        self._streams: dict[int, tuple[str, EventStream]] = {}
+        self._sent: dict[int, _Sent] = {}
+        self._door = Door(time.monotonic)
         self._adjusting: dict[int, asyncio.Future[str | None]] = {}
         self._listeners: dict[object, Callable[[BatchNews], None]] = {}
         self._next_number = 0
@@ -98,7 +112,7 @@ class WorkerReplica(asyncio.Protocol):
     @property
     def num_in_flight(self) -> int:
         """Requests that were submitted here and have not ended; exact, unlike the snapshot."""
-        return len(self._streams)
+        return len(self._sent)
 
     @property
     def pid(self) -> int | None:
@@ -193,6 +207,7 @@ class WorkerReplica(asyncio.Protocol):
         """Hands a request to the worker; a refusal (a full queue) is the stream's first event.
 
         Raises:
+            QueueFull: The worker has just refused such requests, many of them.
             NotReady: Draining.
             WorkerDied: The process has ended.
         """
@@ -200,10 +215,12 @@ class WorkerReplica(asyncio.Protocol):
             raise NotReady("The model is shutting down. Retry later.", retry_after_s=1.0)
         if self._transport is None or self._transport.is_closing() or self._info is None:
             raise WorkerDied("The model's process is being replaced. Retry.", retry_after_s=self._back_in_s(self))
+        timeout_s = None if request.deadline_s is None else request.deadline_s - time.monotonic()
+        self._door.pass_or_refuse(request.tenant, request.priority, timeout_s)
         number = self._next_number
         self._next_number += 1
         stream = EventStream(lambda: self._cancel(number))
-        self._streams[number] = (request.request_id, stream)
+        self._sent[number] = _Sent(request.request_id, stream, request.tenant, request.priority, timeout_s)
         self._send(
             wire.SubmitStruct(
                 number=number,
@@ -211,7 +228,7 @@ class WorkerReplica(asyncio.Protocol):
                 tenant=request.tenant,
                 weight=request.weight,
                 priority=int(request.priority),
-                timeout_s=None if request.deadline_s is None else request.deadline_s - time.monotonic(),
+                timeout_s=timeout_s,
                 input=request.input,
                 trace_id=request.trace_id,
             )
@@ -219,8 +236,7 @@ class WorkerReplica(asyncio.Protocol):
         return stream
 
     def _cancel(self, number: int) -> None:
-        request_id, _stream = self._streams.pop(number)
-        self._send(wire.Cancel(number, request_id))
+        self._send(wire.Cancel(number, self._sent.pop(number).request_id))
 
     async def adjust(self, options: BaseModel) -> None:
         """Lets the loaded model take over new options; returns when it has.
@@ -333,14 +349,16 @@ class WorkerReplica(asyncio.Protocol):
     def _deliver(self, wire_events: list[wire.WireEvent]) -> None:
         by_number: dict[int, list[Event]] = {}
         for wire_event in wire_events:
-            if wire_event.number in self._streams:  # else the client left
-                request_id = self._streams[wire_event.number][0]
-                by_number.setdefault(wire_event.number, []).append(self._event(request_id, wire_event))
+            sent = self._sent.get(wire_event.number)
+            if sent is not None:  # else the client left
+                by_number.setdefault(wire_event.number, []).append(self._event(sent.request_id, wire_event))
         for number, events in by_number.items():
-            stream = self._streams[number][1]
-            if not isinstance(events[-1], Increment):
-                del self._streams[number]
-            stream.push(tuple(events))
+            sent, last = self._sent[number], events[-1]
+            if not isinstance(last, Increment):
+                del self._sent[number]
+                if isinstance(last, Failed) and isinstance(last.error, QueueFull):
+                    self._door.refused(sent.tenant, sent.priority, sent.timeout_s, last.error)
+            sent.stream.push(tuple(events))
 
     def _event(self, request_id: str, event: wire.WireEvent) -> Event:
         if isinstance(event, wire.WireIncrement):
@@ -357,7 +375,7 @@ class WorkerReplica(asyncio.Protocol):
         )
 
     def _fail_streams(self) -> None:
-        streams, self._streams = self._streams, {}
+        all_sent, self._sent = self._sent, {}
         error: RequestError = (
             NotReady("The model was shut down before the request was done. Retry.", retry_after_s=1.0)
             if self._draining
@@ -365,8 +383,8 @@ class WorkerReplica(asyncio.Protocol):
                 "The model's process ended before the request was done. Retry.", retry_after_s=self._back_in_s(self)
             )
         )
-        for request_id, stream in streams.values():
-            stream.push((Failed(request_id=request_id, error=error),))
+        for sent in all_sent.values():
+            sent.stream.push((Failed(request_id=sent.request_id, error=error),))
         for answer in self._adjusting.values():
             if not answer.done():
                 answer.set_exception(error)

@@ -67,3 +67,13 @@ def test_each_key_and_item_knows_its_line() -> None:
 
 def test_a_location_is_written_with_dots_and_brackets() -> None:
     assert dotted(("models", "a", "aliases", 0)) == "models.a.aliases[0]"
+
+
+@pytest.mark.parametrize("text", ["[" * 3000, "{a: " * 3000, "[? " * 3000, "[" * 101 + "]" * 101])
+def test_a_file_that_is_nested_too_deeply_is_refused_before_it_is_read_to_its_end(text: str) -> None:
+    with pytest.raises(ConfigError, match="deeper than 100 levels"):
+        parse_document(f"models: {text}", "deep.yaml", {})
+
+
+def test_a_hundred_levels_are_no_error() -> None:
+    parse_document(f"models: {'[' * 99}{']' * 99}", "deep.yaml", {})

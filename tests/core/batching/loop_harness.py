@@ -41,7 +41,7 @@ class LoopHarness:
     ) -> None:
         self.model = model
         self.clock: FakeClock = model.clock
-        self.admission = Admission(max_queue_units, max_queue_s)
+        self.admission = Admission(max_queue_units, max_queue_s, clock=self.clock)
         self.budget = StepBudget(model.step_range, objective if objective is not None else Objective())
         scheduler = JobScheduler if model.step_range.whole_jobs else Scheduler
         self.scheduler = scheduler(
@@ -122,7 +122,11 @@ class LoopHarness:
             deadline_s=deadline_s,
             trace_id=trace_id,
         )
-        ticket = self.admission.admit(self.model.estimate_units(request))
+        ticket = self.admission.admit(
+            self.model.estimate_units(request),
+            within_s=None if deadline_s is None else deadline_s - self.clock(),
+            priority=priority,
+        )
         self.tickets[request_id] = ticket
         self.events[request_id] = []
         state = RequestState(request, ticket.remaining_units, self._order)

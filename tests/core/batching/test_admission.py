@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from sixfold.core.batching.admission import Admission
 from sixfold.core.batching.model import StepRange
 from sixfold.core.errors import QueueFull
+from sixfold.core.messages import Failed, Priority
 from tests.core.batching.loop_harness import LoopHarness
-from tests.fakes import FakeStepModel, FakeWork, many_sequences, one_sequence
+from tests.fakes import FakeClock, FakeStepModel, FakeWork, many_sequences, one_sequence
 
 
 def test_the_bound_is_in_units_not_in_requests() -> None:
@@ -184,29 +185,125 @@ def test_a_quiet_minute_does_not_make_the_queue_short_for_the_next_rush() -> Non
         admission.admit(100)
 
 
-def test_five_times_more_than_can_be_done_does_not_make_answers_late() -> None:
-    def num_in_time(load: float) -> int:
-        model = FakeStepModel(step_range=StepRange(min_units=1, initial_units=16, max_units=16))
-        harness = LoopHarness(model, max_queue_s=1.0)
-        began_s = harness.clock()
-        due_s: dict[str, float] = {}
-        number = 0
-        while harness.clock() < began_s + 40.0:
-            while number < load * 30.0 * (
-                harness.clock() - began_s
-            ):  # 30 requests of 20 units are what the model does a second
-                due_s[f"r{number}"] = harness.clock()
-                with contextlib.suppress(QueueFull):
-                    harness.submit(f"r{number}", one_sequence(FakeWork(num_steps=20)))
-                number += 1
-            if not harness.loop.run_once():
-                harness.clock.advance(0.01)
-        after_a_while = {name: at_s for name, at_s in due_s.items() if at_s > began_s + 20.0}
-        return sum(harness.ended_s.get(name, 1e9) - at_s <= 2.0 for name, at_s in after_a_while.items())
+def num_in_time(harness: LoopHarness, load: float, work: FakeWork, *, deadline: bool) -> int:
+    """How many of those that come in the second half of 40 s are answered within 2 s of `load` times what can be done."""
+    per_s = 600.0 / work.num_steps  # the model does 600 units a second
+    began_s = harness.clock()
+    due_s: dict[str, float] = {}
+    while harness.clock() < began_s + 40.0:
+        while len(due_s) < load * per_s * (harness.clock() - began_s):
+            name = f"r{len(due_s)}"
+            due_s[name] = harness.clock()
+            with contextlib.suppress(QueueFull):
+                until_s = harness.clock() + 2.0 if deadline else None
+                harness.submit(name, one_sequence(work), deadline_s=until_s)
+        if not harness.loop.run_once():
+            harness.clock.advance(0.01)
+    after_a_while = {name: at_s for name, at_s in due_s.items() if at_s > began_s + 20.0}
+    return sum(harness.ended_s.get(name, 1e9) - at_s <= 2.0 for name, at_s in after_a_while.items()) - sum(
+        isinstance(harness.events[name][-1], Failed) for name in after_a_while if name in harness.ended_s
+    )
 
-    alone = num_in_time(0.9)
-    assert alone > 400
-    assert num_in_time(5.0) >= 0.9 * alone
+
+@pytest.mark.parametrize("told", ["by the operator", "by each request"])
+@pytest.mark.parametrize("num_steps", [1, 20, 60])
+def test_five_times_more_than_can_be_done_does_not_make_answers_late(told: str, num_steps: int) -> None:
+    def answered(load: float) -> int:
+        model = FakeStepModel(step_range=StepRange(min_units=1, initial_units=16, max_units=16))
+        by_operator = told == "by the operator"
+        harness = LoopHarness(model, max_queue_s=0.8 if by_operator else None)
+        return num_in_time(harness, load, FakeWork(num_steps=num_steps), deadline=not by_operator)
+
+    alone = answered(0.9)
+    assert alone > 20 * 0.8 * 600.0 / num_steps
+    assert answered(5.0) >= 0.9 * alone
+
+
+def test_a_deadline_that_is_far_away_refuses_nothing_that_the_bound_lets_in() -> None:
+    admission = Admission(1_000_000)
+    work_steadily(admission, 50, 10.0)
+    for _ in range(100):
+        admission.admit(500, within_s=600.0)  # 100 s of work
+
+
+def test_whoever_would_be_late_is_told_when_there_will_be_time_for_it() -> None:
+    admission = Admission(1_000_000)
+    work_steadily(admission, 50, 10.0)  # 500 units a second
+    for _ in range(10):
+        admission.admit(100)
+    with pytest.raises(QueueFull, match="deadline") as caught:
+        admission.admit(100, within_s=4.0)  # twice 2.2 s; has to fit into 3.4
+    assert caught.value.retry_after_s == pytest.approx(0.5)
+    admission.admit(100, within_s=5.2)
+
+
+def test_requests_that_share_no_steps_are_found_to_be_answered_sooner() -> None:
+    clock = FakeClock()
+    admission = Admission(1_000_000, clock=clock)
+    waiting = deque(admission.admit(50) for _ in range(10))
+    for _ in range(150):  # one after another, a second each
+        clock.advance(1.0)
+        ticket = waiting.popleft()
+        admission.consume([(ticket, 50)])
+        admission.observe_step(50, 1.0)
+        admission.leave(ticket, finished=True)
+        waiting.append(admission.admit(50, within_s=25.0))
+    admission.admit(50, within_s=13.0)  # the eleventh; twice 11 s would be too late
+
+
+def test_what_the_lowest_class_waits_for_the_others_does_not_make_them_wait() -> None:
+    clock = FakeClock()
+    admission = Admission(1_000_000, clock=clock)
+    work_steadily(admission, 50, 10.0)
+    held = [admission.admit(100) for _ in range(5)]
+    overtaken = admission.admit(100, within_s=5.0, priority=Priority.BATCH)
+    clock.advance(60.0)
+    admission.leave(overtaken, finished=True)
+    assert admission.admit(100, within_s=3.5)
+    with pytest.raises(QueueFull):
+        admission.admit(100, within_s=12.0, priority=Priority.BATCH)
+    assert held
+
+
+def test_a_request_that_is_given_up_says_only_how_long_it_took_at_least() -> None:
+    clock = FakeClock()
+    admission = Admission(1_000_000, clock=clock)
+    work_steadily(admission, 50, 10.0)
+    held = [admission.admit(100) for _ in range(9)]
+    for _ in range(100):
+        admission.leave(admission.admit(100, within_s=4.8))  # at once: says nothing
+    with pytest.raises(QueueFull):
+        admission.admit(100, within_s=4.6)
+    overdue = admission.admit(100, within_s=4.8)
+    clock.advance(6.0)
+    admission.leave(overdue)
+    with pytest.raises(QueueFull):
+        admission.admit(100, within_s=7.7)  # at least 6 s, a tenth more, and the reserve
+    admission.admit(100, within_s=7.8)
+    assert held
+
+
+@pytest.mark.parametrize("within_s", [0.001, 1.0])
+def test_clients_that_want_the_impossible_do_not_close_the_queue_for_others(within_s: float) -> None:
+    clock = FakeClock()
+    admission = Admission(1_000_000, clock=clock)
+    work_steadily(admission, 50, 10.0)
+    for _ in range(200):
+        held = [admission.admit(1) for _ in range(3)]
+        hopeless = admission.admit(1, within_s=within_s)
+        clock.advance(5.0)
+        for ticket in (hopeless, *held):
+            admission.leave(ticket)
+    for _ in range(10):
+        admission.admit(100, within_s=20.0)  # 2 s of work
+
+
+def test_a_deadline_that_has_passed_is_not_the_queues_matter() -> None:
+    admission = Admission(1_000_000)
+    work_steadily(admission, 50, 10.0)
+    for _ in range(10):
+        admission.admit(100)
+    admission.admit(1, within_s=0.0)
 
 
 def test_cancelled_and_expired_requests_give_their_room_back() -> None:

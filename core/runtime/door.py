@@ -1,0 +1,95 @@
+"""The door of a replica in another process: what it has just refused need not be sent there to be refused again."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sixfold.core.errors import QueueFull
+from sixfold.core.messages import Priority
+
+_FLOOD = 8
+_WITHIN_S = 0.5
+"""So many refusals in so short a time, of one tenant and class, are a flood. Before that each request asks for itself: one that
+is smaller than the last may find room."""
+_MOST_S = 0.1
+"""What is said of the room there will be holds as long as nothing else changes."""
+_ALIKE = 1.05  # times that are as long as this are equal; requests are a little older when they come here
+_MANY_TENANTS = 64
+
+
+@dataclass(slots=True)
+class _Closed:
+    """What is known of one tenant and class."""
+
+    refused_s: deque[float] = field(default_factory=lambda: deque(maxlen=_FLOOD))
+    until_s: float = 0.0
+    within_s: float = 0.0  # of the request that was refused
+    message: str = ""
+
+    def counts_flood(self, now_s: float) -> bool:
+        self.refused_s.append(now_s)
+        return len(self.refused_s) == _FLOOD and now_s - self.refused_s[0] <= _WITHIN_S
+
+
+class Door:
+    """Closes for whoever floods a full replica, until the time at which it said there will be room.
+
+    To refuse is the cheapest thing that a server does, and in a flood what it does most: a frame to the worker, a thread that
+    wakes there in the middle of a step and another that answers cost more than all else of it.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._closed: dict[tuple[str, Priority], _Closed] = {}
+
+    def __len__(self) -> int:
+        """Tenants and classes that are remembered."""
+        return len(self._closed)
+
+    def pass_or_refuse(self, tenant: str, priority: Priority, within_s: float | None) -> None:
+        """Lets a request through to the replica, unless that has just refused one that had at least as much time.
+
+        Args:
+            tenant: Whose it is.
+            priority: Its class.
+            within_s: Seconds until its deadline; None for none.
+
+        Raises:
+            QueueFull: With what is left of the time that the replica named.
+        """
+        closed = self._closed.get((tenant, priority))
+        if closed is None:
+            return
+        now_s = self._clock()
+        if now_s < closed.until_s and _seconds(within_s) <= closed.within_s * _ALIKE:
+            closed.refused_s.append(now_s)
+            raise QueueFull(closed.message, retry_after_s=closed.until_s - now_s)
+
+    def refused(self, tenant: str, priority: Priority, within_s: float | None, error: QueueFull) -> None:
+        """The replica has refused this request."""
+        if error.retry_after_s is None:
+            return
+        now_s = self._clock()
+        closed = self._closed.get((tenant, priority))
+        if closed is None:
+            self._forget_old(now_s)
+            closed = self._closed[tenant, priority] = _Closed()
+        if closed.counts_flood(now_s):
+            closed.until_s = now_s + min(error.retry_after_s, _MOST_S)
+            closed.within_s = _seconds(within_s)
+            closed.message = error.message
+
+    def _forget_old(self, now_s: float) -> None:
+        if len(self._closed) >= _MANY_TENANTS:
+            self._closed = {
+                whose: closed for whose, closed in self._closed.items() if now_s - closed.refused_s[-1] <= _WITHIN_S
+            }
+
+
+def _seconds(within_s: float | None) -> float:
+    return float("inf") if within_s is None else within_s
