@@ -77,9 +77,8 @@ class Limits(BaseModel):
     """Work in the family's units (tokens, frames) that may wait before new requests get 429; null: the family's own."""
 
     max_queue_s: Seconds | None = None
-    """The same in seconds of work at the replica's measured speed: with a third of what requests may take, however many come,
-    most that are admitted keep to it. Four requests are always taken; at least twice what one takes alone; null: bounded in
-    units only."""
+    """The same in seconds of work at the replica's measured speed: a bound beside those of deadlines, for clients that
+    tell none. Four requests are always taken; at least twice what one takes alone; null: bounded in units only."""
 
     max_running_sequences: Annotated[int, Field(ge=1)] | None = None
     """Sequences that may share one step; null: the family's own."""
@@ -88,7 +87,8 @@ class Limits(BaseModel):
     """Units of work in one step; null: found by the scheduler from the objective."""
 
     request_timeout_s: Seconds | None = 600.0
-    """A request older than this fails with 504; null: requests may take for ever."""
+    """A request older than this fails with 504, and one that would become so, by how long requests take lately, gets 429 at
+    once; null: requests may take for ever."""
 
 
 class ModelEntry(BaseModel):
