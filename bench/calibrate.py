@@ -4,7 +4,8 @@
     python bench/calibrate.py --from results/calibrate.json     # fits and compares again, without measuring
 
 What is fitted: single steps of prompts of several lengths alone and of several sequences side by side, as the server's live view
-tells them. What is held out: requests of mixed lengths that arrive at random. Measured is one server with one replica, without
+tells them. What is held out: requests of mixed lengths that arrive at random, in rounds, with the steps of the fit measured again
+after each: a machine's speed drifts within minutes, and what is compared must have seen the same machine. Measured is one server with one replica, without
 prefix cache and guesses. The file holds every request and every step, so that another model can be judged by it.
 """
 
@@ -22,7 +23,7 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,9 @@ GOALS = {"ttft": 0.25, "e2e": 0.15}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repeats", type=int, default=3, help="of each point of the fit")
-    parser.add_argument("--seconds", type=float, default=45.0, help="of each held-out workload")
+    parser.add_argument("--repeats", type=int, default=2, help="of each point of the fit, before the first round")
+    parser.add_argument("--rounds", type=int, default=2, help="of the held-out workloads")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each held-out workload in each round")
     parser.add_argument(
         "--load", type=float, nargs="+", default=[0.3, 0.6], help="shares of what the fit says it can do"
     )
@@ -129,21 +131,42 @@ async def measure(port: int, args: argparse.Namespace) -> dict[str, Any]:
         experiments = await fitted(port, watcher, draws, repeats=args.repeats, quick=args.quick)
         budget = int(gauge(port, "step_budget_units"))
         step_time = fit_steps(experiments)
-        held_out: list[dict[str, Any]] = []
-        for workload in workloads(step_time, args.load):
-            start_s = time.perf_counter()
-            requests = await at_random(port, workload, args.seconds, draws)
-            await asyncio.sleep(TOLD_AFTER_S)
-            steps = watcher.between(start_s, time.perf_counter())
-            held_out.append(
-                {
-                    "workload": asdict(workload),
-                    "requests": [each.row for each in requests],
-                    "steps": [step.row for step in steps],
-                }
-            )
-            print(f"measured {workload.name}: {len(requests)} requests", file=sys.stderr, flush=True)
-    return {"max_step_tokens": budget, "experiments": experiments, "held_out": held_out}
+        held_out = [HeldOut(workload) for workload in workloads(step_time, args.load)]
+        for _round in range(args.rounds):
+            for each in held_out:
+                start_s = time.perf_counter()
+                requests = await at_random(port, each.workload, args.seconds, draws)
+                await asyncio.sleep(TOLD_AFTER_S)
+                each.add(requests, watcher.between(start_s, time.perf_counter()))
+                print(f"measured {each.workload.name}: {len(requests)} requests", file=sys.stderr, flush=True)
+            experiments += await fitted(port, watcher, draws, repeats=1, quick=args.quick)
+    return {"max_step_tokens": budget, "experiments": experiments, "held_out": [each.facts for each in held_out]}
+
+
+@dataclass(slots=True)
+class HeldOut:
+    """What was measured of one workload in all rounds, as if one came an hour after the other."""
+
+    workload: Workload
+    requests: list[Timed] = field(default_factory=list[Timed])
+    steps: list[Step] = field(default_factory=list[Step])
+    _num_rounds: int = 0
+
+    def add(self, requests: Sequence[Timed], steps: Sequence[Step]) -> None:
+        """A round."""
+        later_s = 3600.0 * self._num_rounds
+        self._num_rounds += 1
+        self.requests += [replace(each, sent_s=each.sent_s + later_s) for each in requests]
+        self.steps += steps
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the file."""
+        return {
+            "workload": asdict(self.workload),
+            "requests": [each.row for each in self.requests],
+            "steps": [step.row for step in self.steps],
+        }
 
 
 async def fitted(
