@@ -5,8 +5,9 @@
 
 What is fitted: single steps of prompts of several lengths alone and of several sequences side by side, as the server's live view
 tells them. What is held out: requests of mixed lengths that arrive at random, in rounds, with the steps of the fit measured again
-after each: a machine's speed drifts within minutes, and what is compared must have seen the same machine. Measured is one server with one replica, without
-prefix cache and guesses. The file holds every request and every step, so that another model can be judged by it.
+after each: a machine's speed drifts within minutes, and what is compared must have seen the same machine. Measured is one server
+with one replica, without prefix cache and guesses. The file holds every request and every step, so that another model can be
+judged by it.
 """
 
 from __future__ import annotations
