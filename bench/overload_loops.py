@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 
 from sixfold.core.benchmark.client import Address, Answer, Connection
 
+CALM = 0.7
 FULL = 2.0
 FLOOD = 5.0
 NUM_ROUNDS = 3
+RUSH = 24
+RUSH_AFTER = 15
 LEAD_S = 5.0
 NUM_PROBES = 16
 FILL_S = 1.0
@@ -82,7 +85,11 @@ class Overload:
     """
 
     def __init__(self, port: int, workload: Workload, seconds: float, seed: int) -> None:
-        self._address = Address(port=port, headers={"x-request-timeout-s": f"{workload.deadline_s:g}"})
+        # The peak is measured without deadlines, so that refusals that are not needed cannot lower it.
+        self._addresses = {
+            False: Address(port=port),
+            True: Address(port=port, headers={"x-request-timeout-s": f"{workload.deadline_s:g}"}),
+        }
         self.workload = workload
         self._seconds = seconds
         self._draw = random.Random(f"{seed}/{workload.model}")
@@ -91,14 +98,23 @@ class Overload:
             size: [json.dumps(workload.body(self._draw, size)).encode() for _ in range(count)]
             for size, count in ((1, NUM_BODIES), (workload.probe_size, NUM_PROBES * PROBE_TRIES))
         }
-        self._idle: list[Connection] = []
+        self._idle: dict[bool, list[Connection]] = {False: [], True: []}
         self.closed: dict[int, Loop] = {}
         self.rounds: list[dict[str, Loop]] = []  # the best closed loop, more than can be done, and much more: in turn
+        self.num_rush_refused = 0
+        self.calm = Loop()
         self.probes: list[tuple[float, float]] = []  # what the refusal said, and when it was admitted; seconds
         self.tries: Counter[int] = Counter()  # of clients that come back as told, until they were admitted
 
     async def run(self) -> None:
         """Capacity, loads, probes."""
+        for _request in range(RUSH_AFTER):  # one at a time: nobody knows yet how fast a batch is
+            await self._ask()
+        rush = Loop(seconds=1.0)
+        for answer in await asyncio.gather(*(self._ask() for _ in range(RUSH))):
+            rush.count(answer, answer.ended_s - answer.started_s, self.workload.deadline_s)
+        self.num_rush_refused = rush.outcomes["429"]
+        self._say(f"{RUSH} at once after {RUSH_AFTER} one by one: {told(rush)}")
         in_flight = 2
         while in_flight <= MAX_IN_FLIGHT:
             self.closed[in_flight] = loop = await self._closed_loop(in_flight)
@@ -112,6 +128,8 @@ class Overload:
             )
         best = max(self.closed, key=lambda in_flight: self.closed[in_flight].good_per_s)
         peak_per_s = self.closed[best].good_per_s
+        self.calm = await self._open_loop(CALM * peak_per_s, obedient=False)
+        self._say(f"{CALM:g} times: {told(self.calm)}")
         for _round in range(NUM_ROUNDS):
             loops = {
                 f"{best} in flight": await self._closed_loop(best),
@@ -122,7 +140,7 @@ class Overload:
             self._say("; ".join(f"{name}: {told(loop)}" for name, loop in loops.items()))
         for _probe in range(NUM_PROBES):
             await self._fill_and_probe(FLOOD * peak_per_s)
-        for connection in self._idle:
+        for connection in (*self._idle[False], *self._idle[True]):
             connection.close()
 
     @property
@@ -148,17 +166,18 @@ class Overload:
     def _say(self, text: str) -> None:
         print(f"[{self.workload.model}] {text}", flush=True)
 
-    async def _ask(self, size: int = 1) -> Answer:
+    async def _ask(self, size: int = 1, *, tells: bool = True) -> Answer:
         ready = self._bodies[size]
         body = ready.pop() if ready else json.dumps(self.workload.body(self._draw, size)).encode()
         began_s = time.perf_counter()
         try:
-            connection = self._idle.pop() if self._idle else await Connection.open(self._address)
+            idle = self._idle[tells]
+            connection = idle.pop() if idle else await Connection.open(self._addresses[tells])
             answer = await connection.request("POST", self.workload.path, body)
         except OSError:
             return Answer(started_s=began_s, ended_s=time.perf_counter())
         if connection.usable:
-            self._idle.append(connection)
+            idle.append(connection)
         return answer
 
     async def _closed_loop(self, in_flight: int) -> Loop:
@@ -169,7 +188,7 @@ class Overload:
         async def keep_asking() -> None:
             while time.perf_counter() < ends_s:
                 sent_s = time.perf_counter()
-                answer = await self._ask()
+                answer = await self._ask(tells=False)
                 if began_s <= answer.ended_s < ends_s:
                     loop.count(answer, answer.ended_s - sent_s, self.workload.deadline_s)
                 if answer.status == 429:

@@ -138,8 +138,14 @@ class RateLimited(RequestError):
     retryable = True
 
 
+WOULD_BE_LATE = "would_be_late"
+"""The code of a `QueueFull` that concerns only requests with as little time; answers say so in the header `REFUSED`, too."""
+REFUSED = "x-refused"
+
+
 class QueueFull(RequestError):
-    """The model's queue holds as much work as it may; ``retry_after_s`` comes from the drain rate."""
+    """The model's queue holds as much work as it may, or more than this request has time for (`WOULD_BE_LATE`);
+    ``retry_after_s`` comes from the drain rate."""
 
     status = 429
     type = "rate_limit_error"

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from sixfold.core.errors import QueueFull
+from sixfold.core.errors import WOULD_BE_LATE, QueueFull
 from sixfold.core.messages import Priority
 
 _RATE_WINDOW_S = 10.0
@@ -26,18 +26,28 @@ all of the seconds, and one at a time no batch would ever show how fast it is.""
 _SHARED_STEPS = 2.0
 """Requests of one size that all share the steps are half done on average, so each takes twice the time in which the work of all
 drains; models that answer one after another show soon that theirs do not."""
-_LATE_MEMORY = 64
+_MOST_STRETCH = 4.0
+_MEMORY = 64
 _ASSUMED = 16
-_GIVEN_UP = 1.1
-_MOST = 8.0
-_LEARN_FROM_S = 1.0
-"""A shorter time may be shorter than a step, which says nothing of queues; and a client that wants answers in a millisecond must
-not make the server think that nobody can be answered."""
 _SPARE = 0.85
 """Of its time a request may be expected to use up so much. What is admitted stays; without a reserve a small error would make all
 late that came before the first of them was seen to be."""
 _TIGHT = 0.5
 """Only requests whose time was expected to use up so much of what they had tell how long requests take in a full queue."""
+_LEARN_FROM_S = 1.0
+"""A shorter time may be shorter than a step, which says nothing of queues."""
+
+
+class Flow:
+    """The admitted work of one tenant and class, which the scheduler serves by weight. Owner: the Admission that made it."""
+
+    __slots__ = ("key", "num_requests", "queued_units", "weight")
+
+    def __init__(self, key: tuple[str, Priority], weight: float) -> None:
+        self.key = key
+        self.weight = weight
+        self.queued_units = 0
+        self.num_requests = 0
 
 
 class Ticket:
@@ -45,54 +55,82 @@ class Ticket:
 
     Attributes:
         remaining_units: What is not done of it.
-        priority: Of the request.
+        flow: Whose it is.
         admitted_s: When it was admitted.
-        drain_s: The time in which all that was admitted then, itself included, would be done; 0 where that says nothing: the
-            request has no deadline, or one that is very near or far away.
+        drain_s: The time in which all that goes before its end would be done; 0 where that says nothing: the request has no
+            deadline, or one that is very near or far away.
     """
 
-    __slots__ = ("admitted_s", "drain_s", "priority", "remaining_units")
+    __slots__ = ("admitted_s", "drain_s", "flow", "remaining_units")
 
-    def __init__(self, units: int, priority: Priority, admitted_s: float, drain_s: float) -> None:
+    def __init__(self, units: int, flow: Flow, admitted_s: float, drain_s: float) -> None:
         self.remaining_units = units
-        self.priority = priority
+        self.flow = flow
         self.admitted_s = admitted_s
         self.drain_s = drain_s
 
 
 class Stretch:
     """How many times as long as the queue drains requests take until they have ended: 1 where one is done after another, 2
-    where equal ones share their steps, more for those that others overtake. The greatest of late, for a promise to be kept."""
+    where equal ones share their steps. What nine of ten kept to lately; only answered requests count, since whoever gives up
+    early says nothing of the queue."""
 
     def __init__(self) -> None:
-        self._seen: deque[float] = deque([_SHARED_STEPS] * _ASSUMED, maxlen=_LATE_MEMORY)
+        self._seen: deque[float] = deque([_SHARED_STEPS] * _ASSUMED, maxlen=_MEMORY)
         self.factor = _SHARED_STEPS
 
-    def saw(self, factor: float, *, ended: bool) -> None:
-        """Counts a request; one that was given up says only that it would have taken longer."""
-        factor = factor if ended else factor * _GIVEN_UP
-        if ended or factor > self.factor:
-            self._seen.append(min(factor, _MOST))
-            self.factor = max(self._seen)
+    def saw(self, factor: float) -> None:
+        """Counts an answered request."""
+        self._seen.append(factor)
+        self.factor = min(_MOST_STRETCH, sorted(self._seen)[int(0.9 * len(self._seen))])
+
+
+class SpeedByDepth:
+    """Units per second, by how much was admitted meanwhile.
+
+    One request at a time shows a fraction of what a batch does, and a few small ones of what large ones do: what is not known is
+    not guessed.
+    """
+
+    def __init__(self) -> None:
+        self._rates: dict[tuple[int, int], DrainRate] = {}
+
+    def observe(self, num_requests: int, queued_units: int, units: int, seconds: float) -> None:
+        """Counts a step while so many requests with so much work were admitted."""
+        depth = num_requests.bit_length(), queued_units.bit_length()
+        rate = self._rates.get(depth)
+        if rate is None:
+            rate = self._rates[depth] = DrainRate()
+        rate.observe(units, seconds)
+
+    def at(self, num_requests: int, queued_units: int) -> float:
+        """At a depth like this or a greater one; 0 where that was not seen for half a second."""
+        least_requests, least_units = num_requests.bit_length() - 1, queued_units.bit_length() - 1
+        units = seconds = 0.0
+        for (requests, work), rate in self._rates.items():
+            if requests >= least_requests and work >= least_units:
+                units += rate.units
+                seconds += rate.seconds
+        return units / seconds if seconds >= _FIRST_S else 0.0
 
 
 class DrainRate:
     """Units per second over the time in which there was work: an average that forgets over about ten seconds."""
 
     def __init__(self) -> None:
-        self._units = 0.0
+        self.units = 0.0  # done lately
         self._seconds = 0.0
 
     def observe(self, units: int, seconds: float) -> None:
         """Counts one step, or a time in which work went on elsewhere."""
         keep = math.exp(-seconds / _RATE_WINDOW_S)
-        self._units = self._units * keep + units
+        self.units = self.units * keep + units
         self._seconds = self._seconds * keep + seconds
 
     @property
     def units_per_s(self) -> float:
         """0 before the first step."""
-        return self._units / self._seconds if self._seconds > 0.0 else 0.0
+        return self.units / self._seconds if self._seconds > 0.0 else 0.0
 
     @property
     def seconds(self) -> float:
@@ -120,6 +158,8 @@ class Admission:
     ) -> None:
         self._clock = clock
         self._stretches = {priority: Stretch() for priority in Priority}
+        self._speed = SpeedByDepth()
+        self._flows: dict[tuple[str, Priority], Flow] = {}
         self._max_queue_units = max_queue_units
         self._max_queue_s = max_queue_s
         self._lock = threading.Lock()
@@ -130,6 +170,7 @@ class Admission:
         # counted by what was asked for: bounds and promises go by this rate.
         self._room_rate = DrainRate()
         self._freed_units = 0
+        self._num_left = 0  # since the last step
         self._best_units_per_s = 0.0
 
     @property
@@ -147,39 +188,70 @@ class Admission:
         """Measured drain rate."""
         return self._rate.units_per_s
 
-    def admit(self, units: int, *, within_s: float | None = None, priority: Priority = Priority.STANDARD) -> Ticket:
+    def admit(
+        self,
+        units: int,
+        *,
+        within_s: float | None = None,
+        tenant: str = "",
+        priority: Priority = Priority.STANDARD,
+        weight: float = 1.0,
+    ) -> Ticket:
         """Takes room for a request's work.
 
-        A request that would not end in time, by how requests of its priority fared lately, is refused now: answered too late it
-        would be of no use, and would make others late.
+        A request that would not end in time, by how requests of its class fared lately at such a depth, is refused now: answered
+        too late it would be of no use, and would make others late. Where that is not known it is let in.
 
         Args:
             units: The work.
             within_s: Seconds until its deadline; None for none. One that has passed is left to whoever ends such requests.
-            priority: Of the request.
+            tenant: Whose it is; the scheduler serves tenants and classes by weight.
+            priority: Its class.
+            weight: Of the tenant.
 
         Raises:
-            QueueFull: ``retry_after_s`` is the time in which the present queue drains far enough.
+            QueueFull: ``retry_after_s`` is the time in which the present queue drains far enough. The code says whether the
+                queue is full (``queue_full``) or the request would be late (``would_be_late``).
         """
         units = max(1, units)
         with self._lock:
-            rate = self._steady_rate()
-            stretch = self._stretches[priority].factor
-            bound: float = self._max_queue_units
-            in_time = _SPARE * within_s * rate / stretch if within_s is not None and within_s > 0.0 < rate else math.inf
-            if rate > 0.0 and self._num_requests >= _SHARING:
-                bound = min(bound, math.inf if self._max_queue_s is None else self._max_queue_s * rate, in_time)
             total = self._queued_units + units
-            if total > bound and self._num_requests > 0:
-                why = " can't answer before the request's deadline" if bound == in_time else "'s queue is full"
+            excess = total - self._most_units()
+            if excess > 0 and self._num_requests > 0:
                 raise QueueFull(
-                    f"The model{why}. Retry after the time in the Retry-After header.",
-                    retry_after_s=self._room_in_s(units, total - bound),
+                    "The model's queue is full. Retry after the time in the Retry-After header.",
+                    retry_after_s=self._room_in_s(units, excess),
                 )
+            flow = self._flows.get((tenant, priority)) or Flow((tenant, priority), weight * priority.weight)
+            drain_s = self._time_for(units, flow, within_s) if within_s is not None and within_s > 0.0 else 0.0
+            flow.queued_units += units
+            flow.num_requests += 1
+            self._flows[flow.key] = flow
             self._queued_units = total
             self._num_requests += 1
-            tells = within_s is not None and within_s >= _LEARN_FROM_S and total > _TIGHT * in_time
-            return Ticket(units, priority, self._clock(), total / rate if tells else 0.0)
+            return Ticket(units, flow, self._clock(), drain_s)
+
+    def _time_for(self, units: int, flow: Flow, within_s: float) -> float:
+        """The time in which what goes before the end of such a request drains, if that tells anything, else 0.
+
+        Raises:
+            QueueFull: It would be late.
+        """
+        total = self._queued_units + units
+        rate = self._speed.at(self._num_requests + 1, total)
+        if rate <= 0.0 or self._num_requests < _SHARING:
+            return 0.0
+        # Others' work goes before it only by their weights.
+        weights = sum(each.weight for each in self._flows.values()) + (0.0 if flow.num_requests else flow.weight)
+        ahead = min(total, (flow.queued_units + units) * weights / flow.weight)
+        in_time = _SPARE * within_s * rate / self._stretches[flow.key[1]].factor
+        if ahead > in_time:
+            raise QueueFull(
+                "The model can't answer before the request's deadline. Retry after the time in the Retry-After header.",
+                code=WOULD_BE_LATE,
+                retry_after_s=self._room_in_s(units, ahead - in_time),
+            )
+        return ahead / rate if within_s >= _LEARN_FROM_S and ahead > _TIGHT * in_time else 0.0
 
     def _room_in_s(self, wanted: int, excess: float) -> float:
         rate = self._room_rate.units_per_s
@@ -190,6 +262,12 @@ class Admission:
             # Only the seconds are full: there is room, too, as soon as fewer than `_SHARING` are left.
             units = min(units, self._queued_units * (self._num_requests - _SHARING + 1) / self._num_requests)
         return max(0.05, units / rate)
+
+    def _most_units(self) -> float:
+        rate = self._steady_rate()
+        if self._max_queue_s is None or rate <= 0.0 or self._num_requests < _SHARING:
+            return self._max_queue_units
+        return min(self._max_queue_units, self._max_queue_s * rate)
 
     def _steady_rate(self) -> float:
         # A replica that had one request at a time has shown a fraction of what a full batch does: its best rate of late
@@ -203,6 +281,7 @@ class Admission:
             for ticket, wanted in grants:
                 units = min(wanted, ticket.remaining_units)
                 ticket.remaining_units -= units
+                ticket.flow.queued_units -= units
                 self._queued_units -= units
                 self._freed_units += units
 
@@ -211,6 +290,10 @@ class Admission:
         with self._lock:
             self._rate.observe(units, seconds)
             self._room_rate.observe(self._freed_units, seconds)
+            # The depth before the step: one step may do all that there was.
+            num_requests, queued_units = self._num_requests + self._num_left, self._queued_units + self._freed_units
+            self._speed.observe(num_requests, queued_units, self._freed_units, seconds)
+            self._num_left = 0
             self._freed_units = 0
             self._best_units_per_s *= math.exp(-seconds / _BEST_WINDOW_S)
             if self._room_rate.seconds >= _STEADY_S:
@@ -225,11 +308,16 @@ class Admission:
                 one that was cancelled says nothing about theirs.
         """
         with self._lock:
-            if ticket.drain_s > 0.0:
-                took_s = self._clock() - ticket.admitted_s
-                self._stretches[ticket.priority].saw(took_s / ticket.drain_s, ended=finished)
+            flow = ticket.flow
+            if finished and ticket.drain_s > 0.0:
+                self._stretches[flow.key[1]].saw((self._clock() - ticket.admitted_s) / ticket.drain_s)
             if finished:
                 self._freed_units += ticket.remaining_units
             self._queued_units -= ticket.remaining_units
+            flow.queued_units -= ticket.remaining_units
+            flow.num_requests -= 1
+            if not flow.num_requests:
+                del self._flows[flow.key]
             ticket.remaining_units = 0
             self._num_requests -= 1
+            self._num_left += 1

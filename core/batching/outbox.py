@@ -82,7 +82,11 @@ class ManagerOutbox:
             if request.request_id in self._tickets:
                 raise InvalidRequest(f"The request id {request.request_id!r} is in use by a running request.")
             self._tickets[request.request_id] = self._admission.admit(
-                units, within_s=within_s, priority=request.priority
+                units,
+                within_s=within_s,
+                tenant=request.tenant,
+                priority=request.priority,
+                weight=request.weight,
             )
 
     def wait_idle(self, timeout_s: float | None) -> bool:

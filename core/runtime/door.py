@@ -11,11 +11,14 @@ from sixfold.core.messages import Priority
 
 _FLOOD = 8
 _WITHIN_S = 0.5
-"""So many refusals in so short a time, of one tenant and class, are a flood. Before that each request asks for itself: one that
-is smaller than the last may find room."""
+"""So many refusals in so short a time, of one tenant and class, are a flood. Before that each request asks for itself."""
 _MOST_S = 0.1
-"""What is said of the room there will be holds as long as nothing else changes."""
+_SHARE = 0.125
+"""What is said of the room there will be holds as long as nothing else changes; and the queue must not run dry meanwhile, which
+holds less than a request has time."""
 _ALIKE = 1.05  # times that are as long as this are equal; requests are a little older when they come here
+_AS_LARGE = 1.1
+_LEAST_TOLD_S = 0.01
 _MANY_TENANTS = 64
 
 
@@ -25,8 +28,9 @@ class _Closed:
 
     refused_s: deque[float] = field(default_factory=lambda: deque(maxlen=_FLOOD))
     until_s: float = 0.0
-    within_s: float = 0.0  # of the request that was refused
-    message: str = ""
+    within_s: float = 0.0  # of the request whose refusal closed it
+    num_bytes: int = 0  # of the same
+    error: QueueFull | None = None
 
     def counts_flood(self, now_s: float) -> bool:
         self.refused_s.append(now_s)
@@ -51,26 +55,32 @@ class Door:
         """Tenants and classes that are remembered."""
         return len(self._closed)
 
-    def pass_or_refuse(self, tenant: str, priority: Priority, within_s: float | None) -> None:
-        """Lets a request through to the replica, unless that has just refused one that had at least as much time.
+    def pass_or_refuse(self, tenant: str, priority: Priority, within_s: float | None, num_bytes: int) -> None:
+        """Lets a request through to the replica, unless that has just refused one that was no larger and had as much time.
 
         Args:
             tenant: Whose it is.
             priority: Its class.
             within_s: Seconds until its deadline; None for none.
+            num_bytes: Size of its message.
 
         Raises:
             QueueFull: With what is left of the time that the replica named.
         """
         closed = self._closed.get((tenant, priority))
-        if closed is None:
+        if closed is None or closed.error is None:
             return
         now_s = self._clock()
-        if now_s < closed.until_s and _seconds(within_s) <= closed.within_s * _ALIKE:
-            closed.refused_s.append(now_s)
-            raise QueueFull(closed.message, retry_after_s=closed.until_s - now_s)
+        is_alike = _seconds(within_s) <= closed.within_s * _ALIKE and num_bytes * _AS_LARGE >= closed.num_bytes
+        if now_s < closed.until_s and is_alike:
+            closed.counts_flood(now_s)
+            raise QueueFull(
+                closed.error.message, code=closed.error.code, retry_after_s=max(_LEAST_TOLD_S, closed.until_s - now_s)
+            )
 
-    def refused(self, tenant: str, priority: Priority, within_s: float | None, error: QueueFull) -> None:
+    def refused(
+        self, tenant: str, priority: Priority, within_s: float | None, num_bytes: int, error: QueueFull
+    ) -> None:
         """The replica has refused this request."""
         if error.retry_after_s is None:
             return
@@ -80,9 +90,10 @@ class Door:
             self._forget_old(now_s)
             closed = self._closed[tenant, priority] = _Closed()
         if closed.counts_flood(now_s):
-            closed.until_s = now_s + min(error.retry_after_s, _MOST_S)
+            closed.until_s = now_s + min(error.retry_after_s, _MOST_S, _SHARE * _seconds(within_s))
             closed.within_s = _seconds(within_s)
-            closed.message = error.message
+            closed.num_bytes = num_bytes
+            closed.error = error
 
     def _forget_old(self, now_s: float) -> None:
         if len(self._closed) >= _MANY_TENANTS:

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -51,6 +51,7 @@ class _Sent:
     tenant: str
     priority: Priority
     timeout_s: float | None
+    num_bytes: int
 
 
 class WorkerReplica(asyncio.Protocol):
@@ -216,12 +217,9 @@ class WorkerReplica(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing() or self._info is None:
             raise WorkerDied("The model's process is being replaced. Retry.", retry_after_s=self._back_in_s(self))
         timeout_s = None if request.deadline_s is None else request.deadline_s - time.monotonic()
-        self._door.pass_or_refuse(request.tenant, request.priority, timeout_s)
         number = self._next_number
-        self._next_number += 1
-        stream = EventStream(lambda: self._cancel(number))
-        self._sent[number] = _Sent(request.request_id, stream, request.tenant, request.priority, timeout_s)
-        self._send(
+        message = encode_pieces(
+            self._encoder,
             wire.SubmitStruct(
                 number=number,
                 request_id=request.request_id,
@@ -231,8 +229,14 @@ class WorkerReplica(asyncio.Protocol):
                 timeout_s=timeout_s,
                 input=request.input,
                 trace_id=request.trace_id,
-            )
+            ),
         )
+        num_bytes = sum(map(len, message))
+        self._door.pass_or_refuse(request.tenant, request.priority, timeout_s, num_bytes)
+        self._next_number += 1
+        stream = EventStream(lambda: self._cancel(number))
+        self._sent[number] = _Sent(request.request_id, stream, request.tenant, request.priority, timeout_s, num_bytes)
+        self._write(message)
         return stream
 
     def _cancel(self, number: int) -> None:
@@ -291,12 +295,14 @@ class WorkerReplica(asyncio.Protocol):
         if self.pid is not None and self._process is not None:
             self._process.kill()
 
-    def _send(self, message: wire.ToWorker | wire.SubmitStruct) -> None:
+    def _send(self, message: wire.ToWorker) -> None:
+        self._write(encode_pieces(self._encoder, message))
+
+    def _write(self, message: Sequence[bytes]) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            pieces = encode_pieces(self._encoder, message)
-            head = sum(map(len, pieces)).to_bytes(4, "big")
-            self._transport.write(head + pieces[0])
-            for piece in pieces[1:]:
+            head = sum(map(len, message)).to_bytes(4, "big")
+            self._transport.write(head + message[0])
+            for piece in message[1:]:
                 self._transport.write(piece)
 
     # asyncio.Protocol
@@ -357,7 +363,7 @@ class WorkerReplica(asyncio.Protocol):
             if not isinstance(last, Increment):
                 del self._sent[number]
                 if isinstance(last, Failed) and isinstance(last.error, QueueFull):
-                    self._door.refused(sent.tenant, sent.priority, sent.timeout_s, last.error)
+                    self._door.refused(sent.tenant, sent.priority, sent.timeout_s, sent.num_bytes, last.error)
             sent.stream.push(tuple(events))
 
     def _event(self, request_id: str, event: wire.WireEvent) -> Event:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 from starlette.responses import Response
 
-from sixfold.core.errors import NotAuthenticated, RequestError
+from sixfold.core.errors import REFUSED, WOULD_BE_LATE, NotAuthenticated, RequestError
 
 _PATH = re.compile(r"(?<![\w.:/])/(?!v\d+/)(?:[^\s/'\"<>]+/)+[^\s'\"<>,;)]*|\b[A-Za-z]:\\[^\s'\"<>]+")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
@@ -66,6 +66,8 @@ def error_response(error: RequestError, *, close: bool = False) -> Response:
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(max(1, math.ceil(error.retry_after_s * 1000)))
+    if error.code == WOULD_BE_LATE:
+        headers[REFUSED] = WOULD_BE_LATE
     if isinstance(error, NotAuthenticated):
         headers["www-authenticate"] = "Bearer"
     if close:

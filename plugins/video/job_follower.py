@@ -101,6 +101,9 @@ class JobFollower:
                         raise
                     record = VideoRecord.of(stored)
                     live.run, live.progress = None, 0
+                except QueueFull as full:  # which a replica in another process tells as the first event
+                    live.run = None
+                    await self._sleep(full.retry_after_s or 1.0)
         except RequestCancelled:
             return  # by `delete`, which has marked the job
         except RequestError as error:

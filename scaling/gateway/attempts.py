@@ -9,7 +9,7 @@ from functools import partial
 from random import Random
 from types import MappingProxyType
 
-from sixfold.core.errors import DeadlineExceeded, NotReady, RequestError, WorkerDied
+from sixfold.core.errors import REFUSED, WOULD_BE_LATE, DeadlineExceeded, NotReady, RequestError, WorkerDied
 from sixfold.scaling.gateway.budgets import HedgeClock, RetryBudget
 from sixfold.scaling.gateway.fleet import Fleet, Replica
 from sixfold.scaling.gateway.geography import Geography
@@ -119,9 +119,13 @@ class Attempts:
                             if not self._budget.try_take():
                                 return attempt
                             retrying = True
-                        reason = str(attempt.answer.status)
+                        answer = attempt.answer
+                        reason = str(answer.status)
                         attempt.close(failed=True)
-                        self._leave_site(work, tried)
+                        if (
+                            answer.header(REFUSED) != WOULD_BE_LATE
+                        ):  # that is the request's own hurry: others find room there
+                            self._leave_site(work, tried)
                     self._metrics.retries.labels(work.model or "", reason).inc()
         except TimeoutError:
             raise DeadlineExceeded("The request's deadline passed before it was done.") from None

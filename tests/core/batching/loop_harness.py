@@ -125,7 +125,9 @@ class LoopHarness:
         ticket = self.admission.admit(
             self.model.estimate_units(request),
             within_s=None if deadline_s is None else deadline_s - self.clock(),
+            tenant=tenant,
             priority=priority,
+            weight=weight,
         )
         self.tickets[request_id] = ticket
         self.events[request_id] = []

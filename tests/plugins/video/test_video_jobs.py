@@ -312,6 +312,26 @@ async def test_a_full_queue_after_a_restart_is_waited_for(services: FakeServices
     assert 2.5 in waits
 
 
+async def test_a_replica_that_is_full_when_it_is_asked_is_asked_again_and_the_job_does_not_fail(
+    services: FakeServices,
+) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if seconds == 60.0:
+            await asyncio.Event().wait()
+
+    async with opened(services, sleep=sleep) as jobs:
+        job = await jobs.create(RECORD, tenant="ward")
+        services.submitted.clear()
+        services.runs[0].events.put_nowait(QueueFull("would be late", code="would_be_late", retry_after_s=2.5))
+        await asyncio.wait_for(services.submitted.wait(), 10)
+        services.runs[1].finish()
+        await until(jobs, job.id, "completed")
+    assert 2.5 in waits
+
+
 async def test_expired_jobs_are_removed_with_their_files(services: FakeServices) -> None:
     async with opened(services) as jobs:
         job = await jobs.create(RECORD, tenant="ward")

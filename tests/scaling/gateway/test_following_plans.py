@@ -83,6 +83,24 @@ async def test_requests_follow_the_plan_and_leave_a_site_that_is_lost_without_a_
         await each.kill()
 
 
+@pytest.mark.parametrize(("refused", "site"), [("", "us"), ("would_be_late", "eu")])
+async def test_a_request_that_has_too_little_time_for_a_site_does_not_make_others_leave_it(
+    tmp_path: Path, refused: str, site: str
+) -> None:
+    full = Reply(status=429, parts=(b"{}",), headers={"x-should-retry": "true", "x-refused": refused})
+    eu, us = ScriptedReplica("eu", full, Reply(parts=(b'{"by": "eu"}',))), ScriptedReplica("us")
+    for replica in (eu, us):
+        await replica.start()
+    agents = [agent("eu", eu), agent("us", us)]
+    for each in agents:
+        await each.start()
+    async with run_gateway(gateway_of(tmp_path, *(each.url for each in agents))) as gateway:
+        assert await sites_of(gateway, count=1) == {"us"}  # tried there, too
+        assert await sites_of(gateway) == {site}
+    for each in (eu, us, *agents):
+        await each.kill()
+
+
 async def test_a_gateway_that_starts_and_hears_nobody_goes_on_by_its_disk_and_holds_its_locks(tmp_path: Path) -> None:
     us = ScriptedReplica("us", models=("m", "locked"))
     await us.start()
