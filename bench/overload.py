@@ -2,8 +2,8 @@
 
     python bench/overload.py [--only chat] [--seconds 14]
 
-One server, the demo's chat and embedding models, as they are configured. Each request of an open loop says in `x-request-timeout-s` when its
-answer is of no use any more; who would be late is refused at once. For each model in turn:
+One server, the demo's chat and embedding models, as they are configured. Each request of an open loop says in
+`x-request-timeout-s` when its answer is of no use any more; who would be late is refused at once. For each model in turn:
 
 1. Fifteen requests one by one, then 24 at once, of which none must be refused. Capacity: closed loops of rising concurrency
    until goodput stops growing. *Goodput* is answers within the deadline a second.

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from gguf import GGUFReader
 from sixfold.plugins.llm.gguf import UNKNOWN_ARCHITECTURE
+from sixfold.plugins.llm.gguf_header import BoundedGgufReader
 
 # ``general.file_type``: files that are not quantized keep their type; of quantized ones bfloat16 keeps all that is there.
 _UNQUANTIZED = {0: torch.float32, 1: torch.float16}
@@ -27,7 +27,7 @@ def is_decoder(architecture: str) -> bool:
 
 def convert(source: Path, target: Path) -> bool:
     """Writes the converted model into an existing folder; False if the file holds no decoder."""
-    reader: Any = GGUFReader(source)
+    reader: Any = BoundedGgufReader(source)
     architecture = str(reader.get_field("general.architecture").contents())
     if not is_decoder(architecture):
         return False

@@ -55,9 +55,12 @@ def read_scrape(text: str, at_s: float, states: Mapping[str, str] | None = None)
         ValueError: It is none.
     """
     samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            samples.setdefault(sample.name, []).append((sample.labels, float(sample.value)))
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                samples.setdefault(sample.name, []).append((sample.labels, float(sample.value)))
+    except IndexError as error:  # of the library's parser, at labels that are cut
+        raise ValueError("this is no text of Prometheus") from error
     return Scrape(at_s, {name: tuple(found) for name, found in samples.items()}, states or {})
 
 

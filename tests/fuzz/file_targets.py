@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Any
 
 import torch
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFWriter
 from safetensors.torch import save
 
 from sixfold.core.config import load_config
@@ -20,6 +20,7 @@ from sixfold.core.sources.wheel_reference import WheelReference
 from sixfold.core.sources.wheels import unpack
 from sixfold.core.yaml_document import parse_document
 from sixfold.plugins.llm.eagle3_files import read_eagle3
+from sixfold.plugins.llm.gguf_header import BoundedGgufReader
 from sixfold.plugins.llm.lora_adapter import ModuleShape
 from sixfold.plugins.llm.lora_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from tests.fuzz.target import Target, as_file, check, scratch, text_of
@@ -27,7 +28,6 @@ from tests.fuzz.target import Target, as_file, check, scratch, text_of
 _SHAPES = {"model.layers.0.self_attn.q_proj": ModuleShape(in_features=4, out_features=4)}
 _KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 _SAVE: Any = save  # typed in part
-_READER: Any = GGUFReader
 _DEEP = b"[" * 3000
 
 
@@ -91,7 +91,7 @@ def _cut(data: bytes) -> tuple[bytes, bytes]:
 
 def _gguf(data: bytes) -> None:
     # As the converter begins, in a process of its own: whatever it raises there is told as its last line.
-    reader = _READER(as_file(data, "model.gguf"))
+    reader = BoundedGgufReader(as_file(data, "model.gguf"))
     str(reader.get_field("general.architecture").contents())
 
 

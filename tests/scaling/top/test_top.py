@@ -165,3 +165,9 @@ def test_a_server_that_never_answered_is_not_waited_for() -> None:
         run_top(
             looks(UsageError("no")), url="http://x", interval_s=1.0, once=False, console=Console(file=io.StringIO())
         )
+
+
+@pytest.mark.parametrize("text", ['{{=, =\x01,&"', "a{b=", 'a{b="', "{"])
+def test_text_that_is_cut_within_its_labels_is_no_text_of_prometheus(text: str) -> None:
+    with pytest.raises(ValueError):
+        read_scrape(text, 1.0)
