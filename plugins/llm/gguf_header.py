@@ -3,24 +3,23 @@ takes in memory without end."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gguf import GGUFReader
 
-_Reader: Any = GGUFReader  # typed in part
 
-
-class BoundedGgufReader(_Reader):
+class BoundedGgufReader(GGUFReader):
     """`gguf.GGUFReader`, which raises where a file is shorter than it says.
 
     Raises:
         ValueError: The file ends in the middle of something, or is none.
     """
 
-    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: str | None = None) -> np.ndarray[Any, Any]:
+    def _get(self, offset: int, dtype: npt.DTypeLike, count: int = 1, override_order: Any = None) -> npt.NDArray[Any]:
         end = int(offset) + np.dtype(dtype).itemsize * int(count)
         if end > len(self.data):
             raise ValueError(f"the GGUF file has {len(self.data)} bytes, and says that there are {end} or more")
-        return cast("np.ndarray[Any, Any]", super()._get(offset, dtype, count, override_order))
+        return super()._get(offset, dtype, count, override_order)

@@ -28,7 +28,9 @@ def a_file(folder: Path) -> bytes:
 def read(folder: Path, data: bytes) -> str:
     path = folder / "model.gguf"
     path.write_bytes(data)
-    return str(BoundedGgufReader(path).get_field("general.architecture").contents())
+    field = BoundedGgufReader(path).get_field("general.architecture")
+    assert field is not None
+    return str(field.contents())
 
 
 def test_a_whole_file_is_read_as_ever(tmp_path: Path) -> None:
