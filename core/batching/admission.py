@@ -23,9 +23,11 @@ _BEST_WINDOW_S = 120.0
 _SHARING = 4
 """Requests that a bound in seconds always lets in: on a machine that is slower than it was thought to be, a single one may take
 all of the seconds, and one at a time no batch would ever show how fast it is."""
-_SHARED_STEPS = 2.0
+_ASSUMED_STRETCH = 2.5
 """Requests of one size that all share the steps are half done on average, so each takes twice the time in which the work of all
-drains; models that answer one after another show soon that theirs do not."""
+drains, and a full batch may be slower than the speed that was seen before. Models that answer one after another show soon that
+theirs takes less."""
+_GIVEN_UP = 1.3
 _MOST_STRETCH = 4.0
 _MEMORY = 64
 _ASSUMED = 16
@@ -72,15 +74,19 @@ class Ticket:
 
 class Stretch:
     """How many times as long as the queue drains requests take until they have ended: 1 where one is done after another, 2
-    where equal ones share their steps. What nine of ten kept to lately; only answered requests count, since whoever gives up
-    early says nothing of the queue."""
+    where equal ones share their steps. What nine of ten kept to lately. One that was given up would have taken longer; since it
+    may have wanted the impossible, a single one moves nothing, and many move it by little at a time."""
 
     def __init__(self) -> None:
-        self._seen: deque[float] = deque([_SHARED_STEPS] * _ASSUMED, maxlen=_MEMORY)
-        self.factor = _SHARED_STEPS
+        self._seen: deque[float] = deque([_ASSUMED_STRETCH] * _ASSUMED, maxlen=_MEMORY)
+        self.factor = _ASSUMED_STRETCH
 
-    def saw(self, factor: float) -> None:
-        """Counts an answered request."""
+    def saw(self, factor: float, *, answered: bool) -> None:
+        """Counts a request that has ended."""
+        if not answered:
+            if factor < self.factor:
+                return
+            factor = self.factor * _GIVEN_UP
         self._seen.append(factor)
         self.factor = min(_MOST_STRETCH, sorted(self._seen)[int(0.9 * len(self._seen))])
 
@@ -309,8 +315,9 @@ class Admission:
         """
         with self._lock:
             flow = ticket.flow
-            if finished and ticket.drain_s > 0.0:
-                self._stretches[flow.key[1]].saw((self._clock() - ticket.admitted_s) / ticket.drain_s)
+            if ticket.drain_s > 0.0:
+                took_s = self._clock() - ticket.admitted_s
+                self._stretches[flow.key[1]].saw(took_s / ticket.drain_s, answered=finished)
             if finished:
                 self._freed_units += ticket.remaining_units
             self._queued_units -= ticket.remaining_units
