@@ -49,7 +49,9 @@ WORDS = "ward night pulse fever dose chart light rest nurse river table winter g
 def chat_body(draw: random.Random, size: int) -> dict[str, object]:
     question = f"Write about {' '.join(draw.choices(WORDS, k=12))}."
     messages = [{"role": "user", "content": question}]
-    return {"model": "chat", "messages": messages, "max_tokens": 48 * size, "temperature": 0}
+    # Answers of one length would all end together, and a window would count waves of them.
+    num_tokens = draw.randint(24, 72) * size
+    return {"model": "chat", "messages": messages, "max_tokens": num_tokens, "temperature": 0}
 
 
 def embed_body(draw: random.Random, size: int) -> dict[str, object]:
