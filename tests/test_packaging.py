@@ -26,13 +26,20 @@ def test_the_top_level_names_are_those_that_were_agreed() -> None:
     assert [name for name in MODALITIES if not (ROOT / "plugins" / name / "__init__.py").exists()] == []
 
 
-def test_the_list_of_packages_is_the_tree(project: dict[str, Any]) -> None:
+def test_the_list_of_packages_is_the_tree_and_its_folders_of_data(project: dict[str, Any]) -> None:
+    tops = [ROOT / top for top in ("core", "plugins", "scaling")]
+    code = {file.parent for top in tops for file in top.rglob("__init__.py")}
+    # Not named, setuptools would warn of each at every installation.
+    patterns = ("playground/*", "templates/*/*")
+    data = {file.parent for top in tops for pattern in patterns for file in top.rglob(pattern) if file.is_file()}
     found = [
-        "sixfold." + ".".join(file.parent.relative_to(ROOT).parts)
-        for top in ("core", "plugins", "scaling")
-        for file in (ROOT / top).rglob("__init__.py")
+        "sixfold." + ".".join(folder.relative_to(ROOT).parts)
+        for folder in code | data
+        if folder.name != "__pycache__" and folder.name.isidentifier()
     ]
-    assert project["tool"]["setuptools"]["packages"] == sorted(found)
+    packages = project["tool"]["setuptools"]["packages"]
+    assert sorted(packages) == sorted(found)
+    assert set(patterns) <= set(project["tool"]["setuptools"]["package-data"]["*"])
 
 
 def test_every_folder_with_code_is_a_package() -> None:
