@@ -2,8 +2,9 @@
 
     python bench/routing.py [--editors 4] [--completions 12] [--start 2000]
 
-Each editor types a file of this project on and asks for a completion after every 24 characters. Two servers hold the demo's
-language model twice, with its prefix cache and without, both without guessed tokens. One gateway routes by prefix, one in turns.
+Each editor types a file of this project on and asks for a completion after every 24 characters. Two servers with one core each
+hold the demo's language model twice, with its prefix cache and without, both without guessed tokens. One gateway routes by
+prefix, one in turns.
 All editors type at the same time, a few completions by one way and then the same by the other, another one first each time: a
 ratio is one of neighbours in time, and no way computes while the other is measured. The hit rate is what the servers themselves
 count (`cached_tokens`).
@@ -15,9 +16,11 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +69,12 @@ def main() -> None:
     work_folder()
     model = pull_demo_models(BENCH.parent / "examples" / "demo.yaml")["chat"]
     facts: dict[str, object] = {**report.machine(), **vars(args)}
-    with RunningServer(replica(model, "one"), WORK) as one, RunningServer(replica(model, "two"), WORK) as two:
-        ports = [server.port for server in (one, two) if server.wait_ready()]
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        raise SystemExit("Two replicas need two cores, and this process may use one.")
+    with ExitStack() as stack:
+        servers = [stack.enter_context(RunningServer(replica(model, core), WORK)) for core in cores]
+        ports = [server.port for server in servers if server.wait_ready()]
         aware = gateway_target("bench-routing-aware", ports, routing={"policy": "prefix"})
         turns = gateway_target("bench-routing-turns", ports, routing={"policy": "round_robin"})
         with RunningServer(aware, WORK) as first, RunningServer(turns, WORK) as second:
@@ -81,18 +88,19 @@ def main() -> None:
     print("\n".join(lines), f"\n\nwritten: {written}", flush=True)
 
 
-def replica(model: Path, name: str) -> Target:
-    """One server with the model twice."""
-    config = WORK / f"routing-{name}.json"
+def replica(model: Path, core: int) -> Target:
+    """One server with the model twice. Replicas with two threads each would wait for each other's cores in every layer."""
+    config = WORK / f"routing-{core}.json"
     options = {"speculation": {"method": "off"}}
     models = {
         "cached": {"source": f"file:{model.resolve()}", "options": options},
         "plain": {"source": f"file:{model.resolve()}", "options": {**options, "prefix_cache": "off"}},
     }
     config.write_text(json.dumps({"models": models}))
+    serve = [str(SIXFOLD), "serve", str(config), "--log-level", "warning"]
     return Target(
-        name=f"routing-{name}",
-        command=lambda port: [str(SIXFOLD), "serve", str(config), "--port", str(port), "--log-level", "warning"],
+        name=f"routing-{core}",
+        command=lambda port: ["taskset", "--cpu-list", str(core), *serve, "--port", str(port)],
         env=OFFLINE,
         ready_path="/ready",
         pausable=False,
