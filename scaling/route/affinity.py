@@ -62,6 +62,10 @@ class Affinity:
                 self._seats.popitem(last=False)
         self._inner.routed(request, replica_id, now_s)
 
+    def computed(self, request: RequestShape, replica_id: str) -> None:
+        """See `Policy.computed`."""
+        self._inner.computed(request, replica_id)
+
     def forget(self, replica_id: str) -> None:
         """See `Policy.forget`. Its sessions stay where they were: the replica that takes its place may be there already."""
         self._inner.forget(replica_id)

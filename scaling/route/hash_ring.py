@@ -74,6 +74,9 @@ class BoundedHash:
     def routed(self, request: RequestShape, replica_id: str, now_s: float) -> None:
         """See `Policy.routed`."""
 
+    def computed(self, request: RequestShape, replica_id: str) -> None:
+        """See `Policy.computed`."""
+
     def forget(self, replica_id: str) -> None:
         """See `Policy.forget`: where keys belong does not depend on what was."""
 

@@ -19,6 +19,9 @@ class _Forgetful:
     def routed(self, request: RequestShape, replica_id: str, now_s: float) -> None:
         """See `Policy.routed`."""
 
+    def computed(self, request: RequestShape, replica_id: str) -> None:
+        """See `Policy.computed`."""
+
     def forget(self, replica_id: str) -> None:
         """See `Policy.forget`."""
 
@@ -36,6 +39,9 @@ class RoundRobin:
     def routed(self, request: RequestShape, replica_id: str, now_s: float) -> None:
         """See `Policy.routed`."""
         self._num_routed += 1
+
+    def computed(self, request: RequestShape, replica_id: str) -> None:
+        """See `Policy.computed`."""
 
     def forget(self, replica_id: str) -> None:
         """See `Policy.forget`."""

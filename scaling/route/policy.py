@@ -90,6 +90,10 @@ class Policy(Protocol):
         """Learns that the request was sent to a replica, which will hold its prompt from now on."""
         ...
 
+    def computed(self, request: RequestShape, replica_id: str) -> None:
+        """Learns that the replica has computed the prompt, or that it never will; once for each `routed`."""
+        ...
+
     def forget(self, replica_id: str) -> None:
         """Learns that a replica is gone or begins anew: what it held is lost."""
         ...

@@ -85,6 +85,9 @@ class PrefixAffinity:
                 held = self._held[replica_id] = _Held(self._max_blocks)
             held.add(request.blocks)
 
+    def computed(self, request: RequestShape, replica_id: str) -> None:
+        """See `Policy.computed`: it was taken to be held since it was sent."""
+
     def forget(self, replica_id: str) -> None:
         """See `Policy.forget`."""
         self._held.pop(replica_id, None)

@@ -50,7 +50,7 @@ class Router:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._loads: dict[str, Load] = {}
-        self._open: dict[int, tuple[Load, Decision]] = {}
+        self._open: dict[int, tuple[Load, RequestShape]] = {}
         self._started: set[int] = set()
         self._next_number = 0
 
@@ -91,7 +91,8 @@ class Router:
         load.num_running += 1
         load.pending_units += decision.prefill_units + decision.decode_units
         load.prefill_units += decision.prefill_units
-        self._open[decision.number] = (load, decision)
+        # Without its tokens: they are many, and requests may stay open for long.
+        self._open[decision.number] = (load, replace(request, token_ids=None))
         self._policy.routed(request, replica_id, now_s)
         return decision
 
@@ -99,7 +100,8 @@ class Router:
         """The first byte came: the work before it is done. Harmless when it was said before or the decision has ended."""
         if decision.number in self._open and decision.number not in self._started:
             self._started.add(decision.number)
-            load = self._open[decision.number][0]
+            load, request = self._open[decision.number]
+            self._policy.computed(request, decision.replica_id)
             load.pending_units -= decision.prefill_units
             load.prefill_units -= decision.prefill_units
 
@@ -128,9 +130,11 @@ class Router:
         found = self._open.pop(decision.number, None)
         if found is None:
             return
-        load, _decision = found
+        load, request = found
         load.num_running -= 1
         started = decision.number in self._started
+        if not started:
+            self._policy.computed(request, decision.replica_id)
         self._started.discard(decision.number)
         before_first = 0.0 if started else decision.prefill_units
         load.pending_units -= decision.decode_units + before_first

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 from sixfold.scaling.route.affinity import Affinity
+from sixfold.scaling.route.coming import ComingPrompts
 from sixfold.scaling.route.cost import cheapest
 from sixfold.scaling.route.hash_ring import BoundedHash
 from sixfold.scaling.route.load import PowerOfTwo, RoundRobin
@@ -42,6 +43,7 @@ class KnownCaches:
         self._block_tokens = block_tokens
         self._cached: Sequence[float] = ()
         self._held: Sequence[int] = ()
+        self._coming = ComingPrompts()
 
     def look(self, request: TraceRequest, candidates: Sequence[Candidate]) -> None:
         """Sees what the candidates of the next call hold."""
@@ -52,13 +54,20 @@ class KnownCaches:
 
     def choose(self, request: RequestShape, candidates: Sequence[GatewayCandidate], now_s: float) -> GatewayChoice:
         """See `Policy.choose`."""
-        return cheapest(request, candidates, self._cached, self._held)
+        coming = [self._coming.share(request, each.replica_id) for each in candidates]
+        return cheapest(request, candidates, list(map(max, self._cached, coming)), self._held)
 
     def routed(self, request: RequestShape, replica_id: str, now_s: float) -> None:
-        """See `Policy.routed`: the replica tells itself."""
+        """See `Policy.routed`: until the replica tells itself."""
+        self._coming.routed(request, replica_id)
+
+    def computed(self, request: RequestShape, replica_id: str) -> None:
+        """See `Policy.computed`: the replica tells itself."""
+        self._coming.computed(request, replica_id)
 
     def forget(self, replica_id: str) -> None:
         """See `Policy.forget`: a replica that is gone tells nothing any more."""
+        self._coming.forget(replica_id)
 
 
 class GatewayRouting:

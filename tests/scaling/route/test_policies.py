@@ -6,6 +6,7 @@ import itertools
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sixfold.scaling.route.affinity import Affinity
+from sixfold.scaling.route.coming import ComingPrompts
 from sixfold.scaling.route.hash_ring import BoundedHash
 from sixfold.scaling.route.kv_aware import KvAware
 from sixfold.scaling.route.kv_events import BlockStored
@@ -242,8 +244,75 @@ def test_known_caches_are_preferred_to_guessed_ones() -> None:
     )
     policy = KvAware(index, PrefixAffinity())
     shape = RequestShape(model="m", prompt_units=80, blocks=(7,), token_ids=(*tokens, *range(16)))
-    policy.routed(shape, "r0", 0.0)  # the guess would say r0
+    policy.routed(shape, "r0", 0.0)
+    policy.computed(shape, "r0")  # the guess would still say r0
     choice = policy.choose(shape, candidates([(0, 0.0)] * 2), 0.0)
     assert (choice.index, choice.cached) == (1, 64 / 80)
     policy.forget("r1")
     assert policy.choose(shape, candidates([(0, 0.0)] * 2), 0.0).index == 0
+
+
+def test_a_prompt_on_its_way_counts_as_held_until_its_replica_can_have_told() -> None:
+    index = KvIndex()
+    one = BlockStored(block_hashes=(1,), parent_block_hash=None, token_ids=tuple(range(100, 116)), block_size=16)
+    index.apply("r0", [one])  # r0 announces, and this prompt is not there
+    router = Router(KvAware(index, PrefixAffinity()))
+    beginning = hash_blocks([b"x" * 2 * BLOCK_BYTES])
+    first = RequestShape(model="m", prompt_units=64, blocks=beginning, token_ids=tuple(range(64)))
+    more = hash_blocks([b"x" * 4 * BLOCK_BYTES])
+    longer = RequestShape(model="m", prompt_units=1000, blocks=more, token_ids=tuple(range(1000)))
+
+    sent = router.select(first, replicas(2), 0.0)
+    follower = router.select(longer, replicas(2), 0.0)
+    assert (follower.replica_id, follower.cached) == (sent.replica_id, 0.5)
+
+    router.started(sent)  # computed, and nothing was announced: the replica did not keep it
+    router.fail(follower)
+    assert router.select(longer, replicas(2), 0.0).cached == 0.0
+
+
+class Watched(KvAware):
+    """Counts what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(KvIndex(), PrefixAffinity())
+        self.open: Counter[tuple[RequestShape, str]] = Counter()
+
+    def routed(self, request: RequestShape, replica_id: str, now_s: float) -> None:
+        super().routed(request, replica_id, now_s)
+        self.open[replace(request, token_ids=None), replica_id] += 1
+
+    def computed(self, request: RequestShape, replica_id: str) -> None:
+        super().computed(request, replica_id)
+        self.open[request, replica_id] -= 1
+
+
+@given(steps=st.lists(st.tuples(shapes, st.sampled_from(("complete", "fail", "start", "keep", "forget"))), max_size=40))
+def test_each_prompt_on_its_way_ends_exactly_once(steps: list[tuple[RequestShape, str]]) -> None:
+    policy = Watched()
+    router = Router(policy)
+    decisions: list[Decision] = []
+    for shape, then in steps:
+        decisions.append(decision := router.select(shape, replicas(3), 0.0))
+        if then == "forget":
+            router.forget(decision.replica_id)
+        elif then != "keep":
+            {"complete": router.complete, "fail": router.fail, "start": router.started}[then](decision)
+    for decision in decisions:
+        router.started(decision)
+        router.complete(decision)
+    assert not any(policy.open.values())
+
+
+@given(sent=st.lists(st.tuples(shapes, st.sampled_from(("r0", "r1"))), max_size=20), draw=st.randoms())
+def test_of_prompts_that_all_were_computed_nothing_is_remembered(
+    sent: list[tuple[RequestShape, str]], draw: Random
+) -> None:
+    coming = ComingPrompts()
+    for shape, replica_id in sent:
+        coming.routed(shape, replica_id)
+        assert coming.share(shape, replica_id) == (1.0 if shape.blocks else 0.0)
+    for shape, replica_id in draw.sample(sent, len(sent)):
+        coming.computed(shape, replica_id)
+        coming.computed(shape, "unknown")
+    assert len(coming) == 0
