@@ -9,7 +9,8 @@ step time is fitted on both servers at once, which share the memory as they do l
 through the gateway's own policies.
 
 Two policies are a tie where the interval of their difference in the measurement holds zero: 90%, by drawing conversations anew.
-The ranking is preserved where the simulator orders all others as they were measured.
+The ranking is preserved where the simulator orders no others the other way round. Means within 1% are no order: which pairs
+the simulator can't tell apart is told (`simulated_equal`).
 """
 
 from __future__ import annotations

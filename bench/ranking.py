@@ -28,6 +28,8 @@ GAP_S = 600.0
 """Between two plays in the simulation; nothing is left to do by then."""
 DRAWS = 1000
 CONFIDENCE = 0.9
+EQUAL = 0.01
+"""Means that the simulator holds to differ by less than this share are no order: two policies that know the same choose the same."""
 SEEDS = 8
 """Simulations of a policy that draws."""
 FEWEST_CONVERSATIONS = 5
@@ -188,13 +190,15 @@ def order(ours: Plays, theirs: Plays, measure: str) -> dict[str, Any]:
         low_s, high_s = difference(theirs[one], theirs[other], measure)
         simulated_s = mean(ours[one], measure) - mean(ours[other], measure)
         tie = low_s <= 0.0 <= high_s or num_conversations(theirs[one]) < FEWEST_CONVERSATIONS
+        equal = abs(simulated_s) < EQUAL * mean(ours[one], measure)
         pairs.append(
             {
                 "pair": f"{one} - {other}",
                 "measured_s": [low_s, high_s],
                 "simulated_s": simulated_s,
                 "tie": tie,
-                "agree": tie or (simulated_s > 0.0) == (low_s > 0.0),
+                "simulated_equal": equal,
+                "agree": tie or equal or (simulated_s > 0.0) == (low_s > 0.0),
             }
         )
     return {

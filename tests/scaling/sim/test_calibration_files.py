@@ -105,8 +105,9 @@ def plays(ttft_s: dict[str, float]) -> list[dict[str, Any]]:
     [
         ({"round_robin": 0.9, "prefix": 0.2, "kv": 0.2}, {"prefix - kv"}, True),
         ({"round_robin": 0.2, "prefix": 0.9, "kv": 0.9}, {"prefix - kv"}, False),
+        ({"round_robin": 0.9, "prefix": 0.2, "kv": 0.3}, set(), True),  # the simulator holds the last two equal
     ],
-    ids=["as simulated", "the other way round"],
+    ids=["as simulated", "the other way round", "more than the simulator tells"],
 )
 def test_a_ranking_is_preserved_where_the_simulator_orders_what_is_no_tie_as_measured(
     ttft_s: dict[str, float], ties: set[str], preserved: bool, tmp_path: Path
