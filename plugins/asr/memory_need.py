@@ -8,6 +8,7 @@ from sixfold.core.family import ModelFiles
 from sixfold.core.memory.need import HOST, MemoryNeed, MemoryQuestion
 from sixfold.core.memory.weights import weights_bytes
 from sixfold.core.parallel.planner import ParallelShape
+from sixfold.plugins.asr.decoder_memory import DecoderSize
 from sixfold.plugins.asr.options import AsrOptions, FasterWhisperOptions, TransformersOptions
 
 # Windows of many requests with their beams, and the sound that waits for them.
@@ -27,7 +28,24 @@ def transformers_need(question: MemoryQuestion) -> MemoryNeed:
     """Of ``asr/transformers``: the weights in their type."""
     options = cast(TransformersOptions, question.options)
     is_float32 = options.dtype == "float32" or (options.dtype == "auto" and question.device == HOST)
-    return _need(question, weights_bytes(question.path, itemsize=4 if is_float32 else 2))
+    itemsize = 4 if is_float32 else 2
+    caches = 0 if question.device == HOST else _decoder_bytes(question, options, itemsize)
+    return _need(question, weights_bytes(question.path, itemsize=itemsize), caches)
+
+
+def _decoder_bytes(question: MemoryQuestion, options: TransformersOptions, itemsize: int) -> int:
+    """Of the caches that Whisper's decoder keeps on a GPU."""
+    config = ModelFiles(question.path).json("config.json")
+    if config.get("model_type") != "whisper":
+        return 0
+    size = DecoderSize(
+        layers=int(config.get("decoder_layers") or 6),
+        width=int(config.get("d_model") or 512),
+        heard=int(config.get("max_source_positions") or 1500),
+        length=int(config.get("max_target_positions") or 448),
+        itemsize=itemsize,
+    )
+    return size.cache_bytes(max(options.beam_size, options.best_of))
 
 
 def parallel_shape(question: MemoryQuestion) -> ParallelShape:
@@ -51,10 +69,9 @@ def parallel_shape(question: MemoryQuestion) -> ParallelShape:
     )
 
 
-def _need(question: MemoryQuestion, weights: int) -> MemoryNeed:
+def _need(question: MemoryQuestion, weights: int, caches: int = 0) -> MemoryNeed:
     options = cast(AsrOptions, question.options)
     if options.diarization is not None:
         weights += weights_bytes(options.diarization.source.local_path)
-    return MemoryNeed(
-        weights_bytes=weights, working_bytes=_WORKING_BYTES + (0 if question.device == HOST else _CUDA_BYTES)
-    )
+    working = _WORKING_BYTES + caches + (0 if question.device == HOST else _CUDA_BYTES)
+    return MemoryNeed(weights_bytes=weights, working_bytes=working)

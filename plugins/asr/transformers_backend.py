@@ -10,25 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import (
-    AutoFeatureExtractor,
-    AutoTokenizer,
-    GenerationMixin,
-    LogitsProcessorList,
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    WhisperForConditionalGeneration,
-)
-from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
+from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from sixfold.core.parallel.leader import Leader
+from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.asr.alignment import align_tokens
 from sixfold.plugins.asr.backend import Alignment, Hypothesis, Mel, padded
 from sixfold.plugins.asr.encoder_ranks import EncoderRanks
+from sixfold.plugins.asr.static_decoder import Decoded, StaticDecoder
+from sixfold.plugins.asr.token_search import Search, TokenRules
 
 _LIBRARY: Any = WhisperForConditionalGeneration  # the library is typed in part only
-_GENERATE: Any = cast("Any", GenerationMixin).generate
 
 
 class TransformersBackend:
@@ -41,6 +34,7 @@ class TransformersBackend:
         beam_size: At temperature 0.
         best_of: Above it.
         prepare: Called with the model before it is used.
+        capture: Makes the decoder's steps repeatable; None computes each anew.
     """
 
     is_multilingual: bool
@@ -54,6 +48,7 @@ class TransformersBackend:
         beam_size: int,
         best_of: int,
         prepare: Callable[[Any], object] = lambda _model: None,
+        capture: Capture | None = None,
     ) -> None:
         model: Any = _LIBRARY.from_pretrained(path, dtype=dtype, local_files_only=True)
         self._model = model.to(device).eval()
@@ -77,6 +72,10 @@ class TransformersBackend:
             token: name[2:-2]
             for name, token in cast("dict[str, int]", getattr(self._config, "lang_to_id", None) or {}).items()
         }
+        self._search: Search = "beams" if beam_size > 1 else "likeliest"
+        self._decoder = self._static_decoder(capture)
+        with torch.inference_mode():
+            self._decoder.record(self._search, beam_size)
 
     def divide(self, leader: Leader, place: str) -> None:
         """Lets the other ranks of the replica encode along from now on.
@@ -118,27 +117,21 @@ class TransformersBackend:
         self, rows: Sequence[Any], prompts: Sequence[Sequence[int]], *, temperature: float, suppressed: Sequence[int]
     ) -> list[Hypothesis]:
         """See `WhisperBackend`."""
-        hidden = torch.stack(list(rows))
-        given = torch.tensor([list(prompt) for prompt in prompts], device=self._device)
-        num_samples = self._best_of if temperature > 0 else 1
-        search: dict[str, Any] = {"num_beams": self._beam_size, "do_sample": False}
-        if temperature > 0:
-            search = {"do_sample": True, "temperature": temperature, "top_k": 0, "num_return_sequences": num_samples}
-        generated: Tensor = _GENERATE(
-            self._model,
-            encoder_outputs=BaseModelOutput(last_hidden_state=cast("Any", hidden)),
-            decoder_input_ids=given,
-            logits_processor=self._processors(given.shape[1], suppressed),
-            max_length=self.max_length_tokens,
-            eos_token_id=self._end,
-            pad_token_id=self._end,
-            **search,
-        )
-        candidates = self._judged(hidden.repeat_interleave(num_samples, dim=0), generated, given.shape[1])
-        return [
-            max(candidates[i : i + num_samples], key=lambda one: one.avg_logprob)
-            for i in range(0, len(candidates), num_samples)
-        ]
+        found: list[Hypothesis] = []
+        most = self._decoder.max_windows
+        for first in range(0, len(rows), most):
+            windows = self._decoder.decode(
+                torch.stack(list(rows[first : first + most])),
+                prompts[first : first + most],
+                start=list(prompts[0]).index(self._start),
+                limit=self.max_length_tokens,
+                search=self._search if temperature == 0 else "drawn",
+                beams=self._beam_size if temperature == 0 else self._best_of,
+                temperature=temperature,
+                never=(*suppressed, self._no_timestamps),
+            )
+            found += [max(map(_hypothesis, texts), key=lambda one: one.avg_logprob) for texts in windows]
+        return found
 
     @torch.inference_mode()
     def align(
@@ -174,7 +167,7 @@ class TransformersBackend:
 
     def close(self) -> None:
         """See `WhisperBackend`."""
-        del self._model
+        del self._model, self._decoder
 
     def _token(self, text: str) -> int:
         token: int = self.tokenizer.token_to_id(text)
@@ -185,32 +178,24 @@ class TransformersBackend:
         logits: Tensor = self._model(decoder_input_ids=ids, encoder_outputs=encoded).logits
         return logits
 
-    def _processors(self, num_prompt: int, suppressed: Sequence[int]) -> LogitsProcessorList:
-        blank = [self.tokenizer.encode(" ", add_special_tokens=False).ids[0], self._end]
-        suppress: Any = SuppressTokensLogitsProcessor
-        at_begin: Any = SuppressTokensAtBeginLogitsProcessor
-        times: Any = WhisperTimeStampLogitsProcessor
-        return LogitsProcessorList(
-            [
-                suppress([*suppressed], device=self._device),
-                at_begin(blank, num_prompt, device=self._device),
-                times(self._config, begin_index=num_prompt),
-            ]
+    def _static_decoder(self, capture: Capture | None) -> StaticDecoder:
+        first_time = self._no_timestamps + 1
+        begins_within: int | None = getattr(self._config, "max_initial_timestamp_index", None)
+        rules = TokenRules(
+            end=self._end,
+            first_time=first_time,
+            max_first_time=None if begins_within is None else first_time + begins_within,
+            vocabulary=self._model.proj_out.out_features,
+            device=torch.device(self._device),
+        )
+        return StaticDecoder(
+            self._model,
+            rules,
+            no_speech=self.tokenizer.token_to_id("<|nospeech|>") or self.tokenizer.token_to_id("<|nocaptions|>"),
+            max_beams=max(self._beam_size, self._best_of),
+            capture=capture,
         )
 
-    def _judged(self, hidden: Tensor, ids: Tensor, num_prompt: int) -> list[Hypothesis]:
-        """How sure the model is of finished texts, by one more pass over all of them."""
-        logprobs = self._logits(hidden, ids).float().log_softmax(dim=-1)
-        silence = self.tokenizer.token_to_id("<|nospeech|>") or self.tokenizer.token_to_id("<|nocaptions|>")
-        at_start = int((ids[0] == self._start).nonzero()[0, 0])
-        found: list[Hypothesis] = []
-        rows = cast("list[list[int]]", ids.tolist())  # pyright: ignore[reportUnknownMemberType] - torch's own hole
-        for row, its_logprobs in zip(rows, logprobs, strict=True):
-            text = row[num_prompt:]
-            length = text.index(self._end) if self._end in text else len(text)
-            ended = [*text[:length], self._end][: len(text)]
-            at = torch.arange(num_prompt - 1, num_prompt - 1 + len(ended))
-            total = float(its_logprobs[at, torch.tensor(ended)].sum())
-            no_speech = float(its_logprobs[at_start, silence].exp()) if silence is not None else 0.0
-            found.append(Hypothesis(tuple(text[:length]), total / (length + 1), no_speech))
-        return found
+
+def _hypothesis(text: Decoded) -> Hypothesis:
+    return Hypothesis(text.token_ids, text.total_logprob / (len(text.token_ids) + 1), text.silence)

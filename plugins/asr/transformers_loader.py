@@ -14,6 +14,7 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, SourceError
 from sixfold.core.family import LoadContext
 from sixfold.core.parallel.modules import RankModule
+from sixfold.core.runtime.cuda_graphs import Capture, capture_cuda_graph
 from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
 from sixfold.core.runtime.quantization.modules import quantize_loaded
@@ -63,6 +64,7 @@ def load(context: LoadContext) -> WhisperModel | CtcModel:
                 beam_size=options.beam_size,
                 best_of=options.best_of,
                 prepare=lambda model: details.update(_quantize(whisper_components(model), context)),
+                capture=_capture(context.device),
             )
             details["multilingual"] = backend.is_multilingual
             if context.parallel is not None:
@@ -150,6 +152,11 @@ def _quantize(components: dict[str, Component], context: LoadContext) -> dict[st
     place = f"models.{context.model_name}.quantization"
     done = quantize_loaded(components, context.quantization, LINEAR_METHODS, place=place)
     return {"quantization": done} if done else {}
+
+
+def _capture(device: str) -> Capture | None:
+    place = torch.device(device)
+    return capture_cuda_graph(place) if place.type == "cuda" else None
 
 
 def _dtype(name: str, device: str) -> torch.dtype:

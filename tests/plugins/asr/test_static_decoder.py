@@ -1,0 +1,234 @@
+"""Whisper's decoder at fixed places, with random weights, beside the generation of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import (
+    GenerationMixin,
+    LogitsProcessorList,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
+from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
+from transformers.modeling_outputs import BaseModelOutput
+
+from sixfold.core.runtime.cuda_graphs import Capture
+from sixfold.plugins.asr.decoder_memory import DecoderSize
+from sixfold.plugins.asr.static_decoder import Decoded, StaticDecoder
+from sixfold.plugins.asr.token_search import Search, TokenRules
+
+END, START, LANGUAGE, TASK, SILENCE, NO_TIMES, FIRST_TIME = range(40, 47)
+VOCABULARY = FIRST_TIME + 31
+PLACES, LENGTH = 12, 80
+NEVER = (START, LANGUAGE, TASK, SILENCE, 3)
+BEGIN = (START, LANGUAGE, TASK)
+
+_generate: Any = cast("Any", GenerationMixin).generate
+_processors: Any = (
+    SuppressTokensLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    WhisperTimeStampLogitsProcessor,
+)
+
+
+@pytest.fixture(scope="module", params=[3, 11])
+def model(request: pytest.FixtureRequest) -> Any:
+    transformers.set_seed(request.param)
+    config = transformers.WhisperConfig(
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=48,
+        num_mel_bins=8,
+        max_source_positions=PLACES,
+        max_target_positions=LENGTH,
+        vocab_size=VOCABULARY,
+        pad_token_id=END,
+        bos_token_id=END,
+        eos_token_id=END,
+        decoder_start_token_id=START,
+        init_std=0.4,
+    )
+    library: Any = transformers.WhisperForConditionalGeneration
+    found = library(config).eval()
+    with torch.no_grad():  # texts that end by themselves are some of those that are told apart below
+        found.model.decoder.embed_tokens.weight[END] *= 1.3
+    return found
+
+
+def heard(num_windows: int) -> Tensor:
+    return 2.0 * torch.randn(num_windows, PLACES, 32, generator=torch.Generator().manual_seed(2))
+
+
+def decoder_of(model: Any, *, beams: int, capture: Capture | None = None) -> StaticDecoder:
+    rules = TokenRules(
+        end=END, first_time=FIRST_TIME, max_first_time=FIRST_TIME + 9, vocabulary=VOCABULARY, device=torch.device("cpu")
+    )
+    return StaticDecoder(model, rules, no_speech=SILENCE, max_beams=beams, capture=capture)
+
+
+@torch.inference_mode()
+def decode(
+    decoder: StaticDecoder,
+    hidden: Tensor,
+    prompts: Sequence[Sequence[int]],
+    *,
+    search: Search,
+    beams: int,
+    limit: int = LENGTH,
+    temperature: float = 0.0,
+) -> list[list[Decoded]]:
+    return decoder.decode(
+        hidden,
+        prompts,
+        start=list(prompts[0]).index(START),
+        limit=limit,
+        search=search,
+        beams=beams,
+        temperature=temperature,
+        never=(*NEVER, NO_TIMES),
+    )
+
+
+@torch.inference_mode()
+def of_library(model: Any, hidden: Tensor, prompts: Sequence[Sequence[int]], *, beams: int, limit: int) -> Any:
+    """Ids behind the prompt, without the end and what follows it."""
+    given = torch.tensor([list(prompt) for prompt in prompts])
+    settings = SimpleNamespace(
+        no_timestamps_token_id=NO_TIMES, eos_token_id=END, bos_token_id=END, max_initial_timestamp_index=9
+    )
+    suppress, at_begin, times = _processors
+    found = _generate(
+        model,
+        encoder_outputs=BaseModelOutput(last_hidden_state=cast("Any", hidden)),
+        decoder_input_ids=given,
+        logits_processor=LogitsProcessorList(
+            [suppress([*NEVER]), at_begin([5, END], given.shape[1]), times(settings, begin_index=given.shape[1])]
+        ),
+        max_length=limit,
+        eos_token_id=END,
+        pad_token_id=END,
+        num_beams=beams,
+        do_sample=False,
+    )
+    texts = [row[given.shape[1] :].tolist() for row in found]
+    return [tuple(text[: text.index(END)] if END in text else text) for text in texts]
+
+
+@torch.inference_mode()
+def judged(model: Any, hidden: Tensor, prompt: Sequence[int], text: Sequence[int], *, limit: int) -> float:
+    """The sum of log probabilities of a text and its end, by one pass over all of it."""
+    ended = [*text, END][: limit - len(prompt)]
+    ids = torch.tensor([[*prompt, *ended]])
+    logits = model(decoder_input_ids=ids, encoder_outputs=BaseModelOutput(last_hidden_state=cast("Any", hidden[None])))
+    logprobs = logits.logits[0].log_softmax(dim=-1)
+    return float(sum(logprobs[len(prompt) - 1 + at, token] for at, token in enumerate(ended)))
+
+
+def replayed(call: Callable[[], None]) -> Callable[[], None]:
+    """As a graph is recorded: the call has run once before, and once more."""
+    call()
+    call()
+    return call
+
+
+PROMPTS = {"bare": [BEGIN] * 5, "told": [(7, 8, 9, number, 11, *BEGIN) for number in range(5)]}
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+@pytest.mark.parametrize("limit", [LENGTH, 17])
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("capture", [None, replayed])
+def test_texts_are_the_librarys_whatever_shares_their_batch(
+    model: Any, kind: str, limit: int, beams: int, capture: Capture | None
+) -> None:
+    hidden, prompts = heard(5), PROMPTS[kind]
+    decoder = decoder_of(model, beams=beams, capture=capture)
+    search: Search = "beams" if beams > 1 else "likeliest"
+    expected = of_library(model, hidden, prompts, beams=beams, limit=limit)
+    assert len(set(expected)) > 1
+    for part in (slice(0, 5), slice(2, 3), slice(1, 4)):
+        texts = decode(decoder, hidden[part], prompts[part], search=search, beams=beams, limit=limit)
+        assert [one.token_ids for (one,) in texts] == expected[part]
+        for row, prompt, (one,) in zip(hidden[part], prompts[part], texts, strict=True):
+            total = judged(model, row, prompt, one.token_ids, limit=limit)
+            assert one.total_logprob == pytest.approx(total, abs=1e-3)
+
+
+def test_the_probability_of_silence_is_the_one_behind_the_start_token(model: Any) -> None:
+    hidden = heard(2)
+    (first,), (second,) = decode(
+        decoder_of(model, beams=1), hidden, [(7, 8, *BEGIN)] * 2, search="likeliest", beams=1
+    )
+    with torch.inference_mode():
+        logits = model(
+            decoder_input_ids=torch.tensor([[7, 8, START]] * 2),
+            encoder_outputs=BaseModelOutput(last_hidden_state=cast("Any", hidden)),
+        ).logits
+    expected = logits[:, -1].softmax(dim=-1)[:, SILENCE].tolist()
+    assert [first.silence, second.silence] == pytest.approx(expected, abs=1e-5)
+
+
+def test_drawn_texts_of_a_window_differ_and_know_how_likely_they_are(model: Any) -> None:
+    hidden = heard(2)
+    transformers.set_seed(1)
+    texts = decode(decoder_of(model, beams=3), hidden, [BEGIN] * 2, search="drawn", beams=3, temperature=1.0)
+    for row, drawn in zip(hidden, texts, strict=True):
+        assert len({one.token_ids for one in drawn}) == 3
+        for one in drawn:
+            assert one.total_logprob == pytest.approx(judged(model, row, BEGIN, one.token_ids, limit=LENGTH), abs=1e-3)
+
+
+def test_drawing_at_next_to_no_temperature_takes_the_likeliest(model: Any) -> None:
+    hidden, decoder = heard(3), decoder_of(model, beams=2)
+    likeliest = decode(decoder, hidden, [BEGIN] * 3, search="likeliest", beams=1)
+    drawn = decode(decoder, hidden, [BEGIN] * 3, search="drawn", beams=2, temperature=1e-6)
+    for (expected,), texts in zip(likeliest, drawn, strict=True):
+        assert [one.token_ids for one in texts] == [expected.token_ids] * 2
+
+
+def test_what_is_no_number_stays_with_its_window(model: Any) -> None:
+    hidden = heard(3)
+    decoder = decoder_of(model, beams=1, capture=replayed)
+    expected = decode(decoder, hidden, [BEGIN] * 3, search="likeliest", beams=1)
+    spoiled = hidden.clone()
+    spoiled[1] = torch.nan
+    beside = decode(decoder, spoiled, [BEGIN] * 3, search="likeliest", beams=1)
+    assert [beside[0], beside[2]] == [expected[0], expected[2]]
+    assert decode(decoder, hidden, [BEGIN] * 3, search="likeliest", beams=1) == expected
+
+
+def test_steps_of_all_sizes_are_recorded_before_the_first_request(model: Any) -> None:
+    recorded: list[Callable[[], None]] = []
+
+    def capture(call: Callable[[], None]) -> Callable[[], None]:
+        recorded.append(call)
+        return replayed(call)
+
+    decoder = decoder_of(model, beams=2, capture=capture)
+    with torch.inference_mode():
+        decoder.record("beams", 2)
+    num_recorded = len(recorded)
+    assert decoder.max_windows == 32
+    for num_windows in (1, 3, 32):
+        decode(decoder, heard(num_windows), [BEGIN] * num_windows, search="beams", beams=2)
+    assert len(recorded) == num_recorded
+
+
+def test_windows_are_as_many_as_fit_the_caches() -> None:
+    large = DecoderSize(layers=32, width=1280, heard=1500, length=448, itemsize=2)
+    assert large.max_windows(beams=1) == 16
+    assert large.max_windows(beams=5) == 8
+    assert large.cache_bytes(beams=5) == 8 * large.window_bytes(beams=5) < 6 << 30
+    base = DecoderSize(layers=6, width=512, heard=1500, length=448, itemsize=2)
+    assert base.max_windows(beams=5) == 32
