@@ -160,11 +160,24 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
     return output
 
 
-def silu_gate(x: Tensor) -> Tensor:
-    """``silu(gate) * up`` of [rows, 2 * dim] contiguous rows, the gate first: [rows, dim]."""
-    dim = x.shape[1] // 2
-    output = x.new_empty(len(x), dim)
-    _KERNELS.gate_kernel[(len(x), -(-dim // _GATE_COLUMNS))](x, output, DIM=dim, COLUMNS=_GATE_COLUMNS)
+def silu_gate(opened: Tensor, x: Tensor, eps: float) -> Tensor:
+    """``silu(gate) * up`` of rows that were opened without the RMS norm before: its factor of each row is made up for here.
+
+    So the norm needs no kernel and no pass over memory of its own; its weights are part of the product's.
+
+    Args:
+        opened: [rows, 2 * dim], contiguous, the gate first: products of ``x``.
+        x: [rows, width], contiguous.
+        eps: Added to the mean square of a row of ``x``.
+
+    Returns:
+        [rows, dim].
+    """
+    dim, width = opened.shape[1] // 2, x.shape[1]
+    output = opened.new_empty(len(opened), dim)
+    _KERNELS.gate_kernel[(len(opened), -(-dim // _GATE_COLUMNS))](
+        opened, x, output, eps, DIM=dim, COLUMNS=_GATE_COLUMNS, WIDTH=width, WIDTH_PADDED=_power_of_2(width)
+    )
     return output
 
 

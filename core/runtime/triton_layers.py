@@ -198,13 +198,19 @@ def add_layer_norm_kernel(x, residual, weight, bias, output, eps, DIM: tl.conste
 
 
 @triton.jit
-def gate_kernel(x, output, DIM: tl.constexpr, COLUMNS: tl.constexpr):
+def gate_kernel(
+    opened, x, output, eps, DIM: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_PADDED: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = at < DIM
-    gate = tl.load(x + row * 2 * DIM + at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(x + row * 2 * DIM + DIM + at, mask=inside, other=0.0).to(tl.float32)
-    result = gate / (1.0 + tl.exp(-gate)) * up
+    gate = tl.load(opened + row * 2 * DIM + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(opened + row * 2 * DIM + DIM + at, mask=inside, other=0.0).to(tl.float32)
+    place = tl.arange(0, WIDTH_PADDED)
+    values = tl.load(x + row * WIDTH + place, mask=place < WIDTH, other=0.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(values * values, axis=0) / WIDTH + eps)
+    gate *= scale
+    result = gate / (1.0 + tl.exp(-gate)) * (up * scale)
     tl.store(output + row * DIM + at, result.to(output.dtype.element_ty), mask=inside)
 
 

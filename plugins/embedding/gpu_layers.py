@@ -81,11 +81,10 @@ class GpuDecoderLayer(nn.Module):
         self._num_kv_heads: int = own.k_proj.out_features // self._head_dim
         self.qkv = _merged((own.q_proj, own.k_proj, own.v_proj))
         self.joined: nn.Linear = own.o_proj
-        self.gated = _merged((mlp.gate_proj, mlp.up_proj))
+        self.gated = _merged((mlp.gate_proj, mlp.up_proj), norm=stock.post_attention_layernorm)
         self.down: nn.Linear = mlp.down_proj
         self.first_norm: nn.Module = stock.input_layernorm
-        self.second_norm: nn.Module = stock.post_attention_layernorm
-        self._eps = _eps(self.first_norm), _eps(self.second_norm)
+        self._eps = _eps(self.first_norm), _eps(stock.post_attention_layernorm)
         self._norms: HeadNorms | None = None
         if hasattr(own, "q_norm"):
             self._norms = HeadNorms(own.q_norm.weight.detach(), own.k_norm.weight.detach(), _eps(own.q_norm))
@@ -109,8 +108,8 @@ class GpuDecoderLayer(nn.Module):
             query, key, value, scaling=self._scaling, causal=self._causal, window=self._window
         )
         _add_product(x, attended.view(len(x), -1), self.joined)
-        opened = self.gated(rms_norm(x, cast("Tensor", self.second_norm.weight), self._eps[1]))
-        _add_product(x, silu_gate(opened), self.down)
+        opened = self.gated(x)  # the norm is in its weights and in the gate
+        _add_product(x, silu_gate(opened, x, self._eps[1]), self.down)
         return hidden_states
 
 
@@ -153,12 +152,15 @@ def can_fuse_decoder(layer: nn.Module) -> bool:
     )
 
 
-def _merged(linears: Sequence[nn.Linear]) -> nn.Linear:
-    """One layer of several that share their input."""
+def _merged(linears: Sequence[nn.Linear], *, norm: nn.Module | None = None) -> nn.Linear:
+    """One layer of several that share their input; the weights of an RMS norm before it are taken in, its factors are not."""
     biases = [linear.bias for linear in linears if cast("Tensor | None", linear.bias) is not None]
     sizes = sum(linear.out_features for linear in linears)
     merged = nn.Linear(linears[0].in_features, sizes, bias=bool(biases), device=torch.device("meta"))
-    merged.weight = nn.Parameter(torch.cat([linear.weight.detach() for linear in linears]), requires_grad=False)
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    if norm is not None:
+        weight = (weight.float() * cast("Tensor", norm.weight).detach().float()).to(weight.dtype)
+    merged.weight = nn.Parameter(weight, requires_grad=False)
     if biases:
         merged.bias = nn.Parameter(torch.cat([bias.detach() for bias in biases]), requires_grad=False)
     return merged

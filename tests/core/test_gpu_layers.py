@@ -115,9 +115,12 @@ def test_norms_equal_torchs(dim: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(add_layer_norm(x, residual, weight, bias, 1e-5), expected, atol=close, rtol=close)
 
 
-def test_a_gate_of_any_width_equals_torchs() -> None:
-    x = torch.randn(3, 2 * 1300)
-    torch.testing.assert_close(silu_gate(x), F.silu(x[:, :1300]) * x[:, 1300:])
+@pytest.mark.parametrize("width", [16, 24])
+def test_a_gate_of_any_width_makes_up_for_the_norm_before_it(width: int) -> None:
+    x, gate, up = torch.randn(3, width) * 7, torch.randn(1300, width), torch.randn(1300, width)
+    normed = F.rms_norm(x, (width,), eps=1e-5)
+    expected = F.silu(normed @ gate.T) * (normed @ up.T)
+    torch.testing.assert_close(silu_gate(x @ torch.cat((gate, up)).T, x, 1e-5), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("is_normed", [True, False])
