@@ -222,6 +222,16 @@ def serve_locked(subject: Subject, jobs: Sequence[Job]) -> Report:
     return report
 
 
+def compute_locked(jobs: Sequence[Job], seconds_by_steps: Mapping[int, float]) -> Report:
+    """What `serve_locked` would give, from the seconds that pictures of so many steps take: first come, first served."""
+    free_s = 0.0
+    latencies: list[float] = []
+    for job in jobs:
+        free_s = max(free_s, job.arrival_s) + seconds_by_steps[job.num_steps]
+        latencies.append(free_s - job.arrival_s)
+    return _report(latencies, free_s)
+
+
 def serve_static(subject: Subject, jobs: Sequence[Job], *, max_batch: int, wait_s: float) -> Report:
     """Batches of equal jobs: the oldest waits at most ``wait_s`` for company, or until the device is free."""
     executor = ThreadPoolExecutor(max_workers=1)

@@ -148,11 +148,12 @@ def serve(
     max_step_units: int,
     compiled: bool,
     static: bool,
+    computed_below: float,
     save: Callable[[Any], None],
 ) -> None:
     """Lock, static batches and the engine at shares of what the lock serves, all compiled or none."""
     import torch
-    from image_serving import Job, poisson_jobs, serve_engine, serve_locked, serve_static, table
+    from image_serving import Job, compute_locked, poisson_jobs, serve_engine, serve_locked, serve_static, table
     from image_steps import PEAK_FLOPS, set_compiled
 
     denoiser = getattr(subject.pipeline, "unet", None) or subject.pipeline.transformer
@@ -162,18 +163,29 @@ def serve(
     began_s = time.perf_counter()
     subject.draw(probe[:1])
     print(f"the first picture took {time.perf_counter() - began_s:.0f} s", flush=True)
-    began_s = time.perf_counter()
+    seconds: dict[int, float] = {}
     for job in probe:
+        began_s = time.perf_counter()
         subject.draw([job])
-    capacity = len(probe) / (time.perf_counter() - began_s)
+        seconds[job.num_steps] = time.perf_counter() - began_s
+    capacity = len(probe) / sum(seconds.values())
     print(f"{size}px, {kind}: the lock serves {capacity:.3f} images/s", flush=True)
     floor = floor_images_per_s(subject, size, steps)
     print(f"at {PEAK_FLOPS / 1e12:.0f} TFLOP/s the card would draw {floor:.2f} images/s", flush=True)
-    found: dict[str, Any] = {"size": size, "capacity_images_per_s": capacity, "floor_images_per_s": floor}
+    found: dict[str, Any] = {
+        "size": size,
+        "capacity_images_per_s": capacity,
+        "floor_images_per_s": floor,
+        "lock_s_by_steps": seconds,
+    }
     graphs = graphs_on(subject)
     for share in loads:
         jobs = poisson_jobs(count, capacity * share, steps=steps, guidances=(3.0, 5.0, 7.5), sizes=(size,))
-        rows = {f"stock, locked, {kind}": serve_locked(subject, jobs)}
+        rows: dict[str, Any] = {}
+        if share >= computed_below:
+            rows[f"stock, locked, {kind}"] = serve_locked(subject, jobs)
+        if computed_below:
+            rows[f"stock, locked, {kind}, computed"] = compute_locked(jobs, seconds)
         if static:
             rows[f"stock, static batches of 8, {kind}"] = serve_static(subject, jobs, max_batch=8, wait_s=0.2)
         if graphs is None or static:
@@ -225,6 +237,13 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, help="serve: requests of a run")
     parser.add_argument("--loads", type=float, nargs="+", default=[0.8, 1.1, 2.0])
+    parser.add_argument(
+        "--computed-below",
+        type=float,
+        default=0.0,
+        help="serve: at loads below this the lock is not run: its latencies follow from its seconds by steps, first come, "
+        "first served; they stand beside the run at higher loads, too",
+    )
     parser.add_argument("--max-step-units", type=int, default=65_536, help="serve: latent positions of a step")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--site", type=Path)
@@ -266,6 +285,7 @@ def main() -> None:
                 max_step_units=args.max_step_units,
                 compiled=kind == "compiled",
                 static=args.static,
+                computed_below=args.computed_below,
                 save=functools.partial(save, f"serve_{size}_{kind}"),
             )
     if "ablate" in parts:  # last: it leaves the denoiser in fp8

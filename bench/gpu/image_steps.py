@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ MODES = (
     "tuned+graphs",
     "compiled",
     "compiled+graphs",
+    "cached",
     "fp8+graphs",
     "fp8+compiled+graphs",
 )
@@ -97,23 +99,50 @@ def measure_steps(
         repeats: Times that each is measured.
         report: Called after each mode with all that was found.
     """
+    from sixfold.core.rendezvous.row_cache import transformer_blocks
+
     flops = flops_of(lambda: denoiser(**arguments_of(1)))
     found: list[dict[str, Any]] = []
     for mode in modes:
         if mode.startswith("fp8") and not any(row["mode"].startswith("fp8") for row in found):
             print(f"fp8: {set_fp8(denoiser)} layers", flush=True)
+        if mode == "cached" and not transformer_blocks(denoiser):
+            continue  # a UNet has no blocks that the library registers for it
         set_compiled(denoiser, "compiled" in mode)
         denoiser.to(memory_format=torch.channels_last if "channels last" in mode else torch.contiguous_format)
         torch.backends.cudnn.benchmark = "tuned" in mode  # convolutions chosen by trial
         began_s = time.perf_counter()
         for count in rows:
-            seconds = seconds_of(_forward(denoiser, arguments_of(count), "graphs" in mode), repeats)
+            given = arguments_of(count)
+            with contextlib.ExitStack() as stack:
+                if mode == "cached":
+                    forward = stack.enter_context(_all_cached(denoiser, given, count))
+                else:
+                    forward = _forward(denoiser, given, "graphs" in mode)
+                seconds = seconds_of(forward, repeats)
             floor_s = flops * count / PEAK_FLOPS
             found.append({"mode": mode, "rows": count, "s": seconds, "floor_s": floor_s, "of_peak": floor_s / seconds})
         print(f"{mode}: {time.perf_counter() - began_s:.0f} s to measure", flush=True)
         set_compiled(denoiser, False)
         report(found)
     return found
+
+
+@contextlib.contextmanager
+def _all_cached(denoiser: Any, arguments: dict[str, Any], rows: int) -> Generator[Callable[[], Any]]:
+    """A forward that skips all blocks but the first for every row, from the second on: the most that first-block caching gives."""
+    from sixfold.core.rendezvous.row_cache import RowCache, RowGroup, transformer_blocks
+
+    cache = RowCache(transformer_blocks(denoiser))
+
+    def run() -> Any:
+        with cache.running([RowGroup(owner="all", context=None, rows=rows, threshold=float("inf"))]):
+            return denoiser(**arguments)
+
+    try:
+        yield run
+    finally:
+        cache.close()
 
 
 def _forward(denoiser: Any, arguments: dict[str, Any], graphs: bool) -> Callable[[], Any]:
