@@ -21,13 +21,15 @@ from sixfold.plugins.tts.speecht5_decoder import SpeechT5Decoder, SpokenRow, spo
 from sixfold.plugins.tts.voices import VoiceNames
 
 _SPECIAL_TOKENS = 3  # the mark of a word's beginning and the end of the text, and one to spare
+_MAX_SPOKEN = 64  # sentences at once: their caches are up to 35 MB each in the published size
 
 
 class SpeechT5Sequence(SpeechSequence):
-    """A sentence with what was spoken of it; None before its first step."""
+    """A sentence with what was spoken of it, None before its first step, and whether it is one of those that may be spoken."""
 
-    __slots__ = ("row",)
+    __slots__ = ("has_place", "row")
 
+    has_place: bool
     row: SpokenRow | None
 
 
@@ -66,6 +68,7 @@ class SpeechT5Model(SpeechModel):
         self._voices = voices
         self._num_threads = num_threads
         self._decoder = SpeechT5Decoder(network)
+        self._num_spoken = 0
         self._max_tokens = max_part_tokens(network.config)
         self._reads_figures = any(figure in tokenizer.get_vocab() for figure in "0123456789")
 
@@ -87,6 +90,7 @@ class SpeechT5Model(SpeechModel):
             (first,) = self._decoder.step([row])
             spoke(row, first.frame)
             self._vocoder(self._decoder.spectrogram(row))
+            self._decoder.end(row)
 
     def estimate_units(self, request: Request[SpeechInput]) -> int:
         """See `StepModel`; a letter is read in one unit and spoken in some three."""
@@ -111,6 +115,7 @@ class SpeechT5Model(SpeechModel):
     ) -> SpeechSequence:
         """A sentence that was not read yet."""
         sequence = SpeechT5Sequence(ids, place, playout, wanted, ends_sentence=ends_sentence)
+        sequence.has_place = False
         sequence.row = None
         return sequence
 
@@ -119,6 +124,16 @@ class SpeechT5Model(SpeechModel):
         assert isinstance(sequence, SpeechT5Sequence)
         units = len(sequence.ids) if sequence.row is None else 1
         return Cost(units=units, min_units=units)
+
+    def reserve(self, sequence: SpeechSequence, units: int) -> int:
+        """A sentence has its place to its end, so nothing is ever preempted."""
+        assert isinstance(sequence, SpeechT5Sequence)
+        if not sequence.has_place:
+            if self._num_spoken == _MAX_SPOKEN:
+                return 0
+            sequence.has_place = True
+            self._num_spoken += 1
+        return units
 
     @torch.inference_mode()
     def step(self, batch: Sequence[Granted[SpeechSequence]]) -> Sequence[Outcome[SpeechOutput]]:
@@ -139,8 +154,12 @@ class SpeechT5Model(SpeechModel):
         return outcomes
 
     def release(self, sequence: SpeechSequence) -> None:
-        """Drops its caches; the sound is in the playout."""
+        """Gives its caches back; the sound is in the playout."""
         assert isinstance(sequence, SpeechT5Sequence)
+        self._num_spoken -= sequence.has_place
+        sequence.has_place = False
+        if sequence.row is not None:
+            self._decoder.end(sequence.row)
         sequence.row = None
 
     def _sound(self, sequence: SpeechSequence, row: SpokenRow) -> Outcome[SpeechOutput]:

@@ -1,8 +1,8 @@
-"""SpeechT5's decoder, a frame at a time for sentences of any age: transformers' own layers, their products over all rows at
-once, attention over each row's own cache.
+"""SpeechT5's decoder, a frame at a time for sentences of any age: transformers' own layers over all rows at once, and attention
+of all of them to their own caches.
 
 Its input layer drops half of its values also when it speaks (Tacotron 2, section 2.2). Each sentence draws what it drops
-from its own generator, as many numbers as transformers draws for it alone: so it sounds the same whoever shares its steps.
+from its own generator: so it sounds the same whoever shares its steps.
 """
 
 from __future__ import annotations
@@ -14,23 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_FIRST_FRAMES = 64
+from sixfold.plugins.tts.speech_caches import SpeechCaches, Speaking
 
-
-@dataclass(slots=True)
-class _LayerCache:
-    """Of one layer: what it attends to. [heads, length, channels of a head] each."""
-
-    keys: Tensor
-    values: Tensor
-    text_keys: Tensor
-    text_values: Tensor
-
-    def write(self, at: int, key: Tensor, value: Tensor) -> None:
-        """Puts a frame in its place, [heads, channels]; the same frame again changes nothing."""
-        if at == self.keys.shape[1]:
-            self.keys, self.values = _doubled(self.keys), _doubled(self.values)
-        self.keys[:, at], self.values[:, at] = key, value
+_DRAWN_FRAMES = 32
 
 
 @dataclass(slots=True)
@@ -38,20 +24,22 @@ class SpokenRow:
     """A sentence that is being spoken. Owner: the device thread.
 
     Attributes:
-        layers: Their caches.
+        slot: Of its caches.
         speaker: [1, channels], of the voice.
-        generator: Draws what the input layer drops; on the CPU, so that a seed sounds the same on every device.
+        generator: Draws what the input layer drops; on the CPU, so that a seed sounds the same on all GPUs.
         max_frames: After which the sentence ends in any case.
         frames: What was spoken, [reduction, mel bins] each.
+        drawn: [frames, layers of the input, units], drawn ahead; None where it is drawn as transformers draws it.
         drops: Drawn for the next frame and kept until it is spoken: a step that is repeated must not draw again.
     """
 
-    layers: list[_LayerCache]
+    slot: int
     speaker: Tensor
     generator: torch.Generator
     max_frames: int
     frames: list[Tensor] = field(default_factory=list[Tensor])
-    drops: list[Tensor] | None = None
+    drawn: Tensor | None = None
+    drops: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +66,15 @@ class SpeechT5Decoder:
         self._config = network.config
         self._prenet = network.speecht5.decoder.prenet
         self._layers = network.speecht5.decoder.wrapped_decoder.layers
+        attention = self._layers[0].self_attn
+        weight: Tensor = attention.q_proj.weight
+        self._caches = SpeechCaches(len(self._layers), attention.num_heads, attention.head_dim, weight.detach())
+        # What transformers draws for a sentence grows with the square of its frames. That is done where it can be compared,
+        # on a CPU: on a GPU transformers draws from the GPU's generator, and other sentences would wait for these numbers.
+        self._draws_ahead = weight.device.type != "cpu"
 
     def begin(self, ids: Tensor, speaker: Tensor, seed: int) -> SpokenRow:
-        """Reads a sentence.
+        """Reads a sentence; `end` it.
 
         Args:
             ids: [1, tokens].
@@ -88,27 +82,29 @@ class SpeechT5Decoder:
             seed: Of all that is random.
         """
         text = self._network.speecht5.encoder(input_values=ids, attention_mask=torch.ones_like(ids), return_dict=True)
-        hidden = text.last_hidden_state
-        layers: list[_LayerCache] = []
-        for layer in self._layers:
-            attention = layer.encoder_attn
-            text_keys = _heads(attention, attention.k_proj(hidden)[0])
-            text_values = _heads(attention, attention.v_proj(hidden)[0])
-            empty = text_keys.new_zeros(text_keys.shape[0], _FIRST_FRAMES, text_keys.shape[2])
-            layers.append(_LayerCache(empty, empty.clone(), text_keys, text_values))
+        hidden = text.last_hidden_state[0]
+        others = [layer.encoder_attn for layer in self._layers]
+        read = [
+            torch.stack([_heads(other, product(hidden)) for product in (other.k_proj, other.v_proj)])
+            for other in others
+        ]
         return SpokenRow(
-            layers=layers,
+            slot=self._caches.take(torch.stack(read).transpose(2, 3)),
             speaker=torch.nn.functional.normalize(speaker),
             generator=torch.Generator().manual_seed(seed),
             max_frames=int(ids.shape[1] * self.MAX_RATIO / self._config.reduction_factor),
         )
 
+    def end(self, row: SpokenRow) -> None:
+        """Gives its caches back."""
+        self._caches.give_back(row.slot)
+
     def step(self, rows: Sequence[SpokenRow]) -> list[NextFrame]:
         """The next frame of each row. Nothing has changed until `SpokenRow.frames` grows: a step may be repeated."""
-        hidden = self._input(rows)
+        now = self._caches.speaking([row.slot for row in rows], [len(row.frames) for row in rows])
+        hidden = self._input(rows, now)
         for index, layer in enumerate(self._layers):
-            caches = [row.layers[index] for row in rows]
-            hidden = self._attend(layer, hidden, rows, caches)
+            hidden = self._attend(index, hidden, now)
             hidden = hidden + layer.feed_forward(hidden)
             hidden = layer.final_layer_norm(hidden)
         postnet, config = self._network.speech_decoder_postnet, self._config
@@ -124,7 +120,7 @@ class SpeechT5Decoder:
         spoken: Tensor = self._network.speech_decoder_postnet.postnet(torch.cat(row.frames)[None])[0]
         return spoken
 
-    def _input(self, rows: Sequence[SpokenRow]) -> Tensor:
+    def _input(self, rows: Sequence[SpokenRow], now: Speaking) -> Tensor:
         """What the frame before each row's next one becomes: [rows, channels]."""
         prenet = self._prenet
         first = rows[0].speaker.new_zeros(self._config.num_mel_bins)
@@ -135,37 +131,44 @@ class SpeechT5Decoder:
             hidden = torch.nn.functional.relu(layer(hidden))
             hidden = torch.where(kept == 1, hidden, 0) * 1 / (1 - self._config.speech_decoder_prenet_dropout)
         positions = prenet.encode_positions
-        hidden = prenet.final_layer(hidden) + positions.alpha * positions.pe[0, [len(row.frames) for row in rows]]
+        hidden = prenet.final_layer(hidden) + positions.alpha * positions.pe[0].index_select(0, now.lengths)
         hidden = torch.cat([hidden, torch.cat([row.speaker for row in rows])], dim=-1)
         return torch.nn.functional.relu(prenet.speaker_embeds_layer(hidden))
 
-    def _drops(self, row: SpokenRow) -> list[Tensor]:
-        """For each layer of the prenet the last line of what transformers draws for all frames so far."""
+    def _drops(self, row: SpokenRow) -> Sequence[Tensor]:
+        """For each layer of the prenet what it keeps of the next frame, [units]."""
         if row.drops is None:
-            config, num_frames = self._config, len(row.frames) + 1
-            row.drops = [
-                torch.empty(num_frames, config.speech_decoder_prenet_units).bernoulli_(
-                    config.speech_decoder_prenet_dropout, generator=row.generator
-                )[-1]
-                for _ in self._prenet.layers
-            ]
+            row.drops = self._drawn_ahead(row) if self._draws_ahead else self._drawn_as_alone(row)
         return row.drops
 
-    def _attend(self, layer: Any, hidden: Tensor, rows: Sequence[SpokenRow], caches: Sequence[_LayerCache]) -> Tensor:
+    def _drawn_as_alone(self, row: SpokenRow) -> Sequence[Tensor]:
+        """The last line of what transformers draws for all frames so far."""
+        config, num_frames = self._config, len(row.frames) + 1
+        return [
+            torch.empty(num_frames, config.speech_decoder_prenet_units).bernoulli_(
+                config.speech_decoder_prenet_dropout, generator=row.generator
+            )[-1]
+            for _ in self._prenet.layers
+        ]
+
+    def _drawn_ahead(self, row: SpokenRow) -> Sequence[Tensor]:
+        config, place = self._config, len(row.frames) % _DRAWN_FRAMES
+        if row.drawn is None or place == 0:
+            shape = (_DRAWN_FRAMES, len(self._prenet.layers), config.speech_decoder_prenet_units)
+            drawn = torch.empty(shape).bernoulli_(config.speech_decoder_prenet_dropout, generator=row.generator)
+            row.drawn = drawn.to(row.speaker.device)
+        return row.drawn[place].unbind()
+
+    def _attend(self, index: int, hidden: Tensor, now: Speaking) -> Tensor:
         """To the frames before, then to the text."""
-        own = layer.self_attn
+        layer = self._layers[index]
+        own, other = layer.self_attn, layer.encoder_attn
         queries, keys, values = (_heads(own, product(hidden)) for product in (own.q_proj, own.k_proj, own.v_proj))
-        heard: list[Tensor] = []
-        for index, (row, cache) in enumerate(zip(rows, caches, strict=True)):
-            length = len(row.frames)
-            cache.write(length, keys[:, index], values[:, index])
-            seen = slice(length + 1)
-            heard.append(_attention(queries[:, index] * own.scaling, cache.keys[:, seen], cache.values[:, seen]))
-        hidden = layer.self_attn_layer_norm(hidden + own.out_proj(torch.stack(heard)))
-        other = layer.encoder_attn
+        heard = self._caches.attend(index, queries * own.scaling, keys, values, now)
+        hidden = layer.self_attn_layer_norm(hidden + own.out_proj(heard.flatten(1)))
         queries = _heads(other, other.q_proj(hidden) * other.scaling)
-        read = [_attention(queries[:, index], cache.text_keys, cache.text_values) for index, cache in enumerate(caches)]
-        attended: Tensor = layer.encoder_attn_layer_norm(hidden + other.out_proj(torch.stack(read)))
+        read = self._caches.attend_text(index, queries, now)
+        attended: Tensor = layer.encoder_attn_layer_norm(hidden + other.out_proj(read.flatten(1)))
         return attended
 
 
@@ -176,15 +179,5 @@ def spoke(row: SpokenRow, frame: Tensor) -> None:
 
 
 def _heads(attention: Any, hidden: Tensor) -> Tensor:
-    """[heads, rows, channels of a head] of [rows, channels]."""
-    return hidden.view(len(hidden), attention.num_heads, attention.head_dim).transpose(0, 1)
-
-
-def _attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """[channels] of one position: query [heads, channels of a head], keys and values [heads, length, the same]."""
-    weights = torch.softmax(query[:, None] @ keys.transpose(1, 2), dim=-1)
-    return (weights @ values).reshape(-1)
-
-
-def _doubled(cache: Tensor) -> Tensor:
-    return torch.cat([cache, torch.zeros_like(cache)], dim=1)
+    """[rows, heads, channels of a head] of [rows, channels]."""
+    return hidden.view(len(hidden), attention.num_heads, attention.head_dim)

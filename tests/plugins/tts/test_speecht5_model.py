@@ -199,3 +199,26 @@ def test_eight_requests_at_once_equal_each_alone_beside_a_cancelled_one(
         np.testing.assert_allclose(np.frombuffer(together, "<i2"), np.frombuffer(expected, "<i2"), atol=6)
     assert driver.result("gone").end is not None
     assert isinstance(driver.speak("!!! ...").end, Failed)
+
+
+def test_numbers_that_are_drawn_ahead_are_a_sentences_own(folder: Path) -> None:
+    """As on a GPU, where nothing of transformers can be compared."""
+
+    def model_on_a_gpu() -> SpeechT5Model:
+        model = load_folder(folder)
+        vars(model)["_decoder"]._draws_ahead = True
+        return model
+
+    model = model_on_a_gpu()
+    alone = [spoken(model, sequences_of(model, text, seed=index))[0] for index, text in enumerate(TEXTS)]
+    model = model_on_a_gpu()
+    sequences = [sequences_of(model, text, seed=index)[0] for index, text in enumerate(TEXTS)]
+    model.step([Granted(sequences[0], 1)])
+    model.release(sequences[0])  # its slot goes to another
+    sequences[0] = sequences_of(model, TEXTS[0], seed=0)[0]
+    together = spoken(model, sequences, arrivals=(0, 3, 3, 40))
+    for one, other in zip(alone, together, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, atol=TOLERANCE)
+    (again,) = spoken(model, sequences_of(model, TEXTS[0], seed=9))
+    assert not np.array_equal(again, alone[0])
