@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from sixfold.core.family import ModelFiles
 from sixfold.core.memory.need import HOST, MemoryNeed, MemoryQuestion
 from sixfold.core.memory.weights import weights_bytes
 from sixfold.plugins.tts.options import KokoroOptions
@@ -12,6 +13,7 @@ from sixfold.plugins.tts.options import KokoroOptions
 _LANE_BYTES = 400 << 20
 _VITS_WORKING_BYTES = 256 << 20
 _CUDA_BYTES = 600 << 20
+_CACHE_BYTES = {"speecht5": 32 * 76 << 20}  # of as many of the longest sentences as it speaks at once
 
 
 def kokoro_need(question: MemoryQuestion) -> MemoryNeed:
@@ -22,8 +24,10 @@ def kokoro_need(question: MemoryQuestion) -> MemoryNeed:
 
 
 def vits_need(question: MemoryQuestion) -> MemoryNeed:
-    """Of ``tts/transformers``: weights in float32, and one padded batch."""
+    """Of ``tts/transformers``: weights in float32, and one padded batch of VITS or the caches of SpeechT5."""
+    kind = str(ModelFiles(question.path).json("config.json").get("model_type"))
+    caches = 0 if question.device == HOST else _CACHE_BYTES.get(kind, 0)
     return MemoryNeed(
         weights_bytes=weights_bytes(question.path, itemsize=4),
-        working_bytes=_VITS_WORKING_BYTES + (0 if question.device == HOST else _CUDA_BYTES),
+        working_bytes=_VITS_WORKING_BYTES + caches + (0 if question.device == HOST else _CUDA_BYTES),
     )

@@ -21,7 +21,7 @@ from sixfold.plugins.tts.speecht5_decoder import SpeechT5Decoder, SpokenRow, spo
 from sixfold.plugins.tts.voices import VoiceNames
 
 _SPECIAL_TOKENS = 3  # the mark of a word's beginning and the end of the text, and one to spare
-_MAX_SPOKEN = 64  # sentences at once: their caches are up to 35 MB each in the published size
+_MAX_SPOKEN = 32  # sentences at once: the caches of the longest that the published model takes are 76 MB each
 
 
 class SpeechT5Sequence(SpeechSequence):
