@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from sixfold.core.batching.model import Granted, ModelInfo, Outcome, StepRange
 from sixfold.core.errors import InvalidRequest
+from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.tts.english.normalization import spell_out
 from sixfold.plugins.tts.model import Ids, Samples, SpeechModel, SpeechSequence
 from sixfold.plugins.tts.schema import SpeechInput, SpeechOutput
 from sixfold.plugins.tts.sentences import split_at
+from sixfold.plugins.tts.vits_text import VitsText
 from sixfold.plugins.tts.voices import VoiceNames
 
 MAX_PART_CHARACTERS = 400
@@ -52,6 +54,8 @@ class VitsModel(SpeechModel):
         voices: Names of the speakers, in their order.
         max_input_characters: Longest text.
         max_batch_sentences: Most sentences of one padded batch.
+        num_threads: CPU threads of a step.
+        capture: Makes the reading of a text repeatable; None computes it.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class VitsModel(SpeechModel):
         max_input_characters: int,
         max_batch_sentences: int,
         num_threads: int,
+        capture: Capture | None = None,
     ) -> None:
         super().__init__(rate_hz=int(network.config.sampling_rate), max_input_characters=max_input_characters)
         self._info = info
@@ -72,6 +77,7 @@ class VitsModel(SpeechModel):
         self._voices = voices
         self._max_batch_sentences = max_batch_sentences
         self._num_threads = num_threads
+        self._text = VitsText(network, capture)
         self._is_english = (tokenizer.language or "eng").lower() in ("eng", "en", "en-us", "english")
         self._reads_figures = any(figure in tokenizer.get_vocab() for figure in "0123456789")
 
@@ -144,36 +150,24 @@ class VitsModel(SpeechModel):
         """The sentence in frames, with its noise; numbers are drawn in the order in which transformers draws them."""
         network = self._network
         device = network.device
-        ids = ids.to(device)
-        mask = torch.ones(1, ids.shape[1], 1, dtype=network.dtype, device=device)
         embedding = None
         if network.config.num_speakers > 1:
             embedding = network.embed_speaker(torch.tensor([speaker], device=device)).unsqueeze(-1)
-        encoded = network.text_encoder(input_ids=ids, padding_mask=mask, attention_mask=None, return_dict=True)
-        hidden, mask = encoded.last_hidden_state.transpose(1, 2), mask.transpose(1, 2)
         with _RANDOM.fork_rng(devices=[device] if device.type == "cuda" else []):
             _RANDOM.manual_seed(seed)
-            log_durations = self._log_durations(hidden, mask, embedding)
+            drawn = torch.zeros(0)
+            if network.config.use_stochastic_duration_prediction:
+                drawn = torch.randn(1, 2, ids.shape[1])  # on the CPU, as transformers does
+            stats = self._text(ids.to(device), drawn.to(device, network.dtype), embedding)
             rate = network.speaking_rate * speed
-            durations = torch.ceil(torch.exp(log_durations) * mask / rate)[0, 0].long()
+            durations = torch.ceil(torch.exp(stats.log_durations) / rate)[0, 0].long()
             if int(durations.sum()) == 0:
                 durations[0] = 1
             # [1, frames, channels] behind a transposed view: the layout decides in which order noise is drawn
-            means = encoded.prior_means.repeat_interleave(durations, dim=1).transpose(1, 2)
-            log_variances = encoded.prior_log_variances.repeat_interleave(durations, dim=1).transpose(1, 2)
+            means = stats.means.repeat_interleave(durations, dim=1).transpose(1, 2)
+            log_variances = stats.log_variances.repeat_interleave(durations, dim=1).transpose(1, 2)
             noise = torch.randn_like(means)
         return _Latents(index, means + noise * torch.exp(log_variances) * network.noise_scale, embedding)
-
-    def _log_durations(self, hidden: Tensor, mask: Tensor, speaker: Tensor | None) -> Tensor:
-        network = self._network
-        found: Tensor
-        if network.config.use_stochastic_duration_prediction:
-            found = network.duration_predictor(
-                hidden, mask, speaker, reverse=True, noise_scale=network.noise_scale_duration
-            )
-        else:
-            found = network.duration_predictor(hidden, mask, speaker)
-        return found
 
     def _flow(self, group: Sequence[_Latents]) -> Iterator[Tensor]:
         """Each sentence of a padded batch behind the flow, [1, channels, frames], without its padding."""

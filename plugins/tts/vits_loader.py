@@ -12,6 +12,7 @@ from transformers import VitsTokenizer
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import SourceError
 from sixfold.core.family import LoadContext
+from sixfold.core.runtime.cuda_graphs import capture_cuda_graph
 from sixfold.plugins.tts.options import TransformersSpeechOptions
 from sixfold.plugins.tts.vits import MAX_PART_CHARACTERS, VitsModel
 from sixfold.plugins.tts.voices import VoiceNames
@@ -65,6 +66,7 @@ def load(context: LoadContext) -> VitsModel:
         max_input_characters=options.max_input_characters,
         max_batch_sentences=options.max_batch_sentences,
         num_threads=context.num_threads,
+        capture=capture_cuda_graph(network.device) if network.device.type == "cuda" else None,
     )
 
 
