@@ -253,7 +253,7 @@ def measure(kind: str, *, tiny: bool, device: str, count: int) -> dict[str, Any]
     model.warm_up()
     found: dict[str, Any] = {"texts": count}
     with torch.inference_mode():
-        found["peer"] = serve_peer(speak, rate_hz, texts[: max(2, count // 8)])
+        found["peer"] = serve_peer(speak, rate_hz, texts[: max(2, count // 12)])
     found["ours"] = asyncio.run(serve_ours(model, texts))
     with torch.inference_mode():
         sound_s = speak(texts[0]).numel() / rate_hz
