@@ -155,9 +155,7 @@ def load_ours(folder: Path, device: str, dtype: Any, beams: int, num_tokens: int
     from sixfold.plugins.asr.transformers_loader import load
 
     options = TransformersOptions(dtype=str(dtype).removeprefix("torch."), beam_size=beams, best_of=beams)
-    model: Any = load(
-        LoadContext(model_name="whisper", path=folder, device=device, num_threads=4, options=options)
-    )
+    model: Any = load(LoadContext(model_name="whisper", path=folder, device=device, num_threads=4, options=options))
     model._backend = FixedAnswers(model._backend, num_tokens)
     model._detector = AllSpeech(model._detector)
     model.warm_up()
@@ -226,9 +224,7 @@ def parts_of(backend: Any, device: str, counts: Sequence[int], num_tokens: int) 
         return time.perf_counter() - began_s, result
 
     def text_s(rows: Sequence[Any]) -> float:
-        return seconds_of(
-            lambda: backend.generate(rows, [prompt] * len(rows), temperature=0.0, suppressed=())
-        )[0]
+        return seconds_of(lambda: backend.generate(rows, [prompt] * len(rows), temperature=0.0, suppressed=()))[0]
 
     for count in counts:
         encode_s, rows = seconds_of(lambda count=count: backend.encode([mel] * count))
@@ -316,8 +312,10 @@ def main() -> None:
     import_sixfold(args.site)
     stand_in((*AUDIO, "ctranslate2"))  # CTranslate2 computes the other family
     import torch
+    import transformers
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+    transformers.logging.set_verbosity_error()
     device, dtype = ("cpu", torch.float32) if args.tiny else ("cuda:0", torch.float16)
     num_tokens, count = (8, 4) if args.tiny else (args.tokens, args.count)
     size = sizes(args.tiny)
@@ -337,10 +335,11 @@ def main() -> None:
         found["floor_s"] = sum(floors.values())
         print(f"beams {beams}: loaded in {found['load_s']:.1f} s, {windows} windows, floors {floors}", flush=True)
         result["beams"][beams] = found
-        found["parts"] = parts_of(model._backend, device, sorted({1, 4, windows}) if not args.tiny else (1, 2), num_tokens)
+        found["parts"] = parts_of(
+            model._backend, device, sorted({1, 4, windows}) if not args.tiny else (1, 2), num_tokens
+        )
         found["ours"] = asyncio.run(serve_ours(model, count, 1 if args.tiny else 2))
         print(json.dumps(found["ours"]), flush=True)
-        model.close()
         del model
         if device != "cpu":
             torch.cuda.empty_cache()

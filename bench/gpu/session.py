@@ -61,9 +61,7 @@ def main() -> None:
     outcomes: list[str] = []
     for limit, command in zip(args.pairs[::2], args.pairs[1::2], strict=True):
         left_s = min(float(limit), ends_s - time.monotonic())
-        outcomes.append(
-            f"{command}: no time was left" if left_s < _LEAST_S else run(command, left_s, out / "log.txt")
-        )
+        outcomes.append(f"{command}: no time was left" if left_s < _LEAST_S else run(command, left_s, out / "log.txt"))
     print("\n".join(["", *outcomes]), flush=True)
 
 

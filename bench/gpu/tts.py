@@ -72,7 +72,9 @@ def save_vits(folder: Path, tiny: bool) -> None:
     }
     config: Any = VitsConfig(vocab_size=len(letters), **(small if tiny else {}))
     library: Any = VitsModel
-    library(config).save_pretrained(folder)
+    network = library(config)
+    fix_durations(network)
+    network.save_pretrained(folder)
 
 
 def save_speecht5(folder: Path, tiny: bool) -> None:
@@ -130,16 +132,11 @@ def save_speecht5(folder: Path, tiny: bool) -> None:
     np.savez(folder / "voices.npz", anna=voice)
 
 
-def fix_durations(folder: Path) -> None:
+def fix_durations(network: Any) -> None:
     """Two frames a token, whatever the predictor finds: its last layer passes next to nothing on. Each letter has a blank beside it."""
-    from transformers import VitsModel
-
-    library: Any = VitsModel
-    network = library.from_pretrained(folder)
     affine = network.duration_predictor.flows[0]
     affine.log_scale.data.fill_(20.0)
     affine.translate.data.fill_(-math.log(1.9) * math.exp(20.0))  # 1.9 is rounded up
-    network.save_pretrained(folder)
 
 
 async def ask(replica: Any, number: int, text: str) -> tuple[float, float, float]:
@@ -217,45 +214,48 @@ def load_ours(folder: Path, device: str) -> Any:
     return load(LoadContext(model_name="speak", path=folder, device=device, num_threads=4, options=options))
 
 
+def load_peer(kind: str, folder: Path, device: str, model: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The stock network, loaded anew, and what makes sound of ids with it; texts and voices are those of our model."""
+    import transformers
+
+    library: Any = transformers
+    if kind == "vits":
+        network = library.VitsModel.from_pretrained(folder).to(device).eval()
+        return network, lambda ids: network(input_ids=ids).waveform
+    network = library.SpeechT5ForTextToSpeech.from_pretrained(folder).to(device).eval()
+    vocoder, speaker = model._vocoder, model._speakers["anna"][None]
+
+    def speak(ids: Any) -> Any:
+        return network.generate_speech(ids, speaker, vocoder=vocoder, minlenratio=0.0, maxlenratio=RATIO)
+
+    return network, speak
+
+
 def measure(kind: str, *, tiny: bool, device: str, count: int) -> dict[str, Any]:
     """One architecture: ours, the peer and the floor, in sound a second."""
     import torch
 
+    from sixfold.plugins.tts.speecht5_decoder import SpeechT5Decoder
+
+    SpeechT5Decoder.MAX_RATIO = RATIO
     folder = Path(tempfile.mkdtemp(prefix=f"{kind}-"))
     torch.manual_seed(0)
     {"vits": save_vits, "speecht5": save_speecht5}[kind](folder, tiny)
-    if kind == "vits":
-        fix_durations(folder)
     model = load_ours(folder, device)
-    network: Any = model._network
+    network, say = load_peer(kind, folder, device, model)
     texts = [sentence(i, shortest=20 if tiny else 60, longest=40 if tiny else 120) for i in range(count)]
-    tokenizer = model._tokenizer
 
     def ids(text: str) -> Any:
-        return torch.as_tensor(tokenizer(text, return_tensors="np")["input_ids"]).to(device)
+        return torch.as_tensor(model._tokenizer(text, return_tensors="np")["input_ids"]).to(device)
 
-    if kind == "vits":
-
-        rate_hz = int(network.config.sampling_rate)
-
-        def speak(text: str) -> Any:
-            return network(input_ids=ids(text)).waveform
-    else:
-        from sixfold.plugins.tts.speecht5_decoder import SpeechT5Decoder
-
-        SpeechT5Decoder.MAX_RATIO = RATIO
-        vocoder, speaker = model._vocoder, model._speakers["anna"][None]
-        rate_hz = int(vocoder.config.sampling_rate)
-
-        def speak(text: str) -> Any:
-            return network.generate_speech(ids(text), speaker, vocoder=vocoder, minlenratio=0.0, maxlenratio=RATIO)
+    def speak(text: str) -> Any:
+        return say(ids(text))
 
     model.warm_up()
     found: dict[str, Any] = {"texts": count}
-    with torch.inference_mode():
+    with torch.no_grad():
+        rate_hz = model._rate_hz
         found["peer"] = serve_peer(speak, rate_hz, texts[: max(2, count // 12)])
-    found["ours"] = asyncio.run(serve_ours(model, texts))
-    with torch.inference_mode():
         sound_s = speak(texts[0]).numel() / rate_hz
         floor_s = flops_of(lambda: speak(texts[0])) / PEAK_FLOPS
     if kind == "speecht5":
@@ -263,6 +263,7 @@ def measure(kind: str, *, tiny: bool, device: str, count: int) -> dict[str, Any]
         steps = len(ids(texts[0])[0]) * RATIO / network.config.reduction_factor
         floor_s += steps * weights / BYTES_PER_S / TOGETHER
     found["floor_sound_per_s"] = sound_s / floor_s
+    found["ours"] = asyncio.run(serve_ours(model, texts))
     return found
 
 
@@ -294,7 +295,9 @@ def main() -> None:
     import_sixfold(args.site)
     stand_in(AUDIO)
     import torch
+    import transformers
 
+    transformers.logging.set_verbosity_error()
     device = "cpu" if args.tiny else "cuda:0"
     card = "cpu" if args.tiny else torch.cuda.get_device_name()
     print(f"random weights, float32, {card}, torch {torch.__version__}", flush=True)

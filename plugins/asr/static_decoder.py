@@ -131,9 +131,7 @@ class StaticDecoder:
         go_on = self._extension(places, search)
         texts.never.fill_(False)
         texts.never[list(never)] = True
-        texts.begin(
-            prompts, first=start, limit=limit, end=end, temperature=temperature, one_leads=search == "beams"
-        )
+        texts.begin(prompts, first=start, limit=limit, end=end, temperature=temperature, one_leads=search == "beams")
         self._hear(hidden, places)
         if start:
             self._read([prompt[:start] for prompt in prompts], places)

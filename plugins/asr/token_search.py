@@ -237,5 +237,3 @@ def _extend_beams(texts: Texts, scores: Tensor, rules: TokenRules) -> None:
 def _rows(values: Tensor, places: Tensor) -> Tensor:
     """[windows, places, length]: the rows of each window at its places."""
     return values.gather(1, places[..., None].expand(-1, -1, values.shape[2]))
-
-

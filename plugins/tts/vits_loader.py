@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 from transformers import VitsModel as Network
 from transformers import VitsTokenizer
 
@@ -41,6 +42,7 @@ def load(context: LoadContext) -> VitsModel:
         ) from error
     _check_text(tokenizer, context.model_name)
     network.eval().to(context.device)
+    _fix_weights(network)
     num_speakers = int(network.config.num_speakers)
     names = [str(index) for index in range(num_speakers)] if num_speakers > 1 else ["default"]
     voices = VoiceNames(names, options, context.model_name)
@@ -68,6 +70,13 @@ def load(context: LoadContext) -> VitsModel:
         num_threads=context.num_threads,
         capture=capture_cuda_graph(network.device) if network.device.type == "cuda" else None,
     )
+
+
+def _fix_weights(network: Any) -> None:
+    """Computes the normed weights once: the stock layers do it at every call, by kernels of their own."""
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
 
 
 def _check_text(tokenizer: Any, model_name: str) -> None:

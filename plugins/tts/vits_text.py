@@ -184,5 +184,3 @@ def _edges(logits: Tensor, bound: float) -> Tensor:
     shares = _LEAST + (1 - _LEAST * num_bins) * logits.softmax(dim=-1)
     inner = 2 * bound * shares.cumsum(dim=-1)[..., :-1] - bound
     return F.pad(F.pad(inner, (1, 0), value=-bound), (0, 1), value=bound)
-
-

@@ -167,9 +167,7 @@ def test_texts_are_the_librarys_whatever_shares_their_batch(
 
 def test_the_probability_of_silence_is_the_one_behind_the_start_token(model: Any) -> None:
     hidden = heard(2)
-    (first,), (second,) = decode(
-        decoder_of(model, beams=1), hidden, [(7, 8, *BEGIN)] * 2, search="likeliest", beams=1
-    )
+    (first,), (second,) = decode(decoder_of(model, beams=1), hidden, [(7, 8, *BEGIN)] * 2, search="likeliest", beams=1)
     with torch.inference_mode():
         logits = model(
             decoder_input_ids=torch.tensor([[7, 8, START]] * 2),

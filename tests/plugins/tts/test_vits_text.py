@@ -21,7 +21,9 @@ library: Any = modeling_vits
 
 def test_the_spline_goes_back_as_the_librarys_does() -> None:
     generator = torch.Generator().manual_seed(1)
-    values = torch.cat([4 * torch.randn(1, 1, 200, generator=generator), torch.tensor([[[-5.0, 5.0, 0.0, 5.1, -70.0]]])], 2)
+    values = torch.cat(
+        [4 * torch.randn(1, 1, 200, generator=generator), torch.tensor([[[-5.0, 5.0, 0.0, 5.1, -70.0]]])], 2
+    )
     widths, heights = (2 * torch.randn(1, 1, 205, 10, generator=generator) for _ in range(2))
     slopes = 2 * torch.randn(1, 1, 205, 9, generator=generator)
     expected, _ = library._unconstrained_rational_quadratic_spline(
