@@ -4,21 +4,22 @@
     python bench/gpu/asr.py --tiny    # on a CPU, to try it
 
 Requests of one window of 29 s each (noise) go through the plugin's model and the batch manager: voice detection, spectrogram,
-encoder, text. The peer is the same model in the same process and type: ``generate`` of transformers over spectrograms that are ready,
-one window at a time and in batches. Random weights never end a text, so all texts have the same number of
-tokens on all sides (ours takes the end out of what may come, the peer gets ``min_new_tokens``); what was heard in noise by random
-weights says nothing, so Sixfold's is replaced by one phrase that fills the window (no other temperature is tried, nothing is heard
+encoder, text. The peer is the same model in the same process and type: ``generate`` of transformers over spectrograms that are
+ready, one window at a time and in batches. Random weights never end a text, so all texts have the same number of tokens on all
+sides (ours takes the end out of what may come, the peer gets ``min_new_tokens``); what was heard in noise by random weights
+says nothing, so Sixfold's is replaced by one phrase that fills the window (no other temperature is tried, nothing is heard
 twice), and its detector, which runs, is overruled: all is speech. The peer neither detects voices nor obeys timestamps' rules.
 
 Floor: the encoder's operations over the rate of a large product, and for each token the decoder's weights and the keys and
-values of what is heard over the memory's rate. Wheels beside transformers: faster-whisper, scipy and onnxruntime (there), those of
-``embedding.py``.
+values of what is heard over the memory's rate. Wheels beside transformers: faster-whisper, scipy and onnxruntime (there), those
+of ``embedding.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import statistics
@@ -155,7 +156,7 @@ def load_ours(folder: Path, device: str, dtype: Any, beams: int, num_tokens: int
     from sixfold.plugins.asr.transformers_loader import load
 
     options = TransformersOptions(dtype=str(dtype).removeprefix("torch."), beam_size=beams, best_of=beams)
-    model: Any = load(LoadContext(model_name="whisper", path=folder, device=device, num_threads=4, options=options))
+    model: Any = load(LoadContext(model_name="whisper", path=folder, device=device, num_threads=2, options=options))
     model._backend = FixedAnswers(model._backend, num_tokens)
     model._detector = AllSpeech(model._detector)
     model.warm_up()
@@ -341,6 +342,7 @@ def main() -> None:
         found["ours"] = asyncio.run(serve_ours(model, count, 1 if args.tiny else 2))
         print(json.dumps(found["ours"]), flush=True)
         del model
+        gc.collect()
         if device != "cpu":
             torch.cuda.empty_cache()
         args.out.write_text(json.dumps(result, indent=1) + "\n")

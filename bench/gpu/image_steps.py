@@ -130,7 +130,7 @@ def measure_steps(
 
 @contextlib.contextmanager
 def _all_cached(denoiser: Any, arguments: dict[str, Any], rows: int) -> Generator[Callable[[], Any]]:
-    """A forward that skips all blocks but the first for every row, from the second on: the most that first-block caching gives."""
+    """A forward that skips all blocks but the first, from the second time on: the most that first-block caching gives."""
     from sixfold.core.rendezvous.row_cache import RowCache, RowGroup, transformer_blocks
 
     cache = RowCache(transformer_blocks(denoiser))

@@ -2,8 +2,8 @@
 
     python bench/gpu/session.py --seconds 560 90 'embedding.py --shapes qwen3-0.6b' 150 'asr.py' ...
 
-Each pair is a limit in seconds and a command: a script of this folder with its arguments. What they print goes to ``log.txt`` in the
-folder that ``OUT`` names, where their figures go, too; the end of it is printed here. What no time is left for is named.
+Each pair is a limit in seconds and a command: a script of this folder with its arguments. What they print goes to ``log.txt``
+in the folder that ``OUT`` names, where their figures go, too; the end of it is printed here. What no time is left for is named.
 """
 
 from __future__ import annotations

@@ -3,15 +3,16 @@
     python bench/gpu/tts.py           # a minute on an H200
     python bench/gpu/tts.py --tiny    # on a CPU, to try it
 
-Requests of one sentence each (60 to 120 letters) go through the plugin's model and the batch manager, all at once, then a few alone.
-The peer is the same network in the same process, as its documentation calls it: ``VitsModel(...)``, ``generate_speech`` with a vocoder.
-Random weights know no end, so the length of the sound is fixed on both sides: about four frames a letter in VITS (durations are computed
-and overruled), and SpeechT5 ends where its greatest ratio of frames to letters says (5.5, as people speak).
+Requests of one sentence each (60 to 120 letters) go through the plugin's model and the batch manager, all at once, then a few
+alone. The peer is the same network in the same process, as its documentation calls it: ``VitsModel(...)``, ``generate_speech``
+with a vocoder. Random weights know no end, so the length of the sound is fixed on both sides: about four frames a letter in
+VITS (durations are computed and overruled), and SpeechT5 ends where its greatest ratio of frames to letters says (5.5, as
+people speak).
 
-Floor: the operations of a sentence over the rate of a large bfloat16 product, and for SpeechT5 the decoder's weights over the memory's
-rate for each step, at 64 sentences together. Both models compute in float32, as they are published: the floor is far away by that alone.
-Kokoro runs in onnxruntime on processors only, so it has no row. Wheels beside transformers and sentencepiece: num2words, docopt, those of
-``embedding.py``.
+Floor: the operations of a sentence over the rate of a large bfloat16 product, and for SpeechT5 the decoder's weights over the
+memory's rate for each step, at 64 sentences together. Both models compute in float32, as they are published: the floor is far
+away by that alone. Kokoro runs in onnxruntime on processors only, so it has no row. Wheels beside transformers and
+sentencepiece: num2words, those of ``embedding.py``.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def save_speecht5(folder: Path, tiny: bool) -> None:
 
 
 def fix_durations(network: Any) -> None:
-    """Two frames a token, whatever the predictor finds: its last layer passes next to nothing on. Each letter has a blank beside it."""
+    """Two frames a token, whatever the predictor finds: its last layer passes next to nothing on."""
     affine = network.duration_predictor.flows[0]
     affine.log_scale.data.fill_(20.0)
     affine.translate.data.fill_(-math.log(1.9) * math.exp(20.0))  # 1.9 is rounded up

@@ -1,12 +1,14 @@
 """Whisper's decoder with caches at fixed places, a token of all texts a step: so a step is one replay of a CUDA graph.
 
 A step of the stock decoder starts some eight hundred kernels from Python, which takes far longer than the GPU needs for them.
-The texts of one window (its beams) share what is heard: their queries attend to its keys together, which are read once. Their own keys lie
-side by side, and a table says in whose place the keys of each of a text's tokens are: so no cache is copied when beams part.
+The texts of one window (its beams) share what is heard: their queries attend to its keys together, which are read once. Their
+own keys lie side by side, and a table says in whose place the keys of each of a text's tokens are: so no cache is copied when
+beams part.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.core.runtime.events import recorded_event
 from sixfold.plugins.asr.decoder_memory import DecoderSize
 from sixfold.plugins.asr.token_search import Search, Texts, TokenRules, extend
+
+_log = logging.getLogger(__name__)
 
 _FIRST_KEYS = 64  # a step looks at a power of 2 times as many places, so that short texts do not pay for long ones
 _STEPS_AHEAD = 2  # of the host: enough that the device never waits for it, and no more steps for nothing at the end
@@ -205,7 +209,7 @@ class StaticDecoder:
         windows, beams = places.logits.shape[:2]
         key = (windows, beams, seen)
         if key not in self._steps:
-            self._steps[key] = self._capture(lambda: self._compute(places, seen))
+            self._steps[key] = self._recorded(lambda: self._compute(places, seen))
         return self._steps[key]
 
     def _extension(self, places: _Places, search: Search) -> Callable[[], None]:
@@ -218,8 +222,17 @@ class StaticDecoder:
             texts = places.texts
             for value in (texts.at, texts.num_prompt, texts.limit):
                 value.fill_(1)
-            self._extensions[key] = self._capture(lambda: extend(texts, places.logits, self._rules, search))
+            self._extensions[key] = self._recorded(lambda: extend(texts, places.logits, self._rules, search))
         return self._extensions[key]
+
+    def _recorded(self, call: Callable[[], None]) -> Callable[[], None]:
+        """A replay of the call; the call itself if it can't be recorded."""
+        assert self._capture is not None
+        try:
+            return self._capture(call)
+        except RuntimeError as error:
+            _log.warning("A step of the decoder is not recorded as a CUDA graph, so it takes longer: %s", error)
+            return call
 
     def _hear(self, hidden: Tensor, places: _Places) -> None:
         """Keys and values of what is heard, for all layers."""

@@ -162,8 +162,8 @@ class TokenRules:
         )
         last, before = last & (number >= 1), before | (number < 2)
         no_time, no_text = last & before, last & ~before
-        least = torch.where(texts.latest < 0, self._first_time, texts.latest + torch.where(no_text, 0, 1))
-        least = torch.where(no_time, len(self._places), least)
+        least = (texts.latest + ~no_text).masked_fill(texts.latest < 0, self._first_time)
+        least = least.masked_fill(no_time, len(self._places))
         forbidden = texts.never | ((number == 0) & self._not_first)
         forbidden = forbidden | (self._is_time & (self._places < least[..., None]))
         forbidden = forbidden | (self._is_text & no_text[..., None])
@@ -191,9 +191,9 @@ def extend(texts: Texts, logits: Tensor, rules: TokenRules, search: Search) -> N
     if search == "drawn":
         # The largest of such sums falls on each token with the probability that it has.
         chances = scores / texts.temperature - torch.empty_like(scores).exponential_().log()
-    tokens = torch.where(texts.ended, rules.end, chances.argmax(dim=-1))
+    tokens = chances.argmax(dim=-1).masked_fill(texts.ended, rules.end)
     gained = logprobs.gather(2, tokens[..., None])[..., 0]
-    texts.total.add_(torch.where(texts.ended, 0.0, gained))
+    texts.total.add_(gained.masked_fill(texts.ended, 0.0))
     texts.ended.logical_or_(tokens == rules.end)
     texts.at.add_(1)
     texts.ids.index_copy_(2, texts.at, tokens[..., None])
@@ -213,14 +213,14 @@ def _extend_beams(texts: Texts, scores: Tensor, rules: TokenRules) -> None:
 
     # Those that ended here and are among the best, and those that had ended before.
     best = over & (torch.arange(2 * beams, device=scores.device) < beams) & texts.open
-    fresh = torch.where(best, totals / number, _NEVER)
+    fresh = (totals / number).masked_fill(~best, _NEVER)
     kept_score, places = torch.cat((texts.kept_score, fresh), dim=1).topk(beams)
     counts = torch.cat((texts.kept_tokens, number.expand_as(fresh)), dim=1)
     texts.kept_tokens.copy_(counts.gather(1, places))
     texts.kept_ids.copy_(_rows(torch.cat((texts.kept_ids, ids), dim=1), places))
     texts.kept_score.copy_(kept_score)
 
-    total, places = (totals + torch.where(over, _NEVER, 0.0)).topk(beams)
+    total, places = (totals + _NEVER * over).topk(beams)
     parents, tokens = parents.gather(1, places), tokens.gather(1, places)
     texts.total.copy_(total)
     texts.ids.copy_(_rows(ids, places))

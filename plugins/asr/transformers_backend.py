@@ -90,7 +90,12 @@ class TransformersBackend:
 
     def features(self, samples: NDArray[np.float32]) -> Mel:
         """See `WhisperBackend`."""
-        padding = self._extractor(samples, sampling_rate=16_000, return_tensors="np", padding="max_length")
+        before = torch.get_num_threads()  # of this thread of the pool: all of them compute beside each other
+        torch.set_num_threads(1)
+        try:
+            padding = self._extractor(samples, sampling_rate=16_000, return_tensors="np", padding="max_length")
+        finally:
+            torch.set_num_threads(before)
         frames = -(-len(samples) // self._extractor.hop_length)
         return np.ascontiguousarray(padding.input_features[0][:, :frames], dtype=np.float32)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sixfold.plugins.tts.speech_caches import SpeechCaches, Speaking
+from sixfold.plugins.tts.speech_caches import Speaking, SpeechCaches
 
 _DRAWN_FRAMES = 32
 

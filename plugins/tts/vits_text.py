@@ -1,11 +1,13 @@
-"""What VITS makes of a sentence's text before it has frames: means, variances, durations. On GPUs a replayed CUDA graph a length.
+"""What VITS makes of a text before it has frames: means, variances, durations. On GPUs a replayed CUDA graph a length.
 
-A row is computed alone, since durations are rounded and must not depend on company. The stock modules then start some seven hundred
-kernels from Python for a millisecond or two of work, and their splines ask the device which numbers are inside: that is computed for all here.
+A row is computed alone, since durations are rounded and must not depend on company. The stock modules then start some seven
+hundred kernels from Python for a millisecond or two of work, and their splines ask the device which numbers are inside the
+bound: here all are computed.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sixfold.core.runtime.cuda_graphs import Capture
+
+_log = logging.getLogger(__name__)
 
 _MAX_RECORDED = 128  # lengths; a graph takes some megabytes
 _LEAST = 1e-3  # of a spline's bins and slopes, as the model was trained
@@ -89,7 +93,12 @@ class VitsText:
                 if len(self._seen) > 4 * _MAX_RECORDED:
                     self._seen.popitem(last=False)
                 return None
-            self._recorded[length] = self._record(self._capture, ids, noise, speaker)
+            try:
+                self._recorded[length] = self._record(self._capture, ids, noise, speaker)
+            except RuntimeError as error:
+                _log.warning("Texts are not read by CUDA graphs, so they take longer: %s", error)
+                self._capture = None
+                return None
             if len(self._recorded) > _MAX_RECORDED:
                 self._recorded.popitem(last=False)
         self._recorded.move_to_end(length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -38,9 +38,18 @@ _processors: Any = (
 )
 
 
-@pytest.fixture(scope="module", params=[3, 11])
-def model(request: pytest.FixtureRequest) -> Any:
-    transformers.set_seed(request.param)
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products as small as these only wait for a second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    transformers.set_seed(3)
     config = transformers.WhisperConfig(
         d_model=32,
         encoder_layers=1,
