@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -299,7 +299,7 @@ class StaticDecoder:
 
     def _heads(self, rows: Tensor) -> Tensor:
         """[windows, n, width] as [windows, heads, n, dim]."""
-        return rows.unflatten(2, (self._num_heads, -1)).transpose(1, 2)
+        return rows.view(*rows.shape[:2], self._num_heads, -1).transpose(1, 2)
 
     def _joined(self, rows: Tensor) -> Tensor:
         return rows.transpose(1, 2).flatten(2)
@@ -347,8 +347,9 @@ def _projection(attention: Any) -> Callable[[Tensor], Sequence[Tensor]]:
         return lambda rows: [linear(rows) for linear in linears]
     weight = torch.cat([linear.weight.detach() for linear in linears])
     size = linears[0].out_features
-    biases = [linear.bias.detach() if linear.bias is not None else weight.new_zeros(size) for linear in linears]
-    for linear, part in zip(linears, weight.split(size), strict=True):
+    given = [cast("Tensor | None", linear.bias) for linear in linears]
+    biases = [weight.new_zeros(size) if bias is None else bias.detach() for bias in given]
+    for linear, part in zip(linears, weight.chunk(3), strict=True):
         linear.weight = nn.Parameter(part, requires_grad=False)
     bias = torch.cat(biases)
     return lambda rows: F.linear(rows, weight, bias).chunk(3, dim=-1)

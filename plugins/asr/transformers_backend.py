@@ -102,7 +102,7 @@ class TransformersBackend:
     @torch.inference_mode()
     def encode(self, mels: Sequence[Mel]) -> list[Any]:
         """See `WhisperBackend`."""
-        batch = torch.from_numpy(padded(mels)).to(self._device, self._dtype)
+        batch = torch.as_tensor(padded(mels)).to(self._device, self._dtype)
         ranks = self._ranks
         hidden: Tensor = self._model.model.encoder(batch).last_hidden_state if ranks is None else ranks.encode(batch)
         return [row.clone() for row in hidden]

@@ -146,7 +146,7 @@ def _drawn_durations(predictor: Any, hidden: Tensor, mask: Tensor, latents: Tens
 
 
 def _flow_back(flow: Any, latents: Tensor, mask: Tensor, given: Tensor) -> Tensor:
-    first, second = latents.split(flow.half_channels, dim=1)
+    first, second = latents.chunk(2, dim=1)
     hidden = flow.conv_proj(flow.conv_dds(flow.conv_pre(first), mask, given)) * mask
     parts = hidden.unflatten(1, (first.shape[1], -1)).transpose(2, 3)
     widths, heights, slopes = parts.split([flow.num_bins, flow.num_bins, flow.num_bins - 1], dim=3)

@@ -151,7 +151,10 @@ def replayed(call: Callable[[], None]) -> Callable[[], None]:
     return call
 
 
-PROMPTS = {"bare": [BEGIN] * 5, "told": [(7, 8, 9, number, 11, *BEGIN) for number in range(5)]}
+PROMPTS: dict[str, list[tuple[int, ...]]] = {
+    "bare": [BEGIN] * 5,
+    "told": [(7, 8, 9, number, 11, *BEGIN) for number in range(5)],
+}
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
