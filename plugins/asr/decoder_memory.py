@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 _MAX_BYTES = 6 << 30
 """Of all caches: eight windows of large-v3 in half precision with five beams each, sixteen without."""
+_SHARE = 4
+"""A card's memory over what they may take of it at most."""
 _MAX_WINDOWS = 32
 
 
@@ -19,6 +21,7 @@ class DecoderSize:
         heard: Places of the encoder's answer.
         length: Longest prompt and text together, in tokens.
         itemsize: Bytes of a number.
+        total_bytes: The device's memory.
     """
 
     layers: int
@@ -26,6 +29,7 @@ class DecoderSize:
     heard: int
     length: int
     itemsize: int
+    total_bytes: int
 
     def window_bytes(self, beams: int) -> int:
         """Keys and values of what is heard, and of the texts of all beams."""
@@ -33,7 +37,8 @@ class DecoderSize:
 
     def max_windows(self, beams: int) -> int:
         """A power of 2."""
-        fitting = max(1, min(_MAX_WINDOWS, _MAX_BYTES // self.window_bytes(beams)))
+        room = min(_MAX_BYTES, self.total_bytes // _SHARE)
+        fitting = max(1, min(_MAX_WINDOWS, room // self.window_bytes(beams)))
         return 1 << (fitting.bit_length() - 1)
 
     def cache_bytes(self, beams: int) -> int:

@@ -44,6 +44,7 @@ def _decoder_bytes(question: MemoryQuestion, options: TransformersOptions, items
         heard=int(config.get("max_source_positions") or 1500),
         length=int(config.get("max_target_positions") or 448),
         itemsize=itemsize,
+        total_bytes=question.total_bytes,
     )
     return size.cache_bytes(max(options.beam_size, options.best_of))
 

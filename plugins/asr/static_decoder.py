@@ -93,6 +93,7 @@ class StaticDecoder:
             heard=config.max_source_positions,
             length=config.max_target_positions,
             itemsize=weight.itemsize,
+            total_bytes=_total_bytes(self._device),
         )
         self.max_windows = self._size.max_windows(max_beams)
         self._projections = [_projection(layer.self_attn) for layer in self._decoder.layers]
@@ -338,6 +339,13 @@ class LateFlag:
         event, host = self._marks.popleft()
         event.synchronize()
         return bool(host)
+
+
+def _total_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1 << 62  # nothing is kept there
+    cuda: Any = torch.cuda  # ships no types
+    return int(cuda.get_device_properties(device).total_memory)
 
 
 def _projection(attention: Any) -> Callable[[Tensor], Sequence[Tensor]]:

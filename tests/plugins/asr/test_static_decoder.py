@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,14 +21,18 @@ from transformers import (
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
+from sixfold.core.memory.need import MemoryQuestion
 from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.asr.decoder_memory import DecoderSize
+from sixfold.plugins.asr.memory_need import transformers_need
+from sixfold.plugins.asr.options import TransformersOptions
 from sixfold.plugins.asr.static_decoder import Decoded, StaticDecoder
 from sixfold.plugins.asr.token_search import Search, TokenRules
 
 END, START, LANGUAGE, TASK, SILENCE, NO_TIMES, FIRST_TIME = range(40, 47)
 VOCABULARY = FIRST_TIME + 31
 PLACES, LENGTH = 12, 80
+GIB = 1 << 30
 NEVER = (START, LANGUAGE, TASK, SILENCE, 3)
 BEGIN = (START, LANGUAGE, TASK)
 
@@ -236,9 +242,30 @@ def test_steps_of_all_sizes_are_recorded_before_the_first_request(model: Any) ->
 
 
 def test_windows_are_as_many_as_fit_the_caches() -> None:
-    large = DecoderSize(layers=32, width=1280, heard=1500, length=448, itemsize=2)
+    large = DecoderSize(layers=32, width=1280, heard=1500, length=448, itemsize=2, total_bytes=80 * GIB)
     assert large.max_windows(beams=1) == 16
     assert large.max_windows(beams=5) == 8
-    assert large.cache_bytes(beams=5) == 8 * large.window_bytes(beams=5) < 6 << 30
-    base = DecoderSize(layers=6, width=512, heard=1500, length=448, itemsize=2)
+    assert large.cache_bytes(beams=5) == 8 * large.window_bytes(beams=5) < 6 * GIB
+    assert dataclasses.replace(large, total_bytes=12 * GIB).max_windows(beams=5) == 4
+    base = DecoderSize(layers=6, width=512, heard=1500, length=448, itemsize=2, total_bytes=80 * GIB)
     assert base.max_windows(beams=5) == 32
+
+
+def test_the_caches_are_counted_before_a_model_is_loaded_on_a_gpu(model: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    options = TransformersOptions(beam_size=3, best_of=4)
+
+    def need(device: str) -> int:
+        asked = MemoryQuestion(
+            path=tmp_path,
+            options=options,
+            device=device,
+            num_threads=1,
+            total_bytes=GIB,
+            free_bytes=GIB,
+            has_bfloat16=True,
+        )
+        return transformers_need(asked).working_bytes
+
+    size = DecoderSize(layers=3, width=32, heard=PLACES, length=LENGTH, itemsize=2, total_bytes=GIB)
+    assert need("cuda:0") - need("cpu") > size.cache_bytes(beams=4) == 32 * size.window_bytes(beams=4) > 0
