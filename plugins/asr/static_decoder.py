@@ -9,7 +9,6 @@ beams part.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,29 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sixfold.core.runtime.cuda_graphs import Capture
-from sixfold.core.runtime.events import recorded_event
+from sixfold.plugins.asr.decoded import Decoded, answers
 from sixfold.plugins.asr.decoder_memory import DecoderSize
+from sixfold.plugins.asr.late_flag import LateFlag
 from sixfold.plugins.asr.token_search import Search, Texts, TokenRules, extend
 
 _log = logging.getLogger(__name__)
 
 _FIRST_KEYS = 64  # a step looks at a power of 2 times as many places, so that short texts do not pay for long ones
-_STEPS_AHEAD = 2  # of the host: enough that the device never waits for it, and no more steps for nothing at the end
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """The text of one window.
-
-    Attributes:
-        token_ids: Behind the prompt, without the end.
-        total_logprob: Of all these and the end, if it came.
-        silence: Probability that there is no speech, as the model says it at the start.
-    """
-
-    token_ids: tuple[int, ...]
-    total_logprob: float
-    silence: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +136,7 @@ class StaticDecoder:
             go_on()
             if done.was_set(texts.done):
                 break
-        return _answers(texts, silence, search, num_prompt=num_prompt, limit=limit, end=end)
+        return answers(texts, silence, search, num_prompt=num_prompt, limit=limit, end=end)
 
     def record(self, search: Search, beams: int) -> None:
         """Records what hearing will need, so that no request waits for it; nothing where nothing is recorded."""
@@ -312,35 +296,6 @@ class StaticDecoder:
         return [float(value) for value in found.cpu().numpy()]
 
 
-class LateFlag:
-    """A flag of the device, read without waiting for what was given to it just now.
-
-    Args:
-        device: On others than CUDA the flag is read at once.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._marks: deque[tuple[Any, Tensor]] = deque()
-
-    def was_set(self, flag: Tensor) -> bool:
-        """Whether it was set, on CUDA when it was asked for some steps ago.
-
-        Args:
-            flag: [1].
-        """
-        if self._device.type != "cuda":
-            return bool(flag)
-        host = torch.empty(1, dtype=flag.dtype, pin_memory=True)
-        host.copy_(flag, non_blocking=True)
-        self._marks.append((recorded_event(self._device), host))
-        if len(self._marks) <= _STEPS_AHEAD:
-            return False
-        event, host = self._marks.popleft()
-        event.synchronize()
-        return bool(host)
-
-
 def _total_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return 1 << 62  # nothing is kept there
@@ -361,24 +316,3 @@ def _projection(attention: Any) -> Callable[[Tensor], Sequence[Tensor]]:
         linear.weight = nn.Parameter(part, requires_grad=False)
     bias = torch.cat(biases)
     return lambda rows: F.linear(rows, weight, bias).chunk(3, dim=-1)
-
-
-def _answers(
-    texts: Texts, silence: Sequence[float], search: Search, *, num_prompt: int, limit: int, end: int
-) -> list[list[Decoded]]:
-    if search == "beams":
-        scores = texts.kept_score[:, :1] * texts.kept_tokens[:, :1]
-        ids, totals, counts = texts.kept_ids[:, :1], scores, texts.kept_tokens[:, :1]
-    else:
-        ids, totals = texts.ids, texts.total
-        counts = torch.full_like(texts.latest, limit - num_prompt)
-    rows, sums, lengths = (value.cpu().numpy() for value in (ids, totals, counts))
-    found: list[list[Decoded]] = []
-    for window, silent in enumerate(silence):
-        mine: list[Decoded] = []
-        for row, total, length in zip(rows[window], sums[window], lengths[window], strict=True):
-            text: list[int] = row[num_prompt : num_prompt + int(length)].tolist()
-            text = text[: text.index(end)] if end in text else text
-            mine.append(Decoded(tuple(text), float(total), silent))
-        found.append(mine)
-    return found

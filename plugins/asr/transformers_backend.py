@@ -17,8 +17,9 @@ from sixfold.core.parallel.leader import Leader
 from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.asr.alignment import align_tokens
 from sixfold.plugins.asr.backend import Alignment, Hypothesis, Mel, padded
+from sixfold.plugins.asr.decoded import Decoded
 from sixfold.plugins.asr.encoder_ranks import EncoderRanks
-from sixfold.plugins.asr.static_decoder import Decoded, StaticDecoder
+from sixfold.plugins.asr.static_decoder import StaticDecoder
 from sixfold.plugins.asr.token_search import Search, TokenRules
 
 _LIBRARY: Any = WhisperForConditionalGeneration  # the library is typed in part only

@@ -23,10 +23,11 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from sixfold.core.memory.need import MemoryQuestion
 from sixfold.core.runtime.cuda_graphs import Capture
+from sixfold.plugins.asr.decoded import Decoded
 from sixfold.plugins.asr.decoder_memory import DecoderSize
 from sixfold.plugins.asr.memory_need import transformers_need
 from sixfold.plugins.asr.options import TransformersOptions
-from sixfold.plugins.asr.static_decoder import Decoded, StaticDecoder
+from sixfold.plugins.asr.static_decoder import StaticDecoder
 from sixfold.plugins.asr.token_search import Search, TokenRules
 
 END, START, LANGUAGE, TASK, SILENCE, NO_TIMES, FIRST_TIME = range(40, 47)
