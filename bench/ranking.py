@@ -29,7 +29,7 @@ GAP_S = 600.0
 DRAWS = 1000
 CONFIDENCE = 0.9
 EQUAL = 0.01
-"""Means that the simulator holds to differ by less than this share are no order: two policies that know the same choose the same."""
+"""Means that the simulator holds to differ by less than this share are no order: who knows the same chooses the same."""
 SEEDS = 8
 """Simulations of a policy that draws."""
 FEWEST_CONVERSATIONS = 5
