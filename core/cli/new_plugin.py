@@ -28,7 +28,7 @@ class Skeleton:
 
     Attributes:
         summary: What the model does that is written, as a sentence.
-        requirement: Of pip, with the extra that the modality's HTTP face needs.
+        requirement: Of pip, with the extra that the modality's HTTP face or the written model needs, if any.
         example: A call of it, as a line of a shell.
         needs: What the call needs that is not written, in parentheses.
     """
@@ -54,7 +54,7 @@ SKELETONS: Mapping[str, Skeleton] = {
     ),
     "embedding": Skeleton(
         summary="Counts letters.",
-        requirement="sixfold[embedding]",
+        requirement="sixfold",
         example=_JSON.format("embeddings", '"input": ["a text"]'),
     ),
     "asr": Skeleton(

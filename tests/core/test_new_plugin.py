@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib.metadata
 import importlib.resources
 import os
 import shutil
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from sixfold.core.cli import main
 from sixfold.core.cli.new_plugin import CORE_PATHS, NEW, SKELETONS, run, skeleton_files
@@ -116,6 +119,34 @@ def test_a_wheel_would_hold_every_template() -> None:
     assert "templates/*/*" in patterns["*"]
     root = importlib.resources.files("sixfold.core.cli") / "templates"
     assert all(file.name.endswith(".txt") for folder in root.iterdir() for file in folder.iterdir())
+
+
+def installed_without_extras() -> set[str]:
+    """The distributions that `pip install sixfold` brings, canonical names."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    waiting = [Requirement(text) for text in project["dependencies"]]
+    seen: set[str] = set()
+    while waiting:
+        wanted = waiting.pop()
+        name = canonicalize_name(wanted.name)
+        if name not in seen and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+            seen.add(name)
+            waiting += map(Requirement, importlib.metadata.requires(name) or ())
+    return seen
+
+
+def test_a_plugin_that_asks_for_no_extra_has_its_http_face_without_any() -> None:
+    brought = {*installed_without_extras(), "sixfold"}
+    owners = importlib.metadata.packages_distributions().items()
+    absent = {module for module, names in owners if brought.isdisjoint(map(canonicalize_name, names))}
+    assert {"torch", "PIL"} <= absent
+    apis = load_plugins().apis
+    frugal = {modality for modality, skeleton in SKELETONS.items() if skeleton.requirement == "sixfold"}
+    assert "embedding" in frugal
+    faces = [apis[modality].factory.partition(":")[0] for modality in frugal - {NEW}]
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import {', '.join(faces)}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
