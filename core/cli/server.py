@@ -14,6 +14,7 @@ from sixfold.core.errors import UsageError
 from sixfold.core.family import Family
 from sixfold.core.memory.machine import read_machine
 from sixfold.core.plugins import Plugins
+from sixfold.core.registry import install_command
 from sixfold.core.reload import reload_settings
 from sixfold.core.runtime.host import ModelHost
 from sixfold.core.runtime.report import Report
@@ -169,9 +170,21 @@ def load_apis(plugins: Plugins) -> list[ModalityAPI]:
         try:
             factory = cast(type[ModalityAPI], getattr(importlib.import_module(module_name), name))
             apis.append(factory())
-        except Exception:  # a stranger's import may raise anything
-            origin = plugins.origin[f"api {api.modality}"]
-            _log.exception(
-                "the HTTP face of %r (plugin %r) does not load: its routes are missing", api.modality, origin
-            )
+        except Exception as error:  # a stranger's import may raise anything
+            _report_missing_face(error, api.modality, plugins)
     return apis
+
+
+def _report_missing_face(error: Exception, modality: str, plugins: Plugins) -> None:
+    """One line where a library is not installed that a family of the modality says it needs; else an error with its place."""
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    families = (family for family in plugins.families.values() if family.modality == modality)
+    needy = next((family for family in families if missing in family.requires), None)
+    if needy is None:
+        origin = plugins.origin[f"api {modality}"]
+        _log.error(
+            "the HTTP face of %r (plugin %r) does not load: its routes are missing", modality, origin, exc_info=error
+        )
+    else:
+        install = install_command(needy, plugins)
+        _log.info("no routes for %r: %s is not installed. To have them: %s", modality, missing, install)
