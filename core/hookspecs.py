@@ -7,8 +7,8 @@ A plugin's module must import nothing heavy: it is loaded in every process, also
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -62,14 +62,15 @@ class Api:
     Attributes:
         modality: E.g. ``"llm"``; unique over all plugins.
         factory: ``"package.module:Class"``, a `sixfold.core.serving.api.ModalityAPI`; imported in the serving process.
-        examples: Ready-to-paste calls that ``sixfold serve`` prints when a model of the modality is up; ``$url`` stands
-            for the server's address, ``$model`` for the model's name.
+        examples: Ready-to-paste calls by the operation that they ask for: ``sixfold serve`` prints for each model the
+            first that its family answers, and none twice; ``$url`` stands for the server's address, ``$model`` for the
+            model's name.
         probes: What the conformance kit asks of the modality's families, also of those of other plugins.
     """
 
     modality: str
     factory: str
-    examples: tuple[str, ...] = ()
+    examples: Mapping[str, str] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
 
 

@@ -67,10 +67,14 @@ def start_message(plugins: Plugins, served: Mapping[str, Family], url: str, *, h
     if has_page:
         lines.append("Open it in a browser to try them and to watch their batches.")
     for modality, api in plugins.apis.items():
-        model = next((name for name, family in served.items() if family.modality == modality), None)
-        if model is not None:
-            lines += [
-                "\n" + string.Template(example).safe_substitute(url=url, model=model).strip()
-                for example in api.examples
-            ]
+        models: dict[str, str] = {}
+        for name, family in served.items():
+            if family.modality == modality:
+                operation = next((each for each in api.examples if each in family.operations), "")
+                models.setdefault(operation, name)
+        lines += [
+            "\n" + string.Template(example).safe_substitute(url=url, model=models[operation]).strip()
+            for operation, example in api.examples.items()
+            if operation in models
+        ]
     return "\n".join(lines) + "\n"

@@ -97,7 +97,7 @@ def register_apis(register: Callable[[Api], None]) -> None:
         Api(
             modality="asr",
             factory="sixfold.plugins.asr.api:AsrAPI",
-            examples=("curl $url/v1/audio/transcriptions -F model=$model -F file=@speech.wav",),
+            examples={"transcribe": "curl $url/v1/audio/transcriptions -F model=$model -F file=@speech.wav"},
             probes=PROBES,
         )
     )

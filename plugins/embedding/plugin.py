@@ -210,10 +210,12 @@ def register_apis(register: Callable[[Api], None]) -> None:
         Api(
             modality="embedding",
             factory="sixfold.plugins.embedding.api:EmbeddingAPI",
-            examples=(
-                "curl $url/v1/embeddings -H 'content-type: application/json' "
+            examples={
+                "embed": "curl $url/v1/embeddings -H 'content-type: application/json' "
                 """-d '{"model": "$model", "input": ["The first text", "The second text"]}'""",
-            ),
+                "rerank": "curl $url/v1/rerank -H 'content-type: application/json' "
+                """-d '{"model": "$model", "query": "Who eats?", "documents": ["A man has a meal.", "It rains."]}'""",
+            },
             probes=PROBES,
         )
     )

@@ -90,10 +90,10 @@ def register_apis(register: Callable[[Api], None]) -> None:
         Api(
             modality="image",
             factory="sixfold.plugins.image.api:ImageAPI",
-            examples=(
-                "curl $url/v1/images/generations -H 'content-type: application/json' "
+            examples={
+                "generate": "curl $url/v1/images/generations -H 'content-type: application/json' "
                 """-d '{"model": "$model", "prompt": "a red circle above a blue square"}'""",
-            ),
+            },
             probes=PROBES,
         )
     )

@@ -162,12 +162,12 @@ def register_apis(register: Callable[[Api], None]) -> None:
         Api(
             modality="llm",
             factory="sixfold.plugins.llm.api:LlmAPI",
-            examples=(
-                "curl $url/v1/chat/completions -H 'content-type: application/json' "
+            examples={
+                "chat": "curl $url/v1/chat/completions -H 'content-type: application/json' "
                 """-d '{"model": "$model", "max_tokens": 100, "messages": """
-                """[{"role": "user", "content": "What is the capital of France?"}]}'""",
+                """[{"role": "user", "content": "What is the capital of France?"}]}'\n\n"""
                 "sixfold chat --url $url --model $model --max-tokens 100 'Write one sentence about the sea.'",
-            ),
+            },
             probes=PROBES,
         )
     )

@@ -90,10 +90,10 @@ def register_apis(register: Callable[[Api], None]) -> None:
         Api(
             modality="tts",
             factory="sixfold.plugins.tts.api:SpeechAPI",
-            examples=(
-                "curl $url/v1/audio/speech -H 'content-type: application/json' "
+            examples={
+                "speech": "curl $url/v1/audio/speech -H 'content-type: application/json' "
                 """-d '{"model": "$model", "input": "Good morning."}' -o speech.mp3""",
-            ),
+            },
             probes=PROBES,
         )
     )

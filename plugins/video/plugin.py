@@ -90,10 +90,10 @@ def register_apis(register: Callable[[Api], None]) -> None:
         Api(
             modality="video",
             factory="sixfold.plugins.video.api:VideoAPI",
-            examples=(
-                "curl $url/v1/videos -H 'content-type: application/json' "
+            examples={
+                "video": "curl $url/v1/videos -H 'content-type: application/json' "
                 """-d '{"model": "$model", "prompt": "a red ball moving right"}'  # then GET $url/v1/videos/ID/content""",
-            ),
+            },
             probes=PROBES,
         )
     )

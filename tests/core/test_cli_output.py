@@ -25,11 +25,11 @@ class Payload(msgspec.Struct):
     pass
 
 
-def family(name: str, requires: tuple[str, ...] = ()) -> Family:
+def family(name: str, requires: tuple[str, ...] = (), operations: tuple[str, ...] = ()) -> Family:
     return Family(
         name=name,
         summary=f"Serves {name}.",
-        operations=frozenset(),
+        operations=frozenset(operations),
         loader="nowhere:load",
         input_type=Payload,
         output_type=Payload,
@@ -49,7 +49,8 @@ def plugins() -> Plugins:
 
     @hookimpl
     def register_apis(register: Callable[[Api], None]) -> None:
-        register(Api(modality="shapes", factory="x:Y", examples=('draw $url/$model -d \'{"cost": "$5"}\'', "second")))
+        examples = {"draw": 'draw $url/$model -d \'{"cost": "$5"}\'\nsecond', "name": "name $url/$model"}
+        register(Api(modality="shapes", factory="x:Y", examples=examples))
 
     module.register_families = register_families  # type: ignore[attr-defined]
     module.register_apis = register_apis  # type: ignore[attr-defined]
@@ -93,14 +94,27 @@ def test_models_are_listed_with_what_keeps_them_from_being_served(plugins: Plugi
 
 
 def test_the_start_message_fills_in_the_address_and_a_model_of_the_modality(plugins: Plugins) -> None:
-    served = {"other": family("no/api"), "mine": family("shapes/ready"), "yours": family("shapes/ready")}
+    pens = family("shapes/ready", operations=("draw",))
+    served = {"other": family("no/api", operations=("draw",)), "mine": pens, "yours": pens}
     message = start_message(plugins, served, "http://127.0.0.1:9")
     assert message.startswith("Sixfold serves other, mine, yours on http://127.0.0.1:9\n")
     assert 'draw http://127.0.0.1:9/mine -d \'{"cost": "$5"}\'' in message
+    assert message.count("draw") == 1
     assert "second" in message
     assert "browser" not in message
     assert "browser" in start_message(plugins, served, "http://127.0.0.1:9", has_page=True)
     assert "draw" not in start_message(plugins, {"other": family("no/api")}, "http://127.0.0.1:9")
+
+
+def test_the_start_message_shows_of_a_model_the_first_call_that_its_family_answers(plugins: Plugins) -> None:
+    namer, both = family("shapes/namer", operations=("name",)), family("shapes/both", operations=("draw", "name"))
+    message = start_message(plugins, {"namer": namer}, "http://127.0.0.1:9")
+    assert "name http://127.0.0.1:9/namer" in message
+    assert "draw" not in message
+    assert "name " not in start_message(plugins, {"both": both}, "http://127.0.0.1:9")
+    message = start_message(plugins, {"namer": namer, "both": both}, "http://127.0.0.1:9")
+    assert "draw http://127.0.0.1:9/both" in message
+    assert "name http://127.0.0.1:9/namer" in message
 
 
 def test_progress_without_a_terminal_is_a_line_at_each_quarter() -> None:
