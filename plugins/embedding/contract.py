@@ -2,7 +2,7 @@
 
 ``embed`` gets an `EmbeddingInput` and ends with an `EmbeddingOutput`; its usage counts ``prompt_tokens``. ``rerank`` and
 ``score`` get a `ScoreInput` and end with a `ScoreOutput`. A model whose `ModelInfo.details` have ``images`` set gets items.
-What a model can't honour it must refuse: `plain_texts` does that for models of plain texts.
+What a model can't honour it must refuse: `plain_texts` and `plain_pairs` do that for models of plain texts.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ __all__ = [
     "SparseVector",
     "TextItem",
     "dense_output",
+    "plain_pairs",
     "plain_texts",
 ]
 
 _MIN_NORM = 1e-12
-_PARAMS = {"token_ids": "input", "items": "input", "truncate_tokens": "truncate_prompt_tokens"}
+_PARAMS = {"truncate_tokens": "truncate_prompt_tokens", "max_document_tokens": "max_tokens_per_doc"}
 
 
 def plain_texts(wanted: EmbeddingInput) -> tuple[str, ...]:
@@ -46,6 +47,19 @@ def plain_texts(wanted: EmbeddingInput) -> tuple[str, ...]:
         raise InvalidRequest("This model embeds texts, neither token ids nor images.", param="input")
     refuse_others(wanted, {"texts", "input_type", "dimensions"}, params=_PARAMS)
     return wanted.texts
+
+
+def plain_pairs(wanted: ScoreInput) -> tuple[tuple[str, str], ...]:
+    """Query and document of each score that a request asks of a model that knows no tokens, and has scores of one kind.
+
+    Its scores are raw as they are (``raw_scores``), and are no similarity of vectors (``by_similarity``).
+
+    Raises:
+        InvalidRequest: It asks for anything else.
+    """
+    names = {"queries", "documents", "query_field", "documents_field"}
+    refuse_others(wanted, {*names, "raw_scores", "by_similarity"}, params=_PARAMS)
+    return tuple((wanted.query_of(index), document) for index, document in enumerate(wanted.documents))
 
 
 def dense_output(rows: Sequence[NDArray[Any]], wanted: EmbeddingInput) -> EmbeddingOutput:

@@ -13,7 +13,13 @@ import pytest
 
 from sixfold.core.errors import InvalidRequest
 from sixfold.plugins.asr.contract import TranscribeInput, VadInput, plain_sound
-from sixfold.plugins.embedding.contract import EmbeddingInput, dense_output, plain_texts
+from sixfold.plugins.embedding.contract import (
+    EmbeddingInput,
+    ScoreInput,
+    dense_output,
+    plain_pairs,
+    plain_texts,
+)
 from sixfold.plugins.llm.contract import ChatInput, ChatMessage, CompletionInput, SamplingParams, plain_prompt
 from sixfold.plugins.tts.contract import speech_details
 
@@ -44,6 +50,19 @@ def test_a_family_of_plain_texts_gets_texts_and_nothing_else() -> None:
     ):
         with pytest.raises(InvalidRequest) as caught:
             plain_texts(given)
+        assert caught.value.param == param
+
+
+def test_a_family_of_plain_pairs_gets_pairs_and_nothing_else() -> None:
+    one = ScoreInput(queries=("q",), documents=("a", "b"), raw_scores=True, by_similarity=True, documents_field="texts")
+    assert plain_pairs(one) == (("q", "a"), ("q", "b"))
+    assert plain_pairs(ScoreInput(queries=("p", "q"), documents=("a", "b"))) == (("p", "a"), ("q", "b"))
+    for given, param in (
+        (ScoreInput(queries=("q",), documents=("a",), truncate_tokens=3), "truncate_prompt_tokens"),
+        (ScoreInput(queries=("q",), documents=("a",), max_document_tokens=3), "max_tokens_per_doc"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            plain_pairs(given)
         assert caught.value.param == param
 
 
