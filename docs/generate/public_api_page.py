@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType, UnionType
+from typing import get_args
+
+from docs.generate.first_party import MODALITIES
 from docs.generate.markdown import NOTE, cell, summary, table
 from sixfold import core
 
 
 def page() -> str:
     """The whole page."""
-    rows = [(f"`{name}`", _said(name)) for name in sorted(core.__all__, key=str.lower)]
-    return "\n".join([NOTE, "# Python names\n", _INTRODUCTION, table(("Name of `sixfold.core`", "What it is"), rows)])
+    contracts = [importlib.import_module(f"sixfold.plugins.{modality}.contract") for modality in MODALITIES]
+    return "\n".join([NOTE, "# Python names\n", _INTRODUCTION, *map(_names, (core, *contracts))])
+
+
+def _names(module: ModuleType) -> str:
+    rows = [(f"`{name}`", _said(module, name)) for name in sorted(module.__all__, key=str.lower)]
+    return f"## `{module.__name__}`\n\n{table(('Name', 'What it is'), rows)}"
 
 
 _WORDS = {
@@ -18,13 +28,17 @@ _WORDS = {
 }
 
 
-def _said(name: str) -> str:
+def _said(module: ModuleType, name: str) -> str:
     if name in _WORDS:
         return _WORDS[name]
-    return cell(summary(getattr(core, name)))
+    thing = getattr(module, name)
+    if isinstance(thing, UnionType):
+        return " or ".join(f"`{kind.__name__}`" for kind in get_args(thing)) + "."
+    return cell(f"`{thing}`." if isinstance(thing, int) else summary(thing))
 
 
 _INTRODUCTION = """\
-The public API is `__all__` of `sixfold.core`; the rest may change without notice. Docstrings are the contracts: read
-them in your editor, or by `python -m pydoc sixfold.core.StepModel`.
+The public API is `__all__` of `sixfold.core`, and of `sixfold.plugins.MODALITY.contract` what a family of that modality takes
+and gives; the rest may change without notice. Docstrings are the contracts: read them in your editor, or by
+`python -m pydoc sixfold.core.StepModel`.
 """
