@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from sixfold.core.cli.new_plugin import skeleton_files
+
 TUTORIAL = (Path(__file__).parents[2] / "docs" / "tutorial-plugin.md").read_text()
 
 
@@ -106,6 +108,11 @@ def test_a_newcomer_comes_to_a_tested_family_by_the_page_alone(newcomer: Newcome
     init = '        self.dimension = settings.get("dimension", 256)\n'
     assert "`self.lower = context.options.lower` and `self.num_texts = 0` at the end of `__init__`" in TUTORIAL
     longer = model_code.replace(init, f"{init}        self.lower = context.options.lower\n        self.num_texts = 0\n")
+    config = newcomer.project / "config.yaml"
+    options = re.search(r"by `(options: .*)` below `(source: .*?)`", TUTORIAL)
+    assert options is not None
+    assert f"    {options[2]}\n" in config.read_text()
+    config.write_text(config.read_text().replace(options[2], f"{options[2]}\n    {options[1]}"))
     (diff,) = blocks("diff")
     model.write_text(with_function(changed(longer, diff), stats))
     last = newcomer.call("pytest")
@@ -113,6 +120,15 @@ def test_a_newcomer_comes_to_a_tested_family_by_the_page_alone(newcomer: Newcome
     one = re.search(r"`pytest (config\.yaml::\S+)`", TUTORIAL)
     assert one is not None
     assert "1 passed" in newcomer.call("pytest", one[1]).stdout
+
+
+def test_the_family_of_the_page_is_as_short_as_it_says() -> None:
+    written = {**skeleton_files("my-vectors", "embedding"), "sixfold_my_vectors/model.py": blocks("python")[0]}
+    num_lines = sum(
+        len(text.splitlines()) for place, text in written.items() if place.startswith("sixfold_my_vectors/")
+    )
+    assert f"that is a family of {num_lines} lines" in TUTORIAL
+    assert num_lines < 60
 
 
 def test_the_page_names_every_check() -> None:
