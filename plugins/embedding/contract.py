@@ -8,7 +8,7 @@ What a model can't honour it must refuse: `plain_texts` and `plain_pairs` do tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.refusal import refuse_others
@@ -16,7 +16,7 @@ from sixfold.plugins.embedding.rerank.schema import ScoreInput, ScoreOutput
 from sixfold.plugins.embedding.schema import EmbeddingInput, EmbeddingOutput, ImageItem, SparseVector, TextItem
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike
 
 __all__ = [
     "EmbeddingInput",
@@ -62,7 +62,7 @@ def plain_pairs(wanted: ScoreInput) -> tuple[tuple[str, str], ...]:
     return tuple((wanted.query_of(index), document) for index, document in enumerate(wanted.documents))
 
 
-def dense_output(rows: Sequence[NDArray[Any]], wanted: EmbeddingInput) -> EmbeddingOutput:
+def dense_output(rows: Sequence[ArrayLike], wanted: EmbeddingInput) -> EmbeddingOutput:
     """The answer of one vector for each input, cut to the wanted dimensions, which are then made as long as before.
 
     Args:

@@ -121,6 +121,30 @@ def test_a_wheel_would_hold_every_template() -> None:
     assert all(file.name.endswith(".txt") for folder in root.iterdir() for file in folder.iterdir())
 
 
+@pytest.mark.slow
+def test_a_type_checker_finds_nothing_in_what_is_written(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    sources = tmp_path / "sources"
+    (sources / "sixfold").mkdir(parents=True)
+    for part in ("core", "plugins", "scaling"):
+        (sources / "sixfold" / part).symlink_to(root / part)
+    written = [f"my-{modality}" for modality in SKELETONS]
+    for name, modality in zip(written, SKELETONS, strict=True):
+        new_plugin(tmp_path, name, modality)
+        (package,) = (tmp_path / name).glob("sixfold_*")
+        shutil.move(package, sources)
+    options = ("--strict", "--explicit-package-bases", "--follow-imports=silent", "--ignore-missing-imports")
+    places = ("--config-file", os.devnull, "--cache-dir", str(tmp_path / "cache"))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, *places, *sorted(map(str, sources.glob("sixfold_*")))],
+        env={**os.environ, "MYPYPATH": str(sources)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def installed_without_extras() -> set[str]:
     """The distributions that `pip install sixfold` brings, canonical names."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
