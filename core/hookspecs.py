@@ -70,7 +70,7 @@ class Api:
 
     modality: str
     factory: str
-    examples: Mapping[str, str] = field(default_factory=dict)
+    examples: Mapping[str, str] = field(default_factory=dict[str, str])
     probes: tuple[Probe, ...] = ()
 
 

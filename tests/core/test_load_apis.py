@@ -23,7 +23,7 @@ class Payload(msgspec.Struct):
 def plugins_with(face: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, requires: Sequence[str]) -> Plugins:
     """A plugin with a modality whose HTTP face is a module of this text."""
     (tmp_path / "drawing_face.py").write_text(face)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "drawing_face", raising=False)
     family = Family(
         name="drawing/pen",
