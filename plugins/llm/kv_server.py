@@ -33,7 +33,7 @@ from sixfold.plugins.llm.tensors import host_bytes
 
 _LOG = logging.getLogger(__name__)
 
-# A step waits while a chunk is copied out: some milliseconds at several GB/s.
+# Of a chunk, a step on a CPU waits for the copy: some milliseconds at several GB/s.
 _CHUNK_BYTES = 16 << 20
 _MAX_CONNECTIONS = 32
 # How late an idle device may let go of what has expired.
@@ -177,4 +177,5 @@ class KvServer:
             sender.send(Chunk(wanted.first, checksums), data)
 
     def _read(self, lease: Lease, first: int, patience_s: float) -> Tensor:
-        return self._inbox.call(lambda: self._exports.read(lease, first, self._chunk_blocks), patience_s)
+        """On the host. The device thread begins the copy; this one waits for it, and no step does."""
+        return self._inbox.call(lambda: self._exports.read(lease, first, self._chunk_blocks), patience_s).cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from sixfold.plugins.llm.kv_handle import (
     PeerGone,
     PeerNotAllowed,
 )
+from sixfold.plugins.llm.kv_layer import PlainLayer
 from sixfold.plugins.llm.kv_shared_memory import SharedMemoryTransport
 from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS
 from sixfold.plugins.llm.kv_transport import TcpTransport
@@ -75,6 +77,22 @@ def test_the_owner_keeps_the_blocks_until_they_were_taken_and_no_longer(listen: 
         with pytest.raises(LeaseExpired):
             reader.transfer.fetch(handle, prompt())
         assert reader.num_used() == 0
+
+
+@pytest.mark.parametrize("listen", LISTEN)
+def test_no_step_waits_for_blocks_to_be_looked_at(listen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[threading.Thread] = []
+    finite = PlainLayer.finite
+
+    def seen(layer: PlainLayer, blocks: torch.Tensor) -> torch.Tensor:
+        looked.append(threading.current_thread())
+        return finite(layer, blocks)
+
+    with Side(listen) as owner, Side() as reader:
+        handle = owner.prefill()
+        monkeypatch.setattr(PlainLayer, "finite", seen)
+        assert reader.transfer.fetch(handle, prompt()) == 40
+    assert {*looked} == {threading.current_thread()}  # which fetches; neither side's device thread
 
 
 def test_only_what_is_missing_is_transferred() -> None:
