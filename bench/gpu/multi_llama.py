@@ -33,7 +33,7 @@ def main() -> None:
         if parameter.ndim == 1:
             parameter.fill_(1.0)
         else:  # the embeddings are small beside what layers add: answers depend on all of the prompt
-            parameter.normal_(0, 0.02 if "embed" in name else 2 / parameter.shape[1] ** 0.5)
+            parameter.normal_(0, 0.02 if "embed" in name else parameter.shape[1] ** -0.5)
     model.save_pretrained(args.folder)
 
 

@@ -80,7 +80,7 @@ def load(tiny: bool, pairs: int) -> Load:
             rounds=1,
         )
     prompts = tuple(range(8192, 16_385, 1170)) * pairs
-    burst = Burst(streams=16 * pairs, stream_prompt=128, stream_tokens=1600, lead_s=1.0, prompts=prompts, tokens=16)
+    burst = Burst(streams=16 * pairs, stream_prompt=128, stream_tokens=1800, lead_s=1.0, prompts=prompts, tokens=16)
     return Load(
         vocab=128_256,
         num_equal=32,
@@ -143,8 +143,8 @@ def check_equal(wanted: Load, prefill: Server, decode: Server, transport: str) -
     prompts = [wanted.prompt(100 + i, length) for i, length in enumerate(lengths)]
     failures = decode.metric("kv_transfer_failures_total")
 
-    def alone(i: int) -> str:
-        return text_of(decode.ask(PATH, body_of(prompts[i], wanted.answer_tokens, f"{transport} alone {i}")))
+    def alone(i: int, again: str = "") -> str:
+        return text_of(decode.ask(PATH, body_of(prompts[i], wanted.answer_tokens, f"{transport} alone {i}{again}")))
 
     def parted(i: int) -> tuple[str, int]:
         answer, _, _ = split(prefill, decode, body_of(prompts[i], wanted.answer_tokens, f"{transport} split {i}"))
@@ -153,12 +153,14 @@ def check_equal(wanted: Load, prefill: Server, decode: Server, transport: str) -
     with ThreadPoolExecutor(_NUM_AT_ONCE) as pool:
         expected = list(pool.map(alone, range(len(prompts))))
         answers = list(pool.map(parted, range(len(prompts))))
+        again = list(pool.map(lambda i: alone(i, " again"), reversed(range(len(prompts)))))[::-1]  # in other company
     return {
         "transport": transport,
         "prompts": len(prompts),
         "prompt_tokens": [min(lengths), max(lengths)],
         "answer_tokens": wanted.answer_tokens,
         "identical": sum(text == its for (text, _), its in zip(answers, expected, strict=True)),
+        "identical_of_one_server_twice": sum(text == its for text, its in zip(again, expected, strict=True)),
         "fetched": sum(cached >= length // 16 * 16 - 16 for (_, cached), length in zip(answers, lengths, strict=True)),
         "failed_transfers": decode.metric("kv_transfer_failures_total") - failures,
         "different_words_of_an_answer": statistics.mean(len(set(text.split())) for text in expected),
@@ -272,13 +274,22 @@ def measure(gateway: Server, wanted: Load, number: int) -> dict[str, Any]:
 
 
 def compare_texts(rounds: list[dict[str, Any]], number: int) -> None:
-    """Puts how many answers of a round are alike in both ways in place of the answers."""
+    """Puts how far the answers of a round are alike in both ways in place of the answers."""
     pair = [each for each in rounds if each["round"] == number]
     if len(pair) == 2:
-        one, other = (each.pop("texts") for each in pair)
+        texts = [[text.split() for text in each.pop("texts")] for each in pair]
+        alike = [common_beginning(one, other) for one, other in zip(*texts, strict=True)]
         for each in pair:
-            each["identical_texts"] = sum(a == b for a, b in zip(one, other, strict=True))
-            each["texts"] = len(one)
+            each["num_texts"] = len(alike)
+            each["identical_texts"] = sum(share == 1.0 for share in alike)
+            each["common_beginning"] = statistics.mean(alike)
+
+
+def common_beginning(one: Sequence[str], other: Sequence[str]) -> float:
+    """The share of the words before the first that differs."""
+    if one == other:
+        return 1.0
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0) / max(len(one), len(other))
 
 
 def main() -> None:

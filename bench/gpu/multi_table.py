@@ -52,8 +52,8 @@ def _equal(steps: Mapping[str, Any]) -> Iterator[str]:
     for each in steps.get("split-equal", ()):
         yield (
             f"- float32, {each['transport']}: {each['identical']} of {each['prompts']} answers of {each['answer_tokens']} tokens "
-            f"identical, {each['fetched']} fetched, {each['failed_transfers']:g} transfers failed, "
-            f"{each.get('bytes_per_s', 0) / 1e9:.2f} GB/s"
+            f"identical (one server twice: {each['identical_of_one_server_twice']}), {each['fetched']} fetched, "
+            f"{each['failed_transfers']:g} transfers failed, {each.get('bytes_per_s', 0) / 1e9:.2f} GB/s"
         )
 
 
@@ -62,15 +62,18 @@ def _bursts(steps: Mapping[str, Any]) -> Iterator[str]:
     if not found.get("rounds"):
         return
     yield f"\n{found['load']}, {found['dtype']}, {found['measured']['bytes_per_s'] / 1e9:.2f} GB/s by {found['transport']}\n"
-    yield "| way | ITL before p50, p99 | during p50, p99, max (ms) | burst's TTFT p50, max (ms) | burst, s | split | identical |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    yield (
+        "| way | ITL before p50, p99 (ms) | during p50, p99, max (ms) | burst's TTFT p50, max (ms) | burst, s "
+        "| streams that outlast it | split | identical answers, common beginning |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for each in found["rounds"]:
         before, during, first = each["itl_before_ms"], each["itl_during_ms"], each["burst_ttft_ms"]
         yield (
             f"| {each['way']} {each['round']} | {before.get('p50')}, {before.get('p99')} | {during.get('p50')}, "
             f"{during.get('p99')}, {during.get('max')} | {first['p50']}, {first['max']} | {each['burst_s']:.2f} "
-            f"| {each['split']:g} of {each['split'] + each['stayed'] + each['failed']:g} "
-            f"| {each.get('identical_texts')} of {each['texts']} |"
+            f"| {each['streams_left']} | {each['split']:g} of {each['split'] + each['stayed'] + each['failed']:g} "
+            f"| {each.get('identical_texts')} of {each.get('num_texts')}, {each.get('common_beginning', 0):.0%} |"
         )
     for way in ("aggregated", "split"):
         p99 = [each["itl_during_ms"].get("p99", 0.0) for each in found["rounds"] if each["way"] == way]
@@ -79,9 +82,18 @@ def _bursts(steps: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _deaths(steps: Mapping[str, Any]) -> Iterator[str]:
+    yield "\n| killed in mid-step | known after, s | the request | ended after, s | same result after, s | difference, levels | ok |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name in ("death-tokens", "death-guidance", "death-film"):
-        if name in steps:
-            yield f"- {name}: {json.dumps(steps[name])}"
+        found = steps.get(name)
+        if isinstance(found, str):
+            yield f"| {name.removeprefix('death-')} | {found} |"
+        elif found is not None:
+            yield (
+                f"| {name.removeprefix('death-')} | {found['known_after_s']:.2f} | {found['request']} "
+                f"| {found.get('request_ended_after_s', -1):.2f} | {found['same_result_after_s']:.1f} "
+                f"| {found['difference_levels']:.4f} | {found['ok']} |"
+            )
 
 
 if __name__ == "__main__":
