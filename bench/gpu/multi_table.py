@@ -82,7 +82,7 @@ def _bursts(steps: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _deaths(steps: Mapping[str, Any]) -> Iterator[str]:
-    yield "\n| killed in mid-step | known after, s | the request | ended after, s | same result after, s | difference, levels | ok |"
+    yield "\n| killed in mid-step | known after, s | the request | ended after, s | same result after, s | difference | ok |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for name in ("death-tokens", "death-guidance", "death-film"):
         found = steps.get(name)

@@ -58,6 +58,7 @@ class KvExports:
         self._bytes = KvBytes(cache.layers)
         self._clock = clock
         self._lease_s = lease_s
+        self.device = self._bytes.device
         self._leases: dict[str, Lease] = {}
         self.num_held_blocks = 0
 

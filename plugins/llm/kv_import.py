@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from sixfold.core.runtime.events import made_beside
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.kv_bytes import KvBytes
 from sixfold.plugins.llm.kv_cache import KvCache
@@ -60,10 +61,14 @@ class KvImport:
         Raises:
             DamagedBlock: They hold what is no number.
         """
-        blocks = data.to(self._bytes.device)
-        if not self._bytes.is_finite(blocks):
-            raise DamagedBlock("The blocks that came hold values that are not finite.")
-        return blocks
+
+        def copy() -> Tensor:
+            blocks = data.to(self._bytes.device)
+            if not self._bytes.is_finite(blocks):
+                raise DamagedBlock("The blocks that came hold values that are not finite.")
+            return blocks
+
+        return made_beside(self._bytes.device, copy)
 
     def write(self, blocks: Tensor) -> int:
         """Adds the blocks that follow; returns for how many of them there was room.

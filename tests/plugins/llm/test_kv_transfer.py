@@ -49,8 +49,10 @@ def prompt(token_ids: tuple[int, ...] = PROMPT, salt: bytes | None = b"") -> Cac
 
 @pytest.mark.parametrize("listen", LISTEN)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_was_computed_is_found_elsewhere_bit_by_bit(listen: str, dtype: torch.dtype) -> None:
-    with Side(listen, cache=make_cache(dtype=dtype)) as owner, Side(cache=make_cache(dtype=dtype)) as reader:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def test_what_was_computed_is_found_elsewhere_bit_by_bit(listen: str, dtype: torch.dtype, device: str) -> None:
+    own, other = (make_cache(dtype=dtype, device=device) for _ in range(2))
+    with Side(listen, cache=own) as owner, Side(cache=other) as reader:
         handle = owner.prefill()
         assert handle.num_bytes == 10 * KvBytes(owner.cache.layers).block_bytes
         assert reader.transfer.fetch(handle, prompt()) == handle.num_tokens == 40
