@@ -88,7 +88,7 @@ PARTS = (
         name="split",
         script="multi_split.py",
         steps=("split-bursts", "split-equal"),
-        cap_s=170.0,
+        cap_s=220.0,
         serves_llama=True,
     ),
     Part(
@@ -97,7 +97,7 @@ PARTS = (
         steps=("death-tokens", "death-guidance", "death-film"),
         cap_s=150.0,
     ),
-    Part(name="prefill", script="multi_ranks.py", steps=("prefill",), cap_s=110.0),
+    Part(name="prefill", script="multi_ranks.py", steps=("prefill",), cap_s=130.0),
     Part(name="rows", script="multi_ranks.py", steps=("rows",), cap_s=110.0),
 )
 

@@ -100,6 +100,7 @@ def server(name: str, where: Path, transfer: dict[str, Any], dtype: str, wanted:
         "kv_cache_bytes": wanted.cache_bytes,
         "max_model_len": wanted.burst.longest,
         "kv_transfer": transfer,
+        "cuda_graph_rows": 64,  # no step without prompts has more rows, and each size that is recorded takes time
         "speculation": {"method": "off"},  # it depends on how many streams share a step, which differs between the ways
     }
     entry = {"source": f"file:{where}", "family": "llm/transformers", "options": options}
