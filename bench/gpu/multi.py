@@ -1,438 +1,243 @@
-"""Several GPUs of one host on one step: is the result that of one GPU, how much faster is it, what happens when a rank dies.
+"""Several GPUs of one host: is a shared step that of one GPU, how much faster is it, and what do roles and dying ranks do?
 
-    python bench/gpu/multi.py --out multi.json            # all GPUs of the machine; about 3 minutes on two H100
-    python bench/gpu/multi.py --tiny --ranks 2            # two processes on a CPU, to try it; also with --ranks 4
+    python bench/gpu/multi.py --out multi.json            # all GPUs of the machine; about 7 minutes on two H200
+    python bench/gpu/multi.py --tiny --ranks 2            # processes on a CPU, to try it; also with --ranks 4
 
-Transformers of Wan 2.1 1.3B and Flux.1-dev, the encoder of Whisper large-v3 and a prompt of Llama 3 8B (multi_prefill.py), at
-their real sizes with random weights. A machine without Sixfold needs the wheels of bench/gpu/README.md for image.py.
+- ``tokens``: transformers of Wan 2.1 1.3B, Flux.1-dev and Qwen-Image and the encoder of Whisper large-v3 (multi_shapes.py),
+  their tokens shared by 2, 4, 8, ... ranks: Ulysses, ring and, from 4 on, both.
+- ``split``: prompts computed on one GPU and answered on another, beside replicas that do both (multi_split.py).
+- ``death``: a rank of a served model killed in mid-step (multi_death.py).
+- ``prefill``: a prompt of 128k tokens of Llama 3 8B over ranks, handed over to decoding in the first (multi_prefill.py).
+- ``rows``: the branches of guidance on two groups of ranks, by the leader of a served model (multi_rows.py).
+
+All at their real sizes with random weights. Each part is a process group of its own with a time of its own; what it has found
+stays when it fails or is cut off. A machine without Sixfold needs the wheels of bench/gpu/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from image import import_sixfold
-from multi_prefill import prefill_shape, share_prefill
+from multi_results import Results, read
+from multi_table import table
+from vllm_overhead import import_sixfold
 
-NUM_TIMED = 3
-TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-4}  # of the norm of the difference to one device, over the norm
+HERE = Path(__file__).resolve().parent
+ENVIRONMENT = {
+    # Multicast over NVLink can put a host that others share out of service.
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "NVSHMEM_DISABLE_NVLS": "1",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+_FACTS = """
+import json, torch
+from sixfold.core.parallel.link import measure
+count = torch.cuda.device_count()
+name = torch.cuda.get_device_name() if count else "CPU"
+link = measure(count) if count > 1 else None
+print(json.dumps({"devices": count, "device": name, "torch": torch.__version__, "link_bytes_per_s": link}))
+"""
+_PREPARE_S = 150.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A transformer and one call of it.
+class Part:
+    """One process group.
 
     Attributes:
-        name: For the table.
-        build: Makes the module on the current default device.
-        arguments: Makes a call of so many rows.
-        dtype: Of weights and activations.
-        rows: Of a call whose tokens are shared.
-        plan: How the module is split; None asks for the denoiser's.
+        name: On the command line.
+        script: That runs it.
+        steps: That it ends; where it is `multi_ranks.py`, they are given to it.
+        cap_s: After which it is ended.
+        serves_llama: Whether it needs the folder of multi_llama.py.
     """
 
     name: str
-    build: Callable[[], Any]
-    arguments: Callable[[int], dict[str, Any]]
-    dtype: str = "bfloat16"
-    rows: int = 1
-    plan: Any = None
+    script: str
+    steps: tuple[str, ...]
+    cap_s: float
+    serves_llama: bool = False
 
 
-def wan(tiny: bool, frames: int, dtype: str = "bfloat16") -> Shape:
-    """Wan 2.1 1.3B at 832x480."""
-    import diffusers
-    import torch
-
-    sizes = {"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 12, "ffn_dim": 32} if tiny else {}
-    real = {"num_layers": 30, "num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960}
-    latents = (16, 3, 10, 14) if tiny else (16, (frames - 1) // 4 + 1, 60, 104)
-
-    def arguments(rows: int) -> dict[str, Any]:
-        return {
-            "hidden_states": torch.randn(rows, *latents),
-            "timestep": torch.linspace(500, 900, rows),
-            "encoder_hidden_states": torch.randn(rows, 40 if tiny else 512, 4096),
-            "return_dict": False,
-        }
-
-    name = f"Wan 1.3B, 480p, {frames} frames, {dtype}"
-    return Shape(
-        name=name,
-        build=lambda: diffusers.WanTransformer3DModel(**{**real, **sizes}),
-        arguments=arguments,
-        dtype=dtype,
-    )
-
-
-def flux(tiny: bool, pixels: int) -> Shape:
-    """Flux.1-dev."""
-    import diffusers
-    import torch
-
-    sizes = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 4} if tiny else {}
-    side = 6 if tiny else pixels // 16
-
-    def arguments(rows: int) -> dict[str, Any]:
-        grid = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(-1, 2)
-        image_ids = torch.nn.functional.pad(grid, (1, 0))
-        num_text = 9 if tiny else 512
-        return {
-            "hidden_states": torch.randn(rows, side * side, 64),
-            "encoder_hidden_states": torch.randn(rows, num_text, 4096),
-            "pooled_projections": torch.randn(rows, 768),
-            "timestep": torch.linspace(0.5, 0.9, rows),
-            "img_ids": image_ids.to(torch.float32),
-            "txt_ids": torch.zeros(num_text, 3),
-            "guidance": torch.full((rows,), 3.5),
-            "return_dict": False,
-        }
-
-    return Shape(
-        name=f"Flux.1-dev, {pixels} px, bfloat16",
-        build=lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True, **sizes),
-        arguments=arguments,
-    )
+PARTS = (
+    Part(
+        name="tokens",
+        script="multi_ranks.py",
+        steps=("wan-float32", "wan", "flux", "whisper", "qwen-1328", "qwen-2048"),
+        cap_s=200.0,
+    ),
+    Part(
+        name="split",
+        script="multi_split.py",
+        steps=("split-bursts", "split-equal"),
+        cap_s=220.0,
+        serves_llama=True,
+    ),
+    Part(
+        name="death",
+        script="multi_death.py",
+        steps=("death-tokens", "death-guidance", "death-film"),
+        cap_s=150.0,
+    ),
+    Part(name="prefill", script="multi_ranks.py", steps=("prefill",), cap_s=130.0),
+    Part(name="rows", script="multi_ranks.py", steps=("rows",), cap_s=110.0),
+)
 
 
-def whisper(tiny: bool) -> Shape:
-    """The encoder of Whisper large-v3 over 8 windows."""
-    import torch
-    import transformers
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    from sixfold.plugins.asr.encoder_ranks import PLAN
-
-    sizes = {"encoder_layers": 2, "d_model": 64, "encoder_attention_heads": 8, "encoder_ffn_dim": 96} if tiny else {}
-    real = {"encoder_layers": 32, "d_model": 1280, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120}
-    config = transformers.WhisperConfig(**{**real, **sizes}, num_mel_bins=128, attn_implementation="sdpa")
-    return Shape(
-        name="Whisper large-v3, encoder, 8 windows, bfloat16",
-        build=lambda: WhisperEncoder(config),
-        arguments=lambda rows: {"input_features": torch.randn(rows, 128, 3000)},
-        rows=2 if tiny else 8,
-        plan=PLAN,
-    )
-
-
-class Ranks:
-    """This process's side of the run: the same calls in the same order in every rank.
+class Run:
+    """One run of all parts.
 
     Args:
-        rank: Its number.
-        count: Of all.
-        device: Where it computes.
-        folder: Where they meet.
+        args: Of the command line.
+        folder: For files of the parts.
+        ranks: GPUs, or processes on a CPU.
+        results: Of all parts.
     """
 
-    def __init__(self, rank: int, count: int, device: Any, folder: Path) -> None:
-        self.rank = rank
-        self.count = count
-        self.device = device
+    def __init__(self, args: argparse.Namespace, folder: Path, ranks: int, results: Results) -> None:
+        self._flags = [*(["--tiny"] if args.tiny else []), *(["--site", str(args.site)] if args.site else [])]
+        self._until_s = time.perf_counter() + args.budget_s
         self._folder = folder
-        self._num_meetings = 0
+        self._ranks = ranks
+        self._results = results
+        self._preparing: subprocess.Popen[bytes] | None = None
 
-    def join(self, degrees: Any) -> Any:
-        """A mesh of all ranks."""
-        from sixfold.core.parallel.mesh import join
+    def prepare(self) -> None:
+        """Makes the folder of the model beside what else runs."""
+        tiny = [flag for flag in self._flags if flag == "--tiny"]
+        command = [sys.executable, str(HERE / "multi_llama.py"), "--folder", str(self._folder / "llama"), *tiny]
+        self._preparing = subprocess.Popen(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
 
-        self._num_meetings += 1
-        return join(degrees, self.rank, self.device, self._folder / f"store{self._num_meetings}", timeout_s=120.0)
-
-    def synchronize(self) -> None:
-        import torch
-
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def seconds(self, run: Callable[[], Any]) -> float:
-        """Median of a few runs after one."""
-        run()
-        times: list[float] = []
-        for _ in range(NUM_TIMED):
-            self.synchronize()
-            began_s = time.perf_counter()
-            run()
-            self.synchronize()
-            times.append(time.perf_counter() - began_s)
-        return statistics.median(times)
-
-
-def build(shape: Shape, ranks: Ranks, rows: int) -> tuple[Any, dict[str, Any]]:
-    """The module and a call, equal in all ranks: drawn from one seed on devices of one kind."""
-    import torch
-
-    dtype = getattr(torch, shape.dtype)
-    torch.manual_seed(0)
-    with torch.device(ranks.device), torch.no_grad():
-        torch.set_default_dtype(dtype)
+    def part(self, part: Part) -> None:
+        """Runs a part to its end, again with the steps after one that failed; its steps never stay without a word."""
         try:
-            module = shape.build().eval().requires_grad_(False)
-            arguments = shape.arguments(rows)
-        finally:
-            torch.set_default_dtype(torch.float32)
-    torch.manual_seed(1)
-    for parameter in module.parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(0, 0.02)
-    return module, {
-        name: value.to(dtype) if hasattr(value, "to") and value.is_floating_point() and "ids" not in name else value
-        for name, value in arguments.items()
-    }
+            if part.serves_llama and self._preparing is not None:
+                status = self._preparing.wait(min(_PREPARE_S, self._left_s()))
+                if status:
+                    raise RuntimeError(f"multi_llama.py ended with status {status}")
+            until_s = time.perf_counter() + part.cap_s
+            while left := [step for step in part.steps if step not in self._results.ended]:
+                self._once(part, left, min(until_s - time.perf_counter(), self._left_s()))
+        except Exception as error:  # the other parts must not be lost
+            for step in part.steps:
+                if step not in self._results.ended:
+                    self._results.fail(step, f"{type(error).__name__}: {error}")
+
+    def _left_s(self) -> float:
+        return max(self._until_s - time.perf_counter(), 0.0)
+
+    def _once(self, part: Part, steps: Sequence[str], timeout_s: float) -> None:
+        out = self._folder / f"{part.name}-{len(self._results.ended)}.json"
+        own = ["--steps", *steps] if part.script == "multi_ranks.py" else []
+        own += ["--folder", str(self._folder / "llama")] if part.serves_llama else []
+        command = [sys.executable, str(HERE / part.script), "--ranks", str(self._ranks), "--out", str(out), *own]
+        print(f"--- {part.name}: {' '.join(steps)}, at most {timeout_s:.0f} s", flush=True)
+        status = run_group([*command, *self._flags], timeout_s, lambda: self._results.add(read(out)))
+        left = [step for step in steps if step not in self._results.ended]
+        if status is not None and len(left) < len(steps):
+            return  # one has failed, and those after it may do better in new processes
+        reason = "its time was over" if status is None else f"its process ended with status {status}"
+        for step in left:
+            self._results.fail(step, reason)
 
 
-def splits(count: int) -> dict[str, Any]:
-    """The ways of sharing one row's tokens among so many ranks."""
-    from sixfold.core.parallel.degrees import Degrees
+def run_group(command: Sequence[str], timeout_s: float, look: Callable[[], None]) -> int | None:
+    """Runs a command, and ends all that it has started; returns its status, None after too long.
 
-    found = {"ulysses": Degrees(context=count, ulysses=count), "ring": Degrees(context=count)}
-    if count >= 4:
-        found["unified"] = Degrees(context=count, ulysses=2)
+    Args:
+        command: What to run.
+        timeout_s: For all of it.
+        look: Called every now and then, and at the end.
+    """
+    if timeout_s <= 0:
+        return None
+    until_s = time.perf_counter() + timeout_s
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        while time.perf_counter() < until_s:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(1.0)
+            look()
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        look()
+
+
+def look(tiny: bool) -> dict[str, Any]:
+    """Facts of the machine, by a process that ends: nobody must hold a context on the GPUs."""
+    if tiny:
+        return {"devices": 0, "device": "CPU, tiny"}
+    try:
+        done = subprocess.run([sys.executable, "-c", _FACTS], capture_output=True, text=True, timeout=90.0, check=True)
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, ValueError, IndexError) as error:  # the link's speed is not worth the run
+        print(f"the machine could not be looked at: {error}", flush=True)
+        return {"devices": len(list(Path("/dev").glob("nvidia[0-9]*"))), "device": "unknown GPU"}
     return found
-
-
-def relative_error(expected: Any, actual: Any) -> float:
-    expected, actual = expected.double(), actual.double()
-    return float((expected - actual).norm() / expected.norm())
-
-
-def share_tokens(shape: Shape, ranks: Ranks) -> dict[str, Any]:
-    """Seconds of a step alone and of each way of sharing it, and how far the results are apart."""
-    import torch
-
-    from sixfold.core.parallel.modules import RankModule, RankModules
-    from sixfold.core.rendezvous.splitting import split_plan
-
-    module, arguments = build(shape, ranks, rows=shape.rows)
-    plan = shape.plan or split_plan(module)
-    found: dict[str, Any] = {"shape": shape.name, "ranks": ranks.count, "ways": {}}
-    with torch.no_grad():
-        alone_s = ranks.seconds(lambda: module(**arguments))
-        expected = module(**arguments)[0]
-    found["alone_s"] = alone_s
-    for name, degrees in splits(ranks.count).items():
-        mesh = ranks.join(degrees)
-        modules = RankModules({"denoiser": RankModule(module=module, plan=plan)}, mesh)
-        try:
-            step_s = ranks.seconds(lambda modules=modules: modules.run("denoiser", arguments))
-            error = relative_error(expected, modules.run("denoiser", arguments)[0])
-        finally:
-            modules.close()
-            mesh.close()
-        assert error <= TOLERANCE[shape.dtype], f"{shape.name}, {name}: {error:.1e} from one device"
-        efficiency = alone_s / step_s / ranks.count
-        found["ways"][name] = {"step_s": step_s, "efficiency": efficiency, "relative_error": error}
-        report(
-            ranks, f"{shape.name}: alone {alone_s:.3f} s, {name} {step_s:.3f} s ({efficiency:.0%}), {error:.1e} apart"
-        )
-    return found
-
-
-def report(ranks: Ranks, text: str) -> None:
-    if ranks.rank == 0:
-        print(text, flush=True)
-
-
-def lead(shape: Shape, ranks: Ranks, peers: list[Any]) -> dict[str, Any]:
-    """Rank 0 of the real leader and followers: rows shared as guidance shares them, then a rank killed in mid-step."""
-    import torch
-
-    from sixfold.core.batching.model import DeviceLost
-    from sixfold.core.parallel.degrees import Degrees
-    from sixfold.core.parallel.leader import Leader
-    from sixfold.core.parallel.modules import RankModule
-
-    module, arguments = build(shape, ranks, rows=ranks.count)
-    degrees = Degrees(cfg=ranks.count)
-    lost = threading.Event()
-    leader = Leader(
-        degrees,
-        peers,
-        lambda: ranks.join(degrees),
-        step_timeout_s=60.0,
-        load_timeout_s=120.0,
-        on_lost=lost.set,
-    )
-    leader.share({"denoiser": RankModule(module=module, plan=None)})
-    parts = [
-        {name: value[r : r + 1] if _has_rows(value, ranks.count, name) else value for name, value in arguments.items()}
-        for r in range(ranks.count)
-    ]
-    with torch.no_grad():
-        alone_s = ranks.seconds(lambda: module(**arguments))
-        expected = module(**arguments)[0]
-    step_s = ranks.seconds(lambda: leader.run(module, parts))
-    actual = torch.cat([answer[0] for answer in leader.run(module, parts)])
-    error = relative_error(expected, actual)
-    assert error <= TOLERANCE[shape.dtype], f"{shape.name}, cfg: {error:.1e} from one device"
-    found = {
-        "shape": f"{shape.name}, {ranks.count} rows",
-        "alone_s": alone_s,
-        "cfg": {"step_s": step_s, "efficiency": alone_s / step_s / ranks.count, "relative_error": error},
-    }
-    report(ranks, f"{found['shape']}: alone {alone_s:.3f} s, cfg {step_s:.3f} s, {error:.1e} apart")
-
-    def kill() -> None:
-        time.sleep(step_s / 2)
-        os.kill(peers[-1].process.pid, signal.SIGKILL)
-
-    threading.Thread(target=kill, daemon=True).start()
-    began_s = time.perf_counter()
-    outcome = "completed before the rank was gone"
-    ended = threading.Event()
-
-    def step() -> None:
-        nonlocal outcome
-        try:
-            while not lost.is_set():
-                leader.run(module, parts)
-                ranks.synchronize()
-        except DeviceLost as error:
-            outcome = f"DeviceLost: {error}"
-        ended.set()
-
-    threading.Thread(target=step, daemon=True).start()
-    while not ended.is_set() and not lost.is_set():
-        ended.wait(0.05)
-    found["killed_rank"] = {
-        "seconds_until_known": time.perf_counter() - began_s - step_s / 2,
-        "how": outcome if ended.is_set() else "the leader's watch ends the process",
-    }
-    report(ranks, f"a rank killed in mid-step: {found['killed_rank']}")
-    return found
-
-
-def _has_rows(value: Any, rows: int, name: str) -> bool:
-    return hasattr(value, "shape") and value.ndim > 0 and value.shape[0] == rows and "ids" not in name
-
-
-def follow(shape: Shape, ranks: Ranks, sock: socket.socket) -> None:
-    """The other ranks of `lead`."""
-    from sixfold.core.parallel.degrees import Degrees
-    from sixfold.core.parallel.follower import Follower, Orders
-    from sixfold.core.parallel.messages import Loaded
-    from sixfold.core.parallel.modules import RankModule, RankModules
-
-    module, _ = build(shape, ranks, rows=1)
-    orders = Orders(sock)
-    orders.send(Loaded())
-    mesh = ranks.join(Degrees(cfg=ranks.count))
-    Follower(orders, RankModules({"denoiser": RankModule(module=module, plan=None)}, mesh), mesh).run()
-
-
-def shapes(tiny: bool) -> list[Shape]:
-    return [wan(tiny, 9, "float32"), wan(tiny, 81), flux(tiny, 2048), whisper(tiny)]
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+    names = [part.name for part in PARTS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a trial on a CPU")
     parser.add_argument("--ranks", type=int, default=0, help="processes; all GPUs unless given")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--parts", nargs="+", default=names, choices=names)
+    parser.add_argument("--budget-s", type=float, default=530.0, help="for all parts together")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")) / "multi.json")
     parser.add_argument("--site", type=Path, default=None, help="folder with packages")
-    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--fd", type=int, default=-1, help=argparse.SUPPRESS)
-    parser.add_argument("--meet", type=Path, default=None, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
+    began_s = time.perf_counter()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the running part must not outlive this
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import_sixfold(args.site)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    import torch
-
-    on_gpu = torch.cuda.is_available() and not args.tiny
-    count = args.ranks or torch.cuda.device_count()
-    if count < 2:
+    folder = Path(tempfile.mkdtemp(prefix="multi-"))
+    wanted = [part for part in PARTS if part.name in args.parts]
+    facts = {"command": " ".join(sys.argv), **look(args.tiny), "weights": "random"}
+    ranks = args.ranks or facts["devices"]
+    if ranks < 2:
         raise SystemExit("there is one device; give --tiny --ranks 2 to try this on a CPU")
-    if not on_gpu:
-        torch.set_num_threads(1)
-    device = torch.device(f"cuda:{args.rank}" if on_gpu else "cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    folder = args.meet or Path(tempfile.mkdtemp())
-    peers = start_others(count, folder) if args.rank == 0 else []
-    ranks = Ranks(args.rank, count, device, folder)
-    results: dict[str, Any] = {
-        "command": " ".join(sys.argv),
-        "device": torch.cuda.get_device_name(device) if on_gpu else "CPU, tiny",
-        "ranks": count,
-        "torch": torch.__version__,
-        "weights": "random",
-        "tokens_shared": [],
-    }
-
-    if on_gpu and args.rank == 0:
-        from sixfold.core.parallel.link import measure
-
-        results["link_bytes_per_s"] = measure(count)
-
-    def write() -> None:
-        if args.out is not None and args.rank == 0:
-            args.out.write_text(json.dumps(results, indent=1))
-
-    for shape in shapes(args.tiny):
-        results["tokens_shared"].append(share_tokens(shape, ranks))
-        write()
-        if on_gpu:
-            torch.cuda.empty_cache()
-    prompt = prefill_shape(args.tiny)
-    results["prompt_shared"] = share_prefill(
-        prompt, ranks, splits(count), lambda text: report(ranks, text), TOLERANCE[prompt.dtype]
-    )
-    write()
-    if on_gpu:
-        torch.cuda.empty_cache()
-    shape = wan(args.tiny, 81)
-    if args.rank > 0:
-        follow(shape, ranks, socket.socket(fileno=args.fd))
-        os._exit(0)
-    results["rows_shared"] = lead(shape, ranks, peers)
-    write()
-    print(json.dumps(results, indent=1), flush=True)
-    for peer in peers:
-        peer.process.kill()
-    os._exit(0)  # a lost group never ends
-
-
-def start_others(count: int, folder: Path) -> list[Any]:
-    """The other ranks' processes."""
-    from sixfold.core.parallel.leader import Peer
-
-    peers: list[Any] = []
-    for rank in range(1, count):
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [
-                sys.executable,
-                *sys.argv,
-                "--rank",
-                str(rank),
-                "--fd",
-                str(theirs.fileno()),
-                "--meet",
-                str(folder),
-            ]
-            process = subprocess.Popen([*command, "--ranks", str(count)], pass_fds=(theirs.fileno(),))
-        peers.append(Peer(rank=rank, process=process, sock=ours))
-    return peers
+    results = Results(args.out, facts | {"ranks": ranks})
+    run = Run(args, folder, ranks, results)
+    if any(part.serves_llama for part in wanted):
+        run.prepare()
+    for part in wanted:
+        run.part(part)
+    try:
+        print(table(read(args.out)), flush=True)
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # what was cut off may lack anything; the file has what there is
+        print(f"no table: {type(error).__name__}: {error}", flush=True)
+    print(f"{time.perf_counter() - began_s:.0f} s in all", flush=True)
+    raise SystemExit(1 if results.failures else 0)
 
 
 if __name__ == "__main__":

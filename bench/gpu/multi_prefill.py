@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from multi_shapes import TOLERANCE, relative_error
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillShape:
@@ -27,9 +29,14 @@ class PrefillShape:
     dtype: str = "bfloat16"
 
     @property
+    def num_chunks(self) -> int:
+        """Steps of the prompt."""
+        return self.prompt_tokens // self.chunk_tokens
+
+    @property
     def chunks(self) -> list[int]:
         """Tokens of each step: the prompt's, then a few that are decoded one by one."""
-        return [self.chunk_tokens] * (self.prompt_tokens // self.chunk_tokens) + [1] * 4
+        return [self.chunk_tokens] * self.num_chunks + [1] * 4
 
 
 def prefill_shape(tiny: bool) -> PrefillShape:
@@ -75,39 +82,40 @@ class Orders:
         return values[0]
 
 
-def share_prefill(
-    shape: PrefillShape, ranks: Any, splits: dict[str, Any], report: Callable[[str], None], tolerance: float
-) -> dict[str, Any]:
+def share_prefill(ranks: Any, splits: Callable[[int], dict[str, Any]], tiny: bool, keep: Callable[[Any], None]) -> None:
     """Seconds of the prompt alone and in each way of sharing it, and how far the logits behind a few decoded tokens are apart."""
     import torch
 
-    decoder, model = _decoder(shape, ranks.device, keeps=ranks.rank == 0)
-    tokens = torch.randint(
-        0, shape.config["vocab_size"], (sum(shape.chunks),), generator=torch.Generator().manual_seed(0)
-    )
-    found: dict[str, Any] = {"shape": shape.name, "ranks": ranks.count, "ways": {}}
+    shape = prefill_shape(tiny)
+    decoder, model = _decoder(shape, ranks.device, keeps=ranks.leads)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, shape.config["vocab_size"], (sum(shape.chunks),), generator=generator).tolist()
+    tolerance = TOLERANCE[shape.dtype]
+    found: dict[str, Any] = {"shape": shape.name, "rows": 1, "tolerance": tolerance, "ways": []}
     expected = None
-    if ranks.rank == 0:
-        found["alone_s"], expected = _timed(decoder, tokens.tolist(), shape, ranks)
-    for name, degrees in splits.items():
-        mesh = ranks.join(degrees)
-        orders, end = _meet(mesh, decoder, model, shape)
-        try:
-            if ranks.rank > 0:
-                orders.follow()
+    if ranks.leads:
+        found["alone_s"], expected = _timed(decoder, tokens, shape, ranks)
+        ranks.say(f"{shape.name}: alone {found['alone_s']:.2f} s")
+        keep(found)
+    for count in ranks.counts:
+        for way, degrees in splits(count).items():
+            mesh = ranks.join(degrees)
+            if mesh is None:
                 continue
-            seconds, logits = _timed(decoder, tokens.tolist(), shape, ranks)
-        finally:
-            end()
-            mesh.close()
-        error = float((logits.double() - expected.double()).norm() / expected.double().norm())
-        assert error <= tolerance, f"{shape.name}, {name}: {error:.1e} from one device"
-        efficiency = found["alone_s"] / seconds / ranks.count
-        found["ways"][name] = {"prefill_s": seconds, "efficiency": efficiency, "relative_error": error}
-        report(
-            f"{shape.name}: alone {found['alone_s']:.2f} s, {name} {seconds:.2f} s ({efficiency:.0%}), {error:.1e} apart"
-        )
-    return found
+            orders, end = _meet(mesh, decoder, model, shape)
+            try:
+                if not ranks.leads:
+                    orders.follow()
+                    continue
+                seconds, logits = _timed(decoder, tokens, shape, ranks)
+            finally:
+                end()
+                mesh.close()
+            times, error = found["alone_s"] / seconds, relative_error(expected, logits)
+            line = {"ranks": count, "way": way, "step_s": seconds, "times": times, "efficiency": times / count}
+            found["ways"].append({**line, "error": error, "ok": error <= tolerance})
+            ranks.say(f"{shape.name}: {found['ways'][-1]}")
+            keep(found)
 
 
 def _decoder(shape: PrefillShape, device: Any, *, keeps: bool) -> tuple[Any, Any]:
@@ -160,8 +168,22 @@ def _timed(decoder: Any, tokens: list[int], shape: PrefillShape, ranks: Any) -> 
     """Seconds of the prompt's chunks, after a first one that makes kernels; and the logits behind the decoded tokens."""
     decoder.run([tokens[: shape.chunk_tokens]])
     ranks.synchronize()
-    began_s = time.perf_counter()
-    decoder.run([tokens[: shape.prompt_tokens]], shape.chunks[: shape.prompt_tokens // shape.chunk_tokens])
-    ranks.synchronize()
-    seconds = time.perf_counter() - began_s
-    return seconds, decoder.run([tokens], shape.chunks)
+    num_left, ended_s = shape.num_chunks, 0.0
+    compute = decoder.forward
+
+    def forward(*arguments: Any) -> Any:
+        nonlocal num_left, ended_s
+        result = compute(*arguments)
+        num_left -= 1
+        if num_left == 0:
+            ranks.synchronize()
+            ended_s = time.perf_counter()
+        return result
+
+    decoder.forward = forward
+    try:
+        began_s = time.perf_counter()
+        logits = decoder.run([tokens], shape.chunks)
+    finally:
+        del decoder.forward
+    return ended_s - began_s, logits

@@ -33,7 +33,7 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,18 +89,22 @@ class Round:
         }
 
 
-def import_sixfold(site: Path | None) -> None:
-    """Makes ``sixfold``, its plugins' entry points and the bench's client importable, here and in child processes."""
+def import_sixfold(site: Path | None, plugins: Sequence[str] = ("sources", "llm")) -> None:
+    """Makes ``sixfold``, some plugins' entry points and the bench's client importable, here and in child processes.
+
+    Args:
+        site: Folder with further packages.
+        plugins: Names of entry points; the others' HTTP faces need their own extras.
+    """
     package = Path(tempfile.mkdtemp(prefix="sixfold-"))
     (package / "sixfold").mkdir()
-    for name in ("core", "plugins"):
+    for name in ("core", "plugins", "scaling"):
         (package / "sixfold" / name).symlink_to(ROOT / name)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     info = package / f"sixfold-{project['version']}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sixfold\nVersion: {project['version']}\n")
-    wanted = ("sources", "llm")  # the others' HTTP faces need their own extras
-    points = "".join(f"{name} = {project['entry-points']['sixfold'][name]}\n" for name in wanted)
+    points = "".join(f"{name} = {project['entry-points']['sixfold'][name]}\n" for name in plugins)
     (info / "entry_points.txt").write_text(f"[sixfold]\n{points}")
     folders = [str(package), *([str(site)] if site else []), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(folders)

@@ -1,4 +1,4 @@
-"""Brings a small result from the device to the host without holding up either until it is asked for."""
+"""Brings a result from the device to the host without holding up either until it is asked for."""
 
 from __future__ import annotations
 

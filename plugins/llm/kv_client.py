@@ -110,7 +110,7 @@ def _pull(channel: Channel, handle: KvHandle, offer: Offer, target: KvImport, in
         for i, checksum in enumerate(chunk.checksums):
             if zlib.crc32(data[i * size : (i + 1) * size]) != checksum:
                 raise DamagedBlock(f"Block {place + i} of {offer.num_blocks} was damaged on its way.")
-        blocks = from_bytes(data, size)
+        blocks = target.bring(from_bytes(data, size))
         num_written = inbox.call(partial(target.write, blocks), channel.patience_s)
         place += num_written
         if num_written < count:

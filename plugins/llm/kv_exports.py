@@ -58,6 +58,7 @@ class KvExports:
         self._bytes = KvBytes(cache.layers)
         self._clock = clock
         self._lease_s = lease_s
+        self.device = self._bytes.device
         self._leases: dict[str, Lease] = {}
         self.num_held_blocks = 0
 
@@ -97,14 +98,14 @@ class KvExports:
         return lease
 
     def read(self, lease: Lease, first: int, count: int) -> Tensor:
-        """Copies up to ``count`` blocks of an open lease, from its ``first``; [blocks, block_bytes] uint8 on the host.
+        """Copies up to ``count`` blocks of an open lease, from its ``first``; [blocks, block_bytes] uint8 where the cache is.
 
         Raises:
             LeaseExpired: It was given up.
         """
         if not self.is_kept(lease):
             raise LeaseExpired("The blocks are not kept any more: their owner needed the room.")
-        return self._bytes.read(lease.block_ids[first : first + count])
+        return self._bytes.gather(lease.block_ids[first : first + count])
 
     def is_kept(self, lease: Lease) -> bool:
         """Whether the lease's blocks are held yet."""

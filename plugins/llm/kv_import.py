@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from sixfold.core.runtime.events import made_beside
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.kv_bytes import KvBytes
 from sixfold.plugins.llm.kv_cache import KvCache
@@ -14,7 +15,8 @@ from sixfold.plugins.llm.lora_adapter import Adapter
 
 
 class KvImport:
-    """One transfer's hold on the cache: a sequence whose tokens are read instead of computed. Used on the device thread.
+    """One transfer's hold on the cache: a sequence whose tokens are read instead of computed. All but `bring` is for the device
+    thread.
 
     What was written can be found at once, and stays if the rest never comes. After `end` nobody holds it, so it can be
     lost again to others that need room; it is the last that would be.
@@ -50,24 +52,38 @@ class KvImport:
         self._cache.prefix.attach(self._sequence)
         return self._sequence.num_blocks
 
-    def write(self, data: Tensor) -> int:
-        """Adds the blocks that follow; returns for how many of them there was room.
+    def bring(self, data: Tensor) -> Tensor:
+        """Brings blocks to the cache's device and looks at them, so that no step waits for either. [any thread]
 
         Args:
-            data: [blocks, block_bytes] uint8, proved to be what was sent.
+            data: [blocks, block_bytes] uint8 on the host, proved to be what was sent.
 
         Raises:
             DamagedBlock: They hold what is no number.
         """
+
+        def copy() -> Tensor:
+            blocks = data.to(self._bytes.device)
+            if not self._bytes.is_finite(blocks):
+                raise DamagedBlock("The blocks that came hold values that are not finite.")
+            return blocks
+
+        return made_beside(self._bytes.device, copy)
+
+    def write(self, blocks: Tensor) -> int:
+        """Adds the blocks that follow; returns for how many of them there was room.
+
+        Args:
+            blocks: Of `bring`.
+        """
         if self not in self._running:
             return 0
-        block_ids = self._cache.pool.allocate(len(data))
-        if block_ids and not self._bytes.write(block_ids, data[: len(block_ids)]):
-            self._cache.pool.release(block_ids)
-            raise DamagedBlock("The blocks that came hold values that are not finite.")
-        self._sequence.add_blocks(block_ids)
-        self._sequence.num_computed += len(block_ids) * self._cache.block_size
-        self._cache.publish(self._sequence)
+        sequence, block_ids = self._sequence, self._cache.pool.allocate(len(blocks))
+        if block_ids:
+            self._bytes.scatter(block_ids, blocks[: len(block_ids)])
+        sequence.add_blocks(block_ids)
+        sequence.num_computed += len(block_ids) * self._cache.block_size
+        self._cache.publish_checked(sequence, sequence.num_published, len(block_ids))
         return len(block_ids)
 
     def end(self) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from sixfold.plugins.llm.device_inbox import DeviceInbox, InboxClosed
+from sixfold.plugins.llm.host_copy import HostCopy
 from sixfold.plugins.llm.kv_channel import (
     MAX_CHUNK_BLOCKS,
     READER,
@@ -33,8 +34,10 @@ from sixfold.plugins.llm.tensors import host_bytes
 
 _LOG = logging.getLogger(__name__)
 
-# A step waits while a chunk is copied out: some milliseconds at several GB/s.
+# On a CPU, a step waits for the copy of a chunk: some milliseconds at several GB/s.
 _CHUNK_BYTES = 16 << 20
+# Elsewhere no step waits for it, but each chunk for a step.
+_CHUNK_BYTES_OF_DEVICES = 32 << 20
 _MAX_CONNECTIONS = 32
 # How late an idle device may let go of what has expired.
 _EXPIRY_S = 1.0
@@ -70,7 +73,8 @@ class KvServer:
         self._exports = exports
         self._inbox = inbox
         self._block_bytes = block_bytes
-        self._chunk_blocks = max(1, min(MAX_CHUNK_BLOCKS, _CHUNK_BYTES // block_bytes))
+        chunk_bytes = _CHUNK_BYTES if exports.device.type == "cpu" else _CHUNK_BYTES_OF_DEVICES
+        self._chunk_blocks = max(1, min(MAX_CHUNK_BLOCKS, chunk_bytes // block_bytes))
         self._times = times
         self._clock = clock
         self._lock = threading.Lock()
@@ -177,4 +181,6 @@ class KvServer:
             sender.send(Chunk(wanted.first, checksums), data)
 
     def _read(self, lease: Lease, first: int, patience_s: float) -> Tensor:
-        return self._inbox.call(lambda: self._exports.read(lease, first, self._chunk_blocks), patience_s)
+        """On the host. The device thread begins the copy; this one waits for it, and no step does."""
+        read = self._exports.read
+        return self._inbox.call(lambda: HostCopy(read(lease, first, self._chunk_blocks)), patience_s).wait()

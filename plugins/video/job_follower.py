@@ -124,8 +124,8 @@ class JobFollower:
                 return self._services.background(
                     record.model, OPERATION, request, tenant=tenant, priority=record.priority
                 )
-            except QueueFull as full:
-                await self._sleep(full.retry_after_s or 1.0)
+            except (QueueFull, WorkerDied) as refusal:  # the latter while no process of the model is up
+                await self._sleep(refusal.retry_after_s or 1.0)
 
     async def _read(self, job_id: str, record: VideoRecord, live: _Live) -> None:
         assert live.run is not None

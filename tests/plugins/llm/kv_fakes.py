@@ -26,8 +26,8 @@ PROMPT = tuple(range(100, 100 + 10 * BLOCK_SIZE + 1))
 _WAIT_S = 30.0
 
 
-def make_cache(num_blocks: int = 41, dtype: torch.dtype = torch.float32) -> KvCache:
-    return KvCache(LAYERS, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=torch.device("cpu"))
+def make_cache(num_blocks: int = 41, dtype: torch.dtype = torch.float32, device: str = "cpu") -> KvCache:
+    return KvCache(LAYERS, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=torch.device(device))
 
 
 def compute(cache: KvCache, token_ids: tuple[int, ...] = PROMPT, *, salt: bytes = b"") -> CachedTokens:

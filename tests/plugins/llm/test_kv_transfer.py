@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from sixfold.plugins.llm.kv_handle import (
     PeerGone,
     PeerNotAllowed,
 )
+from sixfold.plugins.llm.kv_layer import PlainLayer
 from sixfold.plugins.llm.kv_shared_memory import SharedMemoryTransport
 from sixfold.plugins.llm.kv_transfer import NO_TRANSFERS
 from sixfold.plugins.llm.kv_transport import TcpTransport
@@ -47,8 +49,10 @@ def prompt(token_ids: tuple[int, ...] = PROMPT, salt: bytes | None = b"") -> Cac
 
 @pytest.mark.parametrize("listen", LISTEN)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_was_computed_is_found_elsewhere_bit_by_bit(listen: str, dtype: torch.dtype) -> None:
-    with Side(listen, cache=make_cache(dtype=dtype)) as owner, Side(cache=make_cache(dtype=dtype)) as reader:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def test_what_was_computed_is_found_elsewhere_bit_by_bit(listen: str, dtype: torch.dtype, device: str) -> None:
+    own, other = (make_cache(dtype=dtype, device=device) for _ in range(2))
+    with Side(listen, cache=own) as owner, Side(cache=other) as reader:
         handle = owner.prefill()
         assert handle.num_bytes == 10 * KvBytes(owner.cache.layers).block_bytes
         assert reader.transfer.fetch(handle, prompt()) == handle.num_tokens == 40
@@ -75,6 +79,22 @@ def test_the_owner_keeps_the_blocks_until_they_were_taken_and_no_longer(listen: 
         with pytest.raises(LeaseExpired):
             reader.transfer.fetch(handle, prompt())
         assert reader.num_used() == 0
+
+
+@pytest.mark.parametrize("listen", LISTEN)
+def test_no_step_waits_for_blocks_to_be_looked_at(listen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[threading.Thread] = []
+    finite = PlainLayer.finite
+
+    def seen(layer: PlainLayer, blocks: torch.Tensor) -> torch.Tensor:
+        looked.append(threading.current_thread())
+        return finite(layer, blocks)
+
+    with Side(listen) as owner, Side() as reader:
+        handle = owner.prefill()
+        monkeypatch.setattr(PlainLayer, "finite", seen)
+        assert reader.transfer.fetch(handle, prompt()) == 40
+    assert {*looked} == {threading.current_thread()}  # which fetches; neither side's device thread
 
 
 def test_only_what_is_missing_is_transferred() -> None:

@@ -282,6 +282,25 @@ async def test_a_job_whose_worker_dies_is_run_once_more(services: FakeServices) 
     assert len(services.runs) == 2
 
 
+async def test_a_job_whose_only_worker_dies_waits_until_another_one_is_up(services: FakeServices) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if seconds == 60.0:  # between two looks for expired jobs
+            await asyncio.Event().wait()
+
+    async with opened(services, sleep=sleep) as jobs:
+        job = await jobs.create(RECORD, tenant="ward")
+        services.submitted.clear()
+        services.refusals += [WorkerDied("being restarted", retry_after_s=12.5), WorkerDied("being restarted")]
+        services.runs[0].events.put_nowait(WorkerDied("gone"))
+        await asyncio.wait_for(services.submitted.wait(), 10)
+        services.runs[1].finish()
+        await until(jobs, job.id, "completed")
+    assert [seconds for seconds in waits if seconds != 60.0] == [12.5, 1.0]
+
+
 async def test_a_drained_job_is_left_for_the_next_server(services: FakeServices) -> None:
     async with opened(services) as jobs:
         job = await jobs.create(RECORD, tenant="ward")

@@ -116,7 +116,7 @@ def test_a_rank_that_dies_in_a_step_ends_the_clip_and_the_replica_comes_back(
         while job["status"] in ("queued", "in_progress") and time.monotonic() < until_s:
             time.sleep(0.1)
             job = client.get(f"/v1/videos/{job['id']}").raise_for_status().json()
-        assert job["status"] in ("failed", "completed")  # a job may be run again; it does not hang
+        assert job["status"] == "completed"  # it was run again by the process that came up
     while victim in ranks_of(server) or len(ranks_of(server)) < len(SPLITS):
         assert time.monotonic() < until_s
         time.sleep(0.1)
