@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import logging
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar
@@ -17,10 +17,12 @@ from sixfold.scaling.hub.etcd_client import EtcdSettings
 from sixfold.scaling.hub.etcd_store import EtcdStore, Held
 from sixfold.scaling.hub.store import ABSENT, Conflict, Lease, StoreUnavailable
 from sixfold.scaling.registry import (
+    Division,
     LeaseLost,
     RegistryUnavailable,
     ReplicaRecord,
     Row,
+    division_of,
     record_of,
 )
 
@@ -30,6 +32,8 @@ _LOG = logging.getLogger(__name__)
 
 
 _PREFIX = "replicas/"
+_DIVISIONS = _PREFIX + ".divisions/"
+"""Beside the replicas, so that one watch sees both; they have no lease."""
 _RESCAN_S = 5.0
 """A watch that says nothing for so long is begun anew by a scan, which a member without a majority does not answer."""
 _AGAIN_S = 0.5
@@ -79,6 +83,22 @@ class EtcdRegistry:
 
     def rows(self) -> Sequence[Row]:
         """See `Registry.rows`. All of them live, as far as this side of etcd has heard."""
+        table = self._copy().items()
+        found = (record_of(held.value) for key, held in sorted(table) if not key.startswith(_DIVISIONS))
+        return [Row(record, None) for record in found if record is not None]
+
+    def divide(self, service: str, division: Division | None) -> None:
+        """See `Registry.divide`."""
+        self._run(self._divide(service, division))
+
+    def divisions(self) -> Sequence[Division]:
+        """See `Registry.divisions`."""
+        table = self._copy().items()
+        found = (division_of(held.value) for key, held in sorted(table) if key.startswith(_DIVISIONS))
+        return [division for division in found if division is not None]
+
+    def _copy(self) -> Mapping[str, Held]:
+        """What the watch keeps, by key."""
         with self._lock:
             begins = self._first_look is None
             first = self._first_look = self._first_look or concurrent.futures.Future()
@@ -88,8 +108,15 @@ class EtcdRegistry:
         fresh_s = self._fresh_s
         if fresh_s is None or monotonic() - fresh_s > 2 * _RESCAN_S:
             raise RegistryUnavailable("etcd does not answer.")
-        found = (record_of(held.value) for _key, held in sorted(self._table.items()))
-        return [Row(record, None) for record in found if record is not None]
+        return self._table
+
+    async def _divide(self, service: str, division: Division | None) -> None:
+        key = _DIVISIONS + service
+        stored = await self._store.get(key)
+        if stored is None and division is None:
+            return
+        version = ABSENT if stored is None else stored.version
+        await self._store.put(key, msgspec.json.encode(division), expected=version)
 
     async def _publish(self, record: ReplicaRecord) -> None:
         mine = self._mine.get(record.replica_id)

@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS replicas (
     replica_id TEXT PRIMARY KEY, incarnation INTEGER NOT NULL, renewals INTEGER NOT NULL, record BLOB NOT NULL
 )
 """
+_DIVISIONS = "CREATE TABLE IF NOT EXISTS divisions (service TEXT PRIMARY KEY, division BLOB NOT NULL)"
 _BUSY_TIMEOUT_S = 2.0
 _KEPT_LEASES = 10
 """A row that stood still for so many lease times is removed by whoever sees it."""
@@ -79,6 +80,24 @@ class Row(msgspec.Struct, frozen=True):
     renewals: int | None
 
 
+class Division(msgspec.Struct, frozen=True, kw_only=True):
+    """How the requests of a service are divided while one revision of it replaces another; every gateway holds the share.
+
+    Attributes:
+        service: Whose rollout it is.
+        names: What clients call its model.
+        old: The revision that takes what the new one does not.
+        new: The one on trial.
+        share: Of the requests, that the new one gets.
+    """
+
+    service: str
+    names: tuple[str, ...]
+    old: str
+    new: str
+    share: float
+
+
 class Registry(Protocol):
     """A small table that many processes share. Calls may block for a moment: call them in a thread.
 
@@ -101,6 +120,14 @@ class Registry(Protocol):
         """All rows; also those of holders that are gone, where rows have counts."""
         ...
 
+    def divide(self, service: str, division: Division | None) -> None:
+        """Keeps how a service's requests are divided until it is said anew, whatever becomes of who says it; None ends it."""
+        ...
+
+    def divisions(self) -> Sequence[Division]:
+        """All that hold."""
+        ...
+
 
 class SqliteRegistry:
     """A registry in a file, for the processes of one machine.
@@ -118,6 +145,7 @@ class SqliteRegistry:
             with self._transaction() as connection:
                 write_ahead(connection)
                 connection.execute(_SCHEMA)
+                connection.execute(_DIVISIONS)
         except RegistryUnavailable as error:
             raise ConfigError(f"registry: {error} Name a file in a folder that exists.") from error
 
@@ -148,6 +176,21 @@ class SqliteRegistry:
             found = connection.execute("SELECT record, renewals FROM replicas ORDER BY replica_id").fetchall()
         return [Row(record, renewals) for raw, renewals in found if (record := record_of(raw)) is not None]
 
+    def divide(self, service: str, division: Division | None) -> None:
+        """See `Registry.divide`."""
+        with self._transaction() as connection:
+            if division is None:
+                connection.execute("DELETE FROM divisions WHERE service = ?", (service,))
+            else:
+                row = (service, msgspec.json.encode(division))
+                connection.execute("INSERT OR REPLACE INTO divisions VALUES (?, ?)", row)
+
+    def divisions(self) -> Sequence[Division]:
+        """See `Registry.divisions`."""
+        with self._transaction() as connection:
+            found = connection.execute("SELECT division FROM divisions ORDER BY service").fetchall()
+        return [division for (raw,) in found if (division := division_of(raw)) is not None]
+
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
         # One connection a call: SQLite's are bound to threads, and this is called a few times a second.
@@ -164,6 +207,15 @@ def record_of(raw: bytes) -> ReplicaRecord | None:
         return msgspec.json.decode(raw, type=ReplicaRecord)
     except (ValueError, RecursionError) as error:
         _LOG.warning("a row of the registry can't be read and is passed over: %s", error)
+        return None
+
+
+def division_of(raw: bytes) -> Division | None:
+    """A division as it was written; None for one that has ended, or that another version has written."""
+    try:
+        return msgspec.json.decode(raw, type=Division | None)
+    except (ValueError, RecursionError) as error:
+        _LOG.warning("how requests are divided can't be read and is passed over: %s", error)
         return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from sixfold.core.config import Seconds
 
@@ -110,6 +110,87 @@ class ScalingSpec(BaseModel):
     def panic_window_s(self) -> float:
         """The shorter window, in seconds."""
         return self.window_s * self.panic_window_share
+
+
+class RoleSpec(BaseModel):
+    """The replicas of one role."""
+
+    model_config = _FROZEN
+
+    min_replicas: Annotated[int, Field(ge=1)] = 1
+    """Fewest; a role without any would leave the other one useless."""
+
+    max_replicas: Annotated[int, Field(ge=1)] | None = None
+    """Most; null: what both roles together may have without the other's fewest."""
+
+    options: dict[str, JsonValue] = {}
+    """Options of the model that differ in this role; those of the entry hold beside them."""
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.max_replicas is not None and self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas is {self.min_replicas} and max_replicas {self.max_replicas}. "
+                "Raise max_replicas or lower min_replicas."
+            )
+        return self
+
+
+class RolesSpec(BaseModel):
+    """One model's replicas in two roles that scale apart: some compute prompts for the others, which write the answers."""
+
+    model_config = _FROZEN
+
+    max_replicas: Annotated[int, Field(ge=2)]
+    """Most replicas of both roles together."""
+
+    ttft_s: Seconds
+    """Longest time that prompts shall wait to be computed, in seconds."""
+
+    inter_token_s: Seconds
+    """Longest time between two tokens of an answer, in seconds: it says how many answers a replica writes at once."""
+
+    prefill: RoleSpec = RoleSpec()
+    """Those that compute prompts."""
+
+    decode: RoleSpec = RoleSpec()
+    """Those that write answers, and compute what is not worth sending."""
+
+    target_utilization: Share = 0.7
+    """Share of a replica's measured speed that is planned for."""
+
+    window_s: Annotated[float, Field(ge=2, le=3600)] = 60.0
+    """Demand is averaged over this many seconds, and over a tenth of them to notice surges."""
+
+    scale_down_delay_s: Annotated[float, Field(ge=0, le=3600)] = 900.0
+    """Replicas of a role leave when fewer have sufficed for this long."""
+
+    peers: tuple[str, ...] | None = None
+    """Hosts whose prompts are taken, as of ``kv_transfer.peers``; null: this machine, where all replicas run on it."""
+
+    @model_validator(mode="after")
+    def _both_roles_fit(self) -> Self:
+        fewest = self.prefill.min_replicas + self.decode.min_replicas
+        if fewest > self.max_replicas:
+            raise ValueError(
+                f"max_replicas is {self.max_replicas}, and both roles have {fewest} at least. "
+                "Raise max_replicas or lower min_replicas of a role."
+            )
+        return self
+
+    @property
+    def max_prefill(self) -> int:
+        """Most replicas that compute prompts."""
+        return _most(self.prefill, self.max_replicas - self.decode.min_replicas)
+
+    @property
+    def max_decode(self) -> int:
+        """Most replicas that write answers."""
+        return _most(self.decode, self.max_replicas - self.prefill.min_replicas)
+
+
+def _most(role: RoleSpec, room: int) -> int:
+    return room if role.max_replicas is None else min(role.max_replicas, room)
 
 
 class PlacementSpec(BaseModel):

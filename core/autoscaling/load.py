@@ -8,6 +8,28 @@ CACHE_USE = "kv_cache_usage_perc"
 """The value of `ReplicaModel.stats` that is the share of the memory for running sequences in use, 0 to 1. A family whose
 sequences hold memory between steps declares it as a metric; autoscalers read it."""
 
+INPUT_TOKENS, OUTPUT_TOKENS = "prompt_tokens_total", "generation_tokens_total"
+"""Values of `ReplicaModel.stats` that count what steps read of requests and what they wrote of answers. A family whose steps do
+both declares both as metrics; autoscalers that give the two to different replicas read them."""
+
+
+class StepWork(msgspec.Struct, frozen=True, kw_only=True):
+    """What the steps of one model did since its server started: sums, whose differences are the work of a time.
+
+    Attributes:
+        num_steps: How many there were.
+        seconds: Time that devices were busy with them.
+        input_tokens: Tokens of requests that they computed; what a cache held is not among them.
+        output_tokens: Tokens of answers that they made.
+        budget_units: Work that a step may do now, of the replica that may do least.
+    """
+
+    num_steps: float = 0.0
+    seconds: float = 0.0
+    input_tokens: float = 0.0
+    output_tokens: float = 0.0
+    budget_units: float = 0.0
+
 
 class ModelLoad(msgspec.Struct, frozen=True, kw_only=True):
     """The load of one model at one server.
@@ -22,6 +44,7 @@ class ModelLoad(msgspec.Struct, frozen=True, kw_only=True):
         queued_units: Admitted work that is not done, in the model's unit: tokens, latent tokens, audio frames.
         units_per_s: Work done per second while there was some; 0 before the first step.
         cache_use: Share of the memory for running sequences in use, of the fullest replica; None where there is none.
+        steps: What its steps did; None where its family does not tell requests' tokens from those of answers.
     """
 
     model_name: str
@@ -32,6 +55,7 @@ class ModelLoad(msgspec.Struct, frozen=True, kw_only=True):
     queued_units: float = 0.0
     units_per_s: float = 0.0
     cache_use: float | None = None
+    steps: StepWork | None = None
 
 
 class ServerLoad(msgspec.Struct, frozen=True, kw_only=True):

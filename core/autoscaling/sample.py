@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sixfold.core.autoscaling.load import CACHE_USE, ModelLoad, ServerLoad
+from collections.abc import Sequence
+
+from sixfold.core.autoscaling.load import CACHE_USE, INPUT_TOKENS, OUTPUT_TOKENS, ModelLoad, ServerLoad, StepWork
+from sixfold.core.runtime.replica import ReplicaSnapshot
 from sixfold.core.serving.directory import Directory, HostedModel
 from sixfold.core.serving.metrics import ModelMetrics, ServingMetrics
 
@@ -36,4 +39,18 @@ def _model_load(model: HostedModel, metrics: ModelMetrics | None, now_s: float) 
         cache_use=max(
             (snapshot.metrics[CACHE_USE] for snapshot in snapshots if CACHE_USE in snapshot.metrics), default=None
         ),
+        steps=_step_work(snapshots),
+    )
+
+
+def _step_work(snapshots: Sequence[ReplicaSnapshot]) -> StepWork | None:
+    telling = [each.metrics for each in snapshots if INPUT_TOKENS in each.metrics and OUTPUT_TOKENS in each.metrics]
+    if not telling:
+        return None
+    return StepWork(
+        num_steps=sum(metrics.get("steps_total", 0.0) for metrics in telling),
+        seconds=sum(metrics.get("step_seconds_total", 0.0) for metrics in telling),
+        input_tokens=sum(metrics[INPUT_TOKENS] for metrics in telling),
+        output_tokens=sum(metrics[OUTPUT_TOKENS] for metrics in telling),
+        budget_units=min(metrics.get("step_budget_units", 0.0) for metrics in telling),
     )

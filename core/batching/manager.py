@@ -286,6 +286,7 @@ class BatchManager:
         metrics["num_sequences_waiting"] = self._scheduler.queue.num_waiting
         metrics["steps_total"] = loop.counters["steps"]
         metrics["step_units_total"] = loop.counters["units"]
+        metrics["step_seconds_total"] = loop.busy_s
         metrics["step_budget_units"] = self._budget.units
         metrics["decisions_total"] = self._decisions.num
         metrics["batch_sequences"] = loop.last_batch_sequences

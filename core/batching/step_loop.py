@@ -66,6 +66,7 @@ class StepLoop:
         self.inbox: deque[Callable[[StepLoop], None]] = deque()
         self.watch: StepWatch | None = None  # while somebody watches
         self.counters: Counter[str] = Counter()
+        self.busy_s = 0.0  # that steps took, together
         self.last_batch_sequences = 0
         self.max_batch_sequences = 0
 
@@ -226,6 +227,7 @@ class StepLoop:
         seconds = ended_s - max(flight.began_s, self._settled_s)
         self._settled_s = ended_s
         self._budget.observe_step(selection.units, seconds, limited=selection.limited, key=selection.key)
+        self.busy_s += seconds
         self._outbox.stepped(selection.units, seconds)
         self.counters["steps"] += 1
         self.counters["units"] += selection.units

@@ -30,6 +30,7 @@ MANAGER_METRICS = (
     ),
     MetricSpec(name="steps_total", kind=MetricKind.COUNTER, help="Steps."),
     MetricSpec(name="step_units_total", kind=MetricKind.COUNTER, help="Work done by steps, in the model's unit."),
+    MetricSpec(name="step_seconds_total", kind=MetricKind.COUNTER, help="Time that the device was busy with steps."),
     MetricSpec(name="step_budget_units", kind=MetricKind.GAUGE, help="Work that a step may do now."),
     MetricSpec(name="batch_sequences", kind=MetricKind.GAUGE, help="Sequences in the last step."),
     MetricSpec(name="max_batch_sequences", kind=MetricKind.GAUGE, help="Sequences in the largest step so far."),

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 
-# What one more row costs, as a share of the step of one sequence: 2% up to 8 rows, then 9% (SmolLM2-135M in bfloat16, one
-# thread of a Zen 4); on long contexts 7% from the start.
-_ROW_COST = 0.1
 # Until something was measured, guesses count as right this often, with the weight of so many of them.
 _PRIOR, _PRIOR_WEIGHT = 0.6, 2.0
 _FORGET = 0.8  # a verification: the memory is about five of them
@@ -16,9 +13,8 @@ _MIN_PAUSE, _MAX_PAUSE = 4, 64
 class DraftPace:
     """The record of one sequence's guesses. Owned by the device thread.
 
-    A guess at place ``i`` is right with probability ``acceptance ** i``, and saves its sequence a step, which is one of
-    ``n`` that share the step's time. So guesses are made as far as this exceeds ``n`` times the cost of a row; where even
-    the first does not pay, one is tried now and then, ever more rarely.
+    A guess at place ``i`` is right with probability ``acceptance ** i``. So guesses are made as far as this exceeds their cost;
+    where even the first does not pay, one is tried now and then, ever more rarely.
     """
 
     __slots__ = ("_num_accepted", "_num_judged", "_pause", "_pause_left")
@@ -34,9 +30,13 @@ class DraftPace:
         """How likely the next guess is right if all before it are."""
         return self._num_accepted / self._num_judged
 
-    def next_length(self, limit: int, *, num_sequences: int) -> int:
-        """Guesses to ask for now, at most ``limit``; counts down the pause while they do not pay."""
-        cost = _ROW_COST * num_sequences
+    def next_length(self, limit: int, *, cost: float) -> int:
+        """Guesses to ask for now; counts down the pause while they do not pay.
+
+        Args:
+            limit: Most guesses.
+            cost: What a guess takes of the time that it saves where it is right; see `RowCost`.
+        """
         if cost < self.acceptance:
             length = limit if self.acceptance >= 1 else int(math.log(cost) / math.log(self.acceptance))
             return min(length, limit)

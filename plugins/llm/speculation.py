@@ -18,6 +18,7 @@ from typing import Protocol
 from sixfold.core.decisions import DecisionLog
 from sixfold.plugins.llm.ngram import NgramProposer
 from sixfold.plugins.llm.options import SpeculationOptions
+from sixfold.plugins.llm.row_cost import RowCost
 from sixfold.plugins.llm.sequence import SequenceState
 
 _LOG = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Speculator:
         self._max_sequences = max_sequences
         self._num_drafts = self._num_draft_tokens = self._num_accepted_tokens = 0
         self._mean_length = float(num_tokens)
+        self._row_cost = RowCost()
         self.decisions = DecisionLog()
 
     def awaits(self, num_sequences: int) -> bool:
@@ -83,8 +85,9 @@ class Speculator:
             return
         chosen: list[SequenceState] = []
         limits: list[int] = []
+        cost = self.guess_cost(len(sequences))
         for sequence in sequences:
-            limit = self._limit(sequence, len(sequences))
+            limit = self._limit(sequence, len(sequences), cost)
             if limit > 0:
                 chosen.append(sequence)
                 limits.append(limit)
@@ -110,6 +113,23 @@ class Speculator:
         _LOG.exception("guessing ahead failed; the model goes on without")
         self._proposer = None
 
+    def guess_cost(self, num_sequences: int) -> float:
+        """What a guess takes of what it saves where it is right, in a step of so many sequences; see `RowCost`."""
+        return self._row_cost.of_guess(num_sequences)
+
+    def observe_step(self, sequences: Sequence[SequenceState], units: Sequence[int], seconds: float) -> None:
+        """Learns how long a step took that nothing ran beside.
+
+        Args:
+            sequences: Of the step, as they were before it.
+            units: Tokens that it computed of each.
+            seconds: It took.
+        """
+        if self._proposer is None or len(sequences) > self._max_sequences:
+            return
+        if all(sequence.num_computed >= sequence.num_prompt_tokens for sequence in sequences):
+            self._row_cost.observe(sum(units), seconds)
+
     def observe(self, sequence: SequenceState, num_drafts: int, num_accepted: int) -> None:
         """Learns how many of a sequence's drafts were right."""
         if num_drafts:
@@ -131,22 +151,25 @@ class Speculator:
             "spec_decode_num_accepted_tokens_total": self._num_accepted_tokens,
         }
 
-    def _limit(self, sequence: SequenceState, num_sequences: int) -> int:
+    def _limit(self, sequence: SequenceState, num_sequences: int, cost: float) -> int:
         goes_on = sequence.may_draft and sequence.finish_reason is None and sequence.num_uncomputed == 1
         limit = min(self._num_tokens, sequence.num_left)
         if not goes_on or limit < 1:
             return 0
-        length = sequence.draft_pace.next_length(limit, num_sequences=num_sequences)
-        self._tell(length, sequence.draft_pace.acceptance, num_sequences)
+        length = sequence.draft_pace.next_length(limit, cost=cost)
+        self._tell(length, sequence.draft_pace.acceptance, num_sequences, cost)
         return length
 
-    def _tell(self, length: int, acceptance: float, num_sequences: int) -> None:
+    def _tell(self, length: int, acceptance: float, num_sequences: int, cost: float) -> None:
         """Each sequence has a length of its own; what is told is where their mean has got to."""
         self._mean_length += _BLEND * (length - self._mean_length)
         self.decisions.moved(
             "draft_tokens",
             round(self._mean_length, 1),
-            lambda: f"{acceptance:.0%} of a sequence's guesses were right lately, and {num_sequences} share a step",
+            lambda: (
+                f"{acceptance:.0%} of a sequence's guesses were right lately, {num_sequences} share a step, and one "
+                f"takes {cost:.0%} of what it saves if it is right"
+            ),
             objective=f"tokens a second; 0..{self._num_tokens} guesses",
             least=_WORTH_TELLING,
         )

@@ -66,8 +66,10 @@ class StepSettler:
         self._waited_s = time.perf_counter()
         tier = self._cache.tier
         # Only then was the device waited for, and for this step alone.
-        if tier is not None and step.pending is not None and not step.may_be_followed:
-            tier.observe_step(units, self._waited_s - began_s)
+        if step.pending is not None and not step.may_be_followed:
+            if tier is not None:
+                tier.observe_step(units, self._waited_s - began_s)
+            speculator.observe_step(sequences, units, self._waited_s - began_s)
         # Nothing above has changed a sequence: had it failed, the core could repeat it. From here on nothing fails.
         for span in step.spans:
             span.keep(self._cache)

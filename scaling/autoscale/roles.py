@@ -6,6 +6,11 @@ import math
 from dataclasses import dataclass
 
 from sixfold.scaling.autoscale.step_time import StepTime
+from sixfold.scaling.spec import RolesSpec
+
+_EXACT = 1e-9
+_WORTH_MOVING = 1.2
+"""Where both roles are short, a replica changes its role only if the busier role is busier by this factor than it need be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,73 +35,101 @@ class Roles:
 
     num_prefill: int
     num_decode: int
-    reason: str
+    reason: str = ""
+
+    @property
+    def total(self) -> int:
+        """Of both."""
+        return self.num_prefill + self.num_decode
 
 
-def role_speed(
-    step_time: StepTime, *, mean_context_tokens: float, inter_token_s: float, max_step_tokens: int, max_rows: int
-) -> RoleSpeed:
-    """What a replica can do in each role, from its step time.
+def prefill_speed(step_time: StepTime, *, mean_prompt_tokens: float, max_step_tokens: float) -> float:
+    """Prompt tokens that a replica computes in a second, in full steps.
 
     Args:
         step_time: The engine's.
-        mean_context_tokens: Mean length of a decoding sequence.
-        inter_token_s: Promised time between two tokens.
-        max_step_tokens: Largest prefill step.
-        max_rows: Most sequences that decode together.
-
-    Returns:
-        Prefill in full steps; decode with as many rows as keep the time between two tokens, at least one.
+        mean_prompt_tokens: Mean length of a prompt.
+        max_step_tokens: Largest step.
     """
-    # A prompt token attends to half of its prompt on average, and prompts are about as long as what decodes.
-    prefill_s = step_time.seconds(
+    # A prompt token attends to half of its prompt on average.
+    seconds = step_time.seconds(
         prefill_tokens=max_step_tokens,
         decode_rows=0,
         kv_tokens=0,
-        prefill_kv_tokens=max_step_tokens * mean_context_tokens / 2,
+        prefill_kv_tokens=max_step_tokens * mean_prompt_tokens / 2,
     )
-    row_s = step_time.per_row_s + step_time.per_kv_s * mean_context_tokens
+    return max_step_tokens / seconds if seconds > 0.0 else math.inf
+
+
+def decode_rows(step_time: StepTime, *, mean_context_tokens: float, inter_token_s: float, max_rows: float) -> float:
+    """Sequences that may decode together while the time between two tokens is kept; at least one."""
+    row_s = _row_s(step_time, mean_context_tokens)
     rows = (inter_token_s - step_time.base_s) / row_s if row_s > 0.0 else math.inf
-    rows = max(1.0, min(float(max_rows), math.floor(rows) if math.isfinite(rows) else float(max_rows)))
-    return RoleSpeed(
-        prefill_tokens_per_s=max_step_tokens / prefill_s,
-        decode_tokens_per_s=rows / (step_time.base_s + rows * row_s),
-    )
+    return max(1.0, math.floor(min(max_rows, rows)))
 
 
-def size_roles(
-    demand: RoleDemand, speed: RoleSpeed, *, utilization: float, max_replicas: int, current: Roles | None = None
-) -> Roles:
-    """Splits replicas over the roles so that both are equally busy.
+def decode_gap_s(step_time: StepTime, *, mean_context_tokens: float, rows: float) -> float:
+    """The time between two tokens where so many sequences decode together."""
+    return step_time.base_s + rows * _row_s(step_time, mean_context_tokens)
+
+
+def size_roles(spec: RolesSpec, demand: RoleDemand, speed: RoleSpeed, *, current: Roles | None = None) -> Roles:
+    """Gives each role the replicas that its demand keeps busy.
 
     Args:
+        spec: Bounds, and the share of the speed that is planned for. Where ``max_replicas`` of both do not suffice, both roles
+            are short by the same factor as far as their own bounds allow.
         demand: Measured or foreseen.
-        speed: See `role_speed`.
-        utilization: Share of the speed that is planned for.
-        max_replicas: Of both roles together, at least 2; where they do not suffice, both roles are short by the same factor.
-        current: What runs. It stays where it suffices and is at most one replica in each role too many, since a change of
-            role costs a start.
-
-    Raises:
-        ValueError: Fewer than two replicas: each role needs one.
+        speed: What a replica of each role does.
+        current: What runs. Where both are short, it stays unless another division is better by a fifth: a change of role costs
+            a start.
     """
-    if max_replicas < 2:
-        raise ValueError(f"max_replicas is {max_replicas}: prefill and decode need a replica each. Allow at least 2.")
-    prefill = demand.prefill_tokens_per_s / (speed.prefill_tokens_per_s * utilization)
-    decode = demand.decode_tokens_per_s / (speed.decode_tokens_per_s * utilization)
-    asked = f"prefill keeps {prefill:.2f} replicas busy, decode {decode:.2f}"
-    num_prefill, num_decode = max(1, math.ceil(prefill - 1e-9)), max(1, math.ceil(decode - 1e-9))
-    if num_prefill + num_decode > max_replicas:
-        num_prefill = _split(prefill, decode, max_replicas)
-        num_decode = max_replicas - num_prefill
-        return Roles(num_prefill=num_prefill, num_decode=num_decode, reason=f"{asked}; only {max_replicas} may run")
-    if current is not None and current.num_prefill + current.num_decode <= max_replicas:
-        spare = (current.num_prefill - num_prefill, current.num_decode - num_decode)
-        if all(0 <= each <= 1 for each in spare):
-            return Roles(num_prefill=current.num_prefill, num_decode=current.num_decode, reason=f"{asked}; kept")
+    prefill = demand.prefill_tokens_per_s / (speed.prefill_tokens_per_s * spec.target_utilization)
+    decode = demand.decode_tokens_per_s / (speed.decode_tokens_per_s * spec.target_utilization)
+    asked = (
+        f"{demand.prefill_tokens_per_s:,.0f} prompt tokens a second keep {prefill:.2f} prefill replicas of "
+        f"{speed.prefill_tokens_per_s:,.0f} busy, {demand.decode_tokens_per_s:,.0f} generated ones {decode:.2f} decode replicas "
+        f"of {speed.decode_tokens_per_s:,.0f}"
+    )
+    num_prefill = min(max(_ceil(prefill), spec.prefill.min_replicas), spec.max_prefill)
+    num_decode = min(max(_ceil(decode), spec.decode.min_replicas), spec.max_decode)
+    if num_prefill + num_decode > spec.max_replicas:
+        num_prefill = _divide(spec, prefill, decode, current)
+        num_decode = spec.max_replicas - num_prefill
+        asked += f"; only {spec.max_replicas} may run"
     return Roles(num_prefill=num_prefill, num_decode=num_decode, reason=asked)
 
 
-def _split(prefill: float, decode: float, total: int) -> int:
-    """The number of prefill replicas with which the busier role is least busy."""
-    return min(range(1, total), key=lambda count: max(prefill / count, decode / (total - count)))
+def bounded(spec: RolesSpec, roles: Roles) -> Roles:
+    """As many as there may be of what runs; where both roles together are too many, the larger one gives."""
+    num_prefill = min(max(roles.num_prefill, spec.prefill.min_replicas), spec.max_prefill)
+    num_decode = min(max(roles.num_decode, spec.decode.min_replicas), spec.max_decode)
+    while num_prefill + num_decode > spec.max_replicas:
+        if num_decode > spec.decode.min_replicas and (
+            num_decode >= num_prefill or num_prefill == spec.prefill.min_replicas
+        ):
+            num_decode -= 1
+        else:
+            num_prefill -= 1
+    return Roles(num_prefill=num_prefill, num_decode=num_decode, reason=roles.reason)
+
+
+def _divide(spec: RolesSpec, prefill: float, decode: float, current: Roles | None) -> int:
+    """The number of prefill replicas, of all that there may be, with which the busier role is least busy."""
+
+    def busiest(count: int) -> float:
+        return max(prefill / count, decode / (spec.max_replicas - count))
+
+    choices = range(spec.max_replicas - spec.max_decode, spec.max_prefill + 1)
+    best = min(choices, key=busiest)
+    if current is None or current.total != spec.max_replicas or current.num_prefill not in choices:
+        return best
+    return current.num_prefill if busiest(current.num_prefill) <= _WORTH_MOVING * busiest(best) else best
+
+
+def _row_s(step_time: StepTime, mean_context_tokens: float) -> float:
+    return step_time.per_row_s + step_time.per_kv_s * mean_context_tokens
+
+
+def _ceil(busy: float) -> int:
+    return math.ceil(busy - _EXACT)

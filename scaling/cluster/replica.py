@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Literal
 
 import httpx
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -38,6 +38,9 @@ class ReplicaSettings(BaseModel):
 
     revision: str = ""
     """Published with its address: what a rollout tells old and new replicas apart by."""
+
+    role: Literal["any", "prefill"] = "any"
+    """Published with its address: ``prefill`` for those that compute prompts for others."""
 
     start_timeout_s: Seconds = 600.0
     """Longest start, the loading of the model included."""
@@ -94,7 +97,11 @@ class Replica:
         url = await self._server.start(self._settings.start_timeout_s)
         published = asyncio.Event()
         record = ReplicaRecord(
-            replica_id=self._replica_id, url=url, region=self._region, revision=self._settings.revision
+            replica_id=self._replica_id,
+            url=url,
+            region=self._region,
+            revision=self._settings.revision,
+            role=self._settings.role,
         )
         self._holding = asyncio.create_task(self._hold(record, published))
         waiting = asyncio.create_task(published.wait())

@@ -18,6 +18,7 @@ from sixfold.core.serving.keys import KeyRing
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.scaling.gateway.attempts import Attempts
 from sixfold.scaling.gateway.budgets import RetryBudget
+from sixfold.scaling.gateway.divisions import take_divisions
 from sixfold.scaling.gateway.doors import Doors
 from sixfold.scaling.gateway.fleet import Fleet
 from sixfold.scaling.gateway.forwarding import Buffered
@@ -60,6 +61,7 @@ class Gateway:
         token_ids: Tokenizes prompts for ``routing.policy: kv``.
         clock: Monotonic seconds.
         tracing: Where traces of requests go; closed by the caller.
+        divides: Whether this process carries rollouts out and sets `shares`; otherwise those that the registry tells hold.
 
     Attributes:
         shares: Of models that are being rolled out, by each name that clients use: how requests are divided among revisions.
@@ -73,6 +75,7 @@ class Gateway:
         token_ids: TokenIds | None = None,
         clock: Callable[[], float] = monotonic,
         tracing: Tracing | None = None,
+        divides: bool = False,
     ) -> None:
         self.settings: ServerSettings = settings.server
         self._gateway_settings = settings
@@ -105,7 +108,8 @@ class Gateway:
         )
         self._upstream = Upstream(connect_timeout_s=settings.health.connect_timeout_s)
         self._prober = Prober(
-            settings, self.fleet, self._upstream, registry, clock, self._metrics.registry_failures.inc
+            *(settings, self.fleet, self._upstream, registry, clock, self._metrics.registry_failures.inc),
+            on_divisions=None if divides else partial(take_divisions, self.shares),
         )
         self._follower = self._build_follower()
         self.app = self._build_app(token_ids, tracing)

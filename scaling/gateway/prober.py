@@ -11,7 +11,7 @@ import msgspec
 from sixfold.scaling.gateway.fleet import Fleet, Replica, read_listing
 from sixfold.scaling.gateway.settings import GatewaySettings
 from sixfold.scaling.gateway.upstream import ReplicaFailed, Upstream
-from sixfold.scaling.registry import LeaseView, Registry, RegistryUnavailable, ReplicaRecord, Row
+from sixfold.scaling.registry import Division, LeaseView, Registry, RegistryUnavailable, ReplicaRecord, Row
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Prober:
         registry: Where replicas publish themselves, if anywhere.
         clock: Monotonic seconds.
         on_unavailable: Called when the registry can't be read or written.
+        on_divisions: Told how requests are divided by what the registry says; None where this process divides them itself.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class Prober:
         registry: Registry | None,
         clock: Callable[[], float],
         on_unavailable: Callable[[], None],
+        on_divisions: Callable[[Sequence[Division]], None] | None = None,
     ) -> None:
+        self._on_divisions = on_divisions
         self._on_unavailable = on_unavailable
         self._settings = settings
         self._fleet = fleet
@@ -104,6 +107,8 @@ class Prober:
             return
         try:
             rows = await asyncio.to_thread(self._registry.rows)
+            if self._on_divisions is not None:
+                self._on_divisions(await asyncio.to_thread(self._registry.divisions))
         except RegistryUnavailable as error:  # what was known stays in force, which is what survives it
             self._on_unavailable()
             _LOG.warning("the registry can't be read, the known replicas stay: %s", error)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from sixfold.core.serving.settings import ServerSettings
 from sixfold.core.telemetry.settings import TelemetrySettings
+from sixfold.scaling.disagg.planner import SplitCosts
 from sixfold.scaling.gateway.plan_settings import PlanSettings
 from sixfold.scaling.registry_settings import RegistrySettings, short_registry
 
@@ -189,6 +190,17 @@ class DisaggregationSettings(BaseModel):
 
     timeout_s: Seconds = 60.0
     """After it, a prompt is computed where it is answered."""
+
+    @property
+    def costs(self) -> SplitCosts:
+        """The same, for who decides."""
+        return SplitCosts(
+            kv_bytes_per_token=self.kv_bytes_per_token,
+            link_bytes_per_s=self.link_bytes_per_s,
+            overhead_s=self.overhead_s,
+            interference=self.interference,
+            min_gain=self.min_gain,
+        )
 
 
 class HealthSettings(BaseModel):

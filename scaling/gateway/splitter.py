@@ -13,7 +13,7 @@ import msgspec
 
 from sixfold.core.decisions import DecisionLog
 from sixfold.scaling.disagg.bodies import can_split, decode_body, handle_of, prefill_body, read_object
-from sixfold.scaling.disagg.planner import PromptShape, ReplicaLoad, SplitCosts, SplitDecision, decide_split
+from sixfold.scaling.disagg.planner import PromptShape, ReplicaLoad, SplitDecision, decide_split
 from sixfold.scaling.disagg.speed import PrefillSpeed
 from sixfold.scaling.gateway.fleet import Fleet
 from sixfold.scaling.gateway.metrics import GatewayMetrics
@@ -63,13 +63,7 @@ class PromptSplitter:
         self._split_share = 0.0
         self._speeds: dict[str, PrefillSpeed] = {}  # of models that prefill replicas serve
         self._settings = settings
-        self._costs = SplitCosts(
-            kv_bytes_per_token=settings.kv_bytes_per_token,
-            link_bytes_per_s=settings.link_bytes_per_s,
-            overhead_s=settings.overhead_s,
-            interference=settings.interference,
-            min_gain=settings.min_gain,
-        )
+        self._costs = settings.costs
         self._fleet = fleet
         self._decode_router = decode_router
         self._prefill_router = prefill_router

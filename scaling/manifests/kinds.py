@@ -152,6 +152,12 @@ def render(kind: str, target: Target) -> str:
     Raises:
         ConfigError: The configuration can't be said in this kind.
     """
+    for model in target.site.settings.models:
+        if target.site.part(model).roles is not None:
+            raise ConfigError(
+                f"cluster.services.{model}.roles: what sizes both roles is the agent of 'sixfold up', and Kubernetes has none. "
+                "Remove roles, or run 'sixfold up'."
+            )
     return yaml.safe_dump_all(KINDS[kind](target), sort_keys=False, width=120)
 
 

@@ -9,12 +9,14 @@ from sixfold.scaling.sim.gateway_routing import gateway_policies
 from sixfold.scaling.sim.outcome import Summary, summarize
 from sixfold.scaling.sim.replica import ReplicaProfile
 from sixfold.scaling.sim.request import TraceRequest
-from sixfold.scaling.sim.routing import routing_policies
-from sixfold.scaling.sim.settings import SimulationSettings
+from sixfold.scaling.sim.role_simulation import RoleSimulation
+from sixfold.scaling.sim.routing import RoutingPolicy, routing_policies
+from sixfold.scaling.sim.settings import SimulationSettings, SplitSettings
 from sixfold.scaling.sim.simulation import History, Loss, Rules, Simulation
 from sixfold.scaling.sim.site import Site
 from sixfold.scaling.sim.traces import read_trace, several_tenants, spiked, synthetic_day, with_origins, with_rate
 from sixfold.scaling.spec import ScalingSpec
+from sixfold.scaling.up.sizing import RolesSizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +88,17 @@ def simulate(settings: SimulationSettings, trace: Sequence[TraceRequest], *, num
         for each in settings.losses
     ]
     rules = Rules(patience_s=settings.patience_s, travel_s=settings.travel_s, replay_streams=settings.replay_streams)
-    history = Simulation(sites, rules, losses).run(trace)
+    simulation = (
+        Simulation(sites, rules, losses) if settings.roles is None else _with_roles(settings, settings.roles, rules)
+    )
+    history = simulation.run(trace)
     name = "autoscaled" if num_static is None else f"static {num_static}"
     return Run(name=name, summary=summarize(history, settings.slo, settings.replica.num_gpus), history=history)
 
 
-def _sites(settings: SimulationSettings, scaling: ScalingSpec, num_initial: int) -> list[Site]:
+def _profile(settings: SimulationSettings) -> ReplicaProfile:
     replica = settings.replica
-    profile = ReplicaProfile(
+    return ReplicaProfile(
         step_time=replica.step_time.step_time,
         max_step_tokens=replica.max_step_tokens,
         max_rows=replica.max_rows,
@@ -101,10 +106,39 @@ def _sites(settings: SimulationSettings, scaling: ScalingSpec, num_initial: int)
         block_tokens=replica.block_tokens,
         overhead_s=replica.overhead_s,
     )
-    policies = routing_policies(replica.block_tokens, settings.seed)
-    gateway = gateway_policies(replica.block_tokens, settings.seed)
-    make_policy = {**policies, **{f"gateway_{name}": make for name, make in gateway.items()}}[settings.routing]
+
+
+def _policy(settings: SimulationSettings) -> Callable[[], RoutingPolicy]:
+    block_tokens = settings.replica.block_tokens
+    policies = routing_policies(block_tokens, settings.seed)
+    gateway = gateway_policies(block_tokens, settings.seed)
+    return {**policies, **{f"gateway_{name}": make for name, make in gateway.items()}}[settings.routing]
+
+
+def _sites(settings: SimulationSettings, scaling: ScalingSpec, num_initial: int) -> list[Site]:
+    profile, make_policy = _profile(settings), _policy(settings)
     return [Site(name, profile, scaling, make_policy(), num_initial=num_initial, now_s=0.0) for name in settings.sites]
+
+
+def _with_roles(settings: SimulationSettings, roles: SplitSettings, rules: Rules) -> RoleSimulation:
+    (name,) = settings.sites
+    sizer = RolesSizer(name, roles.scaling, max_rows=settings.replica.max_rows)
+    scaling, make_policy = settings.scaling.model_copy(update={"slo": None}), _policy(settings)
+    decode, prefill = (
+        Site(
+            *(service.name, _profile(settings), scaling, make_policy()),
+            num_initial=sizer.bounds(service.name)[0],
+            now_s=0.0,
+        )
+        for service in sizer.services
+    )
+    return RoleSimulation(
+        *(decode, prefill, sizer),
+        costs=roles.gateway.costs,
+        prefill_tokens_per_s=roles.gateway.prefill_tokens_per_s,
+        min_prompt_tokens=roles.gateway.min_prompt_tokens,
+        rules=rules,
+    )
 
 
 def compare(

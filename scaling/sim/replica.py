@@ -7,7 +7,7 @@ import itertools
 from collections import deque
 from dataclasses import dataclass
 
-from sixfold.core.autoscaling.load import ModelLoad
+from sixfold.core.autoscaling.load import ModelLoad, StepWork
 from sixfold.core.batching.admission import DrainRate
 from sixfold.scaling.autoscale.step_time import StepTime, attended_tokens
 from sixfold.scaling.sim.prefix_cache import PrefixCache
@@ -76,6 +76,21 @@ class SimReplica:
         self._start_s = 0.0
         self._num_steps = 0
         self._plan: list[tuple[Job, int]] = []
+        self._done_steps = 0
+        self._busy_s = 0.0
+        self._tokens_in = self._tokens_out = 0
+
+    @property
+    def num_streams(self) -> int:
+        """Answers that it writes."""
+        return len(self._rows)
+
+    @property
+    def queued_prompt_tokens(self) -> int:
+        """Prompt tokens that it has not computed."""
+        return sum(job.prefill_left for job in self._prefilling) + sum(
+            job.request.prompt_tokens for job in self._waiting
+        )
 
     @property
     def busy(self) -> bool:
@@ -85,6 +100,10 @@ class SimReplica:
     def cached_blocks(self, request: TraceRequest) -> int:
         """Leading blocks of the prompt that are here."""
         return self.cache.match(request.blocks)
+
+    def cached_tokens(self, request: TraceRequest) -> int:
+        """Tokens of the prompt that are here."""
+        return self.cached_blocks(request) * self.profile.block_tokens
 
     @property
     def num_cached_blocks(self) -> int:
@@ -102,6 +121,13 @@ class SimReplica:
             queued_units=self.pending_units,
             units_per_s=self._rate.units_per_s,
             cache_use=min(1.0, self._reserved_tokens / self.profile.cache_tokens),
+            steps=StepWork(
+                num_steps=self._done_steps,
+                seconds=self._busy_s,
+                input_tokens=self._tokens_in,
+                output_tokens=self._tokens_out,
+                budget_units=self.profile.max_step_tokens,
+            ),
         )
 
     def submit(self, job: Job, now_s: float) -> float | None:
@@ -141,12 +167,17 @@ class SimReplica:
         steps, self._num_steps = self._num_steps, 0
         done = self._decode(steps, now_s)
         units = steps * (len(self._rows) + len(done))
+        self._tokens_out += units
         for job, tokens in self._plan:
             job.prefill_left -= tokens
             units += tokens
+            self._tokens_in += tokens
             if job.prefill_left == 0:
                 self._first_token(job, now_s, done)
+                self._tokens_out += 1
         self._plan = []
+        self._done_steps += steps
+        self._busy_s += now_s - self._start_s
         self.pending_units -= units
         self._rate.observe(units, now_s - self._start_s)
         while self._waiting and self._waiting[0].request.arrived_s < expired_before_s:
@@ -225,10 +256,12 @@ class SimReplica:
         request = job.request
         self._reserved_tokens += job.context_tokens
         # The last token is computed in any case: its output is the first token of the answer.
-        cached = min(self.cached_blocks(request) * self.profile.block_tokens, request.prompt_tokens - 1)
-        job.cached_tokens = max(0, cached)
-        job.prefill_left = request.prompt_tokens - job.cached_tokens
-        self.pending_units -= job.cached_tokens
+        found = max(0, min(self.cached_tokens(request), request.prompt_tokens - 1))
+        if not job.given_tokens:  # else what counts was found where the prompt was computed
+            job.cached_tokens = found
+        known = max(found, job.given_tokens)
+        job.prefill_left = request.prompt_tokens - known
+        self.pending_units -= known
         self._prefilling.append(job)
 
     def _first_token(self, job: Job, now_s: float, done: list[Job]) -> None:

@@ -55,6 +55,7 @@ class Job:
         "cached_tokens",
         "finished_s",
         "first_token_s",
+        "given_tokens",
         "num_attempts",
         "outcome",
         "prefill_left",
@@ -67,6 +68,8 @@ class Job:
         self.outcome = Outcome.RUNNING
         self.prefill_left = 0
         self.cached_tokens = 0
+        self.given_tokens = 0
+        """Of the prompt, what another replica has computed for it."""
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
         self.num_attempts = 0

@@ -13,7 +13,8 @@ from sixfold.core.config import Seconds
 from sixfold.core.validation import validate
 from sixfold.core.yaml_document import read_document
 from sixfold.scaling.autoscale.step_time import StepTime
-from sixfold.scaling.spec import Positive, ScalingSpec, Share, Slo
+from sixfold.scaling.gateway.settings import DisaggregationSettings
+from sixfold.scaling.spec import Positive, RolesSpec, ScalingSpec, Share, Slo
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -149,6 +150,18 @@ class LossSettings(BaseModel):
     """Time until gateways know."""
 
 
+class SplitSettings(BaseModel):
+    """Prompts that are computed by replicas of their own."""
+
+    model_config = _FROZEN
+
+    scaling: RolesSpec
+    """How many of each role."""
+
+    gateway: DisaggregationSettings
+    """When a prompt is computed elsewhere, as in the gateway's file."""
+
+
 class SimulationSettings(BaseModel):
     """One simulation."""
 
@@ -165,6 +178,10 @@ class SimulationSettings(BaseModel):
 
     slo: Slo
     """What is promised; attainment is measured against it. Scaling follows it only where ``scaling.slo`` says so, too."""
+
+    roles: SplitSettings | None = None
+    """Where set, replicas have two roles, sized apart; of ``scaling`` its ``cold_start_s`` holds. With one site, which is never
+    lost, and without fixed fleets beside."""
 
     routing: Literal[
         "round_robin",
@@ -207,6 +224,10 @@ class SimulationSettings(BaseModel):
 
     @model_validator(mode="after")
     def _losses_name_sites(self) -> Self:
+        if self.roles is not None and (len(self.sites) > 1 or self.losses or self.static_fleets):
+            raise ValueError(
+                "roles: there may be one site, no losses, and no fixed fleets. Set static_fleets to false."
+            )
         for loss in self.losses:
             if loss.site not in self.sites:
                 raise ValueError(f"losses: there is no site {loss.site!r}. Sites: {', '.join(self.sites)}.")

@@ -10,7 +10,7 @@ from functools import partial
 
 from sixfold.scaling.sim.replica import SimReplica
 from sixfold.scaling.sim.request import Job, Outcome, TraceRequest
-from sixfold.scaling.sim.site import Site
+from sixfold.scaling.sim.site import Site, Sizing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,11 +204,10 @@ class Simulation:
     def _tick(self, now_s: float) -> None:
         """All autoscalers decide."""
         self._charge(now_s)
-        for site in self._sites.values():
-            if site.up:
-                self._resize(site, now_s)
-            self._expire_held(site, now_s)
+        self._resize_all(now_s)
         sites = self._sites.values()
+        for site in sites:
+            self._expire_held(site, now_s)
         self._history.moments.append(
             Moment(
                 at_s=now_s,
@@ -220,8 +219,12 @@ class Simulation:
         if self._num_open or now_s <= self._last_arrival_s:
             self._at(now_s + self._rules.tick_s, self._tick)
 
-    def _resize(self, site: Site, now_s: float) -> None:
-        sizing = site.resize(now_s)
+    def _resize_all(self, now_s: float) -> None:
+        for site in self._sites.values():
+            if site.up:
+                self._carry_out(site, site.resize(now_s), now_s)
+
+    def _carry_out(self, site: Site, sizing: Sizing, now_s: float) -> None:
         if sizing.num_starting or sizing.num_removed:
             self._history.decisions.append((now_s, site.name, len(site.ready) + site.num_starting, sizing.reason))
         num_losses = site.num_losses

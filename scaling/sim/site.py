@@ -105,12 +105,16 @@ class Site:
         fleet = self._fleet(now_s)
         decision = decide(self.scaling, self._state, fleet, now_s)
         self._state = decision.state
-        change = decision.num_replicas - fleet.num_provisioned
+        return self.order(decision.num_replicas, decision.reason)
+
+    def order(self, num_replicas: int, reason: str) -> Sizing:
+        """Starts or removes replicas until there are so many, for a reason; see `resize`."""
+        change = num_replicas - len(self.ready) - self.num_starting
         if change >= 0:
             revived = min(change, self.num_cancelled)
             self.num_cancelled -= revived
             self.num_starting += change
-            return Sizing(num_starting=change - revived, num_removed=0, reason=decision.reason)
+            return Sizing(num_starting=change - revived, num_removed=0, reason=reason)
         removed = min(-change, self.num_starting)
         self.num_starting -= removed
         self.num_cancelled += removed
@@ -120,7 +124,7 @@ class Site:
             if replica.num_running:
                 replica.draining = True
                 self.draining.add(replica)
-        return Sizing(num_starting=0, num_removed=-change, reason=decision.reason)
+        return Sizing(num_starting=0, num_removed=-change, reason=reason)
 
     def replica_started(self) -> SimReplica | None:
         """A replica that was ordered is there; None where it is not wanted any more."""

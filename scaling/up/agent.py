@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 import httpx
 import msgspec
 
-from sixfold.core.autoscaling.load import ModelLoad, ServerLoad
-from sixfold.scaling.autoscale.decide import decide
-from sixfold.scaling.autoscale.fleet import Fleet, State
+from sixfold.core.autoscaling.load import ServerLoad
+from sixfold.core.decisions import DecisionLog
 from sixfold.scaling.cluster.engine import ServiceStatus
-from sixfold.scaling.spec import ScalingSpec
-from sixfold.scaling.up.load import load_between
+from sixfold.scaling.spec import RolesSpec, ScalingSpec
+from sixfold.scaling.up.sizing import Answered, Seen, Sizer, sizer_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,24 +24,28 @@ class Cluster(Protocol):
     """What runs replicas; calls may block and may raise `ClusterError`."""
 
     def run(self, counts: Mapping[str, int]) -> None:
-        """Says how many replicas each model shall have; returns before they do."""
+        """Says how many replicas each service shall have; returns before they do."""
         ...
 
     def status(self) -> Mapping[str, ServiceStatus]:
-        """What is there, by model."""
+        """What is there, by service."""
         ...
 
 
 class Observer(Protocol):
-    """What the gateway sees of the models."""
+    """What the gateway sees of the services."""
 
-    def urls(self, model: str) -> Sequence[str]:
-        """The addresses of the replicas of a model that take requests."""
+    def urls(self, service: str) -> Sequence[str]:
+        """The addresses of the replicas of a service that take requests."""
         ...
 
-    def num_held(self, model: str) -> int:
-        """Requests of a model that wait in front for want of a replica."""
+    def num_held(self, service: str) -> int:
+        """Requests of a service that wait in front for want of a replica."""
         ...
+
+
+_MAX_ROWS = 256
+"""Sequences in a step of a server that nobody has set."""
 
 
 class Agent:
@@ -53,36 +57,50 @@ class Agent:
         observer: Asked for what is there.
         clock: Monotonic seconds.
         http: Reaches the replicas; closed by whoever made it.
+        decisions: Told of each changed number.
+        max_rows: Most sequences in one step of a model's servers, where it is set.
+
+    Attributes:
+        counts: Replicas that there shall be, by service.
     """
 
     def __init__(
         self,
-        specs: Mapping[str, ScalingSpec],
+        specs: Mapping[str, ScalingSpec | RolesSpec],
         cluster: Cluster,
         observer: Observer,
         *,
         clock: Callable[[], float],
         http: httpx.AsyncClient,
+        decisions: DecisionLog | None = None,
+        max_rows: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        self._specs = specs
         self._cluster = cluster
         self._observer = observer
         self._clock = clock
-        self._states: dict[str, State] = {}
-        # A service begins with a replica even if it may have none: what it serves is not known before.
-        self.counts: dict[str, int] = {model: max(1, spec.min_replicas) for model, spec in specs.items()}
+        self._http = http
+        self._decisions = decisions or DecisionLog()
         self._asked: Mapping[str, int] | None = None
         self._seen: dict[str, ServerLoad] = {}
-        self._http = http
+        self._decided: set[str] = set()
+        self._sizers: dict[str, Sizer] = {}
+        self.counts: dict[str, int] = {}
+        self.change(specs, max_rows=max_rows)
 
-    def change(self, specs: Mapping[str, ScalingSpec]) -> None:
+    def change(
+        self, specs: Mapping[str, ScalingSpec | RolesSpec], *, max_rows: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         """Takes changed models over; the cluster is told at the next step."""
-        self._specs = specs
-        self._states = {model: state for model, state in self._states.items() if model in specs}
-        self.counts = {
-            model: min(max(self.counts.get(model, 1), spec.min_replicas), spec.max_replicas)
+        self._sizers = {
+            model: sizer_of(model, spec, max_rows=max_rows.get(model, _MAX_ROWS), before=self._sizers.get(model))
             for model, spec in specs.items()
         }
+        bounds = {each.name: sizer.bounds(each.name) for sizer in self._sizers.values() for each in sizer.services}
+        # A service begins with a replica even if it may have none: what it serves is not known before.
+        self.counts = {
+            service: min(max(self.counts.get(service, 1), fewest), most) for service, (fewest, most) in bounds.items()
+        }
+        self._decided &= set(self.counts)
         self.tell_again()
 
     def tell_again(self) -> None:
@@ -101,9 +119,9 @@ class Agent:
         status = await asyncio.to_thread(self._cluster.status)
         if self._asked is None:
             self._take_over(status)
-        for model in self._specs:
+        for model in tuple(self._sizers):
             await self._decide(model)
-        missing = [model for model, count in self.counts.items() if count and model not in status]
+        missing = [service for service, count in self.counts.items() if count and service not in status]
         if missing or self._asked != self.counts:
             counts = dict(self.counts)
             await asyncio.to_thread(self._cluster.run, counts)
@@ -112,41 +130,40 @@ class Agent:
 
     def _take_over(self, status: Mapping[str, ServiceStatus]) -> None:
         """Before the first word to the cluster: what runs there already stays until its load says otherwise."""
-        for model, spec in self._specs.items():
-            if model in status and model not in self._states:
-                self.counts[model] = min(max(self.counts[model], status[model].num_running), spec.max_replicas)
+        for sizer in self._sizers.values():
+            for service in (each.name for each in sizer.services):
+                if service in status and service not in self._decided:
+                    most = sizer.bounds(service)[1]
+                    self.counts[service] = min(max(self.counts[service], status[service].num_running), most)
 
     async def _decide(self, model: str) -> None:
-        loads = await self._loads(model)
-        spec = self._specs.get(model)
-        if spec is None:  # the file was changed meanwhile
+        services = [each.name for each in self._sizers[model].services]
+        answered = {service: await self._answers(service) for service in services}
+        sizer = self._sizers.get(model)
+        if sizer is None or [each.name for each in sizer.services] != services:  # the file was changed meanwhile
             return
-        count = self.counts[model]
-        loads = folded(loads, count)
-        held = self._observer.num_held(model)
-        if not loads and not held and count:
-            return  # the first replicas start, or all were lost: either way the number stays
-        fleet = Fleet(loads=loads, num_starting=max(0, count - len(loads)), num_held=held)
-        now_s = self._clock()
-        # What it begins with counts as wanted just now: it stays for the delay even if nothing comes.
-        state = self._states.get(model, State(peaks=((now_s, count),)))
-        decision = decide(spec, state, fleet, now_s)
-        self._states[model] = decision.state
-        if decision.num_replicas != count:
-            _LOG.info("%s: %d replicas instead of %d: %s", model, decision.num_replicas, count, decision.reason)
-            self.counts[model] = decision.num_replicas
+        seen = {
+            service: Seen(
+                count=self.counts[service], servers=answered[service], num_held=self._observer.num_held(service)
+            )
+            for service in services
+        }
+        for service, sized in sizer.resize(seen, self._clock()).items():
+            self._decided.add(service)
+            count = self.counts[service]
+            if sized.num_replicas != count:
+                _LOG.info("%s: %d replicas instead of %d: %s", service, sized.num_replicas, count, sized.reason)
+                self._decisions.changed(
+                    "replicas", count, sized.num_replicas, sized.reason, objective=sized.objective, source=service
+                )
+                self.counts[service] = sized.num_replicas
 
-    async def _loads(self, model: str) -> tuple[ModelLoad, ...]:
-        urls = self._observer.urls(model)
-        answers = await asyncio.gather(*(self._load(url) for url in urls))
-        found: list[ModelLoad] = []
-        for url, after in zip(urls, answers, strict=True):
-            if after is None:  # it is up, as the gateway found: only its figure is missing
-                found.append(ModelLoad(model_name=model))
-                continue
-            found.append(load_between(self._seen.get(url), after, model))
-            self._seen[url] = after
-        return tuple(found)
+    async def _answers(self, service: str) -> tuple[Answered, ...]:
+        urls = self._observer.urls(service)
+        found = await asyncio.gather(*(self._load(url) for url in urls))
+        answers = tuple(Answered(before=self._seen.get(url), now=now) for url, now in zip(urls, found, strict=True))
+        self._seen.update({url: now for url, now in zip(urls, found, strict=True) if now is not None})
+        return answers
 
     async def _load(self, url: str) -> ServerLoad | None:
         try:
@@ -155,26 +172,3 @@ class Agent:
         except (httpx.HTTPError, msgspec.MsgspecError) as error:
             _LOG.warning("no load of %s: %s: %s", url, type(error).__name__, error)
             return None
-
-
-def folded(loads: Sequence[ModelLoad], count: int) -> tuple[ModelLoad, ...]:
-    """The loads of no more replicas than were ordered.
-
-    Those beyond that leave, or are a second revision on trial: they are no reason to order more, and their requests count.
-
-    Args:
-        loads: One each replica.
-        count: Replicas that were ordered.
-    """
-    if count == 0:
-        return ()  # they leave; who waits for a new one is counted in front
-    kept = list(loads[:count])
-    for i, more in enumerate(loads[count:]):
-        one = kept[i % count]
-        kept[i % count] = msgspec.structs.replace(
-            one,
-            num_in_flight=one.num_in_flight + more.num_in_flight,
-            num_waiting=one.num_waiting + more.num_waiting,
-            queued_units=one.queued_units + more.queued_units,
-        )
-    return tuple(kept)

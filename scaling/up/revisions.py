@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from sixfold.scaling.cluster.document import DeployedService
 from sixfold.scaling.cluster.engine import RayEngine, ServiceStatus
 from sixfold.scaling.gateway.app import Gateway
+from sixfold.scaling.registry import Division
 from sixfold.scaling.registry_settings import RegistryPlace
 from sixfold.scaling.rollout.decide import Phase, Rollout, Sight, advance
 from sixfold.scaling.rollout.split import Split, Splitter
@@ -71,13 +72,26 @@ class Revisions:
         self._replica_key = replica_key
         self._has_gpus = engine.num_gpus() > 0
         self._statuses: Mapping[str, ServiceStatus] = engine.status()
-        found = {name: self._first(site, name, self._statuses) for name in site.settings.models}
+        found = {name: self._first(site, name, self._statuses) for name in site.services}
         self._live: Mapping[str, Live] = found
 
     @property
     def live(self) -> Mapping[str, Live]:
-        """By model."""
+        """By service: a model, or those who compute prompts for it."""
         return self._live
+
+    @property
+    def divisions(self) -> Mapping[str, Division]:
+        """How requests are divided now, by service; without those that no rollout is about."""
+        found: dict[str, Division] = {}
+        for service, live in self._live.items():
+            splitter = self._gateway.shares.get(live.names[0])
+            if live.next is not None and splitter is not None:
+                split = splitter.split
+                found[service] = Division(
+                    service=service, names=live.names, old=split.old, new=split.new, share=split.share
+                )
+        return found
 
     def run(self, counts: Mapping[str, int]) -> None:
         """See `sixfold.scaling.up.agent.Cluster`; a revision on trial gets as many replicas as the one that serves."""
@@ -102,10 +116,10 @@ class Revisions:
     def change(self, site: Site, now_s: float) -> None:
         """Takes a changed configuration over: what is new is added, what is gone is left out, what is changed is rolled out."""
         self._live = {
-            model: self._changed(self._live[model], site, model, now_s)
-            if model in self._live
-            else self._first(site, model, ())
-            for model in site.settings.models
+            name: self._changed(self._live[name], site, name, now_s)
+            if name in self._live
+            else self._first(site, name, ())
+            for name in site.services
         }
 
     def roll(self, counts: Mapping[str, int], now_s: float) -> bool:
@@ -139,10 +153,11 @@ class Revisions:
             return replace(live, current=live.next, next=None, rollout=None)
         return replace(live, next=None, rollout=None, refused=new)
 
-    def _changed(self, live: Live, site: Site, model: str, now_s: float) -> Live:
+    def _changed(self, live: Live, site: Site, service: str, now_s: float) -> Live:
+        model = site.services[service].model
         spec, names = site.part(model).rollout, site.settings.models[model].names
         live = replace(live, spec=spec, names=names)
-        wanted = self._make(site, model, live.current.application)
+        wanted = self._make(site, service, live.current.application)
         revision = wanted.replicas.revision
         if live.next is not None and live.next.replicas.revision == revision:
             return live
@@ -157,7 +172,7 @@ class Revisions:
             return replace(live, current=wanted, refused="")
         live = replace(
             live,
-            next=replace(wanted, name=f"{model}-{revision}"),
+            next=replace(wanted, name=f"{service}-{revision}"),
             rollout=Rollout(since_s=now_s, old=self._gateway.fleet.tally(live.current.replicas.revision)),
             refused="",
         )
@@ -175,19 +190,20 @@ class Revisions:
                 old, new = live.current.replicas.revision, live.next.replicas.revision
                 self._gateway.shares[name] = Splitter(Split(old=old, new=new, share=share))
 
-    def _first(self, site: Site, model: str, running: Collection[str]) -> Live:
-        """A model at the start; a cluster that was joined may run it already, under the name of an earlier revision."""
-        service = self._make(site, model, model)
-        own = f"{model}-{service.replicas.revision}"
-        earlier = re.compile(re.escape(model) + "-[0-9a-f]{10}")
-        names = [own, model, *sorted(name for name in running if earlier.fullmatch(name))]
-        name = next((each for each in names if each in running), model)
+    def _first(self, site: Site, service: str, running: Collection[str]) -> Live:
+        """A service at the start; a cluster that was joined may run it already, under the name of an earlier revision."""
+        first = self._make(site, service, service)
+        own = f"{service}-{first.replicas.revision}"
+        earlier = re.compile(re.escape(service) + "-[0-9a-f]{10}")
+        names = [own, service, *sorted(name for name in running if earlier.fullmatch(name))]
+        name = next((each for each in names if each in running), service)
+        model = site.services[service].model
         return Live(
-            names=site.settings.models[model].names, spec=site.part(model).rollout, current=replace(service, name=name)
+            names=site.settings.models[model].names, spec=site.part(model).rollout, current=replace(first, name=name)
         )
 
-    def _make(self, site: Site, model: str, name: str) -> DeployedService:
-        service = deployed(
-            *(site, model), registry=self._registry, replica_key=self._replica_key, has_gpus=self._has_gpus
+    def _make(self, site: Site, service: str, name: str) -> DeployedService:
+        made = deployed(
+            *(site, service), registry=self._registry, replica_key=self._replica_key, has_gpus=self._has_gpus
         )
-        return replace(service, name=name)
+        return replace(made, name=name)

@@ -40,8 +40,8 @@ def run_up(
 
     def read() -> Site:
         site = load_site(config, flags=flags)
-        for entry in site.settings.models.values():
-            check_entry(entry, plugins)
+        for service in site.services:
+            check_entry(site.entry(service), plugins)
         return site
 
     site = read()
@@ -57,10 +57,8 @@ def run_up(
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sixfold-up-"))
             registry = RegistryPlace(path=Path(folder) / "replicas.db")
         replica_key = (site.cluster.replica_key or key_of(registry)) if site.settings.server.api_keys else None
-        gateway = Gateway(
-            site.gateway(registry, replica_key=replica_key),
-            registry=open_place(registry, ttl_s=site.cluster.lease_s),
-        )
+        table = open_place(registry, ttl_s=site.cluster.lease_s)
+        gateway = Gateway(site.gateway(registry, replica_key=replica_key), registry=table, divides=True)
 
         def on_ready(url: str, models: Sequence[str]) -> None:
             print(f"Sixfold serves {', '.join(models)} on {url}", flush=True)
@@ -70,6 +68,7 @@ def run_up(
             config=config,
             read=read,
             registry=registry,
+            table=table,
             replica_key=replica_key,
             address=address,
             keep=keep,

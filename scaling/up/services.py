@@ -12,32 +12,36 @@ from sixfold.scaling.registry_settings import RegistryPlace
 from sixfold.scaling.up.settings import Site
 
 _OWN_TO_THE_GATEWAY = {"host", "port", "api_keys", "cors_origins", "protect_metrics", "access_log", "data_dir"}
-_HOST, _KEY = "\x00host", "\x00key"  # stand for what may be variables until the rest is safe from being filled in
+_HOST, _KEY, _LISTEN = (
+    "\x00host",
+    "\x00key",
+    "\x00listen",
+)  # stand for what may be variables until the rest is safe from being filled in
 _STOP_MARGIN_S = 10.0
 _REVISION_BYTES = 5
 
 
 def deployed(
     site: Site,
-    model: str,
+    service: str,
     *,
     registry: RegistryPlace,
     replica_key: str | None,
     has_gpus: bool,
     cache_dir: str | None = None,
 ) -> DeployedService:
-    """A model as what the cluster is told to run, without replicas yet. Its revision names all that its server is told.
+    """A service as what the cluster is told to run, without replicas yet. Its revision names all that its server is told.
 
     Args:
         site: The configuration.
-        model: The model's name.
+        service: Its name: the model's, or that of those who compute prompts for it.
         registry: Where replicas publish themselves.
         replica_key: What they demand of whoever asks; None for nothing.
         has_gpus: See `Site.service`.
         cache_dir: See `replica_config`.
     """
     config = replica_config(
-        *(site, model),
+        *(site, service),
         key_sha256=None if replica_key is None else hash_key(replica_key),
         host=f"${{{NODE_IP}}}" if registry.etcd is not None else "127.0.0.1",
         cache_dir=cache_dir,
@@ -49,43 +53,47 @@ def deployed(
         start_timeout_s=site.cluster.start_timeout_s,
         drain_s=site.settings.server.drain_timeout_s + _STOP_MARGIN_S,
         lease_s=site.cluster.lease_s,
+        role=site.services[service].role,
     )
-    return DeployedService(spec=site.service(model, has_gpus=has_gpus), replicas=replicas, num_replicas=0)
+    return DeployedService(
+        spec=site.service(service, has_gpus=has_gpus), replicas=replicas, num_replicas=0, name=service
+    )
 
 
 def replica_config(
     site: Site,
-    model: str,
+    service: str,
     *,
     key_sha256: str | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
     cache_dir: str | None = None,
 ) -> str:
-    """The configuration file of a server with this model alone.
+    """The configuration file of a server with a service's model alone.
 
     Args:
         site: The configuration.
-        model: The model's name.
+        service: Its name.
         key_sha256: Of the key that it demands; None for none. This and ``host`` may name a variable, as in ``${NAME}``.
         host: Where it listens.
         port: On which port; 0 takes a free one.
         cache_dir: Where its machine keeps model files; None for where this one does.
     """
     settings = site.settings
-    entry = settings.models[model]
+    entry = site.entry(service, listen=_LISTEN)
     server = settings.server.model_dump(mode="json", exclude_defaults=True, exclude=_OWN_TO_THE_GATEWAY)
     server |= {"host": _HOST, "port": port}
     if key_sha256 is not None:
         # The gateway has checked who asks, and passes on the priority that it may have, and for whom it is.
         server["api_keys"] = [{"name": "gateway", "sha256": _KEY, "priority": "interactive", "acts_for_others": True}]
     document: dict[str, object] = {
-        "models": {model: entry.model_dump(mode="json", exclude_defaults=True, exclude={"name"})},
+        "models": {entry.name: entry.model_dump(mode="json", exclude_defaults=True, exclude={"name"})},
         "server": server,
         "cache_dir": cache_dir or str(settings.cache_dir),
     }
     if settings.memory_limits_bytes:
         document["memory_limits_bytes"] = dict(settings.memory_limits_bytes)
-    # What is a reference in this text would be filled in a second time; the two that shall be come after.
+    # What is a reference in this text would be filled in a second time; those that shall be come after.
     text = json.dumps(document).replace("${", "$${").replace(json.dumps(_HOST), json.dumps(host))
+    text = text.replace(json.dumps(_LISTEN), json.dumps(f"{host}:0"))
     return text.replace(json.dumps(_KEY), json.dumps(key_sha256))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,8 +15,10 @@ from sixfold.core.config import CLUSTER_PART, ModelEntry, Seconds, Settings, loa
 from sixfold.core.errors import ConfigError
 from sixfold.core.validation import did_you_mean, validate
 from sixfold.core.yaml_document import read_document
+from sixfold.scaling.disagg.service import Role, RoleService, services_of
 from sixfold.scaling.gateway.settings import (
     AdmissionSettings,
+    DisaggregationSettings,
     GatewaySettings,
     HealthSettings,
     HedgeSettings,
@@ -25,7 +27,7 @@ from sixfold.scaling.gateway.settings import (
     RoutingSettings,
 )
 from sixfold.scaling.registry_settings import RegistryPlace, RegistrySettings, short_registry
-from sixfold.scaling.spec import PlacementSpec, RolloutSpec, ScalingSpec, ServiceSpec
+from sixfold.scaling.spec import PlacementSpec, RoleSpec, RolesSpec, RolloutSpec, ScalingSpec, ServiceSpec
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -40,6 +42,9 @@ class ServicePart(BaseModel):
 
     scaling: ScalingSpec = ScalingSpec(min_replicas=1)
     """How many replicas: docs/scaling.md. Unless it is given, one."""
+
+    roles: RolesSpec | None = None
+    """Where set, and in place of ``scaling``: prompts are computed by replicas of their own, and both kinds are scaled apart."""
 
     placement: PlacementSpec | None = None
     """On which machines; null: anywhere, with one GPU a rank where the cluster has GPUs and the model is not bound to ``cpu``."""
@@ -73,6 +78,9 @@ class GatewayPart(BaseModel):
 
     outliers: OutlierSettings = OutlierSettings()
     """When a replica is left alone."""
+
+    disaggregation: DisaggregationSettings | None = None
+    """When prompts are computed elsewhere; services with ``roles`` need it."""
 
     health: HealthSettings = HealthSettings()
     """How replicas are watched."""
@@ -121,13 +129,43 @@ class Site:
         """How a model is scaled."""
         return self.cluster.services.get(model, ServicePart())
 
-    def service(self, model: str, *, has_gpus: bool) -> ServiceSpec:
-        """A model as a service.
+    @property
+    def services(self) -> Mapping[str, RoleService]:
+        """What runs, by its name in the cluster: each model, and a second service of those with roles."""
+        return {
+            each.name: each
+            for model in self.settings.models
+            for each in services_of(model, has_roles=self.part(model).roles is not None)
+        }
+
+    def scaling(self, model: str) -> ScalingSpec | RolesSpec:
+        """By what a model's replicas are counted."""
+        part = self.part(model)
+        return part.roles or part.scaling
+
+    def entry(self, service: str, *, listen: str = "127.0.0.1:0") -> ModelEntry:
+        """A model as the servers of a service are told of it.
 
         Args:
-            model: Its name.
+            service: Its name.
+            listen: Where those that compute prompts shall hand them out, as of the model's option ``kv_transfer.listen``.
+        """
+        which = self.services[service]
+        entry, roles = self.settings.models[which.model], self.part(which.model).roles
+        if roles is None:
+            return entry
+        transfer = which.transfer(listen=listen, peers=roles.peers)
+        options = {**transfer, **entry.options, **_of(which.role, roles).options}
+        return entry.model_copy(update={"options": options})
+
+    def service(self, name: str, *, has_gpus: bool) -> ServiceSpec:
+        """A service as the cluster runs it.
+
+        Args:
+            name: Of the service.
             has_gpus: Whether the cluster has any; without, a replica that nobody gave a placement asks for none.
         """
+        model = self.services[name].model
         part, entry = self.part(model), self.settings.models[model]
         placement = part.placement or PlacementSpec(num_gpus=num_gpus(entry) if has_gpus else 0.0)
         return ServiceSpec(model=model, scaling=part.scaling, placement=placement, rollout=part.rollout)
@@ -141,7 +179,11 @@ class Site:
         """
         part = self.cluster.gateway
         admission = part.admission
-        may_be_gone = [spec for name in self.settings.models if (spec := self.part(name).scaling).min_replicas == 0]
+        may_be_gone = [
+            spec
+            for name in self.settings.models
+            if isinstance(spec := self.scaling(name), ScalingSpec) and spec.min_replicas == 0
+        ]
         if may_be_gone and "hold_s" not in admission.model_fields_set:
             hold_s = _HOLD_COLD_STARTS * max(spec.cold_start_s for spec in may_be_gone)
             admission = admission.model_copy(update={"hold_s": hold_s})
@@ -196,6 +238,7 @@ def load_site(
             raise ConfigError(
                 f"{place}.scaling.slo: the agent of 'sixfold up' is told no times of requests. Remove it, or set target_drain_s."
             )
+        _check_roles(cluster, name, settings.models, place)
     if settings.server.data_dir is not None:
         raise ConfigError(
             f"{document.where(('server', 'data_dir'))}: server.data_dir: replicas come and go and none keeps a folder. Remove it."
@@ -209,3 +252,32 @@ def load_site(
         registry = (path.resolve().parent / cluster.registry.path.expanduser()).resolve()
         cluster = cluster.model_copy(update={"registry": RegistryPlace(path=registry)})
     return Site(settings=settings, cluster=cluster)
+
+
+def _check_roles(cluster: ClusterSettings, name: str, models: Collection[str], place: str) -> None:
+    part = cluster.services[name]
+    if part.roles is None:
+        return
+    if "scaling" in part.model_fields_set:
+        raise ConfigError(f"{place}: roles says how many replicas there are, and so does scaling. Remove one of both.")
+    if part.rollout.kind != "rolling":
+        raise ConfigError(
+            f"{place}.rollout.kind: with roles replicas can only be replaced one after the other. Remove it, or write rolling."
+        )
+    if cluster.gateway.disaggregation is None:
+        raise ConfigError(
+            f"{place}.roles: the gateway must know what a token's keys and values weigh. Set cluster.gateway.disaggregation."
+        )
+    if part.roles.peers is None and cluster.registry is not None and cluster.registry.etcd is not None:
+        raise ConfigError(
+            f"{place}.roles.peers: replicas run on many machines. List the hosts of those that may compute prompts."
+        )
+    taken = [each.name for each in services_of(name, has_roles=True) if each.name != name and each.name in models]
+    if taken:
+        raise ConfigError(
+            f"{place}.roles: its second service would be named {taken[0]!r}, as a model is. Rename the model."
+        )
+
+
+def _of(role: Role, roles: RolesSpec) -> RoleSpec:
+    return roles.prefill if role == "prefill" else roles.decode

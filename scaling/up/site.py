@@ -18,10 +18,13 @@ from sixfold.core.telemetry.logs import log_format
 from sixfold.core.watcher import content_digest, watch_file
 from sixfold.scaling.cluster.engine import ClusterError, RayEngine, ServiceStatus
 from sixfold.scaling.cluster.local_ray import LocalRay, RayFailed
+from sixfold.scaling.disagg.service import RoleService
 from sixfold.scaling.gateway.app import Gateway
+from sixfold.scaling.registry import Registry
 from sixfold.scaling.registry_settings import RegistryPlace
-from sixfold.scaling.spec import ScalingSpec
+from sixfold.scaling.spec import RolesSpec, ScalingSpec
 from sixfold.scaling.up.agent import Agent
+from sixfold.scaling.up.divisions import DivisionTeller
 from sixfold.scaling.up.revisions import Revisions
 from sixfold.scaling.up.settings import Site
 
@@ -47,6 +50,7 @@ class RunningSite:
         site: What ``read`` returned at first.
         gateway: What clients reach.
         registry: Where replicas publish themselves.
+        table: The same, opened: further gateways read there how requests are divided.
         replica_key: What replicas demand.
         address: Of a cluster's head to join; None starts a Ray of this machine.
         keep: Whether the services of a cluster that was joined run on at the end.
@@ -61,6 +65,7 @@ class RunningSite:
         config: Path,
         read: Callable[[], Site],
         registry: RegistryPlace,
+        table: Registry,
         replica_key: str | None,
         address: str | None,
         keep: bool,
@@ -72,6 +77,7 @@ class RunningSite:
         self._site = site
         self._gateway = gateway
         self._registry = registry
+        self._teller = DivisionTeller(table)
         self._replica_key = replica_key
         self._address = address
         self._keep = keep
@@ -115,7 +121,7 @@ class RunningSite:
         self._site = Site(settings=settings, cluster=cluster)
         if self._revisions is not None and self._agent is not None:
             self._revisions.change(self._site, time.monotonic())
-            self._agent.change(self._specs())
+            self._agent.change(self._specs(), max_rows=self._max_rows())
 
     async def _reload_async(self) -> None:
         self.reload()
@@ -136,17 +142,28 @@ class RunningSite:
         if self._ray is not None:
             await self._ray.stop()
 
-    def urls(self, model: str) -> Sequence[str]:
+    def urls(self, service: str) -> Sequence[str]:
         """See `sixfold.scaling.up.agent.Observer`."""
-        return [each.record.url for each in self._gateway.fleet if each.up and not each.draining and each.serves(model)]
+        which = self._site.services.get(service) or RoleService(name=service, model=service)  # or one that has gone
+        return [
+            each.record.url
+            for each in self._gateway.fleet
+            if each.up and not each.draining and each.serves(which.model) and each.record.role == which.role
+        ]
 
-    def num_held(self, model: str) -> int:
+    def num_held(self, service: str) -> int:
         """See `sixfold.scaling.up.agent.Observer`."""
-        entry = self._site.settings.models.get(model)  # None once that the file names it no more
-        return 0 if entry is None or self.urls(model) else self._gateway.num_waiting(entry.names)
+        entry = self._site.settings.models.get(
+            service
+        )  # None once that the file names it no more, and of prefill replicas
+        return 0 if entry is None or self.urls(service) else self._gateway.num_waiting(entry.names)
 
-    def _specs(self) -> Mapping[str, ScalingSpec]:
-        return {name: self._site.part(name).scaling for name in self._site.settings.models}
+    def _specs(self) -> Mapping[str, ScalingSpec | RolesSpec]:
+        return {name: self._site.scaling(name) for name in self._site.settings.models}
+
+    def _max_rows(self) -> Mapping[str, int]:
+        limits = {name: entry.limits.max_running_sequences for name, entry in self._site.settings.models.items()}
+        return {name: most for name, most in limits.items() if most is not None}
 
     async def _run(self) -> None:
         assert self._listening is not None
@@ -181,9 +198,17 @@ class RunningSite:
         revisions = await asyncio.to_thread(make, self._engine, self._site, self._gateway)
         revisions.change(self._site, time.monotonic())  # what changed meanwhile
         async with httpx.AsyncClient(timeout=_LOAD_TIMEOUT_S, trust_env=False) as http:
-            agent = Agent(self._specs(), revisions, self, clock=time.monotonic, http=http)
+            agent = Agent(
+                *(self._specs(), revisions, self),
+                clock=time.monotonic,
+                http=http,
+                decisions=self._gateway.decisions,
+                max_rows=self._max_rows(),
+            )
             self._agent, self._revisions = agent, revisions
             while self._ray is None or self._ray.is_running:
+                # First: no replica on trial may be there before every gateway knows its share.
+                await self._teller.tell(tuple(self._site.services), revisions.divisions)
                 try:
                     self._follow(await agent.step(), agent.counts)
                     if revisions.roll(agent.counts, time.monotonic()):
@@ -196,29 +221,30 @@ class RunningSite:
         raise ClusterError("Ray on this machine has ended, and all replicas with it. It is started again.")
 
     def _follow(self, status: Mapping[str, ServiceStatus], counts: Mapping[str, int]) -> None:
-        """Says what has changed of each model, and once that all have settled."""
+        """Says what has changed of each service, and once that all have settled."""
         up: list[str] = []
         failed: list[str] = []
-        for model, count in counts.items():
-            num_up, found = len(self.urls(model)), status.get(model)
+        for service, count in counts.items():
+            num_up, found = len(self.urls(service)), status.get(service)
             state = f"{num_up} of {count} replicas are up" if found is None or num_up else found.state.lower()
             if found is not None and found.message and found.state != "RUNNING":
                 state += f": {found.message.strip()[-1000:]}"
-            if self._told.get(model) != state:
-                self._told[model] = state
-                _tell(f"{model}: {state}")
+            if self._told.get(service) != state:
+                self._told[service] = state
+                _tell(f"{service}: {state}")
             if num_up:
-                up.append(model)
+                up.append(service)
             elif found is not None and found.state in _GIVEN_UP:
-                failed.append(f"{model}: {found.message}")
+                failed.append(f"{service}: {found.message}")
         if self._is_ready or len(up) + len(failed) < len(counts):
             return
-        if not up:
+        models = [service for service in up if service in self._site.settings.models]
+        if not models:
             self._fail("No model is up.\n" + "\n".join(failed))
             return
         assert self._listening is not None
         self._is_ready = True
-        self._on_ready(self._listening.url, up)
+        self._on_ready(self._listening.url, models)
 
     def _fail(self, message: str) -> None:
         assert self._listening is not None

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -28,7 +29,7 @@ from sixfold.scaling.gateway.config_file import load_gateway_config
 from sixfold.scaling.hub.etcd_client import EtcdClient, EtcdSettings, endpoints_of, etcd_settings
 from sixfold.scaling.hub.http_client import HttpClient
 from sixfold.scaling.hub.store import StoreUnavailable
-from sixfold.scaling.registry import LeaseLost, LeaseView, RegistryUnavailable, ReplicaRecord, Row, lease
+from sixfold.scaling.registry import Division, LeaseLost, LeaseView, RegistryUnavailable, ReplicaRecord, Row, lease
 from sixfold.scaling.registry_settings import RegistrySettings, open_registry, short_registry
 from tests.scaling.hub.etcd_cluster import EtcdCluster
 
@@ -220,6 +221,21 @@ async def test_over_tls_a_client_checks_the_member_and_follows_a_password_that_c
 
 class TestWithThreeMembers:
     pytestmark = NEEDS_ETCD
+
+    def test_how_requests_are_divided_reaches_every_machine_and_outlives_who_said_it(
+        self, cluster: EtcdCluster
+    ) -> None:
+        speaker, watcher = registry_of(cluster, "divided"), registry_of(cluster, "divided")
+        division = Division(service="chat", names=("chat",), old="1", new="2", share=0.05)
+        for share in (0.05, 0.25):
+            speaker.divide("chat", msgspec.structs.replace(division, share=share))
+        settled(lambda: [each.share for each in watcher.divisions()] == [0.25], "the share is seen")
+        assert watcher.rows() == []
+        another = registry_of(cluster, "divided")
+        another.divide("chat", None)
+        settled(lambda: watcher.divisions() == [], "its end is seen")
+        speaker.divide("chat", division)
+        settled(lambda: watcher.divisions() == [division], "a second rollout is seen")
 
     def test_what_one_machine_publishes_another_sees_until_its_holder_falls_silent(self, cluster: EtcdCluster) -> None:
         holder, watcher = registry_of(cluster, "silent"), registry_of(cluster, "silent")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sixfold.core.errors import ConfigError
 from sixfold.scaling.registry import (
+    Division,
     LeaseLost,
     LeaseView,
     RegistryUnavailable,
@@ -119,6 +121,19 @@ async def test_a_registry_that_is_away_for_a_while_costs_no_lease(tmp_path: Path
         while (registry.rows()[0].renewals or 0) < 3:
             await asyncio.sleep(0)
     assert registry.num_failures == 3
+    assert registry.rows() == []
+
+
+def test_how_requests_are_divided_holds_until_it_is_said_anew(registry: SqliteRegistry, tmp_path: Path) -> None:
+    first = Division(service="chat", names=("chat", "talk"), old="1", new="2", share=0.05)
+    second = Division(service="notes", names=("notes",), old="3", new="4", share=0.5)
+    for division in (first, second, msgspec.structs.replace(first, share=0.25)):
+        registry.divide(division.service, division)
+    (one, other) = SqliteRegistry(tmp_path / "replicas.db").divisions()
+    assert (one.share, other) == (0.25, second)
+    registry.divide("chat", None)
+    registry.divide("never", None)
+    assert registry.divisions() == [second]
     assert registry.rows() == []
 
 

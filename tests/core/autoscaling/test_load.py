@@ -40,4 +40,21 @@ def test_load_tells_of_each_model_what_waits_and_how_fast_it_goes() -> None:
     assert owl["cache_use"] is None
     assert owl["request_seconds"] == 0.0
     assert load["server_load"] == 0
+    assert owl["steps"] is None
     assert load["at_s"] > load["started_s"]
+
+
+def test_load_tells_what_the_steps_of_all_replicas_of_a_model_did() -> None:
+    first, second = FakeReplica(), FakeReplica()
+    told = {"prompt_tokens_total": 100.0, "generation_tokens_total": 7.0, "steps_total": 9.0, "step_seconds_total": 0.5}
+    first.snapshot = FakeSnapshot(metrics={**told, "step_budget_units": 512.0})
+    second.snapshot = FakeSnapshot(metrics={**told, "step_budget_units": 256.0})
+    with ServerThread(FakeModel("parrot", replicas=[first, second])) as served:
+        (parrot,) = served.ask("GET", "/load").json["models"]
+    assert parrot["steps"] == {
+        "num_steps": 18.0,
+        "seconds": 1.0,
+        "input_tokens": 200.0,
+        "output_tokens": 14.0,
+        "budget_units": 256.0,
+    }

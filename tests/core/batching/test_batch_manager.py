@@ -269,5 +269,6 @@ def test_the_snapshot_shows_the_figures_of_the_last_step(rigs: Callable[..., Rig
     assert (snapshot.num_running, snapshot.num_waiting, snapshot.queued_units) == (0, 0, 0)
     assert snapshot.metrics["steps_total"] == 3
     assert snapshot.metrics["step_units_total"] == 12
+    assert snapshot.metrics["step_seconds_total"] == pytest.approx(3 * 0.014)
     assert snapshot.metrics["max_batch_sequences"] == 4
     assert snapshot.units_per_s == pytest.approx(12 / (3 * 0.014))

@@ -66,7 +66,7 @@ def model_of(family: Family) -> FakeModel:
     """One of a family, whose replica reports all that the family declares."""
     names = [spec.name for spec in family.metrics if spec.kind is not MetricKind.HISTOGRAM]
     names += ["num_preemptions_total", "num_sequences_waiting", "steps_total", "step_units_total", "step_budget_units"]
-    names += ["decisions_total"]
+    names += ["decisions_total", "step_seconds_total"]
     replica = FakeReplica(snapshot=FakeSnapshot(metrics=dict.fromkeys(names, 1.0)))
     return FakeModel(family.name, family=family, replicas=[replica])
 

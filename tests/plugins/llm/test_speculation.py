@@ -336,7 +336,7 @@ def test_what_followed_the_longest_match_is_proposed(history: list[int], limit: 
 
 
 def guess_wrong(pace: DraftPace) -> int:
-    length = pace.next_length(7, num_sequences=1)
+    length = pace.next_length(7, cost=0.1)
     if length:
         pace.observe(length, 0)
     return length
@@ -344,31 +344,43 @@ def guess_wrong(pace: DraftPace) -> int:
 
 def test_right_guesses_make_longer_ones_and_wrong_guesses_pauses() -> None:
     pace = DraftPace()
-    first = pace.next_length(7, num_sequences=1)
+    first = pace.next_length(7, cost=0.1)
     for _ in range(20):
         pace.observe(5, 5)
-    assert pace.next_length(7, num_sequences=1) == 7 > first > 1
+    assert pace.next_length(7, cost=0.1) == 7 > first > 1
     asked = [guess_wrong(pace) for _ in range(400)]
     assert sum(asked[:20]) > 20
     assert 1 <= sum(asked[200:]) < 6
     pace.observe(1, 1)
-    assert pace.next_length(7, num_sequences=1) >= 1
+    assert pace.next_length(7, cost=0.1) >= 1
 
 
 @settings(deadline=None)
-@given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 20), st.integers(1, 40)), max_size=60))
-def test_whatever_guesses_do_their_number_stays_in_what_was_declared(limit: int, steps: list[tuple[int, int]]) -> None:
+@given(
+    st.integers(1, 20), st.floats(0.01, 1.0), st.lists(st.tuples(st.integers(0, 20), st.integers(1, 40)), max_size=60)
+)
+def test_whatever_guesses_do_their_number_stays_in_what_was_declared(
+    limit: int, row_cost: float, steps: list[tuple[int, int]]
+) -> None:
     pace = DraftPace()
     for num_right, num_sequences in steps:
-        length = pace.next_length(limit, num_sequences=num_sequences)
+        length = pace.next_length(limit, cost=num_sequences * row_cost)
         assert 0 <= length <= limit
         if length:
             pace.observe(length, min(num_right, length))
         assert 0 <= pace.acceptance <= 1
 
 
-def test_the_more_share_a_step_the_surer_a_guess_must_be() -> None:
+def test_the_dearer_a_guess_the_surer_it_must_be() -> None:
     pace = DraftPace()
-    lengths = [pace.next_length(20, num_sequences=n) for n in (1, 2, 4)]
+    lengths = [pace.next_length(20, cost=0.1 * n) for n in (1, 2, 4)]
     assert lengths[0] > lengths[1] > lengths[2] >= 1
-    assert [pace.next_length(20, num_sequences=8) for _ in range(5)] == [1, 0, 0, 0, 0]
+    assert [pace.next_length(20, cost=0.8) for _ in range(5)] == [1, 0, 0, 0, 0]
+
+
+def test_the_cheaper_a_guess_the_more_are_made() -> None:
+    pace = DraftPace()
+    lengths = [pace.next_length(20, cost=cost) for cost in (0.02, 0.1, 0.4)]
+    assert lengths[0] > lengths[1] > lengths[2] >= 1
+    assert pace.next_length(20, cost=0.9) == 1  # a first try, and then a pause
+    assert pace.next_length(20, cost=0.9) == 0

@@ -6,56 +6,112 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sixfold.scaling.autoscale.roles import RoleDemand, Roles, RoleSpeed, role_speed, size_roles
+from sixfold.scaling.autoscale.roles import (
+    RoleDemand,
+    Roles,
+    RoleSpeed,
+    bounded,
+    decode_gap_s,
+    decode_rows,
+    prefill_speed,
+    size_roles,
+)
 from sixfold.scaling.autoscale.step_time import Measured, StepTime, attended_tokens, fit
+from sixfold.scaling.spec import RoleSpec, RolesSpec
 
 STEP = StepTime(base_s=0.01, per_prefill_s=1e-4, per_row_s=1e-4, per_kv_s=1e-7)
+EVEN = RoleSpeed(prefill_tokens_per_s=1.0, decode_tokens_per_s=1.0)
+
+
+def spec_of(max_replicas: int, **fields: object) -> RolesSpec:
+    return RolesSpec.model_validate(
+        {"max_replicas": max_replicas, "ttft_s": 1, "inter_token_s": 0.05, "target_utilization": 1, **fields}
+    )
+
+
+def asked(prefill: float, decode: float) -> RoleDemand:
+    return RoleDemand(prefill_tokens_per_s=prefill, decode_tokens_per_s=decode)
+
+
+def sizes(roles: Roles) -> tuple[int, int]:
+    return roles.num_prefill, roles.num_decode
 
 
 def test_a_replica_decodes_as_many_rows_as_keep_the_promised_gap() -> None:
-    speed = role_speed(STEP, mean_context_tokens=1000, inter_token_s=0.03, max_step_tokens=2000, max_rows=256)
-    assert speed.prefill_tokens_per_s == pytest.approx(2000 / 0.21)
-    assert speed.decode_tokens_per_s == pytest.approx(100 / 0.03)
+    assert decode_rows(STEP, mean_context_tokens=1000, inter_token_s=0.03, max_rows=256) == 100
+    assert decode_gap_s(STEP, mean_context_tokens=1000, rows=100) == pytest.approx(0.03)
+    assert decode_rows(STEP, mean_context_tokens=1000, inter_token_s=0.03, max_rows=8) == 8
+    assert decode_rows(STEP, mean_context_tokens=1000, inter_token_s=0.001, max_rows=256) == 1
+
+
+def test_a_replica_computes_prompts_in_full_steps() -> None:
+    assert prefill_speed(STEP, mean_prompt_tokens=1000, max_step_tokens=2000) == pytest.approx(2000 / 0.21)
 
 
 def test_long_prompts_get_prefill_replicas_and_long_answers_decode_replicas() -> None:
     speed = RoleSpeed(prefill_tokens_per_s=10_000, decode_tokens_per_s=2_000)
-    prompts = size_roles(
-        RoleDemand(prefill_tokens_per_s=50_000, decode_tokens_per_s=1_000), speed, utilization=1.0, max_replicas=20
-    )
-    answers = size_roles(
-        RoleDemand(prefill_tokens_per_s=5_000, decode_tokens_per_s=10_000), speed, utilization=1.0, max_replicas=20
-    )
-    assert (prompts.num_prefill, prompts.num_decode) == (5, 1)
-    assert (answers.num_prefill, answers.num_decode) == (1, 5)
+    assert sizes(size_roles(spec_of(20), asked(50_000, 1_000), speed)) == (5, 1)
+    assert sizes(size_roles(spec_of(20), asked(5_000, 10_000), speed)) == (1, 5)
 
 
 def test_a_shortage_is_shared_by_both_roles() -> None:
-    speed = RoleSpeed(prefill_tokens_per_s=1.0, decode_tokens_per_s=1.0)
-    roles = size_roles(
-        RoleDemand(prefill_tokens_per_s=30, decode_tokens_per_s=10), speed, utilization=1.0, max_replicas=8
-    )
-    assert (roles.num_prefill, roles.num_decode) == (6, 2)
+    roles = size_roles(spec_of(8), asked(30, 10), EVEN)
+    assert sizes(roles) == (6, 2)
     assert "only 8 may run" in roles.reason
 
 
-def test_one_spare_replica_of_a_role_is_kept() -> None:
-    speed = RoleSpeed(prefill_tokens_per_s=1.0, decode_tokens_per_s=1.0)
-    current = Roles(num_prefill=4, num_decode=3, reason="")
-    roles = size_roles(
-        RoleDemand(prefill_tokens_per_s=3, decode_tokens_per_s=3),
-        speed,
-        utilization=1.0,
-        max_replicas=8,
-        current=current,
+def test_bounds_of_a_role_hold_before_both_are_equally_short() -> None:
+    assert sizes(size_roles(spec_of(8, prefill={"max_replicas": 2}), asked(30, 10), EVEN)) == (2, 6)
+    assert sizes(size_roles(spec_of(8, decode={"min_replicas": 5}), asked(30, 10), EVEN)) == (3, 5)
+
+
+def test_in_a_shortage_no_replica_changes_its_role_for_little() -> None:
+    runs = Roles(num_prefill=4, num_decode=4)
+    assert sizes(size_roles(spec_of(8), asked(21, 19), EVEN, current=runs)) == (4, 4)
+    assert sizes(size_roles(spec_of(8), asked(30, 10), EVEN, current=runs)) == (6, 2)
+
+
+demands = st.floats(0, 1e6, allow_nan=False)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> RolesSpec:
+    least = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    most = [draw(st.none() | st.integers(fewest, 12)) for fewest in least]
+    roles = [RoleSpec(min_replicas=fewest, max_replicas=limit) for fewest, limit in zip(least, most, strict=True)]
+    return spec_of(draw(st.integers(sum(least), 16)), prefill=roles[0], decode=roles[1])
+
+
+def within(spec: RolesSpec, roles: Roles) -> bool:
+    return (
+        roles.total <= spec.max_replicas
+        and spec.prefill.min_replicas <= roles.num_prefill <= (spec.prefill.max_replicas or spec.max_replicas)
+        and spec.decode.min_replicas <= roles.num_decode <= (spec.decode.max_replicas or spec.max_replicas)
     )
-    assert (roles.num_prefill, roles.num_decode) == (4, 3)
 
 
-def test_one_replica_cannot_be_split() -> None:
-    speed = RoleSpeed(prefill_tokens_per_s=1.0, decode_tokens_per_s=1.0)
-    with pytest.raises(ValueError, match="at least 2"):
-        size_roles(RoleDemand(prefill_tokens_per_s=1, decode_tokens_per_s=1), speed, utilization=1.0, max_replicas=1)
+@given(specs(), demands, demands, st.integers(1, 20), st.integers(1, 20))
+def test_whatever_is_asked_for_both_roles_stay_within_what_was_declared(
+    spec: RolesSpec, prefill: float, decode: float, num_prefill: int, num_decode: int
+) -> None:
+    speed = RoleSpeed(prefill_tokens_per_s=1000.0, decode_tokens_per_s=100.0)
+    runs = Roles(num_prefill=num_prefill, num_decode=num_decode)
+    assert within(spec, size_roles(spec, asked(prefill, decode), speed))
+    assert within(spec, size_roles(spec, asked(prefill, decode), speed, current=runs))
+    assert within(spec, bounded(spec, runs))
+
+
+@given(specs(), demands, demands, demands)
+def test_more_demand_of_a_role_never_takes_a_replica_of_it_away(
+    spec: RolesSpec, prefill: float, more: float, decode: float
+) -> None:
+    speed = RoleSpeed(prefill_tokens_per_s=1000.0, decode_tokens_per_s=100.0)
+    before, after = (size_roles(spec, asked(each, decode), speed) for each in (prefill, prefill + more))
+    assert after.num_prefill >= before.num_prefill
+    assert after.total >= before.total
+    before, after = (size_roles(spec, asked(decode, each), speed) for each in (prefill, prefill + more))
+    assert after.num_decode >= before.num_decode
+    assert after.total >= before.total
 
 
 @given(st.integers(1, 5_000), st.integers(1, 200), st.integers(0, 500_000))

@@ -67,10 +67,10 @@ class Scene:
         self.held = 0
         self.agent = Agent({"chat": spec}, self.cluster, self, clock=lambda: self.now_s, http=http)
 
-    def urls(self, model: str) -> Sequence[str]:
+    def urls(self, service: str) -> Sequence[str]:
         return list(self.loads)
 
-    def num_held(self, model: str) -> int:
+    def num_held(self, service: str) -> int:
         return self.held
 
     async def step(self, after_s: float = 1.0) -> int:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from sixfold.scaling.spec import RolloutSpec
+from sixfold.scaling.spec import RolesSpec, RolloutSpec
 from sixfold.scaling.up.settings import ClusterSettings, GatewayPart, ServicePart, load_site
 from tests.core.test_config_docs import written
 
@@ -37,6 +37,16 @@ def test_the_table_of_rollouts_has_exactly_the_fields_with_their_defaults() -> N
     expected = RolloutSpec().model_dump(mode="json")
     assert list(found) == list(expected)
     assert {name: yaml.safe_load(value) for name, value in found.items()} == expected
+
+
+def test_the_table_of_roles_names_every_field_and_its_example_is_valid(tmp_path: Path) -> None:
+    text = re.split(r"^## ", DOC.partition("## Prefill and decode\n")[2], flags=re.MULTILINE)[0]
+    keys = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text, flags=re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(keys))) == sorted(RolesSpec.model_fields)
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    path = tmp_path / "config.yaml"
+    path.write_text("models: {chat: {source: 'hf:Qwen/Qwen3-0.6B'}}\n" + example)
+    assert list(load_site(path, environ={"SIXFOLD_CACHE_DIR": "/cache"}).services) == ["chat", "chat-prefill"]
 
 
 def test_every_field_of_the_gateways_part_is_named() -> None:

@@ -197,3 +197,17 @@ def test_a_service_that_may_have_no_replica_has_none_without_a_trial(tmp_path: P
     scene = Scene(tmp_path, {"kind": "canary"})
     scene.revisions.run({"chat": 0})
     assert [each.num_replicas for each in scene.engine.services.values()] == [0]
+
+
+def test_how_requests_are_divided_is_told_for_as_long_as_a_rollout_lasts(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, CANARY)
+    assert scene.revisions.divisions == {}
+    scene.change("second")
+    scene.come_up()
+    for after_s, share in ((0, 0.25), (100, 1.0)):
+        scene.roll(after_s)
+        division = scene.revisions.divisions["chat"]
+        assert (division.names, division.share) == (("chat", "talk"), share)
+        assert [division.old, division.new] == [each.replicas.revision for each in scene.engine.services.values()]
+    scene.roll(100)
+    assert scene.revisions.divisions == {}

@@ -23,6 +23,17 @@ MODELS: dict[str, Any] = {
     "embed": {"source": "file:e"},
 }
 ENVIRON = {"SIXFOLD_CACHE_DIR": "/cache"}
+ROLES: dict[str, Any] = {"max_replicas": 6, "ttft_s": 1.0, "inter_token_s": 0.05}
+DISAGGREGATION = {"prefill_tokens_per_s": 1000, "kv_bytes_per_token": 1000}
+
+
+def roles_of(part: dict[str, Any], *, models: dict[str, Any] = MODELS, **cluster: Any) -> dict[str, Any]:
+    """A file whose model ``chat`` has roles."""
+    services = {"chat": {"roles": ROLES, **part}}
+    return {
+        "models": models,
+        "cluster": {"services": services, "gateway": {"disaggregation": DISAGGREGATION}, **cluster},
+    }
 
 
 def site(tmp_path: Path, **parts: Any) -> Site:
@@ -69,6 +80,16 @@ def test_one_server_takes_the_same_file(tmp_path: Path) -> None:
         ({"cluster": {"services": {"chat": {"scaling": {"slo": {"ttft_s": 1}}}}}}, r"scaling\.slo"),
         ({"cluster": {"services": {"chat": {"scaling": {"min_replicas": 2}}}}}, "Raise max_replicas"),
         ({"cluster": {"gateway": {"replicas": ["http://a"]}}}, "cluster.gateway.replicas: unknown key"),
+        (roles_of({"scaling": {"max_replicas": 3}}), "Remove one of both"),
+        (roles_of({"rollout": {"kind": "canary"}}), r"rollout\.kind: with roles"),
+        (roles_of({}, gateway={}), r"Set cluster\.gateway\.disaggregation"),
+        (roles_of({}, registry="etcd://10.0.0.9:2379"), r"roles\.peers: replicas run on many machines"),
+        (roles_of({}, models={**MODELS, "chat-prefill": {"source": "file:c"}}), "'chat-prefill', as a model is"),
+        (
+            roles_of({"roles": {**ROLES, "max_replicas": 2, "decode": {"min_replicas": 2}}}),
+            "both roles have 3 at least",
+        ),
+        (roles_of({"roles": {**ROLES, "prefill": {"min_replicas": 3, "max_replicas": 2}}}), "Raise max_replicas"),
         ({"server": {"data_dir": "jobs"}}, "data_dir"),
         ({"telemetry": {"endpoint": "http://127.0.0.1:4318"}}, "send no traces yet"),
     ],
@@ -183,3 +204,47 @@ def test_a_registry_that_is_written_wrong_is_told_with_what_to_do(tmp_path: Path
     with pytest.raises(ConfigError, match=told) as refused:
         site(tmp_path, cluster={"registry": registry})
     assert "hush" not in str(refused.value)
+
+
+def options_of(whole: Site, service: str, tmp_path: Path, *, registry: str = "r.db") -> dict[str, Any]:
+    """The options of the one model that a service's servers are told of."""
+    path = tmp_path / "replica.json"
+    path.write_text(
+        deployed(whole, service, registry=place_of(registry), replica_key=None, has_gpus=False).replicas.config
+    )
+    (entry,) = load_config(path, environ={NODE_IP: "10.0.0.7"}).models.values()
+    assert entry.name == "chat"
+    return dict(entry.options)
+
+
+def test_a_model_with_roles_is_two_services_of_which_one_hands_prompts_to_the_other(tmp_path: Path) -> None:
+    whole = site(tmp_path, **roles_of({}))
+    assert {name: (each.model, each.role) for name, each in whole.services.items()} == {
+        "chat": ("chat", "any"),
+        "chat-prefill": ("chat", "prefill"),
+        "embed": ("embed", "any"),
+    }
+    assert options_of(whole, "chat", tmp_path) == {"kv_transfer": {"peers": ["127.0.0.1"]}}
+    assert options_of(whole, "chat-prefill", tmp_path) == {"kv_transfer": {"listen": "127.0.0.1:0"}}
+    made = deployed(whole, "chat-prefill", registry=place_of("r.db"), replica_key=None, has_gpus=False)
+    assert (made.application, made.replicas.role) == ("chat-prefill", "prefill")
+
+
+def test_prompts_are_handed_out_at_a_machines_own_address_and_taken_from_the_peers_alone(tmp_path: Path) -> None:
+    whole = site(tmp_path, **roles_of({"roles": {**ROLES, "peers": ["10.0.0.7"]}}, registry="etcd://10.0.0.9:2379"))
+    found = {
+        name: options_of(whole, name, tmp_path, registry="etcd://10.0.0.9:2379") for name in ("chat", "chat-prefill")
+    }
+    assert found["chat-prefill"] == {"kv_transfer": {"listen": "10.0.0.7:0"}}
+    assert found["chat"] == {"kv_transfer": {"peers": ["10.0.0.7"]}}
+
+
+def test_options_of_the_model_hold_in_both_roles_and_those_of_a_role_in_it_alone(tmp_path: Path) -> None:
+    models = {
+        **MODELS,
+        "chat": {"source": "file:chat", "options": {"dtype": "float32", "kv_transfer": {"listen": "shm"}}},
+    }
+    roles = {**ROLES, "decode": {"options": {"kv_transfer": {"peers": ["shm"]}}}}
+    whole = site(tmp_path, **roles_of({"roles": roles}, models=models))
+    assert options_of(whole, "chat-prefill", tmp_path) == {"dtype": "float32", "kv_transfer": {"listen": "shm"}}
+    assert options_of(whole, "chat", tmp_path) == {"dtype": "float32", "kv_transfer": {"peers": ["shm"]}}
