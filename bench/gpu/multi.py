@@ -95,9 +95,9 @@ PARTS = (
         name="death",
         script="multi_death.py",
         steps=("death-tokens", "death-guidance", "death-film"),
-        cap_s=150.0,
+        cap_s=200.0,
     ),
-    Part(name="prefill", script="multi_ranks.py", steps=("prefill",), cap_s=130.0),
+    Part(name="prefill", script="multi_ranks.py", steps=("prefill-float32", "prefill"), cap_s=140.0),
     Part(name="rows", script="multi_ranks.py", steps=("rows",), cap_s=110.0),
 )
 

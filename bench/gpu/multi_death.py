@@ -36,6 +36,8 @@ from vllm_overhead import ROOT, import_sixfold
 _RETURN_TIMEOUT_S = 90.0
 _RANK_MODULE = b"sixfold.core.runtime.rank"
 _LONG_STEPS = 100
+_NOTICED = ("the replica is started anew", "is ending", "ended with status")
+"""Who sees it first says it: rank 0, whose step fails, or the server, whose worker ends."""
 
 
 class Picture:
@@ -179,7 +181,7 @@ def kill_one(server: Server, subject: Any, victim: int) -> dict[str, Any]:
 
     waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
-    known_s = until(lambda: "the replica is started anew" in server.log[seen:], "noticing", 60.0, 0.01)
+    known_s = until(lambda: any(each in server.log[seen:] for each in _NOTICED), "noticing", 60.0, 0.01)
     after = _make_again(subject, killed_s + _RETURN_TIMEOUT_S)
     back_s = time.perf_counter() - killed_s
     waiting.join(_RETURN_TIMEOUT_S)

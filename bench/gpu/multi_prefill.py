@@ -39,12 +39,18 @@ class PrefillShape:
         return [self.chunk_tokens] * self.num_chunks + [1] * 4
 
 
-def prefill_shape(tiny: bool) -> PrefillShape:
-    """Llama 3 8B and a prompt of 128k tokens."""
-    real = {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "vocab_size": 128_256}
+def prefill_shape(tiny: bool, *, exact: bool) -> PrefillShape:
+    """Llama 3 8B and a prompt of 128k tokens; for equality four of its layers in float32 and a short one."""
+    num_layers = 4 if exact else 32
+    real = {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": num_layers, "vocab_size": 128_256}
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 1 << 18}
     small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 100}
     few = {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+    if exact and not tiny:
+        name = "four layers of Llama 3 8B, prompt of 8k tokens, float32"
+        return PrefillShape(
+            name=name, config={**real, **heads}, prompt_tokens=1 << 13, chunk_tokens=1 << 11, dtype="float32"
+        )
     return PrefillShape(
         name="Llama 3 8B, prompt of 128k tokens, bfloat16",
         config={**small, **few} if tiny else {**real, **heads},
@@ -82,17 +88,19 @@ class Orders:
         return values[0]
 
 
-def share_prefill(ranks: Any, splits: Callable[[int], dict[str, Any]], tiny: bool, keep: Callable[[Any], None]) -> None:
+def share_prefill(
+    ranks: Any, splits: Callable[[int], dict[str, Any]], tiny: bool, keep: Callable[[Any], None], *, exact: bool
+) -> None:
     """Seconds of the prompt alone and in each way of sharing it, and how far the logits behind a few decoded tokens are apart."""
     import torch
 
-    shape = prefill_shape(tiny)
+    shape = prefill_shape(tiny, exact=exact)
     decoder, model = _decoder(shape, ranks.device, keeps=ranks.leads)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, shape.config["vocab_size"], (sum(shape.chunks),), generator=generator).tolist()
     tolerance = TOLERANCE[shape.dtype]
     found: dict[str, Any] = {"shape": shape.name, "rows": 1, "tolerance": tolerance, "ways": []}
-    expected = None
+    expected = before = None
     if ranks.leads:
         found["alone_s"], expected = _timed(decoder, tokens, shape, ranks)
         ranks.say(f"{shape.name}: alone {found['alone_s']:.2f} s")
@@ -114,6 +122,9 @@ def share_prefill(ranks: Any, splits: Callable[[int], dict[str, Any]], tiny: boo
             times, error = found["alone_s"] / seconds, relative_error(expected, logits)
             line = {"ranks": count, "way": way, "step_s": seconds, "times": times, "efficiency": times / count}
             found["ways"].append({**line, "error": error, "ok": error <= tolerance})
+            if before is not None:
+                found["ways"][-1]["from_the_way_before"] = relative_error(before, logits)
+            before = logits
             ranks.say(f"{shape.name}: {found['ways'][-1]}")
             keep(found)
 

@@ -32,6 +32,7 @@ from multi_shapes import SHAPES, build, relative_error
 from vllm_overhead import import_sixfold
 
 NUM_TIMED = 3
+PREFILLS = ("prefill-float32", "prefill")
 _JOIN_TIMEOUT_S = 240.0  # ranks wait while the first one computes alone
 
 
@@ -208,7 +209,7 @@ def watch(ranks: Ranks, on_loss: Callable[[str], None]) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", nargs="+", required=True, choices=[*SHAPES, "prefill", "rows"])
+    parser.add_argument("--steps", nargs="+", required=True, choices=[*SHAPES, *PREFILLS, "rows"])
     parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--tiny", action="store_true", help="a trial on a CPU")
     parser.add_argument("--out", type=Path, required=True)
@@ -220,8 +221,8 @@ def parse() -> argparse.Namespace:
 
 
 def run_step(name: str, ranks: Ranks, args: argparse.Namespace, keep: Callable[[Any], None]) -> None:
-    if name == "prefill":
-        share_prefill(ranks, splits, args.tiny, keep)
+    if name in PREFILLS:
+        share_prefill(ranks, splits, args.tiny, keep, exact=name == PREFILLS[0])
     elif name == "rows":
         share_rows(ranks, socket.socket(fileno=args.fd) if ranks.rank else None, args.tiny, keep)
     else:

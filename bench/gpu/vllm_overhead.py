@@ -145,7 +145,7 @@ def make_model(folder: Path, tiny: bool, *, vocab: int | None = None) -> int:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<bos>", eos_token="<eos>", model_max_length=2048
+        tokenizer_object=inner, bos_token="<bos>", eos_token="<eos>", model_max_length=shape["max_position_embeddings"]
     ).save_pretrained(str(folder))
     return vocab
 

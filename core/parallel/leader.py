@@ -88,6 +88,7 @@ class Leader:
         self._inboxes: dict[int, queue.SimpleQueue[Any]] = {peer.rank: queue.SimpleQueue() for peer in peers}
         self._number = 0
         self._lost: str | None = None
+        self._noting = threading.Lock()
         self._closing = threading.Event()
         self._deadline_s: float | None = None
         self._modules: RankModules | None = None
@@ -218,27 +219,38 @@ class Leader:
                 # If rank 0's share did not raise, it waits for this rank's part of an exchange that will not come.
                 self._deadline_s = min(self._deadline_s or math.inf, time.monotonic() + _GRACE_S)
             self._inboxes[peer.rank].put(message)
+        # First the reason, then the news: whoever waits for the answer says why it did not come.
+        is_first = not self._closing.is_set() and self._note(
+            f"rank {peer.rank} of the replica {_how_it_ended(peer.process)}"
+        )
         self._inboxes[peer.rank].put(None)
-        if not self._closing.is_set():
-            self._lose(f"rank {peer.rank} of the replica ended with status {_status(peer.process)}")
+        if is_first:
+            self._end()
 
     def _watch(self) -> None:
         while not self._closing.wait(min(1.0, self._step_timeout_s / 4)):
             deadline_s = self._deadline_s
             if deadline_s is not None and time.monotonic() > deadline_s:
-                self._lose(
+                if self._note(
                     f"a step over the ranks did not end (parallel.step_timeout_s is {self._step_timeout_s:g}), or one of "
                     "them failed in it alone"
-                )
+                ):
+                    self._end()
                 return
 
-    def _lose(self, reason: str) -> None:
-        if self._lost is None:
+    def _note(self, reason: str) -> bool:
+        """Whether this is the first reason for which the ranks are lost."""
+        with self._noting:
+            if self._lost is not None:
+                return False
             self._lost = reason
-            _log.error("%s; the replica is started anew", reason)
-            self.forget()
-            if not self._closing.wait(_GRACE_S):
-                self._on_lost()
+        _log.error("%s; the replica is started anew", reason)
+        return True
+
+    def _end(self) -> None:
+        self.forget()
+        if not self._closing.wait(_GRACE_S):
+            self._on_lost()
 
     def close(self) -> None:
         """Ends the other ranks."""
@@ -285,8 +297,9 @@ class _Losing:
             raise DeviceLost(f"{self._what} between the ranks failed: {error}") from error
 
 
-def _status(process: subprocess.Popen[bytes]) -> int | None:
+def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
+    """Its sockets are closed before it can be waited for; a step that waits for it must not wait long for that."""
     try:
-        return process.wait(1.0)
+        return f"ended with status {process.wait(0.2)}"
     except subprocess.TimeoutExpired:
-        return None
+        return "is ending"
