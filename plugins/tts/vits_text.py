@@ -122,14 +122,26 @@ class VitsText:
     def _compute(self, ids: Tensor, noise: Tensor, speaker: Tensor | None) -> TextStats:
         network = self._network
         mask = torch.ones(1, ids.shape[1], 1, dtype=network.dtype, device=ids.device)
-        encoded = network.text_encoder(input_ids=ids, padding_mask=mask, attention_mask=None, return_dict=True)
-        hidden, mask = encoded.last_hidden_state.transpose(1, 2), mask.transpose(1, 2)
+        hidden, means, log_variances = _encoded(network.text_encoder, ids, mask)
+        hidden, mask = hidden.transpose(1, 2), mask.transpose(1, 2)
         predictor = network.duration_predictor
         if network.config.use_stochastic_duration_prediction:
             found = _drawn_durations(predictor, hidden, mask, noise * network.noise_scale_duration, speaker)
         else:
             found = predictor(hidden, mask, speaker)
-        return TextStats(encoded.prior_means, encoded.prior_log_variances, found)
+        return TextStats(means, log_variances, found)
+
+
+def _encoded(encoder: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the stock encoder makes of one text: hidden states, means and log variances, each [1, tokens, channels].
+
+    Its layers are called one by one: some versions of the whole make a mask of a number of the host while a graph is recorded.
+    """
+    hidden: Tensor = encoder.embed_tokens(ids) * math.sqrt(encoder.config.hidden_size)
+    for layer in encoder.encoder.layers:
+        hidden = layer(hidden, attention_mask=None, padding_mask=mask)[0]
+    means, log_variances = encoder.project(hidden.transpose(1, 2)).transpose(1, 2).chunk(2, dim=2)
+    return hidden, means, log_variances
 
 
 def _drawn_durations(predictor: Any, hidden: Tensor, mask: Tensor, latents: Tensor, speaker: Tensor | None) -> Tensor:

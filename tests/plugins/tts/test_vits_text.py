@@ -13,6 +13,7 @@ from transformers import VitsModel
 from transformers.models.vits import modeling_vits
 
 from sixfold.plugins.tts.vits_text import TextStats, VitsText, unspline
+from tests.dry_capture import dry_capture
 from tests.plugins.tts.test_vits_model import save
 
 Stock: Any = VitsModel  # both without types
@@ -60,6 +61,26 @@ def test_a_length_that_comes_again_is_recorded_once_and_reads_the_same(tmp_path:
         for one, other in zip(_tensors(found), _tensors(expected), strict=True):
             torch.testing.assert_close(one, other)
     assert recorder.num_recorded == 2
+
+
+@pytest.mark.parametrize(("stochastic", "num_speakers"), [(True, 1), (True, 3), (False, 1), (False, 3)])
+@torch.inference_mode()
+def test_a_graph_can_record_the_reading_in_all_versions_of_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stochastic: bool, num_speakers: int
+) -> None:
+    monkeypatch.setattr(library, "create_bidirectional_mask", _mask_of_5_17)
+    network = Stock.from_pretrained(save(tmp_path, stochastic=stochastic, num_speakers=num_speakers)).eval()
+    text = VitsText(network.to("meta"), dry_capture)
+    ids, noise = torch.zeros(1, 9, dtype=torch.long, device="meta"), torch.zeros(1, 2, 9, device="meta")
+    speaker = torch.zeros(1, 8, 1, device="meta") if num_speakers > 1 else None
+    for _ in range(3):
+        assert text(ids, noise, speaker).log_durations.shape == (1, 1, 9)
+
+
+def _mask_of_5_17(*, inputs_embeds: Tensor, **_settings: Any) -> Tensor:
+    """While a graph is recorded that version makes a mask, of a zero that it copies from the host."""
+    length = inputs_embeds.shape[1]
+    return torch.tensor(0.0, device=inputs_embeds.device).expand(1, 1, length, length)
 
 
 def _tensors(stats: TextStats) -> tuple[Tensor, ...]:
