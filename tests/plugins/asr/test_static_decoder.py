@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from sixfold.plugins.asr.memory_need import transformers_need
 from sixfold.plugins.asr.options import TransformersOptions
 from sixfold.plugins.asr.static_decoder import StaticDecoder
 from sixfold.plugins.asr.token_search import Search, TokenRules
+from tests.dry_capture import dry_capture
 
 END, START, LANGUAGE, TASK, SILENCE, NO_TIMES, FIRST_TIME = range(40, 47)
 VOCABULARY = FIRST_TIME + 31
@@ -88,7 +90,7 @@ def heard(num_windows: int) -> Tensor:
 
 def decoder_of(model: Any, *, beams: int, capture: Capture | None = None) -> StaticDecoder:
     rules = TokenRules(
-        end=END, first_time=FIRST_TIME, max_first_time=FIRST_TIME + 9, vocabulary=VOCABULARY, device=torch.device("cpu")
+        end=END, first_time=FIRST_TIME, max_first_time=FIRST_TIME + 9, vocabulary=VOCABULARY, device=model.device
     )
     return StaticDecoder(model, rules, no_speech=SILENCE, max_beams=beams, capture=capture)
 
@@ -240,6 +242,16 @@ def test_steps_of_all_sizes_are_recorded_before_the_first_request(model: Any) ->
     for num_windows in (1, 3, 32):
         decode(decoder, heard(num_windows), [BEGIN] * num_windows, search="beams", beams=2)
     assert len(recorded) == num_recorded
+
+
+@pytest.mark.parametrize(("search", "beams"), [("likeliest", 1), ("drawn", 2), ("beams", 3)])
+@torch.inference_mode()
+def test_a_graph_can_record_every_step(model: Any, search: Search, beams: int) -> None:
+    on_a_gpu = copy.deepcopy(model).to("meta")
+    decoder = decoder_of(on_a_gpu, beams=beams, capture=dry_capture)
+    decoder.max_windows = 2
+    decoder.record(search, beams)
+    assert len(vars(decoder)["_steps"]) == 4  # one and two windows, 64 and 80 places
 
 
 def test_windows_are_as_many_as_fit_the_caches() -> None:
