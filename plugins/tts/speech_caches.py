@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FRAMES = 64  # caches grow by as many, and steps look at multiples of a quarter
+_FRAMES = 64  # of new caches
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a step looks at: all slots up to a number, and as many frames in each."""
+
+    slots: int
+    frames: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +26,17 @@ class Speaking:
     Attributes:
         slots: [rows].
         lengths: [rows], frames before this one.
-        num_slots: That are looked at: all up to the highest of these.
-        num_frames: That are looked at in each.
-        seen: [num_slots, 1, 1, num_frames], whether a sentence has spoken so far; others see their first frame, whatever it is.
+        size: Of the part of the caches that holds them.
+        is_all: Whether the rows are all slots of that part, in their order.
+        unseen: [slots, 1, 1, frames], minus infinity but where a sentence has spoken so far; others see their first frame,
+            whatever it is.
     """
 
     slots: Tensor
     lengths: Tensor
-    num_slots: int
-    num_frames: int
-    seen: Tensor
+    size: Size
+    is_all: bool
+    unseen: Tensor
 
 
 class SpeechCaches:
@@ -45,8 +53,19 @@ class SpeechCaches:
         # [layers, keys and values, slots, heads, frames or tokens, channels of a head]
         self._spoken = like.new_zeros(num_layers, 2, 0, num_heads, _FRAMES, dim)
         self._texts = like.new_zeros(num_layers, 2, 0, num_heads, 0, dim)
-        self._reads = torch.zeros(0, 1, 1, 0, dtype=torch.bool, device=like.device)
+        self._unread = like.new_zeros(0, 1, 1, 0)  # minus infinity where a text has no token
         self._free: list[int] = []
+
+    @property
+    def num_frames(self) -> int:
+        """For as many there is room in each slot."""
+        return self._spoken.shape[4]
+
+    def fill_up(self, num_slots: int, num_frames: int, num_tokens: int) -> None:
+        """Takes all room that is ever needed, so that nothing moves from here on."""
+        self._widen(_padded(num_tokens))
+        self._lengthen(_padded(num_frames))
+        self._add_slots(num_slots - self._spoken.shape[2])
 
     def take(self, text: Tensor) -> int:
         """A slot for a sentence, the lowest that is free.
@@ -56,7 +75,7 @@ class SpeechCaches:
         """
         num_tokens = text.shape[3]
         if num_tokens > self._texts.shape[4]:
-            self._widen(-(-num_tokens // 16) * 16)
+            self._widen(_padded(num_tokens))
         if not self._free:
             self._add_slots(max(4, self._spoken.shape[2]))
         slot = min(self._free)
@@ -65,30 +84,27 @@ class SpeechCaches:
         self._spoken[:, :, slot] = 0.0
         self._texts[:, :, slot] = 0.0
         self._texts[:, :, slot, :, :num_tokens] = text
-        self._reads[slot] = torch.arange(self._reads.shape[-1], device=self._reads.device) < num_tokens
+        self._unread[slot] = -torch.inf
+        self._unread[slot, ..., :num_tokens] = 0.0
         return slot
 
     def give_back(self, slot: int) -> None:
         """The sentence has ended."""
         self._free.append(slot)
 
-    def speaking(self, slots: Sequence[int], lengths: Sequence[int]) -> Speaking:
-        """The sentences of a step.
+    def make_room(self, num_frames: int) -> None:
+        """For at least so many frames in each slot, and as many as there were, so that it is seldom done."""
+        if num_frames > self.num_frames:
+            self._lengthen(self.num_frames + num_frames)
 
-        Args:
-            slots: Theirs.
-            lengths: Frames that each has spoken.
-        """
-        needed = max(lengths) + 1
-        if needed > self._spoken.shape[4]:
-            more = torch.zeros_like(self._spoken[..., :1, :]).expand(*self._spoken.shape[:4], needed, -1)
-            self._spoken = torch.cat((self._spoken, more), dim=4)
-        device, num_slots = self._spoken.device, max(slots) + 1
-        places, spoken = torch.tensor([list(slots), list(lengths)]).to(device)
-        num_frames = min(-(-needed // (_FRAMES // 4)) * (_FRAMES // 4), self._spoken.shape[4])
-        far = torch.zeros(num_slots, dtype=torch.long, device=device).index_copy(0, places, spoken)
-        seen = (torch.arange(num_frames, device=device) <= far[:, None])[:, None, None]
-        return Speaking(places, spoken, num_slots, num_frames, seen)
+    def speaking(self, slots: Tensor, lengths: Tensor, size: Size, *, is_all: bool) -> Speaking:
+        """The sentences of a step; see there."""
+        far = lengths
+        if not is_all:
+            far = lengths.new_zeros(size.slots).index_copy(0, slots, lengths)
+        seen = torch.arange(size.frames, device=lengths.device) <= far[:, None]
+        unseen = torch.zeros(seen.shape, dtype=self._spoken.dtype, device=lengths.device).masked_fill(~seen, -torch.inf)
+        return Speaking(slots, lengths, size, is_all, unseen[:, None, None])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, now: Speaking) -> Tensor:
         """Attention of each sentence's next frame to its frames so far and itself.
@@ -105,13 +121,13 @@ class SpeechCaches:
         """
         keys, values = self._spoken[layer]
         keys[now.slots, :, now.lengths], values[now.slots, :, now.lengths] = key, value
-        part = slice(now.num_slots), slice(None), slice(now.num_frames)
-        return _attention(query, keys[part], values[part], now.seen, now.slots)
+        part = slice(now.size.slots), slice(None), slice(now.size.frames)
+        return _attention(query, keys[part], values[part], now.unseen, now)
 
     def attend_text(self, layer: int, query: Tensor, now: Speaking) -> Tensor:
         """Attention of each sentence's next frame to its text."""
-        keys, values = self._texts[layer, :, : now.num_slots]
-        return _attention(query, keys, values, self._reads[: now.num_slots], now.slots)
+        keys, values = self._texts[layer, :, : now.size.slots]
+        return _attention(query, keys, values, self._unread[: now.size.slots], now)
 
     def _add_slots(self, count: int) -> None:
         first = self._spoken.shape[2]
@@ -119,19 +135,28 @@ class SpeechCaches:
             torch.cat((old, old.new_zeros(*old.shape[:2], count, *old.shape[3:])), dim=2)
             for old in (self._spoken, self._texts)
         )
-        reads = self._reads.new_zeros(count, 1, 1, self._reads.shape[-1])
-        reads[..., :1] = True
-        self._reads = torch.cat((self._reads, reads))
+        unread = self._unread.new_full((count, 1, 1, self._unread.shape[-1]), -torch.inf)
+        unread[..., :1] = 0.0  # something must be seen
+        self._unread = torch.cat((self._unread, unread))
         self._free += range(first, first + count)
+
+    def _lengthen(self, num_frames: int) -> None:
+        self._spoken = F.pad(self._spoken, (0, 0, 0, max(0, num_frames - self.num_frames)))
 
     def _widen(self, num_tokens: int) -> None:
         more = num_tokens - self._texts.shape[4]
         self._texts = F.pad(self._texts, (0, 0, 0, more))
-        self._reads = F.pad(self._reads, (0, more))
+        self._unread = F.pad(self._unread, (0, more), value=-torch.inf)
 
 
-def _attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, slots: Tensor) -> Tensor:
+def _padded(count: int) -> int:
+    """To what the kernels of attention like."""
+    return -(-count // 16) * 16
+
+
+def _attention(query: Tensor, keys: Tensor, values: Tensor, unseen: Tensor, now: Speaking) -> Tensor:
     """[rows, heads, channels of a head] of as much."""
-    all_queries = query.new_zeros(len(keys), *query.shape[1:]).index_copy(0, slots, query)
-    found = F.scaled_dot_product_attention(all_queries[:, :, None], keys, values, attn_mask=seen, scale=1.0)
-    return found[:, :, 0].index_select(0, slots)
+    if not now.is_all:
+        query = query.new_zeros(now.size.slots, *query.shape[1:]).index_copy(0, now.slots, query)
+    found = F.scaled_dot_product_attention(query[:, :, None], keys, values, attn_mask=unseen, scale=1.0)[:, :, 0]
+    return found if now.is_all else found.index_select(0, now.slots)

@@ -12,12 +12,13 @@ from torch import Tensor
 from sixfold.core.batching.model import Granted, ModelInfo, Outcome, StepRange
 from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Cost, Request
+from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.tts.english.normalization import spell_out
 from sixfold.plugins.tts.model import Ids, SpeechModel, SpeechSequence
 from sixfold.plugins.tts.playout import Place, Playout
 from sixfold.plugins.tts.schema import SpeechInput, SpeechOutput
 from sixfold.plugins.tts.sentences import split_at
-from sixfold.plugins.tts.speecht5_decoder import SpeechT5Decoder, SpokenRow, spoke
+from sixfold.plugins.tts.speecht5_decoder import SpeechT5Decoder, SpokenRow
 from sixfold.plugins.tts.voices import VoiceNames
 
 _SPECIAL_TOKENS = 3  # the mark of a word's beginning and the end of the text, and one to spare
@@ -45,6 +46,7 @@ class SpeechT5Model(SpeechModel):
         voices: The names of these.
         max_input_characters: Longest text.
         num_threads: CPU threads of a step.
+        capture: Makes a step repeatable; None computes it.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class SpeechT5Model(SpeechModel):
         voices: VoiceNames,
         max_input_characters: int,
         num_threads: int,
+        capture: Capture | None = None,
     ) -> None:
         super().__init__(rate_hz=int(vocoder.config.sampling_rate), max_input_characters=max_input_characters)
         self._info = info
@@ -67,9 +70,9 @@ class SpeechT5Model(SpeechModel):
         self._speakers = speakers
         self._voices = voices
         self._num_threads = num_threads
-        self._decoder = SpeechT5Decoder(network)
         self._num_spoken = 0
         self._max_tokens = max_part_tokens(network.config)
+        self._decoder = SpeechT5Decoder(network, max_rows=_MAX_SPOKEN, max_tokens=self._max_tokens, capture=capture)
         self._reads_figures = any(figure in tokenizer.get_vocab() for figure in "0123456789")
 
     @property
@@ -83,12 +86,13 @@ class SpeechT5Model(SpeechModel):
         return StepRange(min_units=16, initial_units=256, max_units=4096)
 
     def warm_up(self) -> None:
-        """One short sound."""
+        """Records what is recorded, and speaks one short sound."""
         torch.set_num_threads(self._num_threads)  # each thread has its own setting until it is told
         with torch.inference_mode():
+            self._decoder.record()
             row = self._decoder.begin(self._ids([4, 5, 2]), self._speaker(""), 0)
-            (first,) = self._decoder.step([row])
-            spoke(row, first.frame)
+            self._decoder.step([row])
+            row.num_frames += 1
             self._vocoder(self._decoder.spectrogram(row))
             self._decoder.end(row)
 
@@ -146,11 +150,11 @@ class SpeechT5Model(SpeechModel):
                 speaker = self._speaker(sequence.wanted.voice)
                 sequence.row = self._decoder.begin(self._ids(sequence.ids), speaker, sequence.seed)
             rows.append(sequence.row)
-        nexts = self._decoder.step(rows)
+        ends = self._decoder.step(rows)
         outcomes: list[Outcome[SpeechOutput]] = []
-        for granted, row, following in zip(batch, rows, nexts, strict=True):
-            spoke(row, following.frame)
-            outcomes.append(self._sound(granted.sequence, row) if following.is_last else Outcome())
+        for granted, row, is_last in zip(batch, rows, ends, strict=True):
+            row.num_frames += 1
+            outcomes.append(self._sound(granted.sequence, row) if is_last else Outcome())
         return outcomes
 
     def release(self, sequence: SpeechSequence) -> None:

@@ -15,6 +15,7 @@ from transformers import SpeechT5ForTextToSpeech, SpeechT5HifiGan, SpeechT5Token
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, SourceError
 from sixfold.core.family import LoadContext
+from sixfold.core.runtime.cuda_graphs import capture_cuda_graph
 from sixfold.plugins.tts.options import TransformersSpeechOptions
 from sixfold.plugins.tts.speecht5 import SpeechT5Model, max_part_tokens
 from sixfold.plugins.tts.voices import VoiceNames
@@ -75,6 +76,7 @@ def load(context: LoadContext) -> SpeechT5Model:
         voices=voices,
         max_input_characters=options.max_input_characters,
         num_threads=context.num_threads,
+        capture=capture_cuda_graph(network.device) if network.device.type == "cuda" else None,
     )
 
 

@@ -16,6 +16,7 @@ from sixfold.core.batching.model import Granted
 from sixfold.core.errors import ConfigError, InvalidRequest
 from sixfold.core.family import LoadContext, ModelFiles
 from sixfold.core.messages import Failed, Request
+from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.core.source_ref import SourceRef
 from sixfold.plugins.tts.options import TransformersSpeechOptions
 from sixfold.plugins.tts.plugin import detect_transformers
@@ -23,6 +24,7 @@ from sixfold.plugins.tts.schema import SpeechInput
 from sixfold.plugins.tts.speecht5 import SpeechT5Model
 from sixfold.plugins.tts.speecht5_decoder import SpeechT5Decoder
 from sixfold.plugins.tts.transformers_loader import load
+from tests.dry_capture import dry_capture
 from tests.plugins.tts.conftest import Driver
 from tests.plugins.tts.speecht5_folder import NUM_SPEAKER_VALUES, save_speecht5
 from tests.plugins.tts.test_vits_model import save as save_vits
@@ -222,3 +224,82 @@ def test_numbers_that_are_drawn_ahead_are_a_sentences_own(folder: Path) -> None:
         np.testing.assert_allclose(one, other, atol=TOLERANCE)
     (again,) = spoken(model, sequences_of(model, TEXTS[0], seed=9))
     assert not np.array_equal(again, alone[0])
+
+
+def recording(model: SpeechT5Model, capture: Capture) -> SpeechT5Model:
+    """As on a GPU, where steps are recorded."""
+    own = vars(model)
+    decoder = SpeechT5Decoder(own["_network"], max_rows=8, max_tokens=model.info.max_model_len or 0, capture=capture)
+    decoder._draws_ahead = False  # so that the sound can be compared
+    own["_decoder"] = decoder
+    return model
+
+
+class Recorder:
+    """In place of CUDA graphs; notes what is recorded, and refuses it from a number on."""
+
+    def __init__(self, refuses_from: int = 1000) -> None:
+        self.num_recorded = 0
+        self._refuses_from = refuses_from
+
+    def capture(self, call: Callable[[], None]) -> Callable[[], None]:
+        if self.num_recorded == self._refuses_from:
+            raise RuntimeError("no graph today")
+        self.num_recorded += 1
+        call()
+        return call
+
+
+def computed_and(folder: Path, recorder: Recorder) -> tuple[SpeechT5Model, SpeechT5Model]:
+    return load_folder(folder), recording(load_folder(folder), recorder.capture)
+
+
+def test_recorded_steps_speak_as_computed_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SpeechT5Decoder, "THRESHOLD", 0.2)
+    recorder = Recorder()
+    models = computed_and(folder, recorder)
+    models[1].warm_up()
+    num_recorded = recorder.num_recorded
+    assert num_recorded == 8  # 4 and 8 sentences, 64, 128, 256 and 400 frames
+    computed, recorded = (
+        spoken(
+            model,
+            [sequences_of(model, TEXTS[i % 4], voice=VOICES[i % 4], seed=i)[0] for i in range(7)],
+            arrivals=(0, 3, 3, 40, 41, 60, 70),
+        )
+        for model in models
+    )
+    for one, other in zip(computed, recorded, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, atol=TOLERANCE)
+    assert recorder.num_recorded == num_recorded, "no request waits for a recording"
+
+
+def test_a_sentence_that_waits_beside_recorded_steps_goes_on_as_it_would_have(folder: Path) -> None:
+    computed, recorded = computed_and(folder, Recorder())
+    (expected,) = spoken(computed, sequences_of(computed, TEXTS[0], seed=1))
+    (waiting,), (other,) = sequences_of(recorded, TEXTS[0], seed=1), sequences_of(recorded, TEXTS[1], seed=2)
+    for _ in range(5):
+        recorded.step([Granted(waiting, 1)])
+    spoken(recorded, [other])
+    (sound,) = spoken(recorded, [waiting])
+    np.testing.assert_allclose(sound, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("refuses_from", [0, 1])
+def test_sentences_go_on_without_graphs_when_one_cannot_be_recorded(
+    folder: Path, refuses_from: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    computed, recorded = computed_and(folder, Recorder(refuses_from))
+    (expected,) = spoken(computed, sequences_of(computed, TEXTS[0], seed=1))
+    (sound,) = spoken(recorded, sequences_of(recorded, TEXTS[0], seed=1))
+    np.testing.assert_allclose(sound, expected, atol=TOLERANCE)
+    assert "no graph today" in caplog.text
+
+
+@torch.inference_mode()
+def test_a_graph_can_record_every_step(folder: Path) -> None:
+    network: Any = Network.from_pretrained(folder).eval().to("meta")
+    decoder = SpeechT5Decoder(network, max_rows=8, max_tokens=40, capture=dry_capture)
+    decoder.record()
+    assert len(vars(decoder)["_steps"]) == 8
