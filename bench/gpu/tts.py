@@ -1,13 +1,14 @@
 """Speech synthesis on one GPU: VITS (MMS's size) and SpeechT5, random weights, beside the stock models one sentence at a time.
 
-    python bench/gpu/tts.py           # a minute on an H200
+    python bench/gpu/tts.py           # a minute on an H200, and never more than --seconds (90)
     python bench/gpu/tts.py --tiny    # on a CPU, to try it
 
 Requests of one sentence each (60 to 120 letters) go through the plugin's model and the batch manager, all at once, then a few
 alone. The peer is the same network in the same process, as its documentation calls it: ``VitsModel(...)``, ``generate_speech``
-with a vocoder. Random weights know no end, so the length of the sound is fixed on both sides: about four frames a letter in
-VITS (durations are computed and overruled), and SpeechT5 ends where its greatest ratio of frames to letters says (5.5, as
-people speak).
+with a vocoder; it speaks as many of the same sentences as it can within some seconds (how many is said). Sixfold comes first,
+and the figures are written after each side. Random weights know no end, so the length of the sound is fixed on both sides:
+about four frames a letter in VITS (durations are computed and overruled), and SpeechT5 ends where its greatest ratio of frames
+to letters says (5.5, as people speak).
 
 Floor: the operations of a sentence over the rate of a large bfloat16 product, and for SpeechT5 the decoder's weights over the
 memory's rate for each step, at 64 sentences together. Both models compute in float32, as they are published: the floor is far
@@ -23,10 +24,12 @@ import json
 import math
 import os
 import random
+import signal
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,8 @@ from vllm_overhead import import_sixfold
 PEAK_FLOPS = 798e12  # bfloat16 products of 8,192 cubed, measured on an H200
 BYTES_PER_S = 4.3e12  # a copy in an H200's memory, measured
 TOGETHER = 64
+PEER_S = 10.0  # of each network
+WARM_S = 12.0  # of turns that are not counted; one at least
 RATIO = 5.5  # spectrogram frames a letter
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -159,19 +164,35 @@ async def ask(replica: Any, number: int, text: str) -> tuple[float, float, float
     return first_s, time.monotonic() - began_s, sound_s
 
 
+BEGAN_S = time.monotonic()
+
+
+def say(what: str) -> None:
+    """A line of progress."""
+    print(f"[{time.monotonic() - BEGAN_S:5.1f} s] {what}", flush=True)
+
+
 async def serve_ours(model: Any, texts: Sequence[str]) -> dict[str, float]:
     """Sound a second when all come at once, and the latency of sentences alone."""
     from sixfold.core.batching.manager import Limits
     from sixfold.core.runtime.local_replica import LocalReplica
 
+    async def together(turn: int) -> tuple[float, list[tuple[float, float, float]]]:
+        began_s = time.monotonic()
+        found = await asyncio.gather(*(ask(replica, 1000 * turn + i, text) for i, text in enumerate(texts)))
+        elapsed_s = time.monotonic() - began_s
+        say(f"turn {turn}: {len(texts)} sentences together in {elapsed_s:.2f} s")
+        return elapsed_s, found
+
     limits = Limits(max_queue_units=1 << 30, max_running_sequences=4096)
     replica = LocalReplica(model, limits=limits, num_pool_threads=4)
     try:
-        for turn in range(3):  # not counted: lengths are recorded, the step budget finds its place
-            await asyncio.gather(*(ask(replica, 1000 * turn + i, text) for i, text in enumerate(texts)))
         began_s = time.monotonic()
-        found = await asyncio.gather(*(ask(replica, 10_000 + i, text) for i, text in enumerate(texts)))
-        elapsed_s = time.monotonic() - began_s
+        for turn in range(3):  # not counted: lengths are recorded, the step budget finds its place
+            await together(turn)
+            if time.monotonic() - began_s > WARM_S:
+                break
+        elapsed_s, found = await together(10)
         alone = [await ask(replica, 20_000 + i, text) for i, text in enumerate(texts[:5])]
     finally:
         await replica.close()
@@ -183,17 +204,21 @@ async def serve_ours(model: Any, texts: Sequence[str]) -> dict[str, float]:
 
 
 def serve_peer(speak: Callable[[str], Any], rate_hz: int, texts: Sequence[str]) -> dict[str, float]:
-    """The stock model, one sentence after another."""
-    speak(texts[0])
+    """The stock model, one sentence after another, until its time is used."""
+    speak("warm.")
     times: list[float] = []
     sound_s = 0.0
     for text in texts:
         began_s = time.perf_counter()
         sound_s += speak(text).cpu().numel() / rate_hz
         times.append(time.perf_counter() - began_s)
+        if sum(times) > PEER_S:
+            break
+    say(f"stock: {len(times)} sentences in {sum(times):.2f} s")
     return {
+        "texts": len(times),
         "sound_per_s": sound_s / sum(times),
-        "sentences_per_s": len(texts) / sum(times),
+        "sentences_per_s": len(times) / sum(times),
         "alone_s": statistics.median(times),
     }
 
@@ -215,25 +240,53 @@ def load_ours(folder: Path, device: str) -> Any:
     return load(LoadContext(model_name="speak", path=folder, device=device, num_threads=4, options=options))
 
 
-def load_peer(kind: str, folder: Path, device: str, model: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """The stock network, loaded anew, and what makes sound of ids with it; texts and voices are those of our model."""
-    import transformers
+class Peer:
+    """The stock network, loaded anew; texts and voices are those of our model."""
 
-    library: Any = transformers
-    if kind == "vits":
-        network = library.VitsModel.from_pretrained(folder).to(device).eval()
-        return network, lambda ids: network(input_ids=ids).waveform
-    network = library.SpeechT5ForTextToSpeech.from_pretrained(folder).to(device).eval()
-    vocoder, speaker = model._vocoder, model._speakers["anna"][None]
+    def __init__(self, kind: str, folder: Path, device: str, model: Any) -> None:
+        import transformers
 
-    def speak(ids: Any) -> Any:
-        return network.generate_speech(ids, speaker, vocoder=vocoder, minlenratio=0.0, maxlenratio=RATIO)
+        library: Any = transformers
+        self._device, self._model, self._is_vits = device, model, kind == "vits"
+        found = library.VitsModel if self._is_vits else library.SpeechT5ForTextToSpeech
+        self.network = found.from_pretrained(folder).to(device).eval()
 
-    return network, speak
+    def speak(self, text: str, ratio: float = RATIO) -> Any:
+        """Sound; VITS knows no ratio."""
+        ids = self.ids(text)
+        if self._is_vits:
+            return self.network(input_ids=ids).waveform
+        speaker = self._model._speakers["anna"][None]
+        return self.network.generate_speech(
+            ids, speaker, vocoder=self._model._vocoder, minlenratio=0.0, maxlenratio=ratio
+        )
+
+    def ids(self, text: str) -> Any:
+        """[1, tokens]."""
+        import torch
+
+        return torch.as_tensor(self._model._tokenizer(text, return_tensors="np")["input_ids"]).to(self._device)
+
+    def floor_s(self, text: str) -> tuple[float, float]:
+        """Seconds that a sentence takes at least, and its samples."""
+        if self._is_vits:
+            return flops_of(lambda: self.speak(text)) / PEAK_FLOPS, self.speak(text).numel()
+        # Counting is slow: all frames cost as much as some, but for what reads the text.
+        num_tokens, ratios = len(self.ids(text)[0]), (RATIO / 8, RATIO / 4)
+        low, high = (flops_of(partial(self.speak, text, ratio)) for ratio in ratios)
+        few, some, num_frames = (
+            int(num_tokens * ratio / self.network.config.reduction_factor) for ratio in (*ratios, RATIO)
+        )
+        flops = low + (high - low) * (num_frames - few) / (some - few)
+        weights = sum(weight.nbytes for weight in self.network.speecht5.decoder.parameters())
+        samples_a_frame = self.speak(text, RATIO / 8).numel() / few
+        return flops / PEAK_FLOPS + num_frames * weights / BYTES_PER_S / TOGETHER, num_frames * samples_a_frame
 
 
-def measure(kind: str, *, tiny: bool, device: str, count: int) -> dict[str, Any]:
-    """One architecture: ours, the peer and the floor, in sound a second."""
+def measure(
+    kind: str, found: dict[str, Any], note: Callable[[str], None], *, tiny: bool, device: str, count: int
+) -> None:
+    """One architecture: ours, the peer and the floor, in sound a second; each is noted when it is there."""
     import torch
 
     from sixfold.plugins.tts.speecht5_decoder import SpeechT5Decoder
@@ -243,46 +296,45 @@ def measure(kind: str, *, tiny: bool, device: str, count: int) -> dict[str, Any]
     torch.manual_seed(0)
     {"vits": save_vits, "speecht5": save_speecht5}[kind](folder, tiny)
     model = load_ours(folder, device)
-    network, say = load_peer(kind, folder, device, model)
     texts = [sentence(i, shortest=20 if tiny else 60, longest=40 if tiny else 120) for i in range(count)]
-
-    def ids(text: str) -> Any:
-        return torch.as_tensor(model._tokenizer(text, return_tensors="np")["input_ids"]).to(device)
-
-    def speak(text: str) -> Any:
-        return say(ids(text))
-
+    found["texts"] = count
+    say(f"{kind} is loaded")
     model.warm_up()
-    found: dict[str, Any] = {"texts": count}
-    with torch.no_grad():
-        rate_hz = model._rate_hz
-        found["peer"] = serve_peer(speak, rate_hz, texts[: max(2, count // 12)])
-        sound_s = speak(texts[0]).numel() / rate_hz
-        floor_s = flops_of(lambda: speak(texts[0])) / PEAK_FLOPS
-    if kind == "speecht5":
-        weights = sum(weight.nbytes for weight in network.speecht5.decoder.parameters())
-        steps = len(ids(texts[0])[0]) * RATIO / network.config.reduction_factor
-        floor_s += steps * weights / BYTES_PER_S / TOGETHER
-    found["floor_sound_per_s"] = sound_s / floor_s
+    say("and warm")
     found["ours"] = asyncio.run(serve_ours(model, texts))
-    return found
+    recorder = model._text if kind == "vits" else model._decoder
+    found["ours"]["graphs"] = len(recorder._recorded if kind == "vits" else recorder._steps)
+    note(kind)
+    peer = Peer(kind, folder, device, model)
+    with torch.no_grad():
+        found["peer"] = serve_peer(peer.speak, model._rate_hz, texts)
+        note(kind)
+        floor_s, num_samples = peer.floor_s(texts[0])
+    found["floor_sound_per_s"] = num_samples / model._rate_hz / floor_s
+    note(kind)
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown."""
+    """Markdown, of what is there."""
     lines = [
-        "| model | who | seconds of sound a second | x | of the floor | one sentence alone, s |",
-        "|---|---|---|---|---|---|",
+        "| model | who | sentences | seconds of sound a second | x | of the floor | one sentence alone, s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for kind, found in results.items():
-        for who, row in (("stock, one by one", found["peer"]), ("Sixfold", found["ours"])):
-            rate = row["sound_per_s"]
-            lines.append(
-                f"| {kind} | {who} | {rate:.1f} | {rate / found['peer']['sound_per_s']:.2f} | "
-                f"{rate / found['floor_sound_per_s']:.2%} | {row['alone_s']:.3f} |"
-            )
-        lines.append(f"| {kind} | floor | {found['floor_sound_per_s']:.0f} | | | |")
+        stock, floor = found.get("peer", {}).get("sound_per_s", math.nan), found.get("floor_sound_per_s", math.nan)
+        for who, row in (("stock, one by one", found.get("peer")), ("Sixfold", found.get("ours"))):
+            if row:
+                rate = row["sound_per_s"]
+                lines.append(
+                    f"| {kind} | {who} | {row.get('texts', found['texts'])} | {rate:.1f} | {rate / stock:.2f} | "
+                    f"{rate / floor:.2%} | {row['alone_s']:.3f} |"
+                )
+        lines.append(f"| {kind} | floor | | {floor:.0f} | | | |")
     return "\n".join(lines)
+
+
+def _stop(_signal: int, _frame: Any) -> None:
+    raise TimeoutError
 
 
 def main() -> None:
@@ -291,6 +343,7 @@ def main() -> None:
     parser.add_argument("--site", type=Path)
     parser.add_argument("--kinds", nargs="+", choices=("vits", "speecht5"), default=["vits", "speecht5"])
     parser.add_argument("--count", type=int, default=TOGETHER, help="requests at once")
+    parser.add_argument("--seconds", type=int, default=90, help="after which the figures so far are all")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")) / "tts.json")
     args = parser.parse_args()
     import_sixfold(args.site)
@@ -303,12 +356,27 @@ def main() -> None:
     card = "cpu" if args.tiny else torch.cuda.get_device_name()
     print(f"random weights, float32, {card}, torch {torch.__version__}", flush=True)
     results: dict[str, Any] = {}
-    for kind in args.kinds:
-        results[kind] = measure(kind, tiny=args.tiny, device=device, count=4 if args.tiny else args.count)
-        print(json.dumps({kind: results[kind]}), flush=True)
+
+    def note(kind: str) -> None:
         report = {"card": card, "torch": torch.__version__, "models": results}
         args.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"\n{table(results)}\n", flush=True)
+        say(json.dumps(results[kind]))
+
+    signal.signal(signal.SIGALRM, _stop)
+    signal.alarm(max(1, args.seconds - int(time.monotonic() - BEGAN_S)))
+    is_whole = False
+    try:
+        for kind in args.kinds:
+            count = 4 if args.tiny else args.count
+            measure(kind, results.setdefault(kind, {}), note, tiny=args.tiny, device=device, count=count)
+        is_whole = True
+    except TimeoutError:
+        say(f"stopped after {args.seconds} s")
+    finally:
+        signal.alarm(0)
+        print(f"\n{table(results)}\n", flush=True)
+    if not is_whole:
+        os._exit(1)  # without waiting for what still computes
 
 
 if __name__ == "__main__":

@@ -97,7 +97,9 @@ class SpeechT5Decoder:
         """Records the steps of all sizes, so that no request waits for it; nothing where nothing is recorded. Before the first
         sentence.
         """
-        for slots in reversed(_doubled(_LEAST_SLOTS, self._max_rows)):  # the memory of smaller ones is part of the largest's
+        for slots in reversed(
+            _doubled(_LEAST_SLOTS, self._max_rows)
+        ):  # the memory of smaller ones is part of the largest's
             for frames in reversed(_doubled(_LEAST_FRAMES, self._caches.num_frames)):
                 self._replayed(slots, frames)
 
@@ -110,7 +112,7 @@ class SpeechT5Decoder:
             seed: Of all that is random.
         """
         assert len(self._held) < self._max_rows
-        text = self._network.speecht5.encoder(input_values=ids, attention_mask=torch.ones_like(ids), return_dict=True)
+        text = self._network.speecht5.encoder(input_values=ids, attention_mask=None, return_dict=True)
         hidden = text.last_hidden_state[0]
         others = [layer.encoder_attn for layer in self._layers]
         read = [
