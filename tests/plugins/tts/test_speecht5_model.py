@@ -277,9 +277,12 @@ def test_recorded_steps_speak_as_computed_ones(folder: Path, monkeypatch: pytest
 
 def test_a_sentence_that_waits_beside_recorded_steps_goes_on_as_it_would_have(folder: Path) -> None:
     computed, recorded = computed_and(folder, Recorder())
+    for model in (computed, recorded):  # the first frame, too, then depends on what is drawn
+        for layer in vars(model)["_network"].speecht5.decoder.prenet.layers:
+            layer.bias.data.fill_(1.0)
     (expected,) = spoken(computed, sequences_of(computed, TEXTS[0], seed=1))
     (waiting,), (other,) = sequences_of(recorded, TEXTS[0], seed=1), sequences_of(recorded, TEXTS[1], seed=2)
-    for _ in range(5):
+    for _ in range(40):
         recorded.step([Granted(waiting, 1)])
     spoken(recorded, [other])
     (sound,) = spoken(recorded, [waiting])
