@@ -6,7 +6,7 @@ with, and every other tensor is the host's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -61,7 +61,7 @@ class _Operations(_DispatchMode):  # type: ignore[misc]  # without types
 
 
 @contextmanager
-def dry_recording() -> Iterator[None]:
+def dry_recording() -> Generator[None]:
     """Raises AssertionError at what a CUDA graph could not record; libraries believe that one is recorded."""
     with mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: True), _Functions(), _Operations():
         try:

@@ -27,7 +27,7 @@ def refused() -> dict[str, Callable[[], Any]]:
         "a list as an index to write to": lambda: values.clone().__setitem__(([1, 2],), 0.0),
         "a copy to the host": NUMBERS.cpu,
         "a value": lambda: NUMBERS[0].item(),
-        "a list of values": NUMBERS.tolist,
+        "a list of values": values.tolist,
         "a condition": lambda: bool((NUMBERS > 0).all()),
         "places of what is not zero": NUMBERS.nonzero,
         "a choice by booleans": lambda: NUMBERS[NUMBERS > 0],

@@ -145,7 +145,7 @@ class SpeechT5Decoder:
         self._slots.lengths[: len(places)].copy_(torch.tensor(places))
         if not self._replayed(len(places), max(places) + 1):
             self._compute_rows(rows)
-        ends = self._slots.ends[: len(places)].tolist()
+        ends: list[bool] = self._slots.ends[: len(places)].cpu().numpy().tolist()
         return [ends[row.slot] or row.num_frames + 1 >= row.max_frames for row in rows]
 
     def spectrogram(self, row: SpokenRow) -> Tensor:
