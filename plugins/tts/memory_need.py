@@ -13,7 +13,7 @@ from sixfold.plugins.tts.options import KokoroOptions
 _LANE_BYTES = 400 << 20
 _VITS_WORKING_BYTES = 256 << 20
 _CUDA_BYTES = 600 << 20
-_CACHE_BYTES = {"speecht5": 32 * 76 << 20}  # of as many of the longest sentences as it speaks at once
+_CACHE_BYTES = {"speecht5": 32 * 76 << 20}  # of the longest sentences, as many as it speaks at once
 
 
 def kokoro_need(question: MemoryQuestion) -> MemoryNeed:
