@@ -240,6 +240,34 @@ def load_ours(folder: Path, device: str) -> Any:
     return load(LoadContext(model_name="speak", path=folder, device=device, num_threads=4, options=options))
 
 
+def graphs_of(kind: str, model: Any) -> dict[str, float]:
+    """How many graphs were recorded, and how far from the computed ones their answers are, over the greatest of these."""
+    import torch
+
+    ids = torch.as_tensor(model._tokenizer(sentence(0, shortest=60, longest=120), return_tensors="np")["input_ids"])
+    owner = model._text if kind == "vits" else model._decoder
+    answers: list[Any] = []
+    capture = owner._capture
+    with torch.inference_mode():
+        for owner._capture in (capture, None):
+            if kind == "vits":
+                noise = torch.randn(1, 2, ids.shape[1], generator=torch.Generator().manual_seed(0))
+                places = [value.to(model._network.device) for value in (ids, noise)]
+                for _ in range(2):  # a length is recorded when it comes again
+                    stats = owner(*places, None)
+                answers.append(torch.cat([stats.means.flatten(), stats.log_durations.flatten()]).clone())
+            else:
+                row = owner.begin(ids.to(model._network.device), model._speaker(""), 0)
+                for _ in range(100):
+                    owner.step([row])
+                    row.num_frames += 1
+                answers.append(owner.spectrogram(row).clone())
+                owner.end(row)
+    owner._capture = capture
+    error = (answers[0] - answers[1]).abs().max() / answers[1].abs().max()
+    return {"graphs": len(owner._recorded if kind == "vits" else owner._steps), "graphs_error": float(error)}
+
+
 class Peer:
     """The stock network, loaded anew; texts and voices are those of our model."""
 
@@ -302,8 +330,7 @@ def measure(
     model.warm_up()
     say("and warm")
     found["ours"] = asyncio.run(serve_ours(model, texts))
-    recorder = model._text if kind == "vits" else model._decoder
-    found["ours"]["graphs"] = len(recorder._recorded if kind == "vits" else recorder._steps)
+    found["ours"] |= graphs_of(kind, model)
     note(kind)
     peer = Peer(kind, folder, device, model)
     with torch.no_grad():
