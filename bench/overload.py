@@ -49,13 +49,13 @@ WORDS = "ward night pulse fever dose chart light rest nurse river table winter g
 def chat_body(draw: random.Random, size: int) -> dict[str, object]:
     question = f"Write about {' '.join(draw.choices(WORDS, k=12))}."
     messages = [{"role": "user", "content": question}]
-    # Answers of one length would all end together, and a window would count waves of them.
+    # Answers of one length would all end together, and a window would count waves of them; the same below.
     num_tokens = draw.randint(24, 72) * size
     return {"model": "chat", "messages": messages, "max_tokens": num_tokens, "temperature": 0}
 
 
 def embed_body(draw: random.Random, size: int) -> dict[str, object]:
-    return {"model": "embed", "input": [" ".join(draw.choices(WORDS, k=80)) for _ in range(8 * size)]}
+    return {"model": "embed", "input": [" ".join(draw.choices(WORDS, k=80)) for _ in range(draw.randint(4, 12) * size)]}
 
 
 WORKLOADS = (
@@ -68,7 +68,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=[each.model for each in WORKLOADS])
     parser.add_argument(
-        "--seconds", type=float, default=14.0, help="of each open loop; closed loops take half (default 14)"
+        "--seconds", type=float, default=14.0, help="of each loop; those that look for the peak take half (default 14)"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the claims here")

@@ -117,7 +117,7 @@ class Overload:
         self._say(f"{RUSH} at once after {RUSH_AFTER} one by one: {told(rush)}")
         in_flight = 2
         while in_flight <= MAX_IN_FLIGHT:
-            self.closed[in_flight] = loop = await self._closed_loop(in_flight)
+            self.closed[in_flight] = loop = await self._closed_loop(in_flight, self._seconds / 2)
             self._say(f"{in_flight} in flight: {told(loop)}")
             if in_flight > 4 and loop.good_per_s < 1.03 * self.closed[in_flight // 2].good_per_s:
                 break
@@ -132,7 +132,7 @@ class Overload:
         self._say(f"{CALM:g} times: {told(self.calm)}")
         for _round in range(NUM_ROUNDS):
             loops = {
-                f"{best} in flight": await self._closed_loop(best),
+                f"{best} in flight": await self._closed_loop(best, self._seconds),
                 f"{FULL:g} times": await self._open_loop(FULL * peak_per_s, obedient=False),
                 f"{FLOOD:g} times": await self._open_loop(FLOOD * peak_per_s, obedient=True),
             }
@@ -180,9 +180,10 @@ class Overload:
             idle.append(connection)
         return answer
 
-    async def _closed_loop(self, in_flight: int) -> Loop:
-        loop = Loop(seconds=self._seconds / 2)
-        began_s = time.perf_counter() + 2.0  # a lead, so that the batch has its size
+    async def _closed_loop(self, in_flight: int, seconds: float) -> Loop:
+        loop = Loop(seconds=seconds)
+        # A lead, so that the batch has its size, and what began together ends apart.
+        began_s = time.perf_counter() + min(LEAD_S, seconds / 2)
         ends_s = began_s + loop.seconds
 
         async def keep_asking() -> None:
