@@ -73,6 +73,14 @@ class Api:
     examples: Mapping[str, str] = field(default_factory=dict[str, str])
     probes: tuple[Probe, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuses examples of another form, which would end the server when it has started."""
+        if not isinstance(self.examples, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # plugins may be untyped
+            raise TypeError(
+                f"examples of the Api of {self.modality!r} must be a mapping from an operation to a call, such as"
+                f" {{'embed': 'curl $url/v1/embeddings ...'}}, not a {type(self.examples).__name__}"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:

@@ -72,7 +72,10 @@ def dry_recording() -> Generator[None]:
 
 def dry_capture(call: Callable[[], None]) -> Callable[[], None]:
     """In place of `capture_cuda_graph`; no RuntimeError comes out, since those who record compute what they can't record."""
-    call()  # as before every recording
+    try:
+        call()  # as before every recording
+    except RuntimeError as error:  # as in `dry_recording`
+        raise AssertionError(f"the device is asked for a value: {error}") from error
     with dry_recording():
         call()
     return call

@@ -59,3 +59,8 @@ def test_what_stays_on_the_device_is_computed() -> None:
 def test_libraries_are_told_that_a_graph_is_recorded() -> None:
     with dry_recording():
         assert torch.cuda.is_current_stream_capturing()
+
+
+def test_a_question_before_the_recording_is_refused_too_and_no_error_that_is_caught_comes_out() -> None:
+    with pytest.raises(AssertionError, match="asked for a value"):
+        dry_capture(lambda: print(NUMBERS[0].item()))

@@ -179,7 +179,7 @@ def _report_missing_face(error: Exception, modality: str, plugins: Plugins) -> N
     """One line where a library is not installed that a family of the modality says it needs; else an error with its place."""
     missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     families = (family for family in plugins.families.values() if family.modality == modality)
-    needy = next((family for family in families if missing in family.requires), None)
+    needy = next((family for family in families if missing in family.missing()), None)
     if needy is None:
         origin = plugins.origin[f"api {modality}"]
         _log.error(

@@ -159,8 +159,7 @@ class StaticDecoder:
             found = self._make(windows, beams)
             if self._capture is not None:
                 self._places[key] = found
-        else:
-            found.own.zero_()
+        found.own.zero_()  # also where the shape is new: all shapes lie in the same memory
         return found
 
     def _make(self, windows: int, beams: int) -> _Places:
@@ -177,7 +176,7 @@ class StaticDecoder:
         )
 
     def _room(self, name: str, shape: tuple[int, ...], places_a_window: int) -> Tensor:
-        """Zeros of the shape. With graphs all shapes lie in the same memory, which is taken once: one is in use at a time."""
+        """Memory of the shape. With graphs all shapes lie in the same memory, which is taken once: one is in use at a time."""
         count = torch.Size(shape).numel()
         if self._capture is None:
             return torch.zeros(shape, dtype=self._dtype, device=self._device)

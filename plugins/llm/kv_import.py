@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from sixfold.core.runtime.events import made_beside
 from sixfold.plugins.llm.cached_tokens import CachedTokens
 from sixfold.plugins.llm.kv_bytes import KvBytes
 from sixfold.plugins.llm.kv_cache import KvCache
-from sixfold.plugins.llm.kv_handle import DamagedBlock
+from sixfold.plugins.llm.kv_handle import DamagedBlock, KvTransferError
 from sixfold.plugins.llm.lora_adapter import Adapter
 
 
@@ -60,6 +61,7 @@ class KvImport:
 
         Raises:
             DamagedBlock: They hold what is no number.
+            KvTransferError: The device has no memory for them.
         """
 
         def copy() -> Tensor:
@@ -68,7 +70,10 @@ class KvImport:
                 raise DamagedBlock("The blocks that came hold values that are not finite.")
             return blocks
 
-        return made_beside(self._bytes.device, copy)
+        try:
+            return made_beside(self._bytes.device, copy)
+        except torch.OutOfMemoryError as error:  # to compute the prompt takes less, and is what the caller does then
+            raise KvTransferError("The device has no memory for the blocks that came.") from error
 
     def write(self, blocks: Tensor) -> int:
         """Adds the blocks that follow; returns for how many of them there was room.

@@ -47,6 +47,9 @@ class RowCost:
         """What a guess takes of the time that it saves where it is right; from 1 on no guess pays.
 
         It takes the time of a row. Right, it saves its sequence a step, which is one of ``num_sequences`` that share its time.
+
+        Args:
+            num_sequences: Of the step, at least one.
         """
         fixed_s, row_s = self._time.fit
         is_known = self._num_steps >= _ENOUGH_STEPS and self._time.spread >= _LEAST_SPREAD and fixed_s + row_s > 0.0

@@ -81,7 +81,7 @@ class Speculator:
         """Gives drafts to the sequences of a step that go on, for their next one."""
         if self._proposer is None or not self._follow(self._proposer, sequences):
             return
-        if len(sequences) > self._max_sequences:
+        if not sequences or len(sequences) > self._max_sequences:
             return
         chosen: list[SequenceState] = []
         limits: list[int] = []

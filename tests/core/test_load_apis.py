@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -55,12 +56,19 @@ def test_libraries_that_are_not_installed_are_told_in_one_line_with_the_remedy(
     assert "pip install" in record.getMessage()
 
 
-@pytest.mark.parametrize("face", ["import no_such_ink", "1 / 0", "Other = 1"])
+@pytest.mark.parametrize("face", ["import no_such_ink", "1 / 0", "Other = 1", "import json.no_such_part"])
 def test_a_face_that_fails_otherwise_is_an_error_with_its_place(
     face: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert load_apis(plugins_with(face, tmp_path, monkeypatch, requires=["no_such_paper"])) == []
+    # json is installed: to install it would not help.
+    assert load_apis(plugins_with(face, tmp_path, monkeypatch, requires=["no_such_paper", "json"])) == []
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert record.exc_info is not None
     assert "drawing" in record.getMessage()
+
+
+def test_examples_of_an_older_form_are_refused_when_the_api_is_made() -> None:
+    examples: Any = ("curl $url/v1/drawings",)
+    with pytest.raises(TypeError, match="'drawing' must be a mapping from an operation to a call"):
+        Api(modality="drawing", factory="drawing_face:Face", examples=examples)

@@ -227,6 +227,14 @@ def test_what_is_no_number_stays_with_its_window(model: Any) -> None:
     assert decode(decoder, hidden, [BEGIN] * 3, search="likeliest", beams=1) == expected
 
 
+def test_what_is_no_number_stays_with_its_request_where_the_next_has_another_shape(model: Any) -> None:
+    decoder = decoder_of(model, beams=2, capture=replayed)
+    hidden = heard(2)
+    expected = decode(decoder_of(model, beams=2, capture=replayed), hidden, [BEGIN] * 2, search="beams", beams=2)
+    decode(decoder, torch.full_like(hidden, torch.nan), [BEGIN] * 2, search="likeliest", beams=1)
+    assert decode(decoder, hidden, [BEGIN] * 2, search="beams", beams=2) == expected
+
+
 def test_steps_of_all_sizes_are_recorded_before_the_first_request(model: Any) -> None:
     recorded: list[Callable[[], None]] = []
 

@@ -359,6 +359,20 @@ def test_a_failure_is_logged_and_counted_and_fails_no_request(caplog: pytest.Log
     assert stats.keys() == NO_TRANSFERS.keys()
 
 
+def test_a_device_without_memory_for_what_comes_computes_the_prompt(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_device: torch.device, _make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("sixfold.plugins.llm.kv_import.made_beside", full)
+    with Side("shm") as owner, Side() as reader, caplog.at_level(logging.WARNING):
+        reader.transfer.fetch_or_compute(owner.prefill(), prompt())
+        assert "computed here" in caplog.text
+        assert reader.transfer.stats()["kv_transfer_failures_total"] == 1
+        assert reader.num_used() == 0
+
+
 def test_memory_of_another_user_or_of_no_name_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     sock, address = SharedMemoryTransport().listen()
     with sock:

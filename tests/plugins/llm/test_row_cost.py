@@ -89,3 +89,10 @@ def test_only_steps_that_decode_and_that_guesses_may_join_tell_a_cost() -> None:
         for rows, seconds in steps_of(0.01, 3000):
             told.observe_step(others, [rows] * len(others), seconds)
     assert told.guess_cost(1) == pytest.approx(0.5, rel=0.01)
+
+
+def test_a_step_whose_sequences_are_all_gone_asks_for_no_price() -> None:
+    told = speculator()
+    for rows in (1, 2, 3, 4) * 100:
+        told.observe_step(sequences(10), [rows], 0.01 * rows)  # nothing is fixed: without rows a step takes no time
+    told.propose([])

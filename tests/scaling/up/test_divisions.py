@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from sixfold.scaling.registry import Division, RegistryUnavailable, SqliteRegistry
 from sixfold.scaling.up.divisions import DivisionTeller
@@ -18,7 +20,13 @@ class Counting(SqliteRegistry):
     num_said = 0
     is_broken = False
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.answers = threading.Event()
+        self.answers.set()
+
     def divide(self, service: str, division: Division | None) -> None:
+        assert self.answers.wait(30.0)
         if self.is_broken:
             raise RegistryUnavailable("the disk is gone")
         self.num_said += 1
@@ -51,3 +59,18 @@ async def test_what_a_lost_registry_was_not_told_it_is_told_once_it_is_back(tmp_
     assert registry.divisions() == [CHAT]
     await teller.tell(("chat",), {"chat": more})
     assert registry.divisions() == [more]
+
+
+async def test_a_registry_that_does_not_answer_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sixfold.scaling.up.divisions._WAIT_S", 0.01)
+    registry = Counting(tmp_path / "replicas.db")
+    registry.answers.clear()
+    teller = DivisionTeller(registry)
+    for _ in range(3):
+        await teller.tell(("chat", "notes"), {"chat": CHAT})
+    assert registry.num_said == 0
+    registry.answers.set()
+    monkeypatch.setattr("sixfold.scaling.up.divisions._WAIT_S", 30.0)
+    await teller.tell(("chat", "notes"), {"chat": CHAT})
+    assert registry.divisions() == [CHAT]
+    assert registry.num_said == 2  # each once, although it was asked for three times
