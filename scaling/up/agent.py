@@ -137,7 +137,10 @@ class Agent:
                     self.counts[service] = min(max(self.counts[service], status[service].num_running), most)
 
     async def _decide(self, model: str) -> None:
-        services = [each.name for each in self._sizers[model].services]
+        sizer = self._sizers.get(model)
+        if sizer is None:  # the file was changed while another model was looked at
+            return
+        services = [each.name for each in sizer.services]
         answered = {service: await self._answers(service) for service in services}
         sizer = self._sizers.get(model)
         if sizer is None or [each.name for each in sizer.services] != services:  # the file was changed meanwhile

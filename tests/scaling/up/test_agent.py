@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import httpx
 import msgspec
@@ -65,6 +65,7 @@ class Scene:
         self.cluster = FakeCluster()
         self.loads: dict[str, ServerLoad] = {}
         self.held = 0
+        self.on_load: Callable[[], None] = lambda: None
         self.agent = Agent({"chat": spec}, self.cluster, self, clock=lambda: self.now_s, http=http)
 
     def urls(self, service: str) -> Sequence[str]:
@@ -86,6 +87,7 @@ SPEC = ScalingSpec(min_replicas=0, max_replicas=5, concurrency_target=2, target_
 async def scene() -> AsyncIterator[Scene]:
     def answer(request: httpx.Request) -> httpx.Response:
         load = found.loads[f"http://{request.url.host}"]
+        found.on_load()
         if load.at_s < 0:  # a server that is broken
             return httpx.Response(500)
         return httpx.Response(200, content=msgspec.json.encode(load))
@@ -181,3 +183,12 @@ async def test_what_runs_already_stays_when_an_agent_takes_over(scene: Scene) ->
     scene.loads = {f"http://r{number}": server(0, 0) for number in range(4)}
     assert await scene.step() == 4
     assert scene.cluster.said == [{"chat": 4}]
+
+
+async def test_a_model_that_is_removed_while_another_one_is_looked_at_ends_no_step(scene: Scene) -> None:
+    scene.agent.change({"chat": SPEC, "other": SPEC})
+    await scene.step()
+    scene.loads["http://a"] = server(0, 0)
+    scene.on_load = lambda: scene.agent.change({"chat": SPEC})
+    assert await scene.step() == 1
+    assert scene.cluster.said == [{"chat": 1, "other": 1}, {"chat": 1}]
