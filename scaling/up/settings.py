@@ -238,7 +238,7 @@ def load_site(
             raise ConfigError(
                 f"{place}.scaling.slo: the agent of 'sixfold up' is told no times of requests. Remove it, or set target_drain_s."
             )
-        _check_roles(cluster, name, settings.models, place)
+        check_roles(cluster, name, settings.models, place)
     if settings.server.data_dir is not None:
         raise ConfigError(
             f"{document.where(('server', 'data_dir'))}: server.data_dir: replicas come and go and none keeps a folder. Remove it."
@@ -254,7 +254,18 @@ def load_site(
     return Site(settings=settings, cluster=cluster)
 
 
-def _check_roles(cluster: ClusterSettings, name: str, models: Collection[str], place: str) -> None:
+def check_roles(cluster: ClusterSettings, name: str, models: Collection[str], place: str) -> None:
+    """Refuses roles that the rest of the configuration does not bear.
+
+    Args:
+        cluster: All of the part.
+        name: The service's.
+        models: Names of all models.
+        place: Where the service is written, for the message.
+
+    Raises:
+        ConfigError: With what to do.
+    """
     part = cluster.services[name]
     if part.roles is None:
         return

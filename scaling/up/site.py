@@ -26,7 +26,7 @@ from sixfold.scaling.spec import RolesSpec, ScalingSpec
 from sixfold.scaling.up.agent import Agent
 from sixfold.scaling.up.divisions import DivisionTeller
 from sixfold.scaling.up.revisions import Revisions
-from sixfold.scaling.up.settings import Site
+from sixfold.scaling.up.settings import Site, check_roles
 
 _LOG = logging.getLogger(__name__)
 
@@ -118,6 +118,12 @@ class RunningSite:
         # What needs a restart stays as it was, or a replica that starts later would differ from the others.
         settings = self._site.settings.model_copy(update={"models": site.settings.models})
         cluster = self._site.cluster.model_copy(update={"services": site.cluster.services})
+        try:
+            for name in cluster.services:
+                check_roles(cluster, name, settings.models, f"cluster.services.{name}")
+        except UsageError as error:  # the file is right, and what it says elsewhere holds only after a restart
+            _LOG.error("Restart 'sixfold up', until then the configuration before holds: %s", error)
+            return
         self._site = Site(settings=settings, cluster=cluster)
         if self._revisions is not None and self._agent is not None:
             self._revisions.change(self._site, time.monotonic())
