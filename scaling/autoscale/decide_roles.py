@@ -53,6 +53,7 @@ class RolesLook:
             is thrown away.
         waiting_tokens: Prompt tokens at prefill replicas that no step has begun with.
         num_streams: Requests in flight at decode replicas, and those that wait for one.
+        is_prefill_up: Whether any prefill replica takes requests; else decode replicas compute all prompts.
         max_step_tokens: Largest step that a server may do now.
         max_rows: Most sequences in one step.
     """
@@ -63,6 +64,7 @@ class RolesLook:
     decode: Measured | None = None
     waiting_tokens: float = 0.0
     num_streams: float = 0.0
+    is_prefill_up: bool = True
     max_step_tokens: float = 2048.0
     max_rows: float = 256.0
 
@@ -132,10 +134,16 @@ class RolesDecision:
     state: RolesState = field(default_factory=RolesState)
 
 
-def restarted_roles(current: Roles, now_s: float) -> RolesState:
-    """The state at the start, or of whoever lost its history: what runs counts as wanted just now, so that none leaves for a
-    delay."""
-    return RolesState(prefill_peaks=((now_s, current.num_prefill),), decode_peaks=((now_s, current.num_decode),))
+def restarted_roles(current: Roles, now_s: float, state: RolesState | None = None) -> RolesState:
+    """The state at the start, or after a time in which nothing could be seen: what runs counts as wanted just now, so that none
+    leaves for a delay.
+
+    Args:
+        current: What runs.
+        now_s: The time.
+        state: What is remembered of speeds and demand; None for nothing.
+    """
+    return replace(state or RolesState(), prefill_peaks=((now_s, current.num_prefill),), decode_peaks=((now_s, current.num_decode),))
 
 
 def decide_roles(spec: RolesSpec, state: RolesState, look: RolesLook, now_s: float) -> RolesDecision:
@@ -152,6 +160,8 @@ def decide_roles(spec: RolesSpec, state: RolesState, look: RolesLook, now_s: flo
     if wanted is None:
         kept = replace(bounded(spec, look.current), reason="no step was measured yet: what runs stays")
         return RolesDecision(roles=kept, state=state)
+    if not look.is_prefill_up:
+        wanted = _without_prefill(spec, wanted, look.current)
     state = replace(
         state,
         prefill_peaks=_with_peak(state.prefill_peaks, wanted.num_prefill, now_s, spec.scale_down_delay_s),
@@ -283,6 +293,17 @@ def _since(points: tuple[RolesPoint, ...], since_s: float) -> Sequence[RolesPoin
 
 def _with_peak(peaks: Peaks, wanted: int, now_s: float, delay_s: float) -> Peaks:
     return (*(peak for peak in peaks if peak[1] > wanted and peak[0] > now_s - delay_s), (now_s, wanted))
+
+
+def _without_prefill(spec: RolesSpec, wanted: Roles, current: Roles) -> Roles:
+    """While no prefill replica comes up, more of them would not, either, and decode replicas do the work of both."""
+    kept = replace(
+        wanted,
+        num_prefill=min(wanted.num_prefill, current.num_prefill),
+        num_decode=max(wanted.num_decode, current.num_decode),
+        reason=f"no prefill replica is up; {wanted.reason}",
+    )
+    return bounded(spec, kept)
 
 
 def _after_delay(spec: RolesSpec, state: RolesState, wanted: Roles, current: Roles) -> Roles:

@@ -139,8 +139,11 @@ class RolesSizer:
         current = Roles(num_prefill=prefill.count, num_decode=decode.count)
         looked_s, self._looked_s = self._looked_s, now_s
         state = self.state = self.state or restarted_roles(current, now_s)
-        if looked_s is None or not (decode.servers or prefill.servers):
-            return {}  # nothing to compare with, or nobody is there: the numbers stay
+        if not decode.servers:  # the first ones start, or all were lost: either way the numbers stay
+            self.state = restarted_roles(current, now_s, state)
+            return {}
+        if looked_s is None:
+            return {}  # nothing to compare with
         decision = decide_roles(self._spec, state, self._look(prefill, decode, current, now_s - looked_s), now_s)
         self.state = decision.state
         roles = decision.roles
@@ -164,6 +167,7 @@ class RolesSizer:
             decode=_work(decode, self._model),
             waiting_tokens=sum(_waiting_units(load) for load in prompts),
             num_streams=sum(load.num_in_flight for load in streams) + decode.num_held,
+            is_prefill_up=bool(prefill.servers),
             max_step_tokens=max((budget for budget in budgets if budget > 0.0), default=_STEP_TOKENS),
             max_rows=self._max_rows,
         )

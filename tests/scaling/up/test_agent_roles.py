@@ -55,6 +55,7 @@ class Scene:
         self.now_s = 0.0
         self.said: list[dict[str, int]] = []
         self.running: dict[str, int] = {}
+        self.lost: set[str] = set()
         self.steps: dict[str, StepWork] = {}
         self.prompt_tokens = self.tokens = 0.0
         self.decisions = DecisionLog()
@@ -71,7 +72,8 @@ class Scene:
         }
 
     def urls(self, service: str) -> Sequence[str]:
-        return [f"http://{service}-{number}" for number in range(self.running.get(service, 0))]
+        count = 0 if service in self.lost else self.running.get(service, 0)
+        return [f"http://{service}-{number}" for number in range(count)]
 
     def num_held(self, service: str) -> int:
         return 0
@@ -84,7 +86,8 @@ class Scene:
         return self.agent.counts["chat-prefill"], self.agent.counts["chat"]
 
     def work(self) -> None:
-        for service, prompts, rows in (("chat-prefill", self.prompt_tokens, 0.0), ("chat", 0.0, self.tokens)):
+        elsewhere, here = (0.0, self.prompt_tokens) if "chat-prefill" in self.lost else (self.prompt_tokens, 0.0)
+        for service, prompts, rows in (("chat-prefill", elsewhere, 0.0), ("chat", here, self.tokens)):
             for url in self.urls(service):
                 share = len(self.urls(service))
                 self.steps[url] = _after(self.steps.get(url, StepWork()), prompts / share, rows / share)
@@ -166,6 +169,30 @@ async def test_changed_bounds_hold_at_once_and_what_was_seen_is_not_forgotten(sc
     assert (await scene.step(20))[0] == 3
     scene.agent.change({"chat": SPEC.model_copy(update={"max_replicas": 3})})
     assert await scene.step() == (2, 1)
+
+
+async def test_prefill_replicas_that_do_not_come_up_take_nothing_from_those_that_compute_the_prompts_instead(
+    scene: Scene,
+) -> None:
+    scene.running = {"chat": 5, "chat-prefill": 1}
+    scene.prompt_tokens, scene.tokens = 18_000.0, 1_000.0
+    scene.lost = {"chat-prefill"}
+    for _ in range(60):
+        assert await scene.step() == (1, 5)
+    scene.lost = set()
+    prefill, _ = await scene.step(20)
+    assert prefill == 3
+
+
+async def test_with_all_decode_replicas_lost_both_numbers_stay_and_none_leaves_when_they_are_back(scene: Scene) -> None:
+    scene.running = {"chat": 3, "chat-prefill": 2}
+    await scene.step(10)
+    scene.lost = {"chat"}
+    for _ in range(100):
+        assert await scene.step() == (2, 3)
+    scene.lost = set()
+    assert await scene.step(10) == (2, 3)
+    assert await scene.step(60) == (1, 1)
 
 
 async def test_a_plain_model_tells_its_decisions_too() -> None:
