@@ -156,8 +156,8 @@ class RolesSizer:
 
     def _look(self, prefill: Seen, decode: Seen, current: Roles, elapsed_s: float) -> RolesLook:
         computing = _work(prefill, self._model)
-        prompts = [_load(server, self._model) for server in prefill.servers]
-        streams = [_load(server, self._model) for server in decode.servers]
+        prompts = [_last_load(server, self._model) for server in prefill.servers]
+        streams = [_last_load(server, self._model) for server in decode.servers]
         budgets = [load.steps.budget_units for load in (*prompts, *streams) if load.steps is not None]
         return RolesLook(
             elapsed_s=elapsed_s,
@@ -226,6 +226,11 @@ def folded(loads: Sequence[ModelLoad], count: int) -> tuple[ModelLoad, ...]:
 def _load(server: Answered, model: str) -> ModelLoad:
     """A server that does not answer is up, as the gateway found: only its figure is missing."""
     return ModelLoad(model_name=model) if server.now is None else load_between(server.before, server.now, model)
+
+
+def _last_load(server: Answered, model: str) -> ModelLoad:
+    """Of a server that does not answer what it said last: one that is too busy to answer is not idle."""
+    return _load(replace(server, now=server.now or server.before), model)
 
 
 def _work(seen: Seen, model: str) -> Measured | None:

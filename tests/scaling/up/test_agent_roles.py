@@ -56,6 +56,8 @@ class Scene:
         self.said: list[dict[str, int]] = []
         self.running: dict[str, int] = {}
         self.lost: set[str] = set()
+        self.silent: set[str] = set()
+        self.streams = 0.0
         self.steps: dict[str, StepWork] = {}
         self.prompt_tokens = self.tokens = 0.0
         self.decisions = DecisionLog()
@@ -93,7 +95,13 @@ class Scene:
                 self.steps[url] = _after(self.steps.get(url, StepWork()), prompts / share, rows / share)
 
     def load(self, url: str) -> ServerLoad:
-        model = ModelLoad(model_name="chat", steps=self.steps[url])
+        in_flight = 0.0 if "prefill" in url else self.streams / len(self.urls("chat"))
+        model = ModelLoad(
+            model_name="chat",
+            steps=self.steps[url],
+            num_in_flight=in_flight,
+            request_seconds=in_flight * self.now_s,
+        )
         return ServerLoad(server_load=0, started_s=0.0, at_s=self.now_s, models=(model,))
 
 
@@ -113,7 +121,10 @@ def _after(before: StepWork, prompt_tokens: float, tokens: float) -> StepWork:
 @pytest.fixture
 async def scene() -> AsyncIterator[Scene]:
     def answer(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, content=msgspec.json.encode(found.load(f"http://{request.url.host}")))
+        url = f"http://{request.url.host}"
+        if url in found.silent:
+            raise httpx.ReadTimeout("it computes")
+        return httpx.Response(200, content=msgspec.json.encode(found.load(url)))
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
         found = Scene(http)
@@ -193,6 +204,14 @@ async def test_with_all_decode_replicas_lost_both_numbers_stay_and_none_leaves_w
     scene.lost = set()
     assert await scene.step(10) == (2, 3)
     assert await scene.step(60) == (1, 1)
+
+
+async def test_a_decode_server_that_is_too_busy_to_answer_is_not_taken_for_idle(scene: Scene) -> None:
+    scene.tokens, scene.streams = 3_000.0, 75.0
+    _, decode = await scene.step(20)
+    assert decode >= 2
+    scene.silent = set(scene.urls("chat"))
+    assert await scene.step(60) == (1, decode)
 
 
 async def test_a_plain_model_tells_its_decisions_too() -> None:
