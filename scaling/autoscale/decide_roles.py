@@ -46,8 +46,9 @@ class RolesLook:
     """Both roles, from one look at their servers to the next.
 
     Attributes:
-        elapsed_s: Between the looks.
         current: What was ordered last.
+        served: Tokens a second of all replicas, each over its own time between two answers: prompts computed, wherever, and
+            tokens generated.
         prefill: What the steps of prefill replicas did meanwhile, all together; None where there were none.
         decode: The same of decode replicas. Prefill replicas have no rows: the one token that a prompt ends with
             is thrown away.
@@ -58,8 +59,8 @@ class RolesLook:
         max_rows: Most sequences in one step.
     """
 
-    elapsed_s: float
     current: Roles
+    served: RoleDemand = RoleDemand(prefill_tokens_per_s=0.0, decode_tokens_per_s=0.0)
     prefill: Measured | None = None
     decode: Measured | None = None
     waiting_tokens: float = 0.0
@@ -172,13 +173,11 @@ def decide_roles(spec: RolesSpec, state: RolesState, look: RolesLook, now_s: flo
 
 def _with_look(spec: RolesSpec, state: RolesState, look: RolesLook, now_s: float) -> RolesState:
     """Adds what was observed, and forgets what is too old."""
-    done = [work for work in (look.prefill, look.decode) if work is not None]
-    elapsed_s = max(look.elapsed_s, 1e-9)
     point = RolesPoint(
         at_s=now_s,
-        prefill_tokens_per_s=sum(work.prefill_tokens for work in done) / elapsed_s,
+        prefill_tokens_per_s=look.served.prefill_tokens_per_s,
         waiting_tokens=look.waiting_tokens,
-        decode_tokens_per_s=sum(work.decode_rows for work in done) / elapsed_s,
+        decode_tokens_per_s=look.served.decode_tokens_per_s,
         num_streams=look.num_streams,
     )
     return replace(

@@ -35,6 +35,8 @@ def steps_between(before: ServerLoad | None, after: ServerLoad, model: str) -> M
         after: What it says now.
         model: The model's name.
     """
+    if before is None or after.at_s <= before.at_s:
+        return None
     now, earlier = _of(after, model), _earlier(before, after, model)
     if now is None or earlier is None or now.steps is None or earlier.steps is None:
         return None

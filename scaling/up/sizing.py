@@ -12,7 +12,7 @@ from sixfold.core.autoscaling.load import ModelLoad, ServerLoad
 from sixfold.scaling.autoscale.decide import decide
 from sixfold.scaling.autoscale.decide_roles import RolesLook, RolesState, decide_roles, restarted_roles
 from sixfold.scaling.autoscale.fleet import Fleet, State
-from sixfold.scaling.autoscale.roles import Roles
+from sixfold.scaling.autoscale.roles import RoleDemand, Roles
 from sixfold.scaling.autoscale.step_time import Measured
 from sixfold.scaling.disagg.service import RoleService, services_of
 from sixfold.scaling.spec import RolesSpec, ScalingSpec
@@ -124,7 +124,6 @@ class RolesSizer:
         self._model = model
         self._spec = spec
         self._max_rows = max_rows
-        self._looked_s: float | None = None
 
     def bounds(self, service: str) -> tuple[int, int]:
         """See `Sizer`."""
@@ -137,14 +136,11 @@ class RolesSizer:
         """See `Sizer`."""
         decode, prefill = (seen[service.name] for service in self.services)
         current = Roles(num_prefill=prefill.count, num_decode=decode.count)
-        looked_s, self._looked_s = self._looked_s, now_s
         state = self.state = self.state or restarted_roles(current, now_s)
         if not decode.servers:  # the first ones start, or all were lost: either way the numbers stay
             self.state = restarted_roles(current, now_s, state)
             return {}
-        if looked_s is None:
-            return {}  # nothing to compare with
-        decision = decide_roles(self._spec, state, self._look(prefill, decode, current, now_s - looked_s), now_s)
+        decision = decide_roles(self._spec, state, self._look(prefill, decode, current), now_s)
         self.state = decision.state
         roles = decision.roles
         return {
@@ -154,17 +150,20 @@ class RolesSizer:
             for service, count in zip(self.services, (roles.num_decode, roles.num_prefill), strict=True)
         }
 
-    def _look(self, prefill: Seen, decode: Seen, current: Roles, elapsed_s: float) -> RolesLook:
-        computing = _work(prefill, self._model)
+    def _look(self, prefill: Seen, decode: Seen, current: Roles) -> RolesLook:
+        computing, writing = (_works(seen, self._model) for seen in (prefill, decode))
         prompts = [_last_load(server, self._model) for server in prefill.servers]
         streams = [_last_load(server, self._model) for server in decode.servers]
         budgets = [load.steps.budget_units for load in (*prompts, *streams) if load.steps is not None]
         return RolesLook(
-            elapsed_s=elapsed_s,
             current=current,
+            served=RoleDemand(
+                prefill_tokens_per_s=sum(each.work.prefill_tokens / each.elapsed_s for each in (*computing, *writing)),
+                decode_tokens_per_s=sum(each.work.decode_rows / each.elapsed_s for each in writing),
+            ),
             # The one token that a computed prompt ends with is thrown away.
-            prefill=None if computing is None else replace(computing, decode_rows=0.0),
-            decode=_work(decode, self._model),
+            prefill=_together([replace(each.work, decode_rows=0.0) for each in computing]),
+            decode=_together([each.work for each in writing]),
             waiting_tokens=sum(_waiting_units(load) for load in prompts),
             num_streams=sum(load.num_in_flight for load in streams) + decode.num_held,
             is_prefill_up=bool(prefill.servers),
@@ -233,13 +232,27 @@ def _last_load(server: Answered, model: str) -> ModelLoad:
     return _load(replace(server, now=server.now or server.before), model)
 
 
-def _work(seen: Seen, model: str) -> Measured | None:
-    """What the steps of all servers did since the last look."""
-    found = [
-        work
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What one server's steps did between two of its answers, and the seconds from one to the other."""
+
+    work: Measured
+    elapsed_s: float
+
+
+def _works(seen: Seen, model: str) -> Sequence[_Work]:
+    """Of each server whose steps did anything. A server may have been silent for many looks: its time is its own."""
+    return [
+        _Work(work=work, elapsed_s=server.now.at_s - server.before.at_s)
         for server in seen.servers
-        if server.now is not None and (work := steps_between(server.before, server.now, model)) is not None
+        if server.before is not None
+        and server.now is not None
+        and (work := steps_between(server.before, server.now, model)) is not None
     ]
+
+
+def _together(found: Sequence[Measured]) -> Measured | None:
+    """The work of all servers."""
     if not found:
         return None
     return Measured(

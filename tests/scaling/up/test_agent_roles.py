@@ -41,8 +41,9 @@ def test_the_work_between_two_looks_is_the_difference_of_what_was_told() -> None
         server(10, started_s=1.0, num_steps=1.0),
         server(10, num_steps=9, seconds=1.5),
         server(10, num_steps=50, seconds=9.0),
+        server(12, num_steps=1, seconds=0.5),
     ],
-    ids=["a first look", "no steps told", "another start", "nothing done", "a worker was replaced"],
+    ids=["a first look", "no steps told", "another start", "nothing done", "a worker was replaced", "no time passed"],
 )
 def test_without_two_looks_at_the_same_server_there_is_no_work(before: ServerLoad | None) -> None:
     assert steps_between(before, server(12, num_steps=9, seconds=1.5), "chat") is None
@@ -212,6 +213,15 @@ async def test_a_decode_server_that_is_too_busy_to_answer_is_not_taken_for_idle(
     assert decode >= 2
     scene.silent = set(scene.urls("chat"))
     assert await scene.step(60) == (1, decode)
+
+
+async def test_what_was_done_during_a_silence_is_not_taken_for_the_work_of_one_second(scene: Scene) -> None:
+    scene.prompt_tokens = 4_000.0
+    assert await scene.step(20) == (1, 1)
+    scene.silent = set(scene.urls("chat-prefill"))
+    assert await scene.step(15) == (1, 1)
+    scene.silent = set()
+    assert await scene.step(20) == (1, 1)
 
 
 async def test_a_plain_model_tells_its_decisions_too() -> None:
