@@ -10,7 +10,7 @@ from sixfold.scaling.spec import RolesSpec
 
 _EXACT = 1e-9
 _WORTH_MOVING = 1.2
-"""Where both roles are short, a replica changes its role only if the busier role is busier by this factor than it need be."""
+"""Where all run that may, a replica changes its role only if the busier role is busier by this factor than it need be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +81,8 @@ def size_roles(spec: RolesSpec, demand: RoleDemand, speed: RoleSpeed, *, current
             are short by the same factor as far as their own bounds allow.
         demand: Measured or foreseen.
         speed: What a replica of each role does.
-        current: What runs. Where both are short, it stays unless another division is better by a fifth: a change of role costs
-            a start.
+        current: What runs. Where all are asked for that there may be, it stays unless another division is better by a fifth: a
+            change of role costs a start.
     """
     prefill = demand.prefill_tokens_per_s / (speed.prefill_tokens_per_s * spec.target_utilization)
     decode = demand.decode_tokens_per_s / (speed.decode_tokens_per_s * spec.target_utilization)
@@ -93,7 +93,7 @@ def size_roles(spec: RolesSpec, demand: RoleDemand, speed: RoleSpeed, *, current
     )
     num_prefill = min(max(_ceil(prefill), spec.prefill.min_replicas), spec.max_prefill)
     num_decode = min(max(_ceil(decode), spec.decode.min_replicas), spec.max_decode)
-    if num_prefill + num_decode > spec.max_replicas:
+    if num_prefill + num_decode >= spec.max_replicas:
         num_prefill = _divide(spec, prefill, decode, current)
         num_decode = spec.max_replicas - num_prefill
         asked += f"; only {spec.max_replicas} may run"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -150,6 +150,14 @@ def test_one_role_may_grow_by_what_the_other_only_keeps_for_a_while() -> None:
     world.step(40)
     assert world.runs.num_decode >= 9
     assert world.runs.total == SPEC.max_replicas
+
+
+def test_a_demand_around_a_whole_number_moves_no_replica_to_and_fro_where_all_run_that_may() -> None:
+    world = World(prompts=20_600, answers=13_600)
+    runs = world.step(100)
+    assert runs.total == SPEC.max_replicas
+    for world.prompts, world.answers in ((19_300, 13_950), (20_600, 13_600)) * 3:
+        assert world.step(30) == replace(runs, reason=world.runs.reason)
 
 
 def test_what_runs_stays_until_a_step_was_measured() -> None:

@@ -71,6 +71,14 @@ def test_in_a_shortage_no_replica_changes_its_role_for_little() -> None:
     assert sizes(size_roles(spec_of(8), asked(30, 10), EVEN, current=runs)) == (6, 2)
 
 
+def test_where_all_run_that_may_a_demand_around_a_whole_number_moves_no_replica_to_and_fro() -> None:
+    runs = Roles(num_prefill=4, num_decode=4)
+    for prefill, decode in ((2.95, 4.05), (3.05, 3.95)) * 4:
+        runs = size_roles(spec_of(8), asked(prefill, decode), EVEN, current=runs)
+        assert sizes(runs) == (4, 4)
+    assert sizes(size_roles(spec_of(8), asked(2.0, 5.5), EVEN, current=runs)) == (2, 6)
+
+
 demands = st.floats(0, 1e6, allow_nan=False)
 
 
