@@ -224,9 +224,15 @@ class SimulationSettings(BaseModel):
 
     @model_validator(mode="after")
     def _losses_name_sites(self) -> Self:
-        if self.roles is not None and (len(self.sites) > 1 or self.losses or self.static_fleets):
+        too_much = {
+            "Name one of sites": len(self.sites) > 1,
+            "Remove losses": bool(self.losses),
+            "Set static_fleets to false": self.static_fleets,
+        }
+        next_steps = [step for step, is_due in too_much.items() if is_due]
+        if self.roles is not None and next_steps:
             raise ValueError(
-                "roles: there may be one site, no losses, and no fixed fleets. Set static_fleets to false."
+                f"roles: there may be one site, no losses and no fixed fleets beside them. {'. '.join(next_steps)}."
             )
         for loss in self.losses:
             if loss.site not in self.sites:

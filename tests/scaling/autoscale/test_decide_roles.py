@@ -100,7 +100,7 @@ def served(work: Measured) -> RoleDemand:
 
 
 def test_without_any_traffic_there_is_one_of_each() -> None:
-    world = World()
+    world = World(runs=Roles(num_prefill=3, num_decode=3))
     world.step(200)
     assert world.sizes == (1, 1)
 

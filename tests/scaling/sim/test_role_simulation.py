@@ -90,8 +90,15 @@ def test_a_prompt_that_was_computed_elsewhere_is_not_computed_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"sites": {"a": 1, "b": 1}}, {"losses": [{"site": "site", "at_s": 1}]}, {"static_fleets": True}]
+    ("changes", "next_step"),
+    [
+        ({"sites": {"a": 1, "b": 1}}, "Name one of sites"),
+        ({"losses": [{"site": "site", "at_s": 1}]}, "Remove losses"),
+        ({"static_fleets": True}, "Set static_fleets to false"),
+    ],
 )
-def test_what_roles_can_not_be_simulated_with_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="roles: there may be one site"):
+def test_what_roles_can_not_be_simulated_with_is_refused_with_what_to_do(
+    changes: dict[str, Any], next_step: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"roles: .* beside them\. {next_step}\."):
         settings(**changes)
