@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from sixfold.core.errors import ConfigError, UsageError
-from sixfold.core.plugins import load_plugins
+from sixfold.core.plugins import Plugins, load_plugins
 from sixfold.core.registry import check_entry
 from sixfold.core.serving.lifecycle import run
 from sixfold.core.telemetry.logs import LogFormat, configure_logging
@@ -40,8 +40,7 @@ def run_up(
 
     def read() -> Site:
         site = load_site(config, flags=flags)
-        for service in site.services:
-            check_entry(site.entry(service), plugins)
+        check_site(site, plugins)
         return site
 
     site = read()
@@ -78,6 +77,24 @@ def run_up(
     if running.error is not None:
         raise running.error
     return status
+
+
+def check_site(site: Site, plugins: Plugins) -> None:
+    """Refuses what can be refused of models without their files; of roles, with the words of whoever wrote them.
+
+    Raises:
+        ConfigError: With what to do.
+    """
+    for entry in site.settings.models.values():
+        check_entry(entry, plugins)
+    for service, which in site.services.items():
+        try:
+            check_entry(site.entry(service), plugins)
+        except ConfigError as error:  # the model alone was right
+            raise ConfigError(
+                f"cluster.services.{which.model}.roles: servers of the service {service!r} can not do as roles say: {error} "
+                "Remove roles where the model exchanges no prompts, or correct the options of the role."
+            ) from error
 
 
 def key_of(registry: RegistryPlace) -> str:
