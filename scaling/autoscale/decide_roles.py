@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from sixfold.scaling.autoscale.roles import (
+    DecodeSpeed,
     RoleDemand,
     Roles,
     RoleSpeed,
     bounded,
-    decode_gap_s,
-    decode_rows,
+    decode_speed,
     prefill_speed,
     size_roles,
 )
@@ -40,6 +40,8 @@ _PANIC = 2.0
 _FAR = 2.0
 """A fit is believed up to so many times the largest step that was seen: of a load that never varies it knows one point."""
 
+_NOTHING = RoleDemand(prefill_tokens_per_s=0.0, decode_tokens_per_s=0.0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolesLook:
@@ -49,6 +51,7 @@ class RolesLook:
         current: What was ordered last.
         served: Tokens a second of all replicas, each over its own time between two answers: prompts computed, wherever, and
             tokens generated.
+        prompts_at_decode_tokens_per_s: Of the served prompt tokens, those that decode replicas computed.
         prefill: What the steps of prefill replicas did meanwhile, all together; None where there were none.
         decode: The same of decode replicas. Prefill replicas have no rows: the one token that a prompt ends with
             is thrown away.
@@ -60,7 +63,8 @@ class RolesLook:
     """
 
     current: Roles
-    served: RoleDemand = RoleDemand(prefill_tokens_per_s=0.0, decode_tokens_per_s=0.0)
+    served: RoleDemand = _NOTHING
+    prompts_at_decode_tokens_per_s: float = 0.0
     prefill: Measured | None = None
     decode: Measured | None = None
     waiting_tokens: float = 0.0
@@ -77,6 +81,7 @@ class RolesPoint:
     Attributes:
         at_s: When.
         prefill_tokens_per_s: Prompt tokens computed, wherever.
+        prompts_at_decode_tokens_per_s: As of `RolesLook`.
         waiting_tokens: As of `RolesLook`.
         decode_tokens_per_s: Tokens generated.
         num_streams: As of `RolesLook`.
@@ -84,6 +89,7 @@ class RolesPoint:
 
     at_s: float
     prefill_tokens_per_s: float
+    prompts_at_decode_tokens_per_s: float
     waiting_tokens: float
     decode_tokens_per_s: float
     num_streams: float
@@ -144,7 +150,11 @@ def restarted_roles(current: Roles, now_s: float, state: RolesState | None = Non
         now_s: The time.
         state: What is remembered of speeds and demand; None for nothing.
     """
-    return replace(state or RolesState(), prefill_peaks=((now_s, current.num_prefill),), decode_peaks=((now_s, current.num_decode),))
+    return replace(
+        state or RolesState(),
+        prefill_peaks=((now_s, current.num_prefill),),
+        decode_peaks=((now_s, current.num_decode),),
+    )
 
 
 def decide_roles(spec: RolesSpec, state: RolesState, look: RolesLook, now_s: float) -> RolesDecision:
@@ -176,6 +186,7 @@ def _with_look(spec: RolesSpec, state: RolesState, look: RolesLook, now_s: float
     point = RolesPoint(
         at_s=now_s,
         prefill_tokens_per_s=look.served.prefill_tokens_per_s,
+        prompts_at_decode_tokens_per_s=look.prompts_at_decode_tokens_per_s,
         waiting_tokens=look.waiting_tokens,
         decode_tokens_per_s=look.served.decode_tokens_per_s,
         num_streams=look.num_streams,
@@ -205,18 +216,18 @@ def _kind(size: float) -> int:
 
 def _wanted(spec: RolesSpec, state: RolesState, look: RolesLook, now_s: float) -> Roles | None:
     """What the demand asks for; None while nothing is known of the speed that it must be held against."""
-    pace_s, decode = _decode_speed(spec, state, look)
+    decode = _decode_speed(spec, state, look)
     prefill = _prefill_speed(state, look)
-    stable = _demand(spec, _since(state.points, now_s - spec.window_s), pace_s)
-    surge = _demand(spec, _since(state.points, now_s - _SURGE_SHARE * spec.window_s), pace_s)
+    stable = _demand(spec, _since(state.points, now_s - spec.window_s), decode)
+    surge = _demand(spec, _since(state.points, now_s - _SURGE_SHARE * spec.window_s), decode)
     is_unknown = (prefill is None and stable.prefill_tokens_per_s > 0.0) or (
-        decode is None and stable.decode_tokens_per_s > 0.0
+        decode.tokens_per_s is None and stable.decode_tokens_per_s > 0.0
     )
     if is_unknown:
         return None
     speed = RoleSpeed(
         prefill_tokens_per_s=math.inf if prefill is None else prefill,
-        decode_tokens_per_s=math.inf if decode is None else decode,
+        decode_tokens_per_s=math.inf if decode.tokens_per_s is None else decode.tokens_per_s,
     )
     current, share = look.current, spec.target_utilization
     demand = RoleDemand(
@@ -231,21 +242,26 @@ def _wanted(spec: RolesSpec, state: RolesState, look: RolesLook, now_s: float) -
             current.num_decode * speed.decode_tokens_per_s * share,
         ),
     )
-    return size_roles(spec, demand, speed, current=current)
+    roles = size_roles(spec, demand, speed, current=current)
+    if not any(point.prompts_at_decode_tokens_per_s for point in state.points):
+        return roles
+    return replace(roles, reason=f"{roles.reason}; prompts that decode replicas compute count as generated tokens, too")
 
 
-def _demand(spec: RolesSpec, points: Sequence[RolesPoint], pace_s: float) -> RoleDemand:
+def _demand(spec: RolesSpec, points: Sequence[RolesPoint], decode: DecodeSpeed) -> RoleDemand:
     """The mean of the points: what was done, or what those that wait ask for, whichever is more."""
     count = len(points)
+    generated = max(
+        sum(point.decode_tokens_per_s for point in points) / count,
+        sum(point.num_streams for point in points) / count / decode.pace_s,
+    )
+    beside = sum(point.prompts_at_decode_tokens_per_s for point in points) / count
     return RoleDemand(
         prefill_tokens_per_s=max(
             sum(point.prefill_tokens_per_s for point in points) / count,
             sum(point.waiting_tokens for point in points) / count / spec.ttft_s,
         ),
-        decode_tokens_per_s=max(
-            sum(point.decode_tokens_per_s for point in points) / count,
-            sum(point.num_streams for point in points) / count / pace_s,
-        ),
+        decode_tokens_per_s=decode.with_prompts(generated, beside),
     )
 
 
@@ -254,17 +270,14 @@ def _asked(stable: float, surge: float, borne: float) -> float:
     return max(stable, surge) if surge > _PANIC * borne else stable
 
 
-def _decode_speed(spec: RolesSpec, state: RolesState, look: RolesLook) -> tuple[float, float | None]:
-    """Seconds between two tokens that clients are given, the promised time unless not even one alone has it; and the tokens that
-    a replica generates a second, None while nothing is known."""
+def _decode_speed(spec: RolesSpec, state: RolesState, look: RolesLook) -> DecodeSpeed:
+    """Without any prompts beside."""
     step_time = _fit(state.decode_steps)
     seen = max((each.work.decode_rows / each.work.steps for each in state.decode_steps), default=0.0)
     if step_time is None or seen == 0.0:
-        return spec.inter_token_s, None
+        return DecodeSpeed(pace_s=spec.inter_token_s)
     max_rows = min(look.max_rows, _FAR * max(1.0, seen))
-    rows = decode_rows(step_time, mean_context_tokens=0.0, inter_token_s=spec.inter_token_s, max_rows=max_rows)
-    gap_s = decode_gap_s(step_time, mean_context_tokens=0.0, rows=rows)
-    return max(spec.inter_token_s, gap_s), rows / gap_s if gap_s > 0.0 else math.inf
+    return decode_speed(step_time, inter_token_s=spec.inter_token_s, max_rows=max_rows)
 
 
 def _prefill_speed(state: RolesState, look: RolesLook) -> float | None:

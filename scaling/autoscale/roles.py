@@ -73,6 +73,52 @@ def decode_gap_s(step_time: StepTime, *, mean_context_tokens: float, rows: float
     return step_time.base_s + rows * _row_s(step_time, mean_context_tokens)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeSpeed:
+    """What one decode replica does.
+
+    Attributes:
+        pace_s: Between two tokens that clients are given: the promised time, unless not even one alone has it.
+        tokens_per_s: Generated; None while nothing is known.
+        step_time: Of its steps; None while nothing is known.
+    """
+
+    pace_s: float
+    tokens_per_s: float | None = None
+    step_time: StepTime | None = None
+
+    def with_prompts(self, tokens_per_s: float, prompts_per_s: float) -> float:
+        """The tokens whose generation needs as many replicas as these together with prompts that are computed beside them.
+
+        Of ``n`` replicas prompts take the time of ``m = prompts_per_s * per_prefill_s``. The rest writes ``n - m`` replicas'
+        tokens at most; and as each step is longer by its share of the prompts, as many rows less keep the pace as would have
+        taken that time. Both are sums that ``n`` is not in, so what the replicas are sized to does not depend on what they were.
+        """
+        speed, step = self.tokens_per_s, self.step_time
+        if step is None or speed is None or math.isinf(speed):
+            return tokens_per_s
+        busy = prompts_per_s * step.per_prefill_s
+        taken = tokens_per_s + busy * speed
+        if step.per_row_s == 0.0 or self.pace_s <= step.base_s:
+            return taken
+        paced = (self.pace_s - step.base_s) / (step.per_row_s * self.pace_s)  # a replica's tokens a second at that pace
+        return max(taken, (tokens_per_s + busy / step.per_row_s) * min(1.0, speed / paced))
+
+
+def decode_speed(step_time: StepTime, *, inter_token_s: float, max_rows: float) -> DecodeSpeed:
+    """What a replica does whose steps hold as many sequences as the time between two tokens allows.
+
+    Args:
+        step_time: The engine's; what a cached token costs is taken to be in what a row costs.
+        inter_token_s: The promised time.
+        max_rows: Most sequences of a step.
+    """
+    rows = decode_rows(step_time, mean_context_tokens=0.0, inter_token_s=inter_token_s, max_rows=max_rows)
+    gap_s = decode_gap_s(step_time, mean_context_tokens=0.0, rows=rows)
+    tokens_per_s = rows / gap_s if gap_s > 0.0 else math.inf
+    return DecodeSpeed(pace_s=max(inter_token_s, gap_s), tokens_per_s=tokens_per_s, step_time=step_time)
+
+
 def size_roles(spec: RolesSpec, demand: RoleDemand, speed: RoleSpeed, *, current: Roles | None = None) -> Roles:
     """Gives each role the replicas that its demand keeps busy.
 

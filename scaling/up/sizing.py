@@ -161,6 +161,7 @@ class RolesSizer:
                 prefill_tokens_per_s=sum(each.work.prefill_tokens / each.elapsed_s for each in (*computing, *writing)),
                 decode_tokens_per_s=sum(each.work.decode_rows / each.elapsed_s for each in writing),
             ),
+            prompts_at_decode_tokens_per_s=sum(each.work.prefill_tokens / each.elapsed_s for each in writing),
             # The one token that a computed prompt ends with is thrown away.
             prefill=_together([replace(each.work, decode_rows=0.0) for each in computing]),
             decode=_together([each.work for each in writing]),

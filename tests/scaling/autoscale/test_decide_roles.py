@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -185,6 +184,34 @@ def test_until_a_prompt_was_computed_elsewhere_prefill_is_sized_by_what_prompts_
         decision = decide_roles(SPEC, state, look, float(now_s))
         state, wanted = decision.state, decision.roles
     assert wanted.num_prefill >= 3
+
+
+def test_the_promised_pace_holds_and_sizes_rest_where_decode_replicas_compute_prompts_between_answers() -> None:
+    runs, rests = Roles(num_prefill=1, num_decode=4), []
+    state = restarted_roles(runs, 0.0)
+    for now_s in range(1, 400):
+        prompts, answers = 16_000.0 - 100.0 * (now_s % 3), 6_000.0 - 50.0 * (now_s % 5)
+        free_s = runs.num_decode - prompts * STEP.per_prefill_s - answers * STEP.per_row_s
+        steps = free_s / STEP.base_s
+        pace_s = runs.num_decode / steps
+        work = Measured(
+            steps=steps, prefill_tokens=prompts, decode_rows=answers, kv_tokens=0.0, seconds=float(runs.num_decode)
+        )
+        look = RolesLook(
+            current=runs,
+            served=served(work),
+            prompts_at_decode_tokens_per_s=prompts,
+            decode=work,
+            num_streams=answers * pace_s,
+            max_rows=MAX_ROWS,
+        )
+        decision = decide_roles(SPEC, state, look, float(now_s))
+        state, runs = decision.state, decision.roles
+        if now_s > 200:
+            rests.append((runs.num_prefill, runs.num_decode))
+            assert pace_s <= SPEC.inter_token_s
+    assert len(set(rests)) == 1
+    assert "prompts that decode replicas compute count" in runs.reason
 
 
 def test_a_pace_that_not_even_one_answer_has_does_not_bring_replicas_without_end() -> None:
