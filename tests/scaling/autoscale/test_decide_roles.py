@@ -187,7 +187,8 @@ def test_until_a_prompt_was_computed_elsewhere_prefill_is_sized_by_what_prompts_
 
 
 def test_the_promised_pace_holds_and_sizes_rest_where_decode_replicas_compute_prompts_between_answers() -> None:
-    runs, rests = Roles(num_prefill=1, num_decode=4), []
+    runs = Roles(num_prefill=1, num_decode=4)
+    rests: list[tuple[int, int]] = []
     state = restarted_roles(runs, 0.0)
     for now_s in range(1, 400):
         prompts, answers = 16_000.0 - 100.0 * (now_s % 3), 6_000.0 - 50.0 * (now_s % 5)
