@@ -81,6 +81,7 @@ class Agent:
         self._http = http
         self._decisions = decisions or DecisionLog()
         self._asked: Mapping[str, int] | None = None
+        self._num_changes = 0
         self._seen: dict[str, ServerLoad] = {}
         self._decided: set[str] = set()
         self._sizers: dict[str, Sizer] = {}
@@ -106,6 +107,7 @@ class Agent:
     def tell_again(self) -> None:
         """The cluster must be told anew: something else than a number has changed."""
         self._asked = None
+        self._num_changes += 1
 
     async def step(self) -> Mapping[str, ServiceStatus]:
         """One round: what is missing at the cluster is said again, and what the load asks for is said anew.
@@ -123,9 +125,10 @@ class Agent:
             await self._decide(model)
         missing = [service for service, count in self.counts.items() if count and service not in status]
         if missing or self._asked != self.counts:
-            counts = dict(self.counts)
+            counts, num_changes = dict(self.counts), self._num_changes
             await asyncio.to_thread(self._cluster.run, counts)
-            self._asked = counts
+            # What changed while the cluster was told, it may not have been told.
+            self._asked = counts if num_changes == self._num_changes else None
         return status
 
     def _take_over(self, status: Mapping[str, ServiceStatus]) -> None:

@@ -40,8 +40,10 @@ class FakeCluster:
         self.said: list[dict[str, int]] = []
         self.running: dict[str, ServiceStatus] = {}
         self.is_gone = False
+        self.on_run: Callable[[], None] = lambda: None
 
     def run(self, counts: Mapping[str, int]) -> None:
+        self.on_run()
         if self.is_gone:
             raise ClusterError("gone")
         self.said.append(dict(counts))
@@ -153,6 +155,15 @@ async def test_what_a_cluster_out_of_reach_was_not_told_it_is_told_later(scene: 
     scene.cluster.is_gone = False
     await scene.step()
     assert scene.cluster.said == [{"chat": 1}]
+
+
+async def test_what_changes_while_the_cluster_is_told_is_told_at_the_next_step(scene: Scene) -> None:
+    scene.cluster.on_run = scene.agent.tell_again
+    await scene.step()
+    scene.cluster.on_run = lambda: None
+    for _ in range(3):
+        await scene.step()
+    assert scene.cluster.said == [{"chat": 1}] * 2
 
 
 async def test_a_second_revision_on_trial_is_no_reason_for_more_replicas(scene: Scene) -> None:
