@@ -55,6 +55,7 @@ class SpeechCaches:
         self._texts = like.new_zeros(num_layers, 2, 0, num_heads, 0, dim)
         self._unread = like.new_zeros(0, 1, 1, 0)  # minus infinity where a text has no token
         self._free: list[int] = []
+        self._is_full = False
 
     @property
     def num_frames(self) -> int:
@@ -62,10 +63,11 @@ class SpeechCaches:
         return self._spoken.shape[4]
 
     def fill_up(self, num_slots: int, num_frames: int, num_tokens: int) -> None:
-        """Takes all room that is ever needed, so that nothing moves from here on."""
+        """Takes all room that is ever needed. Nothing moves from here on: recorded steps know the addresses."""
         self._widen(_padded(num_tokens))
         self._lengthen(_padded(num_frames))
         self._add_slots(num_slots - self._spoken.shape[2])
+        self._is_full = True
 
     def take(self, text: Tensor) -> int:
         """A slot for a sentence, the lowest that is free.
@@ -130,6 +132,7 @@ class SpeechCaches:
         return _attention(query, keys, values, self._unread[: now.size.slots], now)
 
     def _add_slots(self, count: int) -> None:
+        self._check_moves()
         first = self._spoken.shape[2]
         self._spoken, self._texts = (
             torch.cat((old, old.new_zeros(*old.shape[:2], count, *old.shape[3:])), dim=2)
@@ -141,12 +144,17 @@ class SpeechCaches:
         self._free += range(first, first + count)
 
     def _lengthen(self, num_frames: int) -> None:
+        self._check_moves()
         self._spoken = F.pad(self._spoken, (0, 0, 0, max(0, num_frames - self.num_frames)))
 
     def _widen(self, num_tokens: int) -> None:
+        self._check_moves()
         more = num_tokens - self._texts.shape[4]
         self._texts = F.pad(self._texts, (0, 0, 0, more))
         self._unread = F.pad(self._unread, (0, more), value=-torch.inf)
+
+    def _check_moves(self) -> None:
+        assert not self._is_full, "the caches were filled up: recorded steps would read freed memory"
 
 
 def _padded(count: int) -> int:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sixfold.core.errors import InvalidRequest
 from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.tts.speech_caches import Size, Speaking, SpeechCaches
 from sixfold.plugins.tts.speech_slots import DROPS_AHEAD, SpeechSlots
@@ -73,6 +74,7 @@ class SpeechT5Decoder:
         self._prenet = network.speecht5.decoder.prenet
         self._layers = network.speecht5.decoder.wrapped_decoder.layers
         self._max_rows = max_rows
+        self._max_tokens = max_tokens
         self._capture = capture
         self._steps: dict[Size, Callable[[], None]] = {}
         self._held: dict[int, SpokenRow] = {}
@@ -110,8 +112,17 @@ class SpeechT5Decoder:
             ids: [1, tokens].
             speaker: [1, channels].
             seed: Of all that is random.
+
+        Raises:
+            InvalidRequest: It has more tokens than the decoder has places for what is spoken of them.
         """
         assert len(self._held) < self._max_rows
+        if ids.shape[1] > self._max_tokens:
+            raise InvalidRequest(
+                f"input has a part of {ids.shape[1]} tokens; this model speaks at most {self._max_tokens} at once. "
+                "Write it in shorter sentences.",
+                param="input",
+            )
         text = self._network.speecht5.encoder(input_values=ids, attention_mask=None, return_dict=True)
         hidden = text.last_hidden_state[0]
         others = [layer.encoder_attn for layer in self._layers]

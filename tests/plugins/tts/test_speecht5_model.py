@@ -21,6 +21,7 @@ from sixfold.core.source_ref import SourceRef
 from sixfold.plugins.tts.options import TransformersSpeechOptions
 from sixfold.plugins.tts.plugin import detect_transformers
 from sixfold.plugins.tts.schema import SpeechInput
+from sixfold.plugins.tts.speech_caches import SpeechCaches
 from sixfold.plugins.tts.speecht5 import SpeechT5Model
 from sixfold.plugins.tts.speecht5_decoder import SpeechT5Decoder
 from sixfold.plugins.tts.transformers_loader import load
@@ -299,6 +300,33 @@ def test_sentences_go_on_without_graphs_when_one_cannot_be_recorded(
     (sound,) = spoken(recorded, sequences_of(recorded, TEXTS[0], seed=1))
     np.testing.assert_allclose(sound, expected, atol=TOLERANCE)
     assert "no graph today" in caplog.text
+
+
+@torch.inference_mode()
+def test_a_text_that_recorded_steps_have_no_room_for_is_refused_and_nothing_moves(folder: Path) -> None:
+    _, recorded = computed_and(folder, Recorder())
+    decoder = vars(recorded)["_decoder"]
+    voice = torch.zeros(1, NUM_SPEAKER_VALUES)
+    before = vars(decoder._caches)["_texts"]
+    with pytest.raises(InvalidRequest, match="49 tokens; this model speaks at most 40") as refused:
+        decoder.begin(torch.ones(1, 49, dtype=torch.long), voice, 0)
+    assert refused.value.param == "input"
+    decoder.begin(torch.ones(1, 40, dtype=torch.long), voice, 0)
+    assert vars(decoder._caches)["_texts"] is before
+
+
+def test_caches_that_were_filled_up_refuse_to_move() -> None:
+    caches = SpeechCaches(2, 2, 4, torch.zeros(1))
+    caches.fill_up(4, 64, 16)
+    caches.take(torch.zeros(2, 2, 2, 16, 4))
+    with pytest.raises(AssertionError, match="recorded steps"):
+        caches.take(torch.zeros(2, 2, 2, 17, 4))
+    with pytest.raises(AssertionError, match="recorded steps"):
+        caches.make_room(65)
+    for _ in range(3):
+        caches.take(torch.zeros(2, 2, 2, 3, 4))
+    with pytest.raises(AssertionError, match="recorded steps"):
+        caches.take(torch.zeros(2, 2, 2, 3, 4))
 
 
 @torch.inference_mode()
