@@ -26,7 +26,7 @@ def kokoro_need(question: MemoryQuestion) -> MemoryNeed:
 def vits_need(question: MemoryQuestion) -> MemoryNeed:
     """Of ``tts/transformers``: weights in float32, and one padded batch of VITS or the caches of SpeechT5."""
     kind = str(ModelFiles(question.path).json("config.json").get("model_type"))
-    caches = 0 if question.device == HOST else _CACHE_BYTES.get(kind, 0)
+    caches = _CACHE_BYTES.get(kind, 0)
     return MemoryNeed(
         weights_bytes=weights_bytes(question.path, itemsize=4),
         working_bytes=_VITS_WORKING_BYTES + caches + (0 if question.device == HOST else _CUDA_BYTES),

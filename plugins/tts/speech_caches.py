@@ -47,27 +47,40 @@ class SpeechCaches:
         num_heads: Of its attention.
         dim: Channels of a head.
         like: Of their type and place.
+
+    Attributes:
+        is_full: Whether all room that is ever needed was taken, so that nothing moves.
     """
 
     def __init__(self, num_layers: int, num_heads: int, dim: int, like: Tensor) -> None:
-        # [layers, keys and values, slots, heads, frames or tokens, channels of a head]
-        self._spoken = like.new_zeros(num_layers, 2, 0, num_heads, _FRAMES, dim)
-        self._texts = like.new_zeros(num_layers, 2, 0, num_heads, 0, dim)
+        # Of each layer: [keys and values, slots, heads, frames or tokens, channels of a head]
+        self._spoken = [like.new_zeros(2, 0, num_heads, _FRAMES, dim) for _ in range(num_layers)]
+        self._texts = [like.new_zeros(2, 0, num_heads, 0, dim) for _ in range(num_layers)]
         self._unread = like.new_zeros(0, 1, 1, 0)  # minus infinity where a text has no token
         self._free: list[int] = []
-        self._is_full = False
+        self.is_full = False
 
     @property
     def num_frames(self) -> int:
         """For as many there is room in each slot."""
-        return self._spoken.shape[4]
+        return self._spoken[-1].shape[3]
+
+    @property
+    def num_slots(self) -> int:
+        """Taken or free."""
+        return len(self._unread)
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take."""
+        return sum(tensor.nbytes for tensor in (*self._spoken, *self._texts, self._unread))
 
     def fill_up(self, num_slots: int, num_frames: int, num_tokens: int) -> None:
         """Takes all room that is ever needed. Nothing moves from here on: recorded steps know the addresses."""
         self._widen(_padded(num_tokens))
         self._lengthen(_padded(num_frames))
-        self._add_slots(num_slots - self._spoken.shape[2])
-        self._is_full = True
+        self._add_slots(num_slots - self.num_slots)
+        self.is_full = True
 
     def take(self, text: Tensor) -> int:
         """A slot for a sentence, the lowest that is free.
@@ -76,16 +89,17 @@ class SpeechCaches:
             text: [layers, 2, heads, tokens, channels of a head], keys and values of what it reads.
         """
         num_tokens = text.shape[3]
-        if num_tokens > self._texts.shape[4]:
+        if num_tokens > self._unread.shape[-1]:
             self._widen(_padded(num_tokens))
         if not self._free:
-            self._add_slots(max(4, self._spoken.shape[2]))
+            self._add_slots(max(4, self.num_slots))
         slot = min(self._free)
         self._free.remove(slot)
         # What is not seen has the weight 0, but 0 times what is no number is no number: nothing of the one before stays.
-        self._spoken[:, :, slot] = 0.0
-        self._texts[:, :, slot] = 0.0
-        self._texts[:, :, slot, :, :num_tokens] = text
+        for spoken, read, new in zip(self._spoken, self._texts, text, strict=True):
+            spoken[:, slot] = 0.0
+            read[:, slot] = 0.0
+            read[:, slot, :, :num_tokens] = new
         self._unread[slot] = -torch.inf
         self._unread[slot, ..., :num_tokens] = 0.0
         return slot
@@ -94,10 +108,12 @@ class SpeechCaches:
         """The sentence has ended."""
         self._free.append(slot)
 
-    def make_room(self, num_frames: int) -> None:
-        """For at least so many frames in each slot, and as many as there were, so that it is seldom done."""
+    def make_room(self, num_frames: int, most: int) -> None:
+        """For at least so many frames in each slot, and as many as there were, so that it is seldom done; not for more than
+        are ever needed.
+        """
         if num_frames > self.num_frames:
-            self._lengthen(self.num_frames + num_frames)
+            self._lengthen(max(num_frames, min(self.num_frames + num_frames, most)))
 
     def speaking(self, slots: Tensor, lengths: Tensor, size: Size, *, is_all: bool) -> Speaking:
         """The sentences of a step; see there."""
@@ -105,7 +121,7 @@ class SpeechCaches:
         if not is_all:
             far = lengths.new_zeros(size.slots).index_copy(0, slots, lengths)
         seen = torch.arange(size.frames, device=lengths.device) <= far[:, None]
-        unseen = torch.zeros(seen.shape, dtype=self._spoken.dtype, device=lengths.device).masked_fill(~seen, -torch.inf)
+        unseen = torch.zeros(seen.shape, dtype=self._unread.dtype, device=lengths.device).masked_fill(~seen, -torch.inf)
         return Speaking(slots, lengths, size, is_all, unseen[:, None, None])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, now: Speaking) -> Tensor:
@@ -128,16 +144,15 @@ class SpeechCaches:
 
     def attend_text(self, layer: int, query: Tensor, now: Speaking) -> Tensor:
         """Attention of each sentence's next frame to its text."""
-        keys, values = self._texts[layer, :, : now.size.slots]
-        return _attention(query, keys, values, self._unread[: now.size.slots], now)
+        unread = self._unread[: now.size.slots]
+        keys, values = self._texts[layer][:, : now.size.slots, :, : unread.shape[-1]]
+        return _attention(query, keys, values, unread, now)
 
     def _add_slots(self, count: int) -> None:
         self._check_moves()
-        first = self._spoken.shape[2]
-        self._spoken, self._texts = (
-            torch.cat((old, old.new_zeros(*old.shape[:2], count, *old.shape[3:])), dim=2)
-            for old in (self._spoken, self._texts)
-        )
+        first = self.num_slots
+        for layers in (self._spoken, self._texts):
+            _grow_each(layers, 1, first + count)
         unread = self._unread.new_full((count, 1, 1, self._unread.shape[-1]), -torch.inf)
         unread[..., :1] = 0.0  # something must be seen
         self._unread = torch.cat((self._unread, unread))
@@ -145,16 +160,26 @@ class SpeechCaches:
 
     def _lengthen(self, num_frames: int) -> None:
         self._check_moves()
-        self._spoken = F.pad(self._spoken, (0, 0, 0, max(0, num_frames - self.num_frames)))
+        _grow_each(self._spoken, 3, num_frames)
 
     def _widen(self, num_tokens: int) -> None:
         self._check_moves()
-        more = num_tokens - self._texts.shape[4]
-        self._texts = F.pad(self._texts, (0, 0, 0, more))
-        self._unread = F.pad(self._unread, (0, more), value=-torch.inf)
+        _grow_each(self._texts, 3, num_tokens)
+        self._unread = F.pad(self._unread, (0, num_tokens - self._unread.shape[-1]), value=-torch.inf)
 
     def _check_moves(self) -> None:
-        assert not self._is_full, "the caches were filled up: recorded steps would read freed memory"
+        assert not self.is_full, "the caches were filled up: recorded steps would read freed memory"
+
+
+def _grow_each(layers: list[Tensor], dim: int, size: int) -> None:
+    """One after the other, so that never more than one layer is there twice. Where memory ends on the way it may be repeated,
+    also with a smaller size: layers that are larger stay so.
+    """
+    for layer, old in enumerate(layers):
+        shape = list(old.shape)
+        shape[dim] = size - shape[dim]
+        if shape[dim] > 0:
+            layers[layer] = torch.cat((old, old.new_zeros(shape)), dim)
 
 
 def _padded(count: int) -> int:

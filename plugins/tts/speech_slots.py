@@ -45,3 +45,7 @@ class SpeechSlots:
         more = num_frames - self.frames.shape[1]
         if more > 0:
             self.frames = F.pad(self.frames, (0, 0, 0, 0, 0, more))
+
+    def forget_frames(self) -> None:
+        """Gives back the room of all slots."""
+        self.frames = self.frames.new_zeros(len(self.frames), 0, *self.frames.shape[2:])

@@ -78,9 +78,9 @@ class SpeechT5Decoder:
         self._capture = capture
         self._steps: dict[Size, Callable[[], None]] = {}
         self._held: dict[int, SpokenRow] = {}
-        attention, config = self._layers[0].self_attn, network.config
-        weight: Tensor = attention.q_proj.weight.detach()
-        self._caches = SpeechCaches(len(self._layers), attention.num_heads, attention.head_dim, weight)
+        config = network.config
+        weight: Tensor = self._layers[0].self_attn.q_proj.weight.detach()
+        self._caches = self._new_caches()
         self._slots = SpeechSlots(
             max_rows,
             speaker=config.speaker_embedding_dim,
@@ -140,9 +140,14 @@ class SpeechT5Decoder:
         return row
 
     def end(self, row: SpokenRow) -> None:
-        """Gives its caches back."""
+        """Gives its caches back; those that grew, and nobody uses any more, to the system: many short sentences and later one
+        that is long would else leave many that are as long.
+        """
         del self._held[row.slot]
         self._caches.give_back(row.slot)
+        if not self._held and not self._caches.is_full:
+            self._caches = self._new_caches()
+            self._slots.forget_frames()
 
     def step(self, rows: Sequence[SpokenRow]) -> list[bool]:
         """Computes the next frame of each row; `SpokenRow.num_frames` takes it. Until then the step may be repeated.
@@ -165,6 +170,11 @@ class SpeechT5Decoder:
         spoken: Tensor = self._network.speech_decoder_postnet.postnet(frames[None])[0]
         return spoken
 
+    def _new_caches(self) -> SpeechCaches:
+        attention = self._layers[0].self_attn
+        weight = attention.q_proj.weight.detach()
+        return SpeechCaches(len(self._layers), attention.num_heads, attention.head_dim, weight)
+
     def _most_frames(self, num_tokens: int) -> int:
         return int(num_tokens * self.MAX_RATIO / self._config.reduction_factor)
 
@@ -182,6 +192,7 @@ class SpeechT5Decoder:
             except RuntimeError as error:
                 _log.warning("Frames are not spoken by CUDA graphs, so they take longer: %s", error)
                 self._capture = None
+                self._steps.clear()
                 return False
         self._steps[size]()
         return True
@@ -189,7 +200,7 @@ class SpeechT5Decoder:
     def _compute_rows(self, rows: Sequence[SpokenRow]) -> None:
         """Computes the next frame of some rows, with no more of the caches than is needed."""
         needed = 1 + max(row.place for row in rows)
-        self._caches.make_room(needed)
+        self._caches.make_room(needed, self._most_frames(self._max_tokens))
         self._slots.make_room(self._caches.num_frames)
         slots = [row.slot for row in rows]
         size = Size(max(slots) + 1, min(-(-needed // 16) * 16, self._caches.num_frames))

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import SpeechT5ForTextToSpeech, SpeechT5HifiGan
 
 from sixfold.core.batching.model import Granted
 from sixfold.core.errors import ConfigError, InvalidRequest
 from sixfold.core.family import LoadContext, ModelFiles
+from sixfold.core.memory.need import MemoryQuestion
 from sixfold.core.messages import Failed, Request
 from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.core.source_ref import SourceRef
+from sixfold.plugins.tts import speech_caches
+from sixfold.plugins.tts.memory_need import vits_need
 from sixfold.plugins.tts.options import TransformersSpeechOptions
 from sixfold.plugins.tts.plugin import detect_transformers
 from sixfold.plugins.tts.schema import SpeechInput
@@ -315,6 +319,91 @@ def test_a_text_that_recorded_steps_have_no_room_for_is_refused_and_nothing_move
     assert vars(decoder._caches)["_texts"] is before
 
 
+def test_caches_that_grew_are_given_back_when_all_is_said(folder: Path) -> None:
+    model = load_folder(folder)
+    decoder = vars(model)["_decoder"]
+    empty = decoder._caches.num_bytes
+    spoken(model, [sequences_of(model, TEXTS[i % 4], seed=i)[0] for i in range(9)])
+    assert (decoder._caches.num_bytes, vars(decoder)["_slots"].frames.nbytes) == (empty, 0)
+    (sequence,) = sequences_of(model, TEXTS[0], seed=1)
+    model.step([Granted(sequence, 1)])
+    assert decoder._caches.num_slots == 4
+
+
+def test_caches_that_recorded_steps_read_are_never_given_back(folder: Path) -> None:
+    _, recorded = computed_and(folder, Recorder())
+    decoder = vars(recorded)["_decoder"]
+    before = decoder._caches
+    spoken(recorded, sequences_of(recorded, TEXTS[3], seed=1))
+    assert decoder._caches is before
+    assert before.num_slots == 8
+
+
+def test_caches_grow_to_what_the_longest_text_needs_and_no_further(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SpeechT5Decoder, "THRESHOLD", 1000.0)  # no sentence ends before its last place
+    model = load_folder(folder)
+    (sequence,) = sequences_of(model, "abcdefgh " * 4)
+    assert len(sequence.ids) > 30
+    while not model.step([Granted(sequence, 1)])[0].done:
+        pass
+    assert 300 < vars(model)["_decoder"]._caches.num_frames <= 400
+
+
+@pytest.mark.parametrize("num_left", range(8))
+def test_a_step_for_which_memory_ends_while_caches_grow_may_be_repeated(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, num_left: int
+) -> None:
+    model = load_folder(folder)
+    longest = TEXTS[0] + " again and again"
+    (expected,) = spoken(model, sequences_of(model, longest, seed=1))
+    (short,), (long,) = (sequences_of(model, text, seed=1) for text in ("ab", longest))
+    model.step([Granted(short, 1)])
+    left = iter(range(num_left))
+
+    def join(tensors: Any, dim: int = 0) -> Tensor:
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError("no memory is left")
+        return torch.cat(tensors, dim)
+
+    with monkeypatch.context() as short_of_memory:
+        short_of_memory.setattr(speech_caches, "torch", _TorchWith(join))
+        with pytest.raises(torch.OutOfMemoryError):
+            while True:
+                model.step([Granted(long, 1)])
+    while not (outcome := model.step([Granted(short, 1)])[0]).done:
+        assert outcome.error is None
+    (sound,) = spoken(model, [long])
+    np.testing.assert_allclose(sound, expected, atol=TOLERANCE)
+
+
+class _TorchWith:
+    """torch with another way to join tensors."""
+
+    def __init__(self, cat: Callable[..., Tensor]) -> None:
+        self.cat = cat
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_the_caches_of_the_longest_sentences_are_counted(folder: Path, device: str) -> None:
+    question = MemoryQuestion(
+        path=folder,
+        options=TransformersSpeechOptions(),
+        device=device,
+        num_threads=1,
+        total_bytes=1 << 40,
+        free_bytes=1 << 40,
+        has_bfloat16=True,
+    )
+    caches = SpeechCaches(6, 12, 64, torch.zeros(1, device="meta"))  # the published model's
+    caches.fill_up(32, 1870, 187)
+    assert vits_need(question).working_bytes > caches.num_bytes > 2 << 30
+
+
 def test_caches_that_were_filled_up_refuse_to_move() -> None:
     caches = SpeechCaches(2, 2, 4, torch.zeros(1))
     caches.fill_up(4, 64, 16)
@@ -322,7 +411,7 @@ def test_caches_that_were_filled_up_refuse_to_move() -> None:
     with pytest.raises(AssertionError, match="recorded steps"):
         caches.take(torch.zeros(2, 2, 2, 17, 4))
     with pytest.raises(AssertionError, match="recorded steps"):
-        caches.make_room(65)
+        caches.make_room(65, 128)
     for _ in range(3):
         caches.take(torch.zeros(2, 2, 2, 3, 4))
     with pytest.raises(AssertionError, match="recorded steps"):
