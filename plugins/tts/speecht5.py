@@ -14,7 +14,7 @@ from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Cost, Request
 from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.tts.english.normalization import spell_out
-from sixfold.plugins.tts.model import Ids, SpeechModel, SpeechSequence
+from sixfold.plugins.tts.model import Ids, Samples, SpeechModel, SpeechSequence
 from sixfold.plugins.tts.playout import Place, Playout
 from sixfold.plugins.tts.schema import SpeechInput, SpeechOutput
 from sixfold.plugins.tts.sentences import split_at
@@ -92,8 +92,7 @@ class SpeechT5Model(SpeechModel):
             self._decoder.record()
             row = self._decoder.begin(self._ids([4, 5, 2]), self._speaker(""), 0)
             self._decoder.step([row])
-            row.num_frames += 1
-            self._vocoder(self._decoder.spectrogram(row))
+            self._vocoder(self._decoder.spectrogram(row, 1))
             self._decoder.end(row)
 
     def estimate_units(self, request: Request[SpeechInput]) -> int:
@@ -151,11 +150,14 @@ class SpeechT5Model(SpeechModel):
                 sequence.row = self._decoder.begin(self._ids(sequence.ids), speaker, sequence.seed)
             rows.append(sequence.row)
         ends = self._decoder.step(rows)
-        outcomes: list[Outcome[SpeechOutput]] = []
-        for granted, row, is_last in zip(batch, rows, ends, strict=True):
+        # Of all before anything is noted: where one fails, the step is repeated, and each must be as it was.
+        sounds = [self._sound(row) if is_last else None for row, is_last in zip(rows, ends, strict=True)]
+        for row in rows:
             row.num_frames += 1
-            outcomes.append(self._sound(granted.sequence, row) if is_last else Outcome())
-        return outcomes
+        return [
+            Outcome() if sound is None else self.spoken(granted.sequence, sound)
+            for granted, sound in zip(batch, sounds, strict=True)
+        ]
 
     def release(self, sequence: SpeechSequence) -> None:
         """Gives its caches back; the sound is in the playout."""
@@ -166,9 +168,10 @@ class SpeechT5Model(SpeechModel):
             self._decoder.end(sequence.row)
         sequence.row = None
 
-    def _sound(self, sequence: SpeechSequence, row: SpokenRow) -> Outcome[SpeechOutput]:
-        waveform = self._vocoder(self._decoder.spectrogram(row))
-        return self.spoken(sequence, waveform.float().cpu().numpy())
+    def _sound(self, row: SpokenRow) -> Samples:
+        """Up to the frame of this step."""
+        found: Samples = self._vocoder(self._decoder.spectrogram(row, row.num_frames + 1)).float().cpu().numpy()
+        return found
 
     def _ids(self, ids: Any) -> Tensor:
         return torch.as_tensor(ids, dtype=torch.long, device=self._network.device)[None]

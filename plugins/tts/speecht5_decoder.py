@@ -164,9 +164,9 @@ class SpeechT5Decoder:
         ends: list[bool] = self._slots.ends[: len(places)].cpu().numpy().tolist()
         return [ends[row.slot] or row.num_frames + 1 >= row.max_frames for row in rows]
 
-    def spectrogram(self, row: SpokenRow) -> Tensor:
-        """The whole sentence, [frames, mel bins]."""
-        frames = self._slots.frames[row.slot, : row.num_frames].flatten(0, 1)
+    def spectrogram(self, row: SpokenRow, num_frames: int) -> Tensor:
+        """The sentence's first frames, [frames, mel bins]."""
+        frames = self._slots.frames[row.slot, :num_frames].flatten(0, 1)
         spoken: Tensor = self._network.speech_decoder_postnet.postnet(frames[None])[0]
         return spoken
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import SpeechT5ForTextToSpeech, SpeechT5HifiGan
 
 from sixfold.core.batching.model import Granted
+from sixfold.core.batching.step_runner import run_step
 from sixfold.core.errors import ConfigError, InvalidRequest
 from sixfold.core.family import LoadContext, ModelFiles
 from sixfold.core.memory.need import MemoryQuestion
@@ -128,6 +129,40 @@ def test_a_step_that_fails_and_is_repeated_says_the_same(folder: Path, monkeypat
         model.step([Granted(sequences[0], 1)])
     (sound,) = spoken(model, sequences)
     np.testing.assert_array_equal(sound, expected)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_sentences_that_end_in_one_step_sound_the_same_when_the_vocoder_fails_and_the_step_is_repeated(
+    folder: Path, failing: int
+) -> None:
+    def sequences() -> list[Any]:
+        return [sequences_of(model, TEXTS[index], voice=VOICES[index], seed=1)[0] for index in (0, 0, 3)]
+
+    model = load_folder(folder)
+    expected = spoken(model, sequences())
+    vocoder = vars(model)["_vocoder"]
+    sounds = iter(range(10))
+
+    def fails_once(spectrogram: Tensor) -> Tensor:
+        if next(sounds) == failing:
+            raise RuntimeError("out of memory")
+        found: Tensor = vocoder(spectrogram)
+        return found
+
+    vars(model)["_vocoder"] = fails_once
+    repeated = sequences()
+    found: dict[int, NDArray[np.float64]] = {}
+    while len(found) < 3:
+        running = [index for index in range(3) if index not in found]
+        for index, outcome in zip(running, run_step(model, [Granted(repeated[i], 1) for i in running]), strict=True):
+            assert outcome.error is None
+            if outcome.done:
+                assert outcome.output is not None, "its sound was given out before, to nobody"
+                found[index] = np.frombuffer(outcome.output.pcm, "<i2") / 32767
+                model.release(repeated[index])
+    for index in range(3):
+        assert found[index].shape == expected[index].shape
+        np.testing.assert_allclose(found[index], expected[index], atol=TOLERANCE)
 
 
 def _broken(_hidden: Any) -> Any:
