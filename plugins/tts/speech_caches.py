@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,7 @@ class Speaking:
         lengths: [rows], frames before this one.
         size: Of the part of the caches that holds them.
         is_all: Whether the rows are all slots of that part, in their order.
+        apart: The slots again, known to the host, where they are so few that each is attended to by itself; else none.
         unseen: [slots, 1, 1, frames], minus infinity but where a sentence has spoken so far; others see their first frame,
             whatever it is.
     """
@@ -36,6 +38,7 @@ class Speaking:
     lengths: Tensor
     size: Size
     is_all: bool
+    apart: tuple[int, ...]
     unseen: Tensor
 
 
@@ -115,14 +118,16 @@ class SpeechCaches:
         if num_frames > self.num_frames:
             self._lengthen(max(num_frames, min(self.num_frames + num_frames, most)))
 
-    def speaking(self, slots: Tensor, lengths: Tensor, size: Size, *, is_all: bool) -> Speaking:
-        """The sentences of a step; see there."""
+    def speaking(self, slots: Tensor, lengths: Tensor, size: Size, rows: Sequence[int] | None) -> Speaking:
+        """The sentences of a step; see there. The rows are the slots again, known to the host; None for all of the size."""
         far = lengths
-        if not is_all:
+        apart: tuple[int, ...] = ()
+        if rows is not None:
             far = lengths.new_zeros(size.slots).index_copy(0, slots, lengths)
+            apart = tuple(rows) if 2 * len(rows) <= size.slots else ()
         seen = torch.arange(size.frames, device=lengths.device) <= far[:, None]
         unseen = torch.zeros(seen.shape, dtype=self._unread.dtype, device=lengths.device).masked_fill(~seen, -torch.inf)
-        return Speaking(slots, lengths, size, is_all, unseen[:, None, None])
+        return Speaking(slots, lengths, size, rows is None, apart, unseen[:, None, None])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, now: Speaking) -> Tensor:
         """Attention of each sentence's next frame to its frames so far and itself.
@@ -189,7 +194,15 @@ def _padded(count: int) -> int:
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, unseen: Tensor, now: Speaking) -> Tensor:
     """[rows, heads, channels of a head] of as much."""
-    if not now.is_all:
-        query = query.new_zeros(now.size.slots, *query.shape[1:]).index_copy(0, now.slots, query)
-    found = F.scaled_dot_product_attention(query[:, :, None], keys, values, attn_mask=unseen, scale=1.0)[:, :, 0]
-    return found if now.is_all else found.index_select(0, now.slots)
+    if now.apart:  # where they lie: what copies them together takes longer than attention to all slots
+        places = [slice(slot, slot + 1) for slot in now.apart]
+        each = zip(query.split(1), places, strict=True)
+        return torch.cat([_attended(one, keys[place], values[place], unseen[place]) for one, place in each])
+    if now.is_all:
+        return _attended(query, keys, values, unseen)
+    query = query.new_zeros(now.size.slots, *query.shape[1:]).index_copy(0, now.slots, query)
+    return _attended(query, keys, values, unseen).index_select(0, now.slots)
+
+
+def _attended(query: Tensor, keys: Tensor, values: Tensor, unseen: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query[:, :, None], keys, values, attn_mask=unseen, scale=1.0)[:, :, 0]

@@ -204,14 +204,16 @@ class SpeechT5Decoder:
         self._slots.make_room(self._caches.num_frames)
         slots = [row.slot for row in rows]
         size = Size(max(slots) + 1, min(-(-needed // 16) * 16, self._caches.num_frames))
-        self._compute(torch.tensor(slots, device=self._slots.lengths.device), size)
+        self._compute(slots, size)
 
-    def _compute(self, rows: Tensor | None, size: Size) -> None:
+    def _compute(self, rows: Sequence[int] | None, size: Size) -> None:
         """Writes frames and ends of some slots, of all of the size for None."""
         slots, config, postnet = self._slots, self._config, self._network.speech_decoder_postnet
-        places = slots.everyone[: size.slots] if rows is None else rows
-        lengths = slots.lengths[: size.slots] if rows is None else slots.lengths.index_select(0, rows)
-        now = self._caches.speaking(places, lengths, size, is_all=rows is None)
+        places, lengths = slots.everyone[: size.slots], slots.lengths[: size.slots]
+        if rows is not None:
+            places = torch.tensor(rows, device=lengths.device)
+            lengths = lengths.index_select(0, places)
+        now = self._caches.speaking(places, lengths, size, rows)
         hidden = self._input(now)
         for index, layer in enumerate(self._layers):
             hidden = self._attend(index, hidden, now)

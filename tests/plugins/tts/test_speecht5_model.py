@@ -354,6 +354,32 @@ def test_a_text_that_recorded_steps_have_no_room_for_is_refused_and_nothing_move
     assert vars(decoder._caches)["_texts"] is before
 
 
+def test_a_sentence_that_is_left_alone_in_a_high_slot_pays_for_no_other_and_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_folder(folder)
+    (expected,) = spoken(model, sequences_of(model, TEXTS[0], seed=8))
+    sequences = [sequences_of(model, TEXTS[0], seed=index)[0] for index in range(9)]
+    for _ in range(3):
+        model.step([Granted(sequence, 1) for sequence in sequences])
+    for sequence in sequences[:8]:
+        model.release(sequence)
+    num_attended: set[int] = set()
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(query: Tensor, *others: Tensor, **settings: Any) -> Tensor:
+        num_attended.add(len(query))
+        return attention(query, *others, **settings)
+
+    for _ in range(5):
+        with monkeypatch.context() as watched:
+            watched.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+            model.step([Granted(sequences[8], 1)])
+    (sound,) = spoken(model, sequences[8:])
+    assert num_attended == {1}
+    np.testing.assert_allclose(sound, expected, atol=TOLERANCE)
+
+
 def test_caches_that_grew_are_given_back_when_all_is_said(folder: Path) -> None:
     model = load_folder(folder)
     decoder = vars(model)["_decoder"]
