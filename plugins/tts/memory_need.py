@@ -14,6 +14,7 @@ _LANE_BYTES = 400 << 20
 _VITS_WORKING_BYTES = 256 << 20
 _CUDA_BYTES = 600 << 20
 _CACHE_BYTES = {"speecht5": 32 * 76 << 20}  # of the longest sentences, as many as it speaks at once
+_GRAPH_BYTES = {"vits": 128 * 4 << 20}  # of as many lengths as are recorded; seven hundred kernels each, estimated
 
 
 def kokoro_need(question: MemoryQuestion) -> MemoryNeed:
@@ -26,8 +27,7 @@ def kokoro_need(question: MemoryQuestion) -> MemoryNeed:
 def vits_need(question: MemoryQuestion) -> MemoryNeed:
     """Of ``tts/transformers``: weights in float32, and one padded batch of VITS or the caches of SpeechT5."""
     kind = str(ModelFiles(question.path).json("config.json").get("model_type"))
-    caches = _CACHE_BYTES.get(kind, 0)
-    return MemoryNeed(
-        weights_bytes=weights_bytes(question.path, itemsize=4),
-        working_bytes=_VITS_WORKING_BYTES + caches + (0 if question.device == HOST else _CUDA_BYTES),
-    )
+    working_bytes = _VITS_WORKING_BYTES + _CACHE_BYTES.get(kind, 0)
+    if question.device != HOST:
+        working_bytes += _CUDA_BYTES + _GRAPH_BYTES.get(kind, 0)
+    return MemoryNeed(weights_bytes=weights_bytes(question.path, itemsize=4), working_bytes=working_bytes)

@@ -196,7 +196,7 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, unseen: Tensor, now:
     """[rows, heads, channels of a head] of as much."""
     if now.apart:  # where they lie: what copies them together takes longer than attention to all slots
         places = [slice(slot, slot + 1) for slot in now.apart]
-        each = zip(query.split(1), places, strict=True)
+        each = zip(query[:, None], places, strict=True)
         return torch.cat([_attended(one, keys[place], values[place], unseen[place]) for one, place in each])
     if now.is_all:
         return _attended(query, keys, values, unseen)

@@ -22,7 +22,12 @@ from sixfold.core.runtime.cuda_graphs import Capture
 
 _log = logging.getLogger(__name__)
 
-_MAX_RECORDED = 128  # lengths; a graph takes some megabytes
+MAX_RECORDED = 128
+"""Lengths; memory_need.py counts their graphs."""
+_SEEN_FIRST = 2
+_SEEN_FULL = 16
+"""Times that a length comes before it is recorded: while there is room, and when another is forgotten for it. To record takes
+two runs and a wait for the device, so where lengths come and go it is done for few of the sentences."""
 _LEAST = 1e-3  # of a spline's bins and slopes, as the model was trained
 
 
@@ -62,7 +67,7 @@ class VitsText:
         self._network = network
         self._capture = capture
         self._recorded: OrderedDict[int, _Recorded] = OrderedDict()
-        self._seen: OrderedDict[int, None] = OrderedDict()
+        self._seen: OrderedDict[int, int] = OrderedDict()  # times that lengths came since they were not recorded
 
     def __call__(self, ids: Tensor, noise: Tensor, speaker: Tensor | None) -> TextStats:
         """Reads a sentence.
@@ -83,26 +88,34 @@ class VitsText:
         return recorded.stats
 
     def _recording(self, ids: Tensor, noise: Tensor, speaker: Tensor | None) -> _Recorded | None:
-        """Of this length; one that comes for the second time is recorded."""
+        """Of this length; one that comes again and again is recorded."""
         length = ids.shape[1]
         if self._capture is None:
             return None
         if length not in self._recorded:
-            if length not in self._seen:
-                self._seen[length] = None
-                if len(self._seen) > 4 * _MAX_RECORDED:
-                    self._seen.popitem(last=False)
+            if not self._came_often(length):
                 return None
+            if len(self._recorded) == MAX_RECORDED:  # before, so that there is never room for more
+                self._recorded.popitem(last=False)
             try:
                 self._recorded[length] = self._record(self._capture, ids, noise, speaker)
             except RuntimeError as error:
                 _log.warning("Texts are not read by CUDA graphs, so they take longer: %s", error)
                 self._capture = None
+                self._recorded.clear()
                 return None
-            if len(self._recorded) > _MAX_RECORDED:
-                self._recorded.popitem(last=False)
         self._recorded.move_to_end(length)
         return self._recorded[length]
+
+    def _came_often(self, length: int) -> bool:
+        """Counts that it came; a length that is recorded and then forgotten begins anew."""
+        times = self._seen.pop(length, 0) + 1
+        if times >= (_SEEN_FIRST if len(self._recorded) < MAX_RECORDED else _SEEN_FULL):
+            return True
+        self._seen[length] = times
+        if len(self._seen) > 4 * MAX_RECORDED:
+            self._seen.popitem(last=False)
+        return False
 
     def _record(self, capture: Capture, ids: Tensor, noise: Tensor, speaker: Tensor | None) -> _Recorded:
         ids, noise = ids.clone(), noise.clone()

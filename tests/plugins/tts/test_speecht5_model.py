@@ -344,14 +344,14 @@ def test_sentences_go_on_without_graphs_when_one_cannot_be_recorded(
 @torch.inference_mode()
 def test_a_text_that_recorded_steps_have_no_room_for_is_refused_and_nothing_moves(folder: Path) -> None:
     _, recorded = computed_and(folder, Recorder())
-    decoder = vars(recorded)["_decoder"]
+    decoder: Any = vars(recorded)["_decoder"]
     voice = torch.zeros(1, NUM_SPEAKER_VALUES)
-    before = vars(decoder._caches)["_texts"]
+    before: Tensor = decoder._caches._texts[0]
     with pytest.raises(InvalidRequest, match="49 tokens; this model speaks at most 40") as refused:
         decoder.begin(torch.ones(1, 49, dtype=torch.long), voice, 0)
     assert refused.value.param == "input"
     decoder.begin(torch.ones(1, 40, dtype=torch.long), voice, 0)
-    assert vars(decoder._caches)["_texts"] is before
+    assert decoder._caches._texts[0] is before
 
 
 def test_a_sentence_that_is_left_alone_in_a_high_slot_pays_for_no_other_and_goes_on(
@@ -365,11 +365,12 @@ def test_a_sentence_that_is_left_alone_in_a_high_slot_pays_for_no_other_and_goes
     for sequence in sequences[:8]:
         model.release(sequence)
     num_attended: set[int] = set()
-    attention = torch.nn.functional.scaled_dot_product_attention
+    attention: Any = torch.nn.functional.scaled_dot_product_attention
 
     def noted(query: Tensor, *others: Tensor, **settings: Any) -> Tensor:
         num_attended.add(len(query))
-        return attention(query, *others, **settings)
+        found: Tensor = attention(query, *others, **settings)
+        return found
 
     for _ in range(5):
         with monkeypatch.context() as watched:
@@ -382,10 +383,11 @@ def test_a_sentence_that_is_left_alone_in_a_high_slot_pays_for_no_other_and_goes
 
 def test_caches_that_grew_are_given_back_when_all_is_said(folder: Path) -> None:
     model = load_folder(folder)
-    decoder = vars(model)["_decoder"]
+    decoder: Any = vars(model)["_decoder"]
     empty = decoder._caches.num_bytes
     spoken(model, [sequences_of(model, TEXTS[i % 4], seed=i)[0] for i in range(9)])
-    assert (decoder._caches.num_bytes, vars(decoder)["_slots"].frames.nbytes) == (empty, 0)
+    frames: Tensor = decoder._slots.frames
+    assert (decoder._caches.num_bytes, frames.nbytes) == (empty, 0)
     (sequence,) = sequences_of(model, TEXTS[0], seed=1)
     model.step([Granted(sequence, 1)])
     assert decoder._caches.num_slots == 4
@@ -393,8 +395,8 @@ def test_caches_that_grew_are_given_back_when_all_is_said(folder: Path) -> None:
 
 def test_caches_that_recorded_steps_read_are_never_given_back(folder: Path) -> None:
     _, recorded = computed_and(folder, Recorder())
-    decoder = vars(recorded)["_decoder"]
-    before = decoder._caches
+    decoder: Any = vars(recorded)["_decoder"]
+    before: Any = decoder._caches
     spoken(recorded, sequences_of(recorded, TEXTS[3], seed=1))
     assert decoder._caches is before
     assert before.num_slots == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from torch import Tensor
 from transformers import VitsModel
 from transformers.models.vits import modeling_vits
 
+from sixfold.core.memory.need import MemoryQuestion
+from sixfold.plugins.tts import vits_text
+from sixfold.plugins.tts.memory_need import vits_need
+from sixfold.plugins.tts.options import TransformersSpeechOptions
 from sixfold.plugins.tts.vits_text import TextStats, VitsText, unspline
 from tests.dry_capture import dry_capture
 from tests.plugins.tts.test_vits_model import save
@@ -37,11 +42,16 @@ def test_the_spline_goes_back_as_the_librarys_does() -> None:
 class Recorder:
     """In place of CUDA graphs: what is computed again lands where the first answer lies."""
 
-    def __init__(self) -> None:
+    def __init__(self, refuses_from: int = 1000) -> None:
         self.num_recorded = 0
+        self.calls: list[Callable[[], None]] = []
+        self._refuses_from = refuses_from
 
     def capture(self, call: Callable[[], None]) -> Callable[[], None]:
+        if self.num_recorded == self._refuses_from:
+            raise RuntimeError("no graph today")
         self.num_recorded += 1
+        self.calls.append(call)
         call()
         return call
 
@@ -61,6 +71,72 @@ def test_a_length_that_comes_again_is_recorded_once_and_reads_the_same(tmp_path:
         for one, other in zip(_tensors(found), _tensors(expected), strict=True):
             torch.testing.assert_close(one, other)
     assert recorder.num_recorded == 2
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Any:
+    return Stock.from_pretrained(save(tmp_path)).eval()
+
+
+def read(text: VitsText, *lengths: int) -> None:
+    for length in lengths:
+        text(torch.ones(1, length, dtype=torch.long), torch.zeros(1, 2, length), None)
+
+
+@torch.inference_mode()
+def test_more_lengths_than_are_recorded_are_seldom_recorded_anew(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vits_text, "MAX_RECORDED", 2)
+    recorder = Recorder()
+    text = VitsText(network, recorder.capture)
+    for _ in range(30):
+        read(text, 5, 6, 7, 8)
+    assert 2 < recorder.num_recorded <= 2 + 2 * 30 // 8
+
+
+@torch.inference_mode()
+def test_a_new_length_that_comes_often_takes_the_place_of_one_that_no_longer_comes(
+    network: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vits_text, "MAX_RECORDED", 2)
+    recorder = Recorder()
+    text = VitsText(network, recorder.capture)
+    read(text, 5, 5, 6, 6, *[7] * 40)
+    assert recorder.num_recorded == 3
+    read(text, 6, 7, 5, 5)
+    assert recorder.num_recorded == 3, "5 begins anew"
+
+
+@torch.inference_mode()
+def test_what_was_recorded_is_given_back_when_recording_fails(network: Any, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder(refuses_from=2)
+    text = VitsText(network, recorder.capture)
+    read(text, 5, 5, 6, 6)
+    kept = weakref.ref(recorder.calls[0])
+    recorder.calls.clear()
+    assert kept() is not None
+    read(text, 7, 7, 5)
+    assert kept() is None
+    assert "no graph today" in caplog.text
+
+
+def test_the_graphs_of_a_gpu_are_counted(tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    cpu, gpu = (
+        vits_need(
+            MemoryQuestion(
+                path=folder,
+                options=TransformersSpeechOptions(),
+                device=device,
+                num_threads=1,
+                total_bytes=1 << 40,
+                free_bytes=1 << 40,
+                has_bfloat16=True,
+            )
+        )
+        for device in ("cpu", "cuda:0")
+    )
+    context_bytes = 600 << 20
+    assert gpu.working_bytes - cpu.working_bytes - context_bytes >= vits_text.MAX_RECORDED * (2 << 20)
 
 
 @pytest.mark.parametrize(("stochastic", "num_speakers"), [(True, 1), (True, 3), (False, 1), (False, 3)])
