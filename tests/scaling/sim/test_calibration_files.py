@@ -105,7 +105,7 @@ def plays(ttft_s: dict[str, float]) -> list[dict[str, Any]]:
     [
         ({"round_robin": 0.9, "prefix": 0.2, "kv": 0.2}, {"prefix - kv"}, True),
         ({"round_robin": 0.2, "prefix": 0.9, "kv": 0.9}, {"prefix - kv"}, False),
-        ({"round_robin": 0.9, "prefix": 0.2, "kv": 0.3}, set(), True),  # the simulator holds the last two equal
+        ({"round_robin": 0.9, "prefix": 0.2, "kv": 0.3}, set[str](), True),  # the simulator holds the last two equal
     ],
     ids=["as simulated", "the other way round", "more than the simulator tells"],
 )
