@@ -5,7 +5,7 @@
 
 - ``tokens``: transformers of Wan 2.1 1.3B, Flux.1-dev and Qwen-Image and the encoder of Whisper large-v3 (multi_shapes.py),
   their tokens shared by 2, 4, 8, ... ranks: Ulysses, ring and, from 4 on, both.
-- ``split``: prompts computed on one GPU and answered on another, beside replicas that do both (multi_split.py).
+- ``bursts``, ``equal``: prompts computed on one GPU and answered on another, beside replicas that do both (multi_split.py).
 - ``death``: a rank of a served model killed in mid-step (multi_death.py).
 - ``prefill``: a prompt of 128k tokens of Llama 3 8B over ranks, handed over to decoding in the first (multi_prefill.py).
 - ``rows``: the branches of guidance on two groups of ranks, by the leader of a served model (multi_rows.py).
@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,9 +66,10 @@ class Part:
     Attributes:
         name: On the command line.
         script: That runs it.
-        steps: That it ends; where it is `multi_ranks.py`, they are given to it.
+        steps: That it ends.
         cap_s: After which it is ended.
         serves_llama: Whether it needs the folder of multi_llama.py.
+        beside_next: Whether it and the part after it run at once: of both what comes out counts, not how fast.
     """
 
     name: str
@@ -75,6 +77,12 @@ class Part:
     steps: tuple[str, ...]
     cap_s: float
     serves_llama: bool = False
+    beside_next: bool = False
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether the script is told which."""
+        return self.script != "multi_death.py"
 
 
 PARTS = (
@@ -84,21 +92,23 @@ PARTS = (
         steps=("wan-float32", "wan", "flux", "whisper", "qwen-1328", "qwen-2048"),
         cap_s=200.0,
     ),
+    Part(name="prefill", script="multi_ranks.py", steps=("prefill-float32", "prefill"), cap_s=150.0),
+    Part(name="rows", script="multi_ranks.py", steps=("rows",), cap_s=110.0),
+    Part(name="bursts", script="multi_split.py", steps=("split-bursts",), cap_s=150.0, serves_llama=True),
     Part(
-        name="split",
+        name="equal",
         script="multi_split.py",
-        steps=("split-bursts", "split-equal"),
-        cap_s=220.0,
+        steps=("split-equal",),
+        cap_s=160.0,
         serves_llama=True,
+        beside_next=True,
     ),
     Part(
         name="death",
         script="multi_death.py",
         steps=("death-tokens", "death-guidance", "death-film"),
-        cap_s=200.0,
+        cap_s=160.0,
     ),
-    Part(name="prefill", script="multi_ranks.py", steps=("prefill-float32", "prefill"), cap_s=140.0),
-    Part(name="rows", script="multi_ranks.py", steps=("rows",), cap_s=110.0),
 )
 
 
@@ -126,6 +136,18 @@ class Run:
         command = [sys.executable, str(HERE / "multi_llama.py"), "--folder", str(self._folder / "llama"), *tiny]
         self._preparing = subprocess.Popen(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
 
+    def parts(self, parts: Sequence[Part]) -> None:
+        """Runs them in their order."""
+        beside: list[threading.Thread] = []
+        for part in parts:
+            if part.beside_next and part is not parts[-1]:
+                beside.append(threading.Thread(target=self.part, args=(part,)))
+                beside[-1].start()
+                continue
+            self.part(part)
+            while beside:
+                beside.pop().join()
+
     def part(self, part: Part) -> None:
         """Runs a part to its end, again with the steps after one that failed; its steps never stay without a word."""
         try:
@@ -145,8 +167,8 @@ class Run:
         return max(self._until_s - time.perf_counter(), 0.0)
 
     def _once(self, part: Part, steps: Sequence[str], timeout_s: float) -> None:
-        out = self._folder / f"{part.name}-{len(self._results.ended)}.json"
-        own = ["--steps", *steps] if part.script == "multi_ranks.py" else []
+        out = self._folder / f"{part.name}-{steps[0]}.json"
+        own = ["--steps", *steps] if part.takes_steps else []
         own += ["--folder", str(self._folder / "llama")] if part.serves_llama else []
         command = [sys.executable, str(HERE / part.script), "--ranks", str(self._ranks), "--out", str(out), *own]
         print(f"--- {part.name}: {' '.join(steps)}, at most {timeout_s:.0f} s", flush=True)
@@ -226,8 +248,7 @@ def main() -> None:
     run = Run(args, folder, ranks, results)
     if any(part.serves_llama for part in wanted):
         run.prepare()
-    for part in wanted:
-        run.part(part)
+    run.parts(wanted)
     try:
         print(table(read(args.out)), flush=True)
     except (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ class Results:
 
     def __init__(self, path: Path | None, facts: Mapping[str, Any] | None = None) -> None:
         self._path = path
+        self._lock = threading.Lock()
         self._facts = dict(facts or {})
         self.steps: dict[str, Any] = {}
         self.failures: dict[str, str] = {}
@@ -26,37 +28,35 @@ class Results:
 
     def keep(self, step: str, value: Any) -> None:
         """What is known of a step; it may not be all."""
-        self.steps[step] = value
-        self._write()
+        self._write(steps={step: value})
 
     def done(self, step: str, seconds: float) -> None:
         """The step ended well."""
-        self.seconds[step] = round(seconds, 1)
-        self._write()
+        self._write(seconds={step: round(seconds, 1)})
 
     def fail(self, step: str, reason: str) -> None:
         """The step ended badly; what is known of it stays."""
-        self.failures[step] = reason[:2000]
-        self._write()
+        self._write(failures={step: reason[:2000]})
 
     def add(self, other: Mapping[str, Any]) -> None:
         """Takes over what another process has written."""
-        for name in ("steps", "failures", "seconds"):
-            getattr(self, name).update(other.get(name, {}))
-        self._write()
+        self._write(**{name: other.get(name, {}) for name in ("steps", "failures", "seconds")})
 
     @property
     def ended(self) -> set[str]:
         """Steps of which nothing more will come."""
         return {*self.seconds, *self.failures}
 
-    def _write(self) -> None:
-        if self._path is None:
-            return
-        whole = {**self._facts, "steps": self.steps, "failures": self.failures, "seconds": self.seconds}
-        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        draft.write_text(json.dumps(whole, indent=1) + "\n")
-        draft.replace(self._path)
+    def _write(self, **new: Mapping[str, Any]) -> None:
+        with self._lock:  # parts that run at once write here, too
+            for name, values in new.items():
+                getattr(self, name).update(values)
+            if self._path is None:
+                return
+            whole = {**self._facts, "steps": self.steps, "failures": self.failures, "seconds": self.seconds}
+            draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            draft.write_text(json.dumps(whole, indent=1) + "\n")
+            draft.replace(self._path)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -33,6 +33,8 @@ PATH = "/v1/completions"
 MODEL = "bench"
 _NUM_AT_ONCE = 8
 
+STEPS = ("split-bursts", "split-equal")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
@@ -296,6 +298,7 @@ def common_beginning(one: Sequence[str], other: Sequence[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="made by multi_llama.py")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--ranks", type=int, required=True, help="GPUs")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
@@ -316,14 +319,12 @@ def main() -> None:
             traceback.print_exc()
             results.fail(step, f"{type(error).__name__}: {error}")
 
-    both = {"listen": "shm", "peers": ["shm"]}
-    folder = args.folder
-    alike = [server(f"server-{i}", folder, both, dtype, wanted, device) for i, device in enumerate(devices)]
-    exact = start_exact(
-        folder, wanted, devices
-    )  # beside them: starting takes most of the time, and an idle server none
-    guarded("split-bursts", lambda keep: compare_bursts(alike, wanted, dtype, keep))
-    guarded("split-equal", lambda keep: compare_exactly(exact, wanted, keep))
+    if STEPS[0] in args.steps:
+        both = {"listen": "shm", "peers": ["shm"]}
+        alike = [server(f"server-{i}", args.folder, both, dtype, wanted, device) for i, device in enumerate(devices)]
+        guarded(STEPS[0], lambda keep: compare_bursts(alike, wanted, dtype, keep))
+    if STEPS[1] in args.steps:
+        guarded(STEPS[1], lambda keep: compare_exactly(start_exact(args.folder, wanted, devices), wanted, keep))
     raise SystemExit(1 if results.failures else 0)
 
 
