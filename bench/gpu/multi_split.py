@@ -85,7 +85,7 @@ def load(tiny: bool, pairs: int) -> Load:
     burst = Burst(streams=16 * pairs, stream_prompt=128, stream_tokens=1800, lead_s=1.0, prompts=prompts, tokens=16)
     return Load(
         vocab=128_256,
-        num_equal=32,
+        num_equal=20,
         equal_tokens=(300, 2000),
         answer_tokens=32,
         long_tokens=8192,
