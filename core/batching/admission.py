@@ -8,29 +8,18 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
+from sixfold.core.batching.drain import FIRST_S, DrainRate, SpeedByDepth, Stretch
 from sixfold.core.errors import WOULD_BE_LATE, QueueFull
 from sixfold.core.messages import Priority
 
-_RATE_WINDOW_S = 10.0
-# Seconds of work after which there is a speed, since a cold replica must not take in an hour's work at once, and after which
-# it is that of prompts and answers together, and worth remembering.
-_FIRST_S = 0.5
 _STEADY_S = 6.0
+"""Seconds of work after which the speed is that of prompts and answers together, and worth remembering."""
 _BEST_WINDOW_S = 120.0
 _SHARING = 4
 """Requests that a bound in seconds always lets in: on a machine that is slower than it was thought to be, a single one may take
 all of the seconds, and one at a time no batch would ever show how fast it is."""
-_ASSUMED_STRETCH = 2.5
-"""Requests of one size that all share the steps are half done on average, so each takes twice the time in which the work of all
-drains, and a full batch may be slower than the speed that was seen before. Models that answer one after another show soon that
-theirs takes less."""
-_GIVEN_UP = 1.3
-_MOST_STRETCH = 4.0
-_MEMORY = 64
-_ASSUMED = 16
 _SPARE = 0.85
 """Of its time a request may be expected to use up so much. What is admitted stays; without a reserve a small error would make all
 late that came before the first of them was seen to be."""
@@ -72,78 +61,6 @@ class Ticket:
         self.drain_s = drain_s
 
 
-class Stretch:
-    """How many times as long as the queue drains requests take until they have ended: 1 where one is done after another, 2
-    where equal ones share their steps. What nine of ten kept to lately. One that was given up would have taken longer; since it
-    may have wanted the impossible, a single one moves nothing, and many move it by little at a time."""
-
-    def __init__(self) -> None:
-        self._seen: deque[float] = deque([_ASSUMED_STRETCH] * _ASSUMED, maxlen=_MEMORY)
-        self.factor = _ASSUMED_STRETCH
-
-    def saw(self, factor: float, *, answered: bool) -> None:
-        """Counts a request that has ended."""
-        if not answered:
-            if factor < self.factor:
-                return
-            factor = self.factor * _GIVEN_UP
-        self._seen.append(factor)
-        self.factor = min(_MOST_STRETCH, sorted(self._seen)[int(0.9 * len(self._seen))])
-
-
-class SpeedByDepth:
-    """Units per second, by how much was admitted meanwhile.
-
-    One request at a time shows a fraction of what a batch does, and a few small ones of what large ones do: what is not known is
-    not guessed.
-    """
-
-    def __init__(self) -> None:
-        self._rates: dict[tuple[int, int], DrainRate] = {}
-
-    def observe(self, num_requests: int, queued_units: int, units: int, seconds: float) -> None:
-        """Counts a step while so many requests with so much work were admitted."""
-        depth = num_requests.bit_length(), queued_units.bit_length()
-        rate = self._rates.get(depth)
-        if rate is None:
-            rate = self._rates[depth] = DrainRate()
-        rate.observe(units, seconds)
-
-    def at(self, num_requests: int, queued_units: int) -> float:
-        """At a depth like this or a greater one; 0 where that was not seen for half a second."""
-        least_requests, least_units = num_requests.bit_length() - 1, queued_units.bit_length() - 1
-        units = seconds = 0.0
-        for (requests, work), rate in self._rates.items():
-            if requests >= least_requests and work >= least_units:
-                units += rate.units
-                seconds += rate.seconds
-        return units / seconds if seconds >= _FIRST_S else 0.0
-
-
-class DrainRate:
-    """Units per second over the time in which there was work: an average that forgets over about ten seconds."""
-
-    def __init__(self) -> None:
-        self.units = 0.0  # done lately
-        self._seconds = 0.0
-
-    def observe(self, units: int, seconds: float) -> None:
-        """Counts one step, or a time in which work went on elsewhere."""
-        keep = math.exp(-seconds / _RATE_WINDOW_S)
-        self.units = self.units * keep + units
-        self._seconds = self._seconds * keep + seconds
-
-    @property
-    def units_per_s(self) -> float:
-        """0 before the first step."""
-        return self.units / self._seconds if self._seconds > 0.0 else 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Of work, lately; never more than the window."""
-        return self._seconds
-
-
 class Admission:
     """Bounds the admitted work of a replica.
 
@@ -177,6 +94,7 @@ class Admission:
         self._room_rate = DrainRate()
         self._freed_units = 0
         self._num_left = 0  # since the last step
+        self._stepped_s = clock()  # when the last step ended
         self._best_units_per_s = 0.0
 
     @property
@@ -267,7 +185,7 @@ class Admission:
         if self._queued_units + wanted <= self._max_queue_units:
             # Only the seconds are full: there is room, too, as soon as fewer than `_SHARING` are left.
             units = min(units, self._queued_units * (self._num_requests - _SHARING + 1) / self._num_requests)
-        return max(0.05, units / rate)
+        return max(0.05, self._room_rate.seconds_for(units, self._clock() - self._stepped_s) if units > 0.0 else 0.0)
 
     def _most_units(self) -> float:
         rate = self._steady_rate()
@@ -279,7 +197,7 @@ class Admission:
         # A replica that had one request at a time has shown a fraction of what a full batch does: its best rate of late
         # is what a queue drains at.
         room = self._room_rate
-        return max(room.units_per_s if room.seconds >= _FIRST_S else 0.0, self._best_units_per_s)
+        return max(room.units_per_s if room.seconds >= FIRST_S else 0.0, self._best_units_per_s)
 
     def consume(self, grants: Sequence[tuple[Ticket, int]]) -> None:
         """Counts work of tickets as done."""
@@ -294,8 +212,9 @@ class Admission:
     def observe_step(self, units: int, seconds: float) -> None:
         """Feeds the drain rate."""
         with self._lock:
+            self._stepped_s = self._clock()
             self._rate.observe(units, seconds)
-            self._room_rate.observe(self._freed_units, seconds)
+            self._room_rate.observe(self._freed_units, seconds, steps=1 if units else 0)
             # The depth before the step: one step may do all that there was.
             num_requests, queued_units = self._num_requests + self._num_left, self._queued_units + self._freed_units
             self._speed.observe(num_requests, queued_units, self._freed_units, seconds)

@@ -11,7 +11,8 @@ from sixfold.core.messages import Priority
 
 _FLOOD = 8
 _WITHIN_S = 0.5
-"""So many refusals in so short a time, of one tenant and class, are a flood. Before that each request asks for itself."""
+"""So many refusals in so short a time, of one tenant and class and of one size, are a flood. Before that each request asks for
+itself."""
 _MOST_S = 0.1
 _SHARE = 0.125
 """What is said of the room there will be holds as long as nothing else changes; and the queue must not run dry meanwhile, which
@@ -19,15 +20,16 @@ holds less than a request has time."""
 _ALIKE = 1.05  # times that are as long as this are equal; requests are a little older when they come here
 _AS_LARGE = 1.1
 _LEAST_TOLD_S = 0.01
-_MANY_TENANTS = 64
+_MANY_KEYS = 128
 
 
 @dataclass(slots=True)
 class _Closed:
-    """What is known of one tenant and class."""
+    """What is known of one tenant and class, and of sizes that differ by a factor below two: larger ones wait for longer."""
 
     refused_s: deque[float] = field(default_factory=lambda: deque(maxlen=_FLOOD))
     until_s: float = 0.0
+    room_s: float = 0.0  # when the replica said there would be room
     within_s: float = 0.0  # of the request whose refusal closed it
     num_bytes: int = 0  # of the same
     error: QueueFull | None = None
@@ -49,14 +51,14 @@ class Door:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._closed: dict[tuple[str, Priority], _Closed] = {}
+        self._closed: dict[tuple[str, Priority, int], _Closed] = {}
 
     def __len__(self) -> int:
-        """Tenants and classes that are remembered."""
+        """Tenants, classes and sizes that are remembered."""
         return len(self._closed)
 
     def pass_or_refuse(self, tenant: str, priority: Priority, within_s: float | None, num_bytes: int) -> None:
-        """Lets a request through to the replica, unless that has just refused one that was no larger and had as much time.
+        """Lets a request through to the replica, unless that has just refused one of its size that was no larger and had as much time.
 
         Args:
             tenant: Whose it is.
@@ -67,7 +69,7 @@ class Door:
         Raises:
             QueueFull: With what is left of the time that the replica named.
         """
-        closed = self._closed.get((tenant, priority))
+        closed = self._closed.get((tenant, priority, num_bytes.bit_length()))
         if closed is None or closed.error is None:
             return
         now_s = self._clock()
@@ -75,7 +77,7 @@ class Door:
         if now_s < closed.until_s and is_alike:
             closed.counts_flood(now_s)
             raise QueueFull(
-                closed.error.message, code=closed.error.code, retry_after_s=max(_LEAST_TOLD_S, closed.until_s - now_s)
+                closed.error.message, code=closed.error.code, retry_after_s=max(_LEAST_TOLD_S, closed.room_s - now_s)
             )
 
     def refused(
@@ -85,18 +87,20 @@ class Door:
         if error.retry_after_s is None:
             return
         now_s = self._clock()
-        closed = self._closed.get((tenant, priority))
+        key = (tenant, priority, num_bytes.bit_length())
+        closed = self._closed.get(key)
         if closed is None:
             self._forget_old(now_s)
-            closed = self._closed[tenant, priority] = _Closed()
+            closed = self._closed[key] = _Closed()
         if closed.counts_flood(now_s):
+            closed.room_s = now_s + error.retry_after_s
             closed.until_s = now_s + min(error.retry_after_s, _MOST_S, _SHARE * _seconds(within_s))
             closed.within_s = _seconds(within_s)
             closed.num_bytes = num_bytes
             closed.error = error
 
     def _forget_old(self, now_s: float) -> None:
-        if len(self._closed) >= _MANY_TENANTS:
+        if len(self._closed) >= _MANY_KEYS:
             self._closed = {
                 whose: closed for whose, closed in self._closed.items() if now_s - closed.refused_s[-1] <= _WITHIN_S
             }

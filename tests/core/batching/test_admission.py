@@ -140,6 +140,20 @@ def work_steadily(admission: Admission, units: int, seconds: float) -> None:
         admission.observe_step(units, 0.1)
 
 
+@pytest.mark.parametrize(("excess", "into_step_s", "room_in_s"), [(20, 0.0, 1.0), (20, 0.25, 0.75), (150, 0.25, 1.75)])
+def test_room_comes_when_a_step_ends_and_not_before(excess: int, into_step_s: float, room_in_s: float) -> None:
+    clock = FakeClock()
+    admission = Admission(1000, clock=clock)
+    ticket = admission.admit(1000)
+    for _ in range(5):
+        clock.advance(1.0)
+        admission.consume([(ticket, 100)])
+        admission.observe_step(100, 1.0)
+    admission.admit(500)
+    clock.advance(into_step_s)
+    assert refused_s(admission, excess) == pytest.approx(room_in_s)
+
+
 def test_a_queue_may_be_bounded_in_seconds_of_work() -> None:
     admission = Admission(1_000_000, max_queue_s=2.0)
     work_steadily(admission, 50, 10.0)

@@ -78,6 +78,16 @@ def test_it_opens_when_there_is_room_and_after_a_tenth_of_a_second_at_the_latest
     assert not is_refused(door)
 
 
+def test_the_time_that_the_replica_named_is_told_though_the_door_opens_sooner() -> None:
+    clock = FakeClock()
+    door = Door(clock)
+    flood(door, room_in_s=0.6)
+    clock.advance(0.05)
+    with pytest.raises(QueueFull) as caught:
+        door.pass_or_refuse("a", STANDARD, None, 100)
+    assert caught.value.retry_after_s == pytest.approx(0.55)
+
+
 def test_another_tenant_and_another_class_ask_for_themselves() -> None:
     door = Door(FakeClock())
     flood(door)
@@ -99,11 +109,23 @@ def test_a_request_with_more_time_than_the_one_that_was_refused_asks_for_itself(
 
 def test_a_smaller_request_than_those_that_were_refused_asks_for_itself() -> None:
     door = Door(FakeClock())
-    flood(door, count=7, num_bytes=240_000)
-    flood(door, count=1, num_bytes=60_000)
-    assert is_refused(door, num_bytes=60_000)
-    assert is_refused(door, num_bytes=240_000)
+    flood(door, count=7, num_bytes=64_000)
+    flood(door, count=1, num_bytes=50_000)
+    assert is_refused(door, num_bytes=50_000)
+    assert is_refused(door, num_bytes=64_000)
+    assert not is_refused(door, num_bytes=40_000)
     assert not is_refused(door, num_bytes=400)
+
+
+def test_a_much_larger_request_asks_how_long_it_has_to_wait() -> None:
+    door = Door(FakeClock())
+    flood(door, num_bytes=60_000)
+    assert not is_refused(door, num_bytes=240_000)
+    flood(door, num_bytes=240_000, room_in_s=4.0)
+    with pytest.raises(QueueFull) as caught:
+        door.pass_or_refuse("a", STANDARD, None, 240_000)
+    assert caught.value.retry_after_s == pytest.approx(4.0)
+    assert is_refused(door, num_bytes=60_000)
 
 
 def test_the_door_says_what_the_replica_said() -> None:
@@ -138,7 +160,7 @@ def test_it_does_not_remember_every_tenant_that_ever_came() -> None:
     for number in range(10_000):
         flood(door, count=1, tenant=f"t{number}")
         clock.advance(0.1)
-    assert len(door) <= 64
+    assert len(door) <= 128
 
 
 @given(
