@@ -17,6 +17,8 @@ CALM = 0.7
 FULL = 2.0
 FLOOD = 5.0
 NUM_ROUNDS = 3
+NUM_SIZED = 5
+LONE_SHARE = 0.1
 RUSH = 24
 RUSH_AFTER = 15
 LEAD_S = 5.0
@@ -35,14 +37,14 @@ class Workload:
 
     Attributes:
         deadline_s: An answer that takes longer is of no use.
-        body: Makes a request of so many times the usual size.
+        body: Makes a request of so many times the usual size; a fraction makes a smaller one.
         probe_size: Of probes: large enough that the time until there is room is many steps.
     """
 
     model: str
     path: str
     deadline_s: float
-    body: Callable[[random.Random, int], dict[str, object]]
+    body: Callable[[random.Random, float], dict[str, object]]
     probe_size: int
 
 
@@ -93,11 +95,8 @@ class Overload:
         self.workload = workload
         self._seconds = seconds
         self._draw = random.Random(f"{seed}/{workload.model}")
-        # Made before: the clients share the machine with the server. No two alike: a cache would know the second.
-        self._bodies = {
-            size: [json.dumps(workload.body(self._draw, size)).encode() for _ in range(count)]
-            for size, count in ((1, NUM_BODIES), (workload.probe_size, NUM_PROBES * PROBE_TRIES))
-        }
+        self.share = 1.0  # of the usual size that requests have
+        self._bodies: dict[int, list[bytes]] = {}
         self._idle: dict[bool, list[Connection]] = {False: [], True: []}
         self.closed: dict[int, Loop] = {}
         self.rounds: list[dict[str, Loop]] = []  # the best closed loop, more than can be done, and much more: in turn
@@ -108,6 +107,13 @@ class Overload:
 
     async def run(self) -> None:
         """Capacity, loads, probes."""
+        lone = [await self._ask() for _ in range(NUM_SIZED)]
+        lone_s = statistics.median(answer.ended_s - answer.started_s for answer in lone)
+        if lone_s > LONE_SHARE * self.workload.deadline_s:
+            self.share = 0.6 * LONE_SHARE * self.workload.deadline_s / lone_s
+        # Made before: the clients share the machine with the server. No two alike: a cache would know the second.
+        for size, count in ((1, NUM_BODIES), (self.workload.probe_size, NUM_PROBES * PROBE_TRIES)):
+            self._bodies[size] = [self._body(size) for _ in range(count)]
         for _request in range(RUSH_AFTER):  # one at a time: nobody knows yet how fast a batch is
             await self._ask()
         rush = Loop(seconds=1.0)
@@ -163,12 +169,21 @@ class Overload:
         """The loops of the greatest load."""
         return [loops[f"{FLOOD:g} times"] for loops in self.rounds]
 
+    @property
+    def told_share(self) -> list[str]:
+        """A line of a report where requests are smaller than usual."""
+        told = f"Alone one took over {LONE_SHARE:.0%} of its time on this machine: all have {self.share:.2f} of their size."
+        return [] if self.share == 1.0 else [told, ""]
+
+    def _body(self, size: int) -> bytes:
+        return json.dumps(self.workload.body(self._draw, size * self.share)).encode()
+
     def _say(self, text: str) -> None:
         print(f"[{self.workload.model}] {text}", flush=True)
 
     async def _ask(self, size: int = 1, *, tells: bool = True) -> Answer:
-        ready = self._bodies[size]
-        body = ready.pop() if ready else json.dumps(self.workload.body(self._draw, size)).encode()
+        ready = self._bodies.get(size)
+        body = ready.pop() if ready else self._body(size)
         began_s = time.perf_counter()
         try:
             idle = self._idle[tells]
