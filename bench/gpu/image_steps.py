@@ -34,6 +34,14 @@ def set_compiled(denoiser: Any, on: bool) -> None:
 
 def set_fp8(denoiser: Any) -> int:
     """Puts the linear layers into fp8 as `quantization: {scheme: fp8, what: weights+activations}` does; says how many."""
+    swaps = swapped_fp8(denoiser)
+    for parent, child, _stock, fp8 in swaps:
+        setattr(parent, child, fp8)
+    return len(swaps)
+
+
+def swapped_fp8(denoiser: Any) -> list[tuple[Any, str, Any, Any]]:
+    """What `set_fp8` would change, changing nothing: parent, name, the stock layer, the one in fp8."""
     from sixfold.core.runtime.fp8_linear import can_hold, from_linear
     from sixfold.core.runtime.quantization.plan import LinearShape, plan
     from sixfold.core.runtime.quantization.policy import QuantizationPolicy
@@ -43,13 +51,12 @@ def set_fp8(denoiser: Any) -> int:
     shapes = tuple(LinearShape(name, layer.out_features, layer.in_features) for name, layer in linears.items())
     policy = QuantizationPolicy.model_validate({"scheme": "fp8", "what": "weights+activations"})
     chosen = [decision.layer.name for decision in plan(shapes, policy, defaults=QUANTIZATION_SKIP) if decision.method]
-    num_done = 0
+    found: list[tuple[Any, str, Any, Any]] = []
     for name in chosen:
         if can_hold(linears[name]):
             parent, _, child = name.rpartition(".")
-            setattr(denoiser.get_submodule(parent), child, from_linear(linears[name]))
-            num_done += 1
-    return num_done
+            found.append((denoiser.get_submodule(parent), child, linears[name], from_linear(linears[name])))
+    return found
 
 
 def seconds_of(run: Callable[[], Any], repeats: int, *, warm: int = 3) -> float:
@@ -99,15 +106,13 @@ def measure_steps(
         repeats: Times that each is measured.
         report: Called after each mode with all that was found.
     """
-    from sixfold.core.rendezvous.row_cache import transformer_blocks
-
     flops = flops_of(lambda: denoiser(**arguments_of(1)))
     found: list[dict[str, Any]] = []
     for mode in modes:
         if mode.startswith("fp8") and not any(row["mode"].startswith("fp8") for row in found):
             print(f"fp8: {set_fp8(denoiser)} layers", flush=True)
-        if mode == "cached" and not transformer_blocks(denoiser):
-            continue  # a UNet has no blocks that the library registers for it
+        if mode == "cached" and not has_blocks(denoiser):
+            continue
         set_compiled(denoiser, "compiled" in mode)
         denoiser.to(memory_format=torch.channels_last if "channels last" in mode else torch.contiguous_format)
         torch.backends.cudnn.benchmark = "tuned" in mode  # convolutions chosen by trial
@@ -116,7 +121,7 @@ def measure_steps(
             given = arguments_of(count)
             with contextlib.ExitStack() as stack:
                 if mode == "cached":
-                    forward = stack.enter_context(_all_cached(denoiser, given, count))
+                    forward = stack.enter_context(with_all_cached(denoiser, given, count))
                 else:
                     forward = _forward(denoiser, given, "graphs" in mode)
                 seconds = seconds_of(forward, repeats)
@@ -128,8 +133,15 @@ def measure_steps(
     return found
 
 
+def has_blocks(denoiser: Any) -> bool:
+    """Whether the library registers its blocks for caching; a UNet's it does not."""
+    from sixfold.core.rendezvous.row_cache import transformer_blocks
+
+    return bool(transformer_blocks(denoiser))
+
+
 @contextlib.contextmanager
-def _all_cached(denoiser: Any, arguments: dict[str, Any], rows: int) -> Generator[Callable[[], Any]]:
+def with_all_cached(denoiser: Any, arguments: dict[str, Any], rows: int) -> Generator[Callable[[], Any]]:
     """A forward that skips all blocks but the first, from the second time on: the most that first-block caching gives."""
     from sixfold.core.rendezvous.row_cache import RowCache, RowGroup, transformer_blocks
 
@@ -147,8 +159,11 @@ def _all_cached(denoiser: Any, arguments: dict[str, Any], rows: int) -> Generato
 
 def _forward(denoiser: Any, arguments: dict[str, Any], graphs: bool) -> Callable[[], Any]:
     """One forward as the engine runs it: with graphs, rows are copied in and the answer out."""
-    if not graphs:
-        return lambda: denoiser(**arguments)
+    return replayed(denoiser, arguments) if graphs else lambda: denoiser(**arguments)
+
+
+def replayed(denoiser: Any, arguments: dict[str, Any]) -> Callable[[], Any]:
+    """The forward as a replayed graph, as the engine runs it; on a CPU it is computed."""
     from sixfold.core.rendezvous.calls import TensorDigests, capture
     from sixfold.core.rendezvous.graphs import RowGraphs
     from sixfold.core.runtime.cuda_graphs import capture_cuda_graph
@@ -170,6 +185,7 @@ def _forward(denoiser: Any, arguments: dict[str, Any], graphs: bool) -> Callable
             raise RuntimeError("the denoiser can't be recorded")
         return answers
 
+    replay()  # recorded now, in the form that the denoiser has
     return replay
 
 
