@@ -36,7 +36,7 @@ class FlashByLengths:
     """Stands for the own kernel: torch's FlashAttention over sequences laid end to end, on a CPU one by one."""
 
     def __init__(self, lengths: Sequence[int], device: str) -> None:
-        self._ends = np.cumsum([0, *lengths]).tolist()
+        self._ends = np.cumsum([0, *sorted(lengths)]).tolist()  # a batch is sorted
         self._bounds = torch.tensor(self._ends, device=device, dtype=torch.int32)
         self._longest = max(lengths)
 
@@ -131,10 +131,11 @@ class Forwards:
         from sixfold.plugins.embedding.pipeline import Pipeline
 
         self._device = device
-        self._padded = Pipeline(folder, device, torch.bfloat16)
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        self._padded = Pipeline(folder, device, dtype)
         self._models: dict[str, tuple[Any, Any]] = {}
         for name in ("stock", "layers"):
-            transformer, attention = Pipeline(folder, device, torch.bfloat16).transformer, PackedAttention()
+            transformer, attention = Pipeline(folder, device, dtype).transformer, PackedAttention()
             if name == "layers":
                 assert gpu_layers.fuse_layers(transformer, attention), "no layer has a known form"
             transformer.set_attn_implementation(attention.name)
@@ -201,17 +202,15 @@ def skewed(lengths: Sequence[int], step_tokens: int) -> list[int]:
 @torch.inference_mode()
 def measure_step(notes: Notes, name: str, folder: Path, *, tiny: bool, lengths: Sequence[int]) -> None:
     """Steps of 4,096 tokens of equal and of skewed lengths, the forward alone, back to back."""
-    device, tokens = ("cpu", 96) if tiny else ("cuda:0", STEP_TOKENS)
+    device, tokens = ("cpu", 16) if tiny else ("cuda:0", STEP_TOKENS)
     forwards = Forwards(folder, device)
-    equal = [tokens // 2] * 2 if tiny else [512] * (tokens // 512)
-    for kind, those in (("equal", equal), ("skewed", skewed(lengths, tokens))):
+    kinds = {"skewed": skewed([5, 3, 12] if tiny else lengths, tokens)}
+    if not tiny:
+        kinds = {"of 512 tokens": [512] * (tokens // 512), **kinds}
+    for kind, those in kinds.items():
         ways = forwards.ways(those)
-        found = interleave(ways, rounds=1 if tiny else 7, calls=1 if tiny else 10)
-        place = (
-            f"{name}, {len(those)} texts of {those[0]} tokens"
-            if kind == "equal"
-            else f"{name}, {len(those)} texts, skewed"
-        )
+        found = interleave(ways, rounds=1 if tiny else 7, calls=1 if tiny else 10, warms=not tiny)
+        place = f"{name}, {len(those)} texts, {kind}"
         notes.keep(place, found)
         used = [pair for pair in PAIRS if pair[0] not in STANDS or _uses(pair[0], name)]
         notes.pairs(place, found, [(f"embedding.{key}", off, on) for key, off, on in used])

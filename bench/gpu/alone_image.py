@@ -208,7 +208,7 @@ def measure_pictures(arch: str, notes: Notes, *, tiny: bool, sizes: Sequence[int
         job = Job(arrival_s=0.0, num_steps=3 if tiny else 12, guidance=3.5, size=sizes[0], seed=1)
         draw = functools.partial(subject.draw, [job])
         place = f"{name}, {sizes[0]} px, a picture of {job.num_steps} steps"
-        measure_caches(notes, "image.row-cache", place, module, lambda: draw()[0], (0.05, 0.12, 0.3))
+        measure_caches(notes, "image.row-cache", place, module, lambda: draw()[0], (0.12, 0.3, 1.0))
     denoiser = Denoiser(module, compiles=not tiny)  # a minute on a CPU; `measure_clips` tries it there
     for size in sizes:
         _, arguments = capture_call(subject, size)

@@ -51,28 +51,35 @@ def step_ways(decoder: Any, rows: Sequence[Any], units: int, *, recorded: bool) 
     return found
 
 
+PAIRS = (
+    ("llm.paged-decode", "gathered", "paged"),
+    ("llm.graphs", "paged", "paged graphs"),
+    ("llm.merged-layers", "stock layers paged", "paged"),
+    ("llm.merged-layers", "stock layers paged graphs", "paged graphs"),
+    ("llm.quantized-cache", "paged graphs", "fp8 cache paged graphs"),
+)
+
+
 def measure_steps(notes: Notes, models: dict[str, Any], *, tiny: bool) -> None:
-    """Decoding by rows, and prompts; of the model as it is served and of one whose layers are stock."""
-    rounds, context = (1, 40) if tiny else (7, 640)
-    decoder, stock = models["merged"]._decoder, models["stock"]._decoder
-    for count in (1, 4) if tiny else (1, 32, 256):
-        rows, stock_rows = (_rows(each, count, context, context - 1) for each in (decoder, stock))
-        ways = step_ways(decoder, rows, 1, recorded=True)
-        for name, way in step_ways(stock, stock_rows, 1, recorded=True).items():
-            ways[f"stock {name}"] = way
-        del ways["stock gathered"]
+    """Decoding by rows, and prompts; of the model as it is served ("") and of others that differ in one thing."""
+    rounds, context = (1, 20) if tiny else (7, 640)
+    decoders = {name: model._decoder for name, model in models.items()}
+    for count in (1, 2) if tiny else (1, 32, 256):
+        every = {name: _rows(decoder, count, context, context - 1) for name, decoder in decoders.items()}
+        ways: dict[str, Way] = {}
+        for name, decoder in decoders.items():
+            made = step_ways(decoder, every[name], 1, recorded=True)
+            ways |= {f"{name} {way}".strip(): each for way, each in made.items() if not name or way != "gathered"}
         with torch.inference_mode():
             found = interleave(ways, rounds=rounds, calls=1 if tiny else 4)
         place = f"{NAME}, a step of {count} rows, contexts of {context}"
         notes.keep(place, found)
-        pairs = [("llm.paged-decode", "gathered", "paged"), ("llm.graphs", "paged", "paged graphs")]
-        pairs += [("llm.merged-layers", "stock paged", "paged")]
-        pairs += [("llm.merged-layers", "stock paged graphs", "paged graphs")]
-        notes.pairs(place, found, pairs)
-        for each, those in ((decoder, rows), (stock, stock_rows)):
-            for row in those:
-                each.cache.free(row)
-    for count, tokens in ((2, 20),) if tiny else ((16, 512), (1, 4096)):
+        notes.pairs(place, found, PAIRS)
+        for name, rows in every.items():
+            for row in rows:
+                decoders[name].cache.free(row)
+    decoder = decoders[""]
+    for count, tokens in ((2, 6),) if tiny else ((16, 512), (1, 4096)):
         rows = _rows(decoder, count, tokens, 0)
         with torch.inference_mode():
             found = interleave(step_ways(decoder, rows, tokens, recorded=False), rounds=rounds)
@@ -122,14 +129,21 @@ def measure_sampling(notes: Notes, *, tiny: bool) -> None:
 
 def measure(notes: Notes, *, tiny: bool) -> None:
     """All of it."""
+    from sixfold.core.runtime.quantization.policy import QuantizationPolicy
+
     folder = Path(tempfile.mkdtemp(prefix="alone-")) / "llama"
     make_model(folder, tiny)
     models: dict[str, Any] = {}
-    for name in ("merged", "stock"):
-        cache_bytes = (8 << 20) if tiny else (8 << 30)
-        models[name] = load_native(folder, tiny, cache_bytes=cache_bytes, compute_packed=name == "merged")
+    fp8 = QuantizationPolicy.model_validate({"scheme": "fp8", "what": "kv_cache"})
+    forms: dict[str, dict[str, Any]] = {
+        "": {},
+        "stock layers": {"compute_packed": False},
+        "fp8 cache": {"quantization": fp8},
+    }
+    for name, options in forms.items():
+        models[name] = load_native(folder, tiny, cache_bytes=(8 << 20) if tiny else (8 << 30), **options)
         models[name].warm_up()
-        print(f"{name}: ready", flush=True)
+        print(f"{name or 'as served'}: ready", flush=True)
     measure_steps(notes, models, tiny=tiny)
     measure_sampling(notes, tiny=tiny)
     for model in models.values():

@@ -41,5 +41,5 @@ def measure_clips(notes: Notes, *, tiny: bool) -> None:
 
     name = "Wan 2.1 1.3B, 480p, 17 frames"
     place = f"{name}, latents of {4 if tiny else 20} steps"
-    measure_caches(notes, "video.row-cache", place, module, draw, (0.05, 0.12, 0.3))
+    measure_caches(notes, "video.row-cache", place, module, draw, (0.12, 0.3, 1.0))
     measure_forwards(notes, "video", name, Denoiser(module), given, (1, 2), 1 if tiny else 2)

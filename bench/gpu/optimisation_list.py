@@ -78,6 +78,13 @@ OPTIMISATIONS: dict[str, Optimisation] = {
         "core/rendezvous/lane.py (new_stream); bench",
         IMAGE,
     ),
+    "image.encoders-aside": Optimisation(
+        "text encoders on a stream of their own beside the steps",
+        "image",
+        "steps leave room on the card",
+        "core/rendezvous/lane.py (run_aside)",
+        "nothing yet: the pipelines of the bench have no text encoder",
+    ),
     "image.attention-cudnn": Optimisation(
         "attention by cuDNN instead of torch's choice",
         "image",
@@ -266,6 +273,20 @@ OPTIMISATIONS: dict[str, Optimisation] = {
         "time between tokens alone matters: it costs time to the first and tokens a second in all; off unless set",
         "plugins/llm/step_launcher.py; steps_ahead",
         "native.py --part serve",
+    ),
+    "llm.quantized-cache": Optimisation(
+        "keys and values in fp8",
+        "llm",
+        "long contexts and many rows: half is read of the cache; answers change",
+        "plugins/llm/kv_layer.py, triton_kernels.py; quantization of kv_cache",
+        NATIVE,
+    ),
+    "llm.guessed-tokens": Optimisation(
+        "n-gram guesses verified several at a time",
+        "llm",
+        "few sequences, text that repeats",
+        "plugins/llm/speculation.py; speculation",
+        "nothing yet on a GPU: llm_cache.py measures it on processors",
     ),
     "vllm.collector": Optimisation(
         "outputs taken where vLLM puts them, not through its generators",

@@ -63,6 +63,8 @@ def rows_of(document: dict[str, Any], source: str) -> Iterator[Row]:
         yield from _rows_of_native_steps(document["steps"], source)
     if "serve_True" in document or "serve_on" in document:
         yield from _rows_of_native_serving(document, source)
+    if isinstance(document.get("size"), dict) and "runs" in document:
+        yield from _rows_of_video(document, source)
     if isinstance(document.get("shapes"), dict):
         yield from _rows_of_embedding(document["shapes"], source)
 
@@ -107,6 +109,14 @@ def _rows_of_image(document: dict[str, Any], source: str) -> Iterator[Row]:
             yield _ms("image.vae-batch", shape, seconds["contiguous", 1], seconds["contiguous", most], "", source)
             times = seconds["contiguous", most], seconds["channels last", most]
             yield _ms("image.vae-channels-last", shape, *times, "", source)
+
+
+def _rows_of_video(document: dict[str, Any], source: str) -> Iterator[Row]:
+    for run in document["runs"]:
+        seconds = run["seconds_per_forward"]
+        if "1" in seconds and "2" in seconds:
+            shape = f"{document['size']['name']}, {run['frames']} frames, 2 forwards of 1 rows or one of 2"
+            yield _ms("video.merged-rows", shape, 2 * seconds["1"], seconds["2"], "", source)
 
 
 def _rows_of_native_steps(steps: Sequence[dict[str, Any]], source: str) -> Iterator[Row]:

@@ -355,7 +355,9 @@ class Server:
             self.process.kill()
 
 
-def load_native(path: Path, tiny: bool, *, cache_bytes: int | None = None, **options: Any) -> Any:
+def load_native(
+    path: Path, tiny: bool, *, cache_bytes: int | None = None, quantization: Any = None, **options: Any
+) -> Any:
     """The native runtime with random weights: the loader's own way, but for the reading of files that do not exist."""
     import torch
     import transformers
@@ -378,6 +380,7 @@ def load_native(path: Path, tiny: bool, *, cache_bytes: int | None = None, **opt
             path=path,
             device="cpu" if tiny else "cuda:0",
             num_threads=os.cpu_count() or 1,
+            quantization=quantization,
             options=TransformersOptions(
                 dtype="float32" if tiny else "bfloat16",
                 max_model_len=1024,
