@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import statistics
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -173,24 +174,33 @@ def measure_decodes(notes: Notes, subject: Any, size: int, rounds: int) -> None:
     notes.pairs(place, found, [("image.vae-channels-last", "together", "together, channels last")])
 
 
-def measure_streams(notes: Notes, subject: Any, size: int, *, count: int, steps: Sequence[int], rounds: int) -> None:
-    """Pictures a second of the engine when all come at once, decoding on the steps' stream or on one of its own."""
+def measure_engine(notes: Notes, subject: Any, size: int, *, count: int, steps: Sequence[int], rounds: int) -> None:
+    """The engine when all requests come at once: decoding on the steps' stream or on one of its own, and how many requests
+    share a step left to the budget of the measured times or not (all that fit 65,536 positions)."""
     from sixfold.core.rendezvous import lane
 
     jobs = [Job(arrival_s=0.0, num_steps=steps[i % len(steps)], guidance=5.0, size=size, seed=i) for i in range(count)]
     graphs, own = graphs_on(subject), lane.new_stream
-    found: dict[str, list[float]] = {"off": [], "on": []}
-    for number in range(2 * rounds + 1):
-        name = ("on", "off")[number % 2]
-        lane.new_stream = own if name == "on" else torch.cuda.default_stream  # the device thread's
+    found: dict[str, list[Mapping[str, float]]] = {"as served": [], "one stream": [], "no budget": []}
+    for number in range(len(found) * rounds + 1):
+        name = list(found)[number % len(found)]
+        lane.new_stream = torch.cuda.default_stream if name == "one stream" else own  # the device thread's
         try:
-            report = serve_engine(subject, jobs, max_step_units=65_536, graphs=graphs)
+            report = serve_engine(subject, jobs, max_step_units=65_536, graphs=graphs, share=name != "no budget")
         finally:
             lane.new_stream = own
         if number:  # shapes are recorded in the first
-            found[name].append(report["images_per_s"])
-    off, on = (sorted(found[name])[rounds // 2] for name in ("off", "on"))
-    notes.add("image.streams", f"{size} px, {count} pictures at once", off=off, on=on, unit="images/s", base="graphs")
+            found[name].append(report)
+
+    def middle(name: str, figure: str) -> float:
+        return statistics.median(each[figure] for each in found[name])
+
+    place = f"SDXL, {size} px, {count} pictures at once"
+    for key, off in (("image.streams", "one stream"), ("image.measured-budget", "no budget")):
+        rates = {"off": middle(off, "images_per_s"), "on": middle("as served", "images_per_s")}
+        notes.add(key, place, **rates, unit="images/s", base="graphs")
+        means = {"off": 1e3 * middle(off, "mean_s"), "on": 1e3 * middle("as served", "mean_s")}
+        notes.add(key, f"{place}, mean latency", **means, base="graphs")
 
 
 def measure_pictures(arch: str, notes: Notes, *, tiny: bool, sizes: Sequence[int], rows: Mapping[int, Any]) -> None:
@@ -202,7 +212,7 @@ def measure_pictures(arch: str, notes: Notes, *, tiny: bool, sizes: Sequence[int
     name = {"sdxl": "SDXL", "flux": "Flux.1-dev"}[arch]
     if arch == "sdxl":
         few = {"count": 3, "steps": (2, 3)} if tiny else {"count": 8, "steps": (4, 8, 12, 20)}
-        measure_streams(notes, subject, sizes[0], rounds=1 if tiny else 3, **few)
+        measure_engine(notes, subject, sizes[0], rounds=1 if tiny else 3, **few)
         measure_decodes(notes, subject, sizes[0], rounds)
     else:
         job = Job(arrival_s=0.0, num_steps=3 if tiny else 12, guidance=3.5, size=sizes[0], seed=1)

@@ -26,7 +26,8 @@ class Optimisation:
     is_in_code: bool = True
 
 
-IMAGE, EMBED, SPEECH, NATIVE = (f"alone.py {each}" for each in ("image flux video", "embedding", "tts", "native"))
+IMAGE = "alone.py image, alone.py flux"
+VIDEO, EMBED, SPEECH, NATIVE = (f"alone.py {each}" for each in ("video", "embedding", "tts", "native"))
 
 OPTIMISATIONS: dict[str, Optimisation] = {
     "image.graphs": Optimisation(
@@ -78,6 +79,13 @@ OPTIMISATIONS: dict[str, Optimisation] = {
         "core/rendezvous/lane.py (new_stream); bench",
         IMAGE,
     ),
+    "image.measured-budget": Optimisation(
+        "as many requests share a step as the times measured at the start allow",
+        "image",
+        "requests of different length are there at once: latency",
+        "core/batching/step_share.py, core/rendezvous/model.py (measure_company); measure_s",
+        IMAGE,
+    ),
     "image.encoders-aside": Optimisation(
         "text encoders on a stream of their own beside the steps",
         "image",
@@ -85,22 +93,17 @@ OPTIMISATIONS: dict[str, Optimisation] = {
         "core/rendezvous/lane.py (run_aside)",
         "nothing yet: the pipelines of the bench have no text encoder",
     ),
-    "image.attention-cudnn": Optimisation(
-        "attention by cuDNN instead of torch's choice",
-        "image",
-        "long sequences",
-        "bench",
-        IMAGE,
-        is_in_code=False,
-    ),
-    "image.attention-flash": Optimisation(
-        "attention by FlashAttention 2 instead of torch's choice",
-        "image",
-        "long sequences",
-        "bench",
-        IMAGE,
-        is_in_code=False,
-    ),
+    **{
+        f"image.attention-{key}": Optimisation(
+            f"attention by {name} instead of torch's choice",
+            "image",
+            "long sequences",
+            "bench",
+            IMAGE,
+            is_in_code=False,
+        )
+        for key, name in (("cudnn", "cuDNN"), ("flash", "FlashAttention 2"))
+    },
     "image.vae-channels-last": Optimisation(
         "autoencoder in channels-last order", "image", "none found", "bench", IMAGE, is_in_code=False
     ),
@@ -109,28 +112,28 @@ OPTIMISATIONS: dict[str, Optimisation] = {
         "video",
         "short, small clips: one of 17 frames at 480p fills the card already",
         "core/rendezvous/model.py; limits",
-        IMAGE,
+        VIDEO,
     ),
     "video.row-cache": Optimisation(
         "first-block cache by clip",
         "video",
         "many steps that change little; clips change; how often it skips depends on the weights",
         "core/rendezvous/row_cache.py; row_cache_threshold",
-        IMAGE,
+        VIDEO,
     ),
     "video.fp8": Optimisation(
-        "fp8 products with the skip list", "video", "large products; clips change", "quantization", IMAGE
+        "fp8 products with the skip list", "video", "large products; clips change", "quantization", VIDEO
     ),
     "video.graphs": Optimisation(
         "denoiser's steps replayed as CUDA graphs",
         "video",
         "clips too small to fill the card",
         "bench",
-        IMAGE,
+        VIDEO,
         is_in_code=False,
     ),
     "video.compiled": Optimisation(
-        "blocks compiled, any number of rows", "video", "the card is the limit", "bench", IMAGE, is_in_code=False
+        "blocks compiled, any number of rows", "video", "the card is the limit", "bench", VIDEO, is_in_code=False
     ),
     "embedding.packed": Optimisation(
         "texts packed end to end instead of padded groups",
@@ -181,7 +184,7 @@ OPTIMISATIONS: dict[str, Optimisation] = {
         EMBED,
     ),
     "embedding.flights": Optimisation(
-        "the next step laid out while the card computes",
+        "the next step laid out while one is computed",
         "embedding",
         "throughput",
         "plugins/embedding/flights.py; bench",
