@@ -184,11 +184,7 @@ OPTIMISATIONS: dict[str, Optimisation] = {
         EMBED,
     ),
     "embedding.flights": Optimisation(
-        "the next step laid out while one is computed",
-        "embedding",
-        "throughput",
-        "plugins/embedding/flights.py; bench",
-        EMBED,
+        "next step laid out during this one", "embedding", "throughput", "plugins/embedding/flights.py; bench", EMBED
     ),
     "asr.static-decoder": Optimisation(
         "decoder with caches at fixed places, computed",

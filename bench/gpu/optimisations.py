@@ -250,7 +250,9 @@ def main() -> None:
     documents: dict[str, dict[str, Any]] = {}
     for path in args.files:
         document = json.loads(path.read_text())
-        if isinstance(document, dict):
+        if isinstance(document, dict) and document.get("tiny"):
+            print(f"{path.stem} is of a trial on a CPU and is left out.\n")
+        elif isinstance(document, dict):
             documents[path.stem] = document
     rows = [row for source, document in documents.items() for row in rows_of(document, source)]
     rows += rows_across(documents)

@@ -91,6 +91,12 @@ def test_what_gave_something_and_is_not_in_the_code_is_said(
     assert "**Gave 1.20 and is not in the code**: video, blocks compiled" in said
 
 
+def test_a_trial_on_a_cpu_is_left_out(bench: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = shown(bench, capsys, tmp_path, trial=alone("image.graphs", 90.0, 30.0) | {"tiny": True})
+    assert "trial is of a trial on a CPU and is left out" in said
+    assert "**3.00**" not in said
+
+
 def test_the_results_of_this_repository_are_read(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     files = sorted((GPU.parent / "results").glob("*-h[12]00*.json"))
     with pytest.MonkeyPatch.context() as patch:
