@@ -174,9 +174,11 @@ def measure_decodes(notes: Notes, subject: Any, size: int, rounds: int) -> None:
     notes.pairs(place, found, [("image.vae-channels-last", "together", "together, channels last")])
 
 
-def measure_engine(notes: Notes, subject: Any, size: int, *, count: int, steps: Sequence[int], rounds: int) -> None:
+def measure_engine(
+    notes: Notes, subject: Any, size: int, *, count: int, steps: Sequence[int], units: int, rounds: int
+) -> None:
     """The engine when all requests come at once: decoding on the steps' stream or on one of its own, and how many requests
-    share a step left to the budget of the measured times or not (all that fit 65,536 positions)."""
+    share a step left to the budget of the measured times or not (all that fit so many latent positions)."""
     from sixfold.core.rendezvous import lane
 
     jobs = [Job(arrival_s=0.0, num_steps=steps[i % len(steps)], guidance=5.0, size=size, seed=i) for i in range(count)]
@@ -186,7 +188,7 @@ def measure_engine(notes: Notes, subject: Any, size: int, *, count: int, steps: 
         name = list(found)[number % len(found)]
         lane.new_stream = torch.cuda.default_stream if name == "one stream" else own  # the device thread's
         try:
-            report = serve_engine(subject, jobs, max_step_units=65_536, graphs=graphs, share=name != "no budget")
+            report = serve_engine(subject, jobs, max_step_units=units, graphs=graphs, share=name != "no budget")
         finally:
             lane.new_stream = own
         if number:  # shapes are recorded in the first
@@ -211,7 +213,11 @@ def measure_pictures(arch: str, notes: Notes, *, tiny: bool, sizes: Sequence[int
     module = getattr(subject.pipeline, "unet", None) or subject.pipeline.transformer
     name = {"sdxl": "SDXL", "flux": "Flux.1-dev"}[arch]
     if arch == "sdxl":
-        few = {"count": 3, "steps": (2, 3)} if tiny else {"count": 8, "steps": (4, 8, 12, 20)}
+        few = (
+            {"count": 2, "steps": (2, 3), "units": 64}
+            if tiny
+            else {"count": 8, "steps": (4, 8, 12, 20), "units": 65_536}
+        )
         measure_engine(notes, subject, sizes[0], rounds=1 if tiny else 3, **few)
         measure_decodes(notes, subject, sizes[0], rounds)
     else:

@@ -24,10 +24,11 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("is_normed", [False, True])
 def test_rotation(bench: Any, is_normed: bool) -> None:
-    torch.manual_seed(0)
-    qkv = torch.randn(ROWS, (HEADS + 2 * KV_HEADS) * DIM)
-    angles = torch.rand(ROWS, DIM // 2).repeat(1, 2)
-    norms = gpu_layers.HeadNorms(torch.rand(DIM), torch.rand(DIM), 1e-6) if is_normed else None
+    source = torch.Generator().manual_seed(0)
+    qkv = torch.randn(ROWS, (HEADS + 2 * KV_HEADS) * DIM, generator=source)
+    angles = torch.rand(ROWS, DIM // 2, generator=source).repeat(1, 2)
+    query, key = torch.rand(2, DIM, generator=source)
+    norms = gpu_layers.HeadNorms(query, key, 1e-6) if is_normed else None
     expected = qkv.clone()
     sizes: dict[str, Any] = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "norms": norms}
     gpu_layers.rotate_heads(expected, angles.cos(), angles.sin(), **sizes)
@@ -36,16 +37,16 @@ def test_rotation(bench: Any, is_normed: bool) -> None:
 
 
 def test_gate(bench: Any) -> None:
-    torch.manual_seed(0)
-    opened, x = torch.randn(ROWS, 2 * 24), torch.randn(ROWS, DIM)
+    source = torch.Generator().manual_seed(0)
+    opened, x = torch.randn(ROWS, 2 * 24, generator=source), torch.randn(ROWS, DIM, generator=source)
     expected = gpu_layers.silu_gate(opened, x, 1e-6)
     torch.testing.assert_close(bench.STANDS["gate"]["silu_gate"](opened, x, 1e-6), expected)
 
 
 def test_norms(bench: Any) -> None:
-    torch.manual_seed(0)
-    x, residual = torch.randn(2, ROWS, DIM)
-    weight, bias = torch.randn(2, DIM)
+    source = torch.Generator().manual_seed(0)
+    x, residual = torch.randn(2, ROWS, DIM, generator=source)
+    weight, bias = torch.randn(2, DIM, generator=source)
     stands = bench.STANDS["norm"]
     torch.testing.assert_close(stands["rms_norm"](x, weight, 1e-6), gpu_layers.rms_norm(x, weight, 1e-6))
     expected = gpu_layers.add_layer_norm(x, residual, weight, bias, 1e-6)
@@ -54,9 +55,9 @@ def test_norms(bench: Any) -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_of_a_batch_that_is_sorted_by_length(bench: Any, causal: bool) -> None:
-    torch.manual_seed(0)
-    query = torch.randn(ROWS, HEADS, DIM)
-    key, value = torch.randn(2, ROWS, KV_HEADS, DIM)
+    source = torch.Generator().manual_seed(0)
+    query = torch.randn(ROWS, HEADS, DIM, generator=source)
+    key, value = torch.randn(2, ROWS, KV_HEADS, DIM, generator=source)
     starts, ends = torch.tensor([0, 0, 2, 2, 2, 2, 2]), torch.tensor([2, 2, 7, 7, 7, 7, 7])
     spans = gpu_layers.Spans(starts, ends)
     expected = gpu_layers.attend_spans(query, key, value, spans, scaling=0.3, causal=causal)

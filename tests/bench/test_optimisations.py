@@ -34,7 +34,7 @@ def alone(key: str, off: float, on: float, unit: str = "ms") -> dict[str, Any]:
 
 
 def shown(bench: Any, capsys: pytest.CaptureFixture[str], folder: Path, **documents: Any) -> str:
-    paths = []
+    paths: list[Path] = []
     for name, document in documents.items():
         paths.append(folder / f"{name}.json")
         paths[-1].write_text(json.dumps(document))
