@@ -71,7 +71,7 @@ def measure_steps(notes: Notes, models: dict[str, Any], *, tiny: bool) -> None:
             made = step_ways(decoder, every[name], 1, recorded=True)
             ways |= {f"{name} {way}".strip(): each for way, each in made.items() if not name or way != "gathered"}
         with torch.inference_mode():
-            found = interleave(ways, rounds=rounds, calls=1 if tiny else 4)
+            found = interleave(ways, rounds=rounds, calls=1 if tiny else 4, warms=not tiny)
         place = f"{NAME}, a step of {count} rows, contexts of {context}"
         notes.keep(place, found)
         notes.pairs(place, found, PAIRS)
@@ -82,7 +82,7 @@ def measure_steps(notes: Notes, models: dict[str, Any], *, tiny: bool) -> None:
     for count, tokens in ((2, 6),) if tiny else ((16, 512), (1, 4096)):
         rows = _rows(decoder, count, tokens, 0)
         with torch.inference_mode():
-            found = interleave(step_ways(decoder, rows, tokens, recorded=False), rounds=rounds)
+            found = interleave(step_ways(decoder, rows, tokens, recorded=False), rounds=rounds, warms=not tiny)
         place = f"{NAME}, {count} prompts of {tokens} tokens"
         notes.keep(place, found)
         notes.pairs(place, found, [("llm.paged-prompts", "gathered", "paged")])
