@@ -7,7 +7,7 @@ mask. The step's layout and the cache travel through the model's ``forward`` as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from sixfold.plugins.llm.batch_layout import BatchLayout, DecodeGroup
 from sixfold.plugins.llm.divided_attention import DividedRows, attend_divided
 from sixfold.plugins.llm.kv_layer import KvLayer
 from sixfold.plugins.llm.prefill_attention import attend_chunk, capped, prefill_mask
-
-if TYPE_CHECKING:  # its kernels need Triton, which is there on GPUs only
-    from sixfold.plugins.llm.tiled_rows import RowTiles
 
 ATTENTION = "sixfold_paged"
 """Name in transformers' table of attention functions."""
@@ -123,7 +120,12 @@ def _attend(
 ) -> Tensor:
     """[1, tokens, heads, head dim]; ``stored`` is what `_store` returned."""
     if layout.tiles is not None:
-        return _attend_by_tiles(layout.tiles, cache, query, scaling, window, softcap)
+        from sixfold.plugins.llm import chunk_kernels
+
+        attended = chunk_kernels.attend_rows(
+            query[0], cache, layout.tiles, scaling=scaling, window=window, softcap=softcap
+        )
+        return attended.unsqueeze(0)
     keys, values = stored
     num_heads, num_tokens, head_dim = query.shape[1:]
     output = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
@@ -145,36 +147,6 @@ def _attend(
             softcap,
         )
         output[here] = attended[0].transpose(0, 1)
-    return output.unsqueeze(0)
-
-
-def _attend_by_tiles(
-    rows: RowTiles,
-    cache: KvLayer,
-    query: Tensor,
-    scaling: float | None,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
-    """The same by the kernels for GPUs, which read cache blocks where they lie."""
-    from sixfold.plugins.llm import paged_kernels
-
-    num_heads, num_tokens, head_dim = query.shape[1:]
-    output = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)
-    for tiles in rows.tiles(num_kv_heads=cache.num_kv_heads, group=num_heads // cache.num_kv_heads):
-        paged_kernels.attend(
-            query[0],
-            cache.tensor,
-            rows.tables,
-            rows.lengths,
-            tiles,
-            output,
-            scaling=head_dim**-0.5 if scaling is None else scaling,
-            window=window,
-            softcap=softcap,
-            block_size=cache.block_size,
-            scheme=cache.scheme,
-        )
     return output.unsqueeze(0)
 
 

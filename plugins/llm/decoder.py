@@ -29,6 +29,9 @@ _LOG = logging.getLogger(__name__)
 
 _WARM_UP_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 64)
 _WARM_UP_PROMPT_TOKENS = 256
+# On GPUs: enough rows that a context is never cut (each number of parts is a kernel), and a prompt whose products are large.
+_WARM_UP_TILED_ROWS = (128, 256)
+_WARM_UP_TILED_TOKENS = 2048
 
 
 class Decoder:
@@ -187,14 +190,18 @@ class Decoder:
         return {"inputs_embeds": embeddings}
 
     def warm_up(self, max_tokens: int) -> None:
-        """Runs decodes of several sizes and a prompt, and records small steps.
+        """Runs decodes of several sizes and prompts, and records small steps: then no request waits for a kernel to be built.
 
         Args:
             max_tokens: Of the longest sequence.
         """
-        for num_rows in _WARM_UP_ROWS:
+        for num_rows in (*_WARM_UP_ROWS, *(_WARM_UP_TILED_ROWS if self._is_tiled else ())):
             self.run([[0]] * num_rows)
-        self.run([[0] * min(_WARM_UP_PROMPT_TOKENS, max_tokens)])
+        num_tokens = min(_WARM_UP_PROMPT_TOKENS, max_tokens)
+        self.run([[0] * num_tokens])
+        if self._is_tiled:
+            self.run([[0] * num_tokens], (num_tokens // 2, num_tokens - num_tokens // 2))
+            self.run([[0] * min(_WARM_UP_TILED_TOKENS, max_tokens)])
         self.record(max_context=max_tokens)
 
     def run(

@@ -1,8 +1,8 @@
 """Triton kernels of the paged cache on GPUs: keys and values go in, queries attend to blocks where they lie.
 
-One kernel serves decodes, drafts and prompts: a program attends with a *tile* of consecutive tokens of one sequence, all
-query heads that share a kv head folded into its rows, and walks through the context with a running softmax. Where tiles are
-few, the context is cut into splits whose results are merged by a second kernel, as in flash decoding.
+A program attends with a *tile* of consecutive tokens of one sequence, all query heads that share a kv head folded into its
+rows, and walks through the context with a running softmax. Where tiles are few, the context is cut into splits whose results
+are merged by a second kernel, as in flash decoding. Prompts have a kernel of their own, see `chunk_kernels`.
 
 Nothing here depends on values on the host, so all of it can be captured in a CUDA graph. The kernels run on a CPU, too,
 under Triton's interpreter (``TRITON_INTERPRET=1``); that is how tests hold them to plain attention.
@@ -22,8 +22,8 @@ from sixfold.plugins.llm.kv_layer import LEAST_MAXIMUM, run_bytes, scales_at
 
 _KERNELS: Any = triton_kernels  # typed as Triton's decorators leave them
 
-_BLOCK_TOKENS = 64
-"""Context tokens of one turn of the loop."""
+# Context tokens of one turn of the loop, and bytes of their keys: more spill registers.
+_MIN_CONTEXT, _MAX_CONTEXT, _MAX_KEY_BYTES = 16, 64, 16384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +69,13 @@ def store(
     num_kv_heads, num_tokens, head_dim = key.shape
     grid = (num_tokens, num_kv_heads)
     strides = (key.stride(0), key.stride(1), value.stride(0), value.stride(1))
-    sizes = {"KV_HEADS": num_kv_heads, "DIM": head_dim, "DIM_PADDED": _next_power_of_2(head_dim)}
+    sizes = {"KV_HEADS": num_kv_heads, "DIM": head_dim, "DIM_PADDED": next_power_of_2(head_dim)}
     if scheme is None:
         given = (key, value, cache, blocks, offsets)
-        _launch(_KERNELS.store_kernel, grid, *given, *strides, BLOCK_SIZE=cache.shape[3], **sizes)
+        launch(_KERNELS.store_kernel, grid, *given, *strides, BLOCK_SIZE=cache.shape[3], **sizes)
         return
     assert block_size is not None
-    _launch(
+    launch(
         _KERNELS.store_bytes_kernel,
         grid,
         *(key, value, cache, cache.view(torch.float32), blocks, offsets),
@@ -119,25 +119,18 @@ def attend(
     """
     num_heads, _, head_dim = query.shape
     num_kv_heads = cache.shape[2]
-    tokens = cache.shape[3] if block_size is None else block_size
-    padded_dim = _next_power_of_2(head_dim)
+    padded_dim = next_power_of_2(head_dim)
     partial = _partial_results(query, output, tiles)
-    _launch(
+    launch(
         _KERNELS.attend_kernel,
         (len(tiles.starts), num_kv_heads, tiles.num_splits),
         *(query, cache, cache if scheme is None else cache.view(torch.float32), tables, lengths),
         *(tiles.starts, tiles.counts, tiles.sequences, output, *partial),
         *(query.stride(0), query.stride(1), tables.stride(0), scaling),
-        KV_HEADS=num_kv_heads,
+        **cache_constants(cache, head_dim, block_size, scheme),
         GROUP=num_heads // num_kv_heads,
-        BLOCK_SIZE=tokens,
-        RUN=tokens * head_dim if scheme is None else run_bytes(tokens, head_dim),
-        SCALES_AT=0 if scheme is None else scales_at(tokens, head_dim),
-        KEPT="" if scheme is None else scheme,
-        DIM=head_dim,
-        DIM_PADDED=padded_dim,
-        ROWS=max(16, _next_power_of_2(tiles.size * num_heads // num_kv_heads)),
-        CONTEXT=_BLOCK_TOKENS if padded_dim <= 128 else _BLOCK_TOKENS // 2,
+        ROWS=max(16, next_power_of_2(tiles.size * num_heads // num_kv_heads)),
+        CONTEXT=max(_MIN_CONTEXT, min(_MAX_CONTEXT, _MAX_KEY_BYTES // (padded_dim * query.dtype.itemsize))),
         WINDOW=window or 0,
         SOFTCAP=softcap or 0.0,
         SPLITS=tiles.num_splits,
@@ -147,7 +140,7 @@ def attend(
     )
     if tiles.num_splits > 1:
         sizes = {"HEADS": num_heads, "DIM": head_dim, "DIM_PADDED": padded_dim, "SPLITS": tiles.num_splits}
-        _launch(_KERNELS.merge_kernel, (len(tiles.starts), num_heads), *partial, output, tiles.starts, **sizes)
+        launch(_KERNELS.merge_kernel, (len(tiles.starts), num_heads), *partial, output, tiles.starts, **sizes)
 
 
 def _partial_results(query: Tensor, output: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,10 +153,28 @@ def _partial_results(query: Tensor, output: Tensor, tiles: Tiles) -> tuple[Tenso
     return torch.empty((num_parts, head_dim), dtype=torch.float32, device=query.device), sums[0], sums[1]
 
 
-def _next_power_of_2(number: int) -> int:
+def cache_constants(
+    cache: Tensor, head_dim: int, block_size: int | None, scheme: CacheScheme | None
+) -> dict[str, int | str]:
+    """What kernels that read a cache are built for; the arguments are those of `attend`."""
+    tokens = cache.shape[3] if block_size is None else block_size
+    return {
+        "KV_HEADS": cache.shape[2],
+        "BLOCK_SIZE": tokens,
+        "RUN": tokens * head_dim if scheme is None else run_bytes(tokens, head_dim),
+        "SCALES_AT": 0 if scheme is None else scales_at(tokens, head_dim),
+        "KEPT": scheme or "",
+        "DIM": head_dim,
+        "DIM_PADDED": max(16, next_power_of_2(head_dim)),
+    }
+
+
+def next_power_of_2(number: int) -> int:
+    """The least that is not below ``number``."""
     return 1 << (number - 1).bit_length()
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **constants: object) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **constants: object) -> None:
+    """Starts a kernel, unless it has no programs."""
     if all(grid):
         kernel[grid](*arguments, **constants)

@@ -60,9 +60,9 @@ class _FixedRows:
         self.tables = tables
         self._columns = (starts, counts, rows[_SEQUENCE])
 
-    def tiles(self, *, num_kv_heads: int, group: int) -> Sequence[Tiles]:
+    def tiles(self, *, num_kv_heads: int, group: int, chunk_rows: int) -> Sequence[Tiles]:
         """See `RowTiles`."""
-        del group
+        del group, chunk_rows
         from sixfold.plugins.llm.paged_kernels import Tiles
         from sixfold.plugins.llm.tiled_rows import num_splits
 

@@ -19,9 +19,6 @@ _PROGRAMS = 264
 
 _MAX_SPLITS = 16
 
-# Rows of the matrix that a program multiplies: more spill registers at head sizes of 128.
-_TILE_ROWS = 64
-
 
 class RowTiles(Protocol):
     """What attention needs to know of a step's rows.
@@ -34,12 +31,13 @@ class RowTiles(Protocol):
     lengths: Tensor
     tables: Tensor
 
-    def tiles(self, *, num_kv_heads: int, group: int) -> Sequence[Tiles]:
+    def tiles(self, *, num_kv_heads: int, group: int, chunk_rows: int) -> Sequence[Tiles]:
         """All rows, each in one tile.
 
         Args:
             num_kv_heads: Of the layer.
             group: Query heads that share a kv head.
+            chunk_rows: Tokens times ``group`` of a tile of several tokens.
         """
         ...
 
@@ -56,17 +54,19 @@ class TiledRows:
         self.lengths = to_tensor(contexts.lengths.astype(np.int32), device)
         self.tables = to_tensor(contexts.tables.astype(np.int32), device)
         self._device = device
+        self._contexts = contexts.lengths
         self._runs = runs_of(contexts.sequences)
-        self._made: dict[tuple[int, int], Sequence[Tiles]] = {}
+        self._made: dict[tuple[int, int, int], Sequence[Tiles]] = {}
 
-    def tiles(self, *, num_kv_heads: int, group: int) -> Sequence[Tiles]:
+    def tiles(self, *, num_kv_heads: int, group: int, chunk_rows: int) -> Sequence[Tiles]:
         """See `RowTiles`; made once for all layers of one shape."""
-        found = self._made.get((num_kv_heads, group))
+        shape = (num_kv_heads, group, chunk_rows)
+        found = self._made.get(shape)
         if found is None:
-            found = self._made[(num_kv_heads, group)] = self._cut(num_kv_heads, group)
+            found = self._made[shape] = self._cut(num_kv_heads, max(2, chunk_rows // group))
         return found
 
-    def _cut(self, num_kv_heads: int, group: int) -> Sequence[Tiles]:
+    def _cut(self, num_kv_heads: int, size: int) -> Sequence[Tiles]:
         starts, counts, sequences = self._runs
         single = counts == 1
         made: list[Tiles] = []
@@ -74,21 +74,23 @@ class TiledRows:
             splits = num_splits(int(single.sum()), num_kv_heads)
             made.append(self._tiles(starts[single], counts[single], sequences[single], 1, splits))
         if not single.all():
-            size = max(2, _TILE_ROWS // group)
-            pieces = [
-                (start + at, min(size, count - at), sequence)
-                for start, count, sequence in zip(
-                    starts[~single].tolist(), counts[~single].tolist(), sequences[~single].tolist(), strict=True
-                )
-                for at in range(0, count, size)
-            ]
-            columns = np.array(pieces, dtype=np.int64).T
-            made.append(self._tiles(columns[0], columns[1], columns[2], size, 1))
+            columns = _pieces(starts[~single], counts[~single], sequences[~single], size)
+            # The longest contexts first: what is left for the end, when programs run out, is short.
+            order = np.argsort(-self._contexts[columns[0]], kind="stable")
+            made.append(self._tiles(columns[0][order], columns[1][order], columns[2][order], size, 1))
         return made
 
     def _tiles(self, starts: IntArray, counts: IntArray, sequences: IntArray, size: int, splits: int) -> Tiles:
         packed = to_tensor(np.stack((starts, counts, sequences)).astype(np.int32), self._device)
         return Tiles(starts=packed[0], counts=packed[1], sequences=packed[2], size=size, num_splits=splits)
+
+
+def _pieces(starts: IntArray, counts: IntArray, sequences: IntArray, size: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Runs of rows, `runs_of`, cut into runs of at most ``size``."""
+    num_pieces = -(-counts // size)
+    run = np.repeat(np.arange(len(counts)), num_pieces)
+    at = (np.arange(len(run)) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)) * size
+    return starts[run] + at, np.minimum(size, counts[run] - at), sequences[run]
 
 
 def num_splits(num_tiles: int, num_kv_heads: int) -> int:

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# How a step's arrays happen to lie must not ask for another kernel: it would be compiled while a request waits.
+@triton.jit(do_not_specialize_on_alignment=["blocks", "offsets"])
 def store_kernel(
     key,
     value,
@@ -57,7 +58,7 @@ def _quantized(x, largest, IS_FP8: tl.constexpr, LEAST: tl.constexpr):
 
 
 @triton.jit
-def _widened(numbers, IS_FP8: tl.constexpr, TYPE: tl.constexpr):
+def widened(numbers, IS_FP8: tl.constexpr, TYPE: tl.constexpr):
     """Bytes as numbers, without their scale; every type of a query holds them exactly."""
     if IS_FP8:
         # By way of float16, of which e4m3 is a part: a card needs no fp8 of its own for that.
@@ -76,7 +77,7 @@ def _store_row(given, numbers, scale, inside, IS_FP8: tl.constexpr, LEAST: tl.co
     tl.store(scale, largest / (448.0 if IS_FP8 else 127.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["blocks", "offsets"])
 def store_bytes_kernel(
     key,
     value,
@@ -110,7 +111,10 @@ def store_bytes_kernel(
 
 
 # Long because its tile stays in registers from the first load to the last store, under one set of names; half are arguments.
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["tables", "lengths", "starts", "counts", "sequences", "partial_max", "partial_sum"],
+)
 def attend_kernel(
     query,
     cache,
@@ -185,7 +189,7 @@ def attend_kernel(
         if KEPT == "":
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         else:
-            k = _widened(k, KEPT == "fp8", q.dtype)
+            k = widened(k, KEPT == "fp8", q.dtype)
             scale_at = scales + (run + SCALES_AT) // 4 + position % BLOCK_SIZE
             key_scale = tl.load(scale_at, mask=known, other=0.0)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (key_scale * scale)[None, :]
@@ -204,7 +208,7 @@ def attend_kernel(
         v = tl.load(cache + where + KV_HEADS * RUN, mask=present, other=0)
         running_sum = running_sum * decay + tl.sum(weights, axis=1)
         if KEPT != "":
-            v = _widened(v, KEPT == "fp8", q.dtype)
+            v = widened(v, KEPT == "fp8", q.dtype)
             weights = weights * tl.load(scale_at + KV_HEADS * RUN // 4, mask=known, other=0.0)[None, :]
         result = result * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         running_max = new_max
@@ -225,7 +229,7 @@ def attend_kernel(
         tl.store(partial_sum + part, running_sum, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["partial_max", "partial_sum", "starts"])
 def merge_kernel(
     partial,
     partial_max,

@@ -18,7 +18,8 @@ from torch import Tensor
 from sixfold.core.runtime.cuda_graphs import Capture
 from sixfold.plugins.llm import paged_kernels, step_graphs
 from sixfold.plugins.llm.cache_policy import CacheScheme
-from sixfold.plugins.llm.kv_layer import dequantize, make_layer, quantize
+from sixfold.plugins.llm.chunk_kernels import attend_rows
+from sixfold.plugins.llm.kv_layer import PlainLayer, dequantize, make_layer, quantize
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.rows import AttentionRows
 from sixfold.plugins.llm.tensors import int_list
@@ -93,12 +94,8 @@ def test_rows_attend_to_their_context_in_the_cache_as_plain_attention_does(
         ),
         CPU,
     )
-    output = torch.full((len(lengths), num_kv_heads * group, head_dim), 9.0)
 
-    for tiles in rows.tiles(num_kv_heads=num_kv_heads, group=group):
-        paged_kernels.attend(
-            query, cache, rows.tables, rows.lengths, tiles, output, scaling=0.3, window=window, softcap=softcap
-        )
+    output = attend_rows(query, PlainLayer(cache), rows, scaling=0.3, window=window, softcap=softcap)
 
     for row, (sequence, length) in enumerate(zip(int_list(sequences), int_list(lengths), strict=True)):
         expected = plain_attention(query[:, row], cache, int_list(tables[sequence]), length, 0.3, window, softcap)
@@ -146,20 +143,7 @@ def test_over_bytes_they_write_and_read_what_the_portable_layer_does(scheme: Cac
         num_tokens=66,
     )
     rows = TiledRows(contexts, CPU)
-    output = torch.empty((num_tokens, 4, 24))
-    for tiles in rows.tiles(num_kv_heads=2, group=2):
-        paged_kernels.attend(
-            query,
-            layer.tensor,
-            rows.tables,
-            rows.lengths,
-            tiles,
-            output,
-            scaling=0.3,
-            window=window,
-            block_size=BLOCK_SIZE,
-            scheme=scheme,
-        )
+    output = attend_rows(query, layer, rows, scaling=0.3, window=window, softcap=None)
     for row in range(num_tokens):
         expected = plain_attention(query[:, row], held, int_list(table[0]), row + 1, 0.3, window, None)
         torch.testing.assert_close(output[row].double(), expected, rtol=1e-5, atol=1e-5)
@@ -206,6 +190,8 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sixfold.plugins.llm.decoder.capture_cuda_graph", recorder)
     monkeypatch.setattr("sixfold.plugins.llm.decoder._WARM_UP_ROWS", (1,))
     monkeypatch.setattr("sixfold.plugins.llm.decoder._WARM_UP_PROMPT_TOKENS", 2)
+    monkeypatch.setattr("sixfold.plugins.llm.decoder._WARM_UP_TILED_ROWS", ())
+    monkeypatch.setattr("sixfold.plugins.llm.decoder._WARM_UP_TILED_TOKENS", 2)
 
 
 @pytest.mark.usefixtures("on_kernels")
