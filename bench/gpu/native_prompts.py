@@ -1,6 +1,6 @@
 """Prompts of the native language runtime on one GPU: attention and whole steps by three ways, and first calls of new lengths.
 
-    python bench/gpu/native_prompts.py           # about a minute on an H200
+    python bench/gpu/native_prompts.py           # meant for 80 s on an H200
     python bench/gpu/native_prompts.py --tiny    # on a CPU, to try it; times of Triton's interpreter say nothing
 
 Random weights, Llama-3.2-1B's shape, bfloat16. The ways, in turns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ _BYTES_PER_S = 4.3e12  # a copy on an H200
 
 
 @contextmanager
-def way(name: str, decoder: Any) -> Iterator[None]:
+def way(name: str, decoder: Any) -> Generator[None]:
     """Steps laid out and computed inside go this way."""
     from sixfold.plugins.llm import chunk_kernels, paged_kernels
 

@@ -189,9 +189,9 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sixfold.plugins.llm.decoder.has_kernels", always)
     monkeypatch.setattr("sixfold.plugins.llm.decoder.capture_cuda_graph", recorder)
     monkeypatch.setattr("sixfold.plugins.llm.decoder._WARM_UP_ROWS", (1,))
-    monkeypatch.setattr("sixfold.plugins.llm.decoder._WARM_UP_PROMPT_TOKENS", 2)
+    monkeypatch.setattr("sixfold.plugins.llm.decoder._WARM_UP_PROMPT_TOKENS", 4)
     monkeypatch.setattr("sixfold.plugins.llm.decoder._WARM_UP_TILED_ROWS", ())
-    monkeypatch.setattr("sixfold.plugins.llm.decoder._WARM_UP_TILED_TOKENS", 2)
+    monkeypatch.setattr("sixfold.plugins.llm.decoder._WARM_UP_TILED_TOKENS", 4)
 
 
 @pytest.mark.usefixtures("on_kernels")
