@@ -187,39 +187,11 @@ def _meet(mesh: Any, decoder: Any, model: Any, shape: PrefillShape) -> tuple[Ord
 
 def _kernel_noise(decoder: Any, tokens: list[int], shape: PrefillShape, expected: Any) -> dict[str, float]:
     """How far one device is from itself with another kernel of attention: what rounding alone makes of these layers."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from prompt_ways import way
 
-    from sixfold.plugins.llm import prefill_attention
-
-    functional: Any = prefill_attention.F
-    stock = functional.scaled_dot_product_attention
-    other = SDPBackend.EFFICIENT_ATTENTION if expected.device.type == "cuda" else SDPBackend.MATH
-
-    def attend(query: Any, key: Any, value: Any, *, enable_gqa: bool, **rest: Any) -> Any:
-        if enable_gqa:  # not every kernel shares heads
-            key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
-        with sdpa_kernel(other):
-            return stock(query, key, value, **rest)
-
-    prefill_attention.F = Swapped(functional, attend)  # type: ignore[assignment]
-    try:
-        return {other.name: relative_error(expected, decoder.run([tokens], shape.chunks))}
-    except RuntimeError as error:  # a control is not worth the run
-        print(f"no control: {error}", flush=True)
-        return {}
-    finally:
-        prefill_attention.F = functional
-
-
-class Swapped:
-    """torch's functions with another attention."""
-
-    def __init__(self, functional: Any, attend: Callable[..., Any]) -> None:
-        self._functional = functional
-        self.scaled_dot_product_attention = attend
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._functional, name)
+    name = "tiles" if expected.device.type == "cuda" else "torch"
+    with way(name, decoder):
+        return {name: relative_error(expected, decoder.run([tokens], shape.chunks))}
 
 
 def _timed(decoder: Any, tokens: list[int], shape: PrefillShape, ranks: Any) -> tuple[float, Any]:

@@ -58,7 +58,7 @@ class Door:
         return len(self._closed)
 
     def pass_or_refuse(self, tenant: str, priority: Priority, within_s: float | None, num_bytes: int) -> None:
-        """Lets a request through to the replica, unless that has just refused one of its size that was no larger and had as much time.
+        """Lets a request through to the replica, unless that has just refused one like it, no larger and with as much time.
 
         Args:
             tenant: Whose it is.
