@@ -65,7 +65,7 @@ class Ranks:
     def counts(self) -> list[int]:
         """How many ranks share a step, in turn: 2, 4, 8 and so on, and all of them."""
         powers = [1 << i for i in range(1, self.count.bit_length()) if 1 << i <= self.count]
-        return sorted({*powers, self.count})
+        return sorted({*powers, self.count} - {1})
 
     def join(self, degrees: Any) -> Any:
         """A mesh of the first ranks; None in one that has no part in it."""
