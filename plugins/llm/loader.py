@@ -127,7 +127,7 @@ def _assemble(
         vision=None if vision is None else _vision_tower(vision, context),
         tokens_per_image=0 if vision is None else vision.processor.typical_tokens(),
         adapters=adapters,
-        begins_steps=options.steps_ahead,
+        begins_steps=context.device != "cpu" if options.steps_ahead is None else options.steps_ahead,
     )
 
 

@@ -136,10 +136,9 @@ class TransformersOptions(BaseModel):
     cuda_graph_rows: int = Field(default=256, ge=0, le=4096)
     """On GPUs, steps of up to so many tokens are recorded when the model starts and replayed as CUDA graphs; 0: none."""
 
-    steps_ahead: bool = False
-    """Whether a step begins before the answers of the one before are handed out, on devices that compute beside the host. The
-    tokens are the same and come at shorter intervals, but new prompts start later, and in all fewer tokens a second were
-    measured so far."""
+    steps_ahead: bool | None = None
+    """Whether a step begins before the answers of the one before are handed out. The tokens are the same and come at shorter
+    intervals. On GPUs unless given: a CPU has nothing to do it beside."""
 
     parallel_prompt_tokens: int | None = Field(default=None, ge=2)
     """Where the entry has `parallel`: chunks of prompts of at least so many tokens are computed by all ranks, shorter ones by the

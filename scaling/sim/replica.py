@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from sixfold.core.autoscaling.load import ModelLoad, StepWork
-from sixfold.core.batching.admission import DrainRate
+from sixfold.core.batching.drain import DrainRate
 from sixfold.scaling.autoscale.step_time import StepTime, attended_tokens
 from sixfold.scaling.sim.prefix_cache import PrefixCache
 from sixfold.scaling.sim.request import Job, Outcome, TraceRequest
