@@ -133,7 +133,11 @@ OPTIMISATIONS: dict[str, Optimisation] = {
         is_in_code=False,
     ),
     "video.compiled": Optimisation(
-        "blocks compiled, any number of rows", "video", "the card is the limit", "bench", VIDEO, is_in_code=False
+        "blocks compiled, any number of rows",
+        "video",
+        "the card is the limit",
+        "core/rendezvous/compiled.py; compile",
+        VIDEO,
     ),
     "embedding.packed": Optimisation(
         "texts packed end to end instead of padded groups",
@@ -269,14 +273,14 @@ OPTIMISATIONS: dict[str, Optimisation] = {
     "llm.steps-ahead": Optimisation(
         "steps begun before the answers of the one before are out",
         "llm",
-        "time between tokens alone matters: it costs time to the first and tokens a second in all; off unless set",
+        "many streams: the host takes as long as the card",
         "plugins/llm/step_launcher.py; steps_ahead",
         "native.py --part serve",
     ),
     "llm.quantized-cache": Optimisation(
         "keys and values in fp8",
         "llm",
-        "long contexts and many rows: half is read of the cache; answers change",
+        "the cache's memory is the limit: it holds twice as many tokens; answers change",
         "plugins/llm/kv_layer.py, triton_kernels.py; quantization of kv_cache",
         NATIVE,
     ),

@@ -31,7 +31,7 @@ def ratios(files: Files) -> Iterator[Bar]:
     """Throughput over the peer's in the same run; latencies over ours."""
     for name, found in files.items():
         for part, loads in found.items():
-            if part.startswith("serve_"):
+            if part.startswith("serve_") and part.count("_") == 2:
                 yield from _pictures(part, loads)
         for shape, seen in found.get("shapes", {}).items() if name.startswith("embedding") else ():
             yield f"embeddings, {shape}: tokens/s of encode's", seen["encode_ratio"]
@@ -41,7 +41,8 @@ def ratios(files: Files) -> Iterator[Bar]:
         peers = [value for peer, value in seen.items() if peer.startswith("peer") and isinstance(value, float)]
         if peers:
             yield f"Whisper large-v3, {beams} beams: windows/s", seen["ours"]["windows_per_s"] / max(peers)
-    for model, seen in files.get("tts", {}).get("models", {}).items():
+    speech = {**files.get("tts", {}).get("models", {}), **files.get("tts-speecht5", {}).get("models", {})}
+    for model, seen in speech.items():
         if "peer" in seen:
             yield f"speech, {model}: sound/s", seen["ours"]["sound_per_s"] / seen["peer"]["sound_per_s"]
     rounds = files.get("vllm", {}).get("rounds", {})

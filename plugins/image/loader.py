@@ -13,6 +13,7 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.errors import ConfigError, InvalidRequest, SourceError
 from sixfold.core.family import LoadContext
 from sixfold.core.parallel.modules import RankModule
+from sixfold.core.rendezvous.compiled import compile_blocks
 from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.core.rendezvous.splitting import left_out, split_plan
@@ -183,13 +184,7 @@ def _check(pipeline: Any, options: ImageOptions) -> None:
 def _compile_or_cache(denoisers: Sequence[torch.nn.Module], options: ImageOptions) -> dict[int, RowCache]:
     """Row caches by the identity of their module; none of compiled modules, whose blocks can't be wrapped."""
     if options.compile:
-        for module in denoisers:
-            try:
-                cast(Any, module).compile_repeated_blocks(dynamic=True)
-            except ValueError as error:
-                raise ConfigError(
-                    f"options.compile: {type(module).__name__} names no blocks that repeat. Remove compile."
-                ) from error
+        compile_blocks(denoisers)
         caches: dict[int, RowCache] = {}
     else:
         caches = {id(module): RowCache(blocks) for module in denoisers if (blocks := transformer_blocks(module))}

@@ -11,10 +11,11 @@ import diffusers
 import torch
 
 from sixfold.core.batching.model import ModelInfo
-from sixfold.core.errors import SourceError
+from sixfold.core.errors import ConfigError, SourceError
 from sixfold.core.family import LoadContext, ModelFiles
 from sixfold.core.parallel.modules import RankModule
 from sixfold.core.rendezvous.calls import CallRules
+from sixfold.core.rendezvous.compiled import compile_blocks
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.core.rendezvous.scoped import LanePart, PipelinePlan
 from sixfold.core.rendezvous.splitting import left_out, split_plan
@@ -52,6 +53,8 @@ def load(context: LoadContext) -> VideoModel:
     """
     options = context.options
     assert isinstance(options, VideoOptions)
+    if options.compile:
+        _check_compile(context, options)
     form = choose_format(options.video_codec)
     torch.set_num_threads(context.num_threads)
     device = torch.device(context.device)
@@ -61,7 +64,9 @@ def load(context: LoadContext) -> VideoModel:
     num_parameters = sum(p.numel() for part in _modules(pipeline).values() for p in part.parameters())
     quantized = _quantize(pipeline, context)
     context.report(0.9, "looking at the pipeline")
-    caches = {} if context.parallel is not None else row_caches(pipeline)
+    if options.compile:
+        compile_blocks(part for name, part in _modules(pipeline).items() if name in DENOISERS)
+    caches = {} if context.parallel is not None or options.compile else row_caches(pipeline)
     type_name = str(dtype).removeprefix("torch.")
     can = inspect_pipeline(pipeline, options, dtype=type_name, codec=form.codec, row_cache=bool(caches))
     if context.parallel is not None:
@@ -84,6 +89,17 @@ def load(context: LoadContext) -> VideoModel:
         call_arguments=options.call_arguments,
         parallel=context.parallel,
     )
+
+
+def _check_compile(context: LoadContext, options: VideoOptions) -> None:
+    if options.row_cache_threshold is not None:
+        raise ConfigError("options.compile: compiled blocks can't be cached. Remove it, or 'row_cache_threshold'.")
+    if context.parallel is not None:
+        raise ConfigError("options.compile: not over several ranks yet. Remove it, or 'parallel'.")
+    if context.quantization is not None and context.device == "cpu":
+        raise ConfigError(
+            "options.compile: what is quantized on a CPU can't be compiled. Remove it, or 'quantization'."
+        )
 
 
 def load_rank(context: LoadContext) -> Mapping[str, RankModule]:

@@ -87,8 +87,8 @@ def test_what_gave_nothing_and_is_in_the_code_is_said(
 def test_what_gave_something_and_is_not_in_the_code_is_said(
     bench: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    said = shown(bench, capsys, tmp_path, new=alone("video.compiled", 12.0, 10.0))
-    assert "**Gave 1.20 and is not in the code**: video, blocks compiled" in said
+    said = shown(bench, capsys, tmp_path, new=alone("video.graphs", 12.0, 10.0))
+    assert "**Gave 1.20 and is not in the code**: video, denoiser's steps" in said
 
 
 def test_a_trial_on_a_cpu_is_left_out(bench: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

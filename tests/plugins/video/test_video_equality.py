@@ -130,7 +130,18 @@ def mixed(name: str) -> list[VideoInput]:
 async def test_mixed_requests_of_one_batch_equal_the_stock_pipeline_alone(
     name: str, load_tiny: Load, stock: Callable[[str], Any], videos: dict[int, torch.Tensor]
 ) -> None:
-    model = load_tiny(name)
+    await check_mixed(load_tiny(name), name, stock(name), videos)
+
+
+@pytest.mark.slow  # compiles for a minute
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+async def test_clips_of_compiled_blocks_equal_the_stock_pipeline_alone(
+    load_tiny: Load, stock: Callable[[str], Any], videos: dict[int, torch.Tensor]
+) -> None:
+    await check_mixed(load_tiny("wan", compile=True), "wan", stock("wan"), videos)
+
+
+async def check_mixed(model: VideoModel, name: str, pipeline: Any, videos: dict[int, torch.Tensor]) -> None:
     requests = mixed(name)
     hold_first_step(model, until_prepared=4)
     async with serving(model) as replica:
@@ -140,7 +151,7 @@ async def test_mixed_requests_of_one_batch_equal_the_stock_pipeline_alone(
         streams += [submit(replica, wanted) for wanted in requests[4:]]
         for stream in (first, *streams):
             assert isinstance(await last_event(stream), Finished)
-    expected = [alone(stock(name), wanted, name) for wanted in requests]
+    expected = [alone(pipeline, wanted, name) for wanted in requests]
     for wanted, video in zip(requests, expected, strict=True):
         assert videos[wanted.seed].shape == video.shape
         assert (videos[wanted.seed] - video).abs().max() <= TOLERANCE[name]
