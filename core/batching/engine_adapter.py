@@ -28,6 +28,7 @@ from sixfold.core.batching.model import (
     StepModel,
     StepRange,
 )
+from sixfold.core.batching.returned import finish_of, returned, units_of
 from sixfold.core.decisions import DecisionLog
 from sixfold.core.errors import RequestError, StepFailed
 from sixfold.core.messages import Cost, Request
@@ -83,7 +84,7 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
     @property
     def info(self) -> ModelInfo:
         """What the engine tells."""
-        return self._engine.info
+        return returned(self._engine, "info", self._engine.info, ModelInfo)
 
     @property
     def step_range(self) -> StepRange:
@@ -92,7 +93,7 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
 
     def estimate_units(self, request: Request[Any]) -> int:
         """The engine's own guess."""
-        return self._engine.estimate_units(request)
+        return units_of(self._engine, "estimate_units", self._engine.estimate_units(request))
 
     def attach(self, wake: Callable[[], None]) -> None:
         """See `StepModel`."""
@@ -101,7 +102,7 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
 
     def prepare(self, request: Request[Any], piece: object) -> Sequence[EngineSequence]:
         """What the engine makes of the request."""
-        return (EngineSequence(request, self._engine.prepare(request), self._engine.estimate_units(request)),)
+        return (EngineSequence(request, self._engine.prepare(request), self.estimate_units(request)),)
 
     def cost(self, sequence: EngineSequence) -> Cost | None:
         """Its whole work when it enters; nothing while it is inside."""
@@ -151,7 +152,8 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
             self._tell(sequence, Outcome(output))
 
         try:
-            sequence.finish = await self._engine.run(sequence.request, sequence.prepared, tell)
+            end = await self._engine.run(sequence.request, sequence.prepared, tell)
+            sequence.finish = finish_of(self._engine, "run", end)
             self._tell(sequence, Outcome(done=True))
         except RequestError as error:
             failure = error

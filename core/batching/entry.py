@@ -138,12 +138,13 @@ class Entry:
         now_s: When it became ready for a step.
     """
 
-    __slots__ = ("cost", "phase", "released", "sequence", "state", "waiting_since_s")
+    __slots__ = ("cost", "phase", "released", "sequence", "state", "waiting_since_s", "was_stepped")
 
     def __init__(self, sequence: Any, state: RequestState, now_s: float) -> None:
         self.sequence = sequence
         self.state = state
         self.phase = Phase.WAITING
         self.released = False
+        self.was_stepped = False  # it has been in the running batch
         self.cost: Cost | None = None  # as of the running selection
         self.waiting_since_s = now_s  # last time it was served, or became ready

@@ -8,6 +8,7 @@ from typing import Any
 
 from sixfold.core.batching.entry import Entry, Phase, RequestState
 from sixfold.core.batching.model import DeviceLost, Granted, Outcome, PendingStep, StepModel
+from sixfold.core.batching.returned import outcomes_of
 from sixfold.core.batching.selection import Selection
 from sixfold.core.batching.step_runner import run_step
 
@@ -92,7 +93,7 @@ class Flight:
         pending, self._pending = self._pending, None
         if pending is not None:
             try:
-                outcomes = pending.finish()
+                outcomes = outcomes_of(pending, "finish", pending.finish(), len(entries))
             except DeviceLost:
                 raise
             except Exception as error:  # the border between the core and a model's code
@@ -100,10 +101,6 @@ class Flight:
                 if follower is not None:
                     follower.abandon()
             else:
-                if len(outcomes) != len(entries):
-                    raise DeviceLost(
-                        f"{type(model).__name__} gave {len(outcomes)} outcomes for {len(entries)} sequences"
-                    )
                 left = (entry.phase is not Phase.RUNNING for entry in entries)
                 return [
                     (entry, units, None if gone else outcome)

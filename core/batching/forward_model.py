@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sixfold.core.batching.model import Finish, Granted, InputT, ModelInfo, Outcome, OutputT, StepModel
+from sixfold.core.batching.returned import finish_of, units_of, wrong_return
 from sixfold.core.messages import Cost, Request
 
 ItemT = TypeVar("ItemT")
@@ -62,7 +63,10 @@ class ForwardModel(StepModel[ForwardItem[ItemT, RowT], InputT, OutputT], Generic
 
     def prepare(self, request: Request[InputT], piece: object) -> Sequence[ForwardItem[ItemT, RowT]]:
         """See `StepModel`."""
-        return [ForwardItem(item, max(1, self.units(item))) for item in self.items(request)]
+        items = self.items(request)
+        if items is None:  # pyright: ignore[reportUnnecessaryComparison]  # plugins may be untyped
+            raise wrong_return(self, "items", items, "a sequence of items")
+        return [ForwardItem(item, units_of(self, "units", self.units(item))) for item in items]
 
     def cost(self, sequence: ForwardItem[ItemT, RowT]) -> Cost:
         """All of an item at once: a forward can't be cut."""
@@ -71,6 +75,8 @@ class ForwardModel(StepModel[ForwardItem[ItemT, RowT], InputT, OutputT], Generic
     def step(self, batch: Sequence[Granted[ForwardItem[ItemT, RowT]]]) -> Sequence[Outcome[OutputT]]:
         """One forward; every item is done after it."""
         rows = self.forward([granted.sequence.item for granted in batch])
+        if rows is None:  # pyright: ignore[reportUnnecessaryComparison]  # plugins may be untyped
+            raise wrong_return(self, "forward", rows, "a sequence of rows")
         if len(rows) != len(batch):
             raise ValueError(f"{type(self).__name__}.forward made {len(rows)} rows of {len(batch)} items")
         for granted, row in zip(batch, rows, strict=True):
@@ -80,4 +86,5 @@ class ForwardModel(StepModel[ForwardItem[ItemT, RowT], InputT, OutputT], Generic
 
     def finish(self, request: Request[InputT], sequences: Sequence[ForwardItem[ItemT, RowT]]) -> Finish[OutputT]:
         """See `StepModel`."""
-        return self.result(request, [sequence.row for sequence in sequences])  # type: ignore[misc]  # set by the step
+        rows: list[Any] = [sequence.row for sequence in sequences]  # set by the step
+        return finish_of(self, "result", self.result(request, rows))

@@ -53,7 +53,7 @@ class JobScheduler(Scheduler):
         num_free = self._max_running - len(self.running)
         sizes = [entry.cost.units for entry in sorted(mine, key=self._order) if entry.cost is not None]
         for entry in islice(self.queue.in_order(), max(0, min(num_free, _MAX_LOOKED_AT - len(sizes)))):
-            entry.cost = self._model.cost(entry.sequence)
+            self._costs.ask(entry)
             if entry.cost is not None and entry.cost.batch_key == key:
                 sizes.append(entry.cost.units)
         num_sharing = self._budget.share_step(key, sizes)

@@ -16,6 +16,7 @@ from sixfold.core.batching.entry import RequestState
 from sixfold.core.batching.job_scheduler import JobScheduler
 from sixfold.core.batching.model import DeviceLost, StepModel
 from sixfold.core.batching.outbox import ManagerOutbox, PreparePool
+from sixfold.core.batching.returned import log_cause, sequence_of, size_of
 from sixfold.core.batching.scheduler import Scheduler
 from sixfold.core.batching.step_loop import StepLoop
 from sixfold.core.batching.step_watch import StepNews, StepWatch
@@ -158,11 +159,11 @@ class BatchManager:
             WorkerDied: The device is lost.
             PayloadTooLarge: More pieces than the pool ever holds.
             InvalidRequest: The request id is in use, or the request holds nothing.
+            StepFailed: The model's code failed.
         """
         if self._draining or self._closing:
             raise self._closing_error()
-        units = self._model.estimate_units(request)
-        pieces = self._model.split(request)
+        units, pieces = size_of(self._model, request)
         if not pieces:
             raise InvalidRequest("The input is empty.", param="input")
         self._outbox.admit(request, units, self._clock())
@@ -224,11 +225,13 @@ class BatchManager:
         return NotReady("The model is shutting down. Retry later.", retry_after_s=1.0)
 
     def _prepared(self, state: RequestState, done: PieceDone[Sequence[Any]]) -> None:
-        error = done.error
-        if error is not None:
-            self._post(lambda loop: loop.fail(state, error))
+        try:
+            sequences = sequence_of(self._model, "prepare", done.result)
+        except RequestError as error:
+            failure = error
+            log_cause(failure, state.request.request_id, state.log_fields)
+            self._post(lambda loop: loop.fail(state, failure))
         else:
-            sequences = done.result
             self._post(lambda loop: loop.add_prepared(state, sequences))
 
     def _post(self, command: Callable[[StepLoop], None]) -> None:

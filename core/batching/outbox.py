@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from sixfold.core.batching.admission import Admission, Ticket
 from sixfold.core.batching.entry import RequestState
 from sixfold.core.batching.model import StepModel
+from sixfold.core.batching.returned import SEE_LOG, finish_of, log_cause
 from sixfold.core.errors import InvalidRequest, RequestError, StepFailed
 from sixfold.core.messages import Event, Failed, Finished, Request
 from sixfold.core.tokenization.pieces import PiecePool
@@ -133,13 +134,14 @@ class ManagerOutbox:
     def _last_event(self, state: RequestState) -> Event:
         request_id = state.request.request_id
         try:
-            end = self._model.finish(state.request, [entry.sequence for entry in state.entries])
+            sequences = [entry.sequence for entry in state.entries]
+            end = finish_of(self._model, "finish", self._model.finish(state.request, sequences))
         except RequestError as error:
+            log_cause(error, request_id, state.log_fields)
             return Failed(request_id=request_id, error=error, trace=state.trace())
         except Exception:  # the border between the core and a model's code
             _log.exception("finish failed for request %s", request_id, extra=state.log_fields)
-            message = "The model failed on this request. The server's log has the reason under the request's id."
-            return Failed(request_id=request_id, error=StepFailed(message), trace=state.trace())
+            return Failed(request_id=request_id, error=StepFailed(SEE_LOG), trace=state.trace())
         return Finished(
             request_id=request_id,
             result=end.result,

@@ -22,6 +22,7 @@ from itertools import islice
 from typing import Any
 
 from sixfold.core.batching.budget import StepBudget
+from sixfold.core.batching.costs import Costs
 from sixfold.core.batching.entry import Entry, Phase, RequestState
 from sixfold.core.batching.fair_queue import FairQueue
 from sixfold.core.batching.model import StepModel
@@ -48,6 +49,7 @@ class Scheduler:
         self, model: StepModel[Any, Any, Any], budget: StepBudget, *, max_running_sequences: int, patience_s: float
     ) -> None:
         self._model = model
+        self._costs = Costs(model)
         self._budget = budget
         self._max_running = max_running_sequences
         self._patience_s = patience_s
@@ -65,7 +67,8 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether a selection could choose something; what the last one found elsewhere must come back by itself."""
-        return self.queue.num_waiting > 0 or any(entry.cost is not None for entry in self.running)
+        waits = self.queue.num_waiting > 0 or self._costs.any_wrong
+        return waits or any(entry.cost is not None for entry in self.running)
 
     def add(self, entry: Entry) -> None:
         """A prepared sequence waits."""
@@ -75,6 +78,7 @@ class Scheduler:
         """The sequence leaves, whatever its phase; harmless when it has left."""
         if entry in self._blocked:
             self._blocked.remove(entry)
+        self._costs.forget(entry)
         if entry.phase is Phase.RUNNING:
             del self.running[entry]
             entry.phase = Phase.GONE
@@ -101,7 +105,9 @@ class Scheduler:
         decider = self._decider(now_s, ready)
         head = self.queue.head() if decider is None else decider
         if head is not None:
-            head.cost = self._model.cost(head.sequence)
+            self._costs.ask(head)
+        if self._costs.any_wrong:  # before anything is granted
+            return self._costs.refuse()
         selection = self._open(self._choose_key(ready, head, decider), ready)
         deferred = self._continue_running(ready, selection, head, decider)
         if not selection.preempted and not selection.rejected:
@@ -120,12 +126,8 @@ class Scheduler:
         return Selection(self._budget.units, key)
 
     def _ready(self, now_s: float) -> list[Entry]:
-        """What runs and asks for a step; the others work elsewhere, and so do not wait."""
-        for entry in self.running:
-            entry.cost = self._model.cost(entry.sequence)
-            if entry.cost is None:
-                entry.waiting_since_s = now_s
-        ready = [entry for entry in self.running if entry.cost is not None]
+        """What runs and asks for a step; the others work elsewhere."""
+        ready = self._costs.ask_running(self.running, now_s)
         self.num_elsewhere = len(self.running) - len(ready)
         return ready
 
@@ -180,7 +182,7 @@ class Scheduler:
         if self._has_room(head, taken):
             return head
         for entry in islice(self.queue.in_order(), _MAX_NEWCOMERS):
-            entry.cost = self._model.cost(entry.sequence)
+            self._costs.ask(entry)
             if self._has_room(entry, taken):
                 return entry
         return None
@@ -263,12 +265,12 @@ class Scheduler:
             self._blocked.append(decider)
         while self._blocked:
             first = self._blocked[0]
-            first.cost = self._model.cost(first.sequence)
+            self._costs.ask(first)
             if not self._start(first, selection):
                 return
             self._blocked.popleft()
         while (entry := self.queue.head()) is not None:
-            entry.cost = self._model.cost(entry.sequence)
+            self._costs.ask(entry)
             if key_of(entry) != selection.key:
                 self._start_others_of_key(selection)
                 return
@@ -277,7 +279,7 @@ class Scheduler:
 
     def _start_others_of_key(self, selection: Selection) -> None:
         for entry in self.queue.in_order():
-            entry.cost = self._model.cost(entry.sequence)
+            self._costs.ask(entry)
             if key_of(entry) == selection.key and not self._start(entry, selection):
                 return
 
@@ -294,6 +296,7 @@ class Scheduler:
                 selection.reject(entry)
             return False
         self.queue.remove(entry, Phase.RUNNING)
+        entry.was_stepped = True
         self.running[entry] = None
         self._grant(selection, entry, min(units, wanted))
         return True

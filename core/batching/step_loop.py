@@ -21,6 +21,7 @@ from sixfold.core.batching.flight import Flight
 from sixfold.core.batching.latencies import observe_end, observe_output
 from sixfold.core.batching.model import Outcome, StepModel
 from sixfold.core.batching.outbox import Outbox
+from sixfold.core.batching.returned import log_cause, no_outcome
 from sixfold.core.batching.scheduler import Scheduler
 from sixfold.core.batching.selection import Selection
 from sixfold.core.batching.step_watch import DONE, StepWatch
@@ -179,6 +180,7 @@ class StepLoop:
         selection = self._scheduler.select(self._clock(), in_flight)
         while selection.rejected:
             for entry, error in selection.rejected:
+                log_cause(error, entry.state.request.request_id, entry.state.log_fields)
                 self.fail(entry.state, error)
             selection = self._scheduler.select(self._clock(), in_flight)
         stepped = self._step(selection)
@@ -248,7 +250,8 @@ class StepLoop:
             entry = self._entries.get(id(sequence))
             if entry is not None:
                 entry.state.last_step_s = now_s
-                self._apply(entry, outcome, now_s)
+                known = outcome if isinstance(outcome, Outcome) else no_outcome(self._model, "collect", outcome)  # pyright: ignore[reportUnnecessaryIsInstance]  # plugins may be untyped
+                self._apply(entry, known, now_s)
 
     def _apply(self, entry: Entry, outcome: Outcome[Any], now_s: float) -> None:
         state = entry.state
@@ -256,8 +259,7 @@ class StepLoop:
             return
         if outcome.error is not None:
             self.counters["failed_steps"] += 1
-            if (cause := outcome.error.__cause__) is not None:
-                _log.error("request %s failed", state.request.request_id, exc_info=cause, extra=state.log_fields)
+            log_cause(outcome.error, state.request.request_id, state.log_fields)
             self.fail(state, outcome.error)
             return
         if outcome.output is not None:

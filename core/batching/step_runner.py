@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sixfold.core.batching.model import DeviceLost, Granted, Outcome, StepModel
+from sixfold.core.batching.returned import SEE_LOG, outcomes_of
 from sixfold.core.errors import RequestError, StepFailed
 
 _log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ def run_step(model: StepModel[Any, Any, Any], batch: Sequence[Granted[Any]]) -> 
         DeviceLost: Nothing can run any more.
     """
     try:
-        outcomes = list(model.step(batch))
+        return outcomes_of(model, "step", model.step(batch), len(batch))
     except DeviceLost:
         raise
     except RequestError as error:
@@ -30,17 +31,9 @@ def run_step(model: StepModel[Any, Any, Any], batch: Sequence[Granted[Any]]) -> 
             return [Outcome(done=True, error=error)]
     except Exception as error:  # the border between the core and a model's code: anything may come
         if len(batch) == 1:
-            failure = StepFailed(
-                "The model failed on this request. The server's log has the reason under the request's id."
-            )
+            failure = StepFailed(SEE_LOG)
             failure.__cause__ = error
             return [Outcome(done=True, error=failure)]
         _log.warning("a step of %d sequences failed (%s); bisecting", len(batch), type(error).__name__)
-    else:
-        if len(outcomes) != len(batch):
-            raise DeviceLost(
-                f"{type(model).__name__}.step returned {len(outcomes)} outcomes for {len(batch)} sequences"
-            )
-        return outcomes
     middle = len(batch) // 2
     return run_step(model, batch[:middle]) + run_step(model, batch[middle:])
