@@ -62,11 +62,12 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
         max_engine_units: Work in units that the engine may hold at once; None for the engine's own bound.
 
     Attributes:
+        engine: The engine.
         max_running_requests: The engine's own bound.
     """
 
     def __init__(self, engine: EngineModel[Any, Any, Any], *, max_engine_units: int | None = None) -> None:
-        self._engine = engine
+        self.engine = engine
         self._max_units = max_engine_units or engine.max_running_units
         self.max_running_requests = engine.max_running_requests
         self._held_units = 0
@@ -84,7 +85,7 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
     @property
     def info(self) -> ModelInfo:
         """What the engine tells."""
-        return returned(self._engine, "info", self._engine.info, ModelInfo)
+        return returned(self.engine, "info", self.engine.info, ModelInfo)
 
     @property
     def step_range(self) -> StepRange:
@@ -93,16 +94,16 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
 
     def estimate_units(self, request: Request[Any]) -> int:
         """The engine's own guess."""
-        return units_of(self._engine, "estimate_units", self._engine.estimate_units(request))
+        return units_of(self.engine, "estimate_units", self.engine.estimate_units(request))
 
     def attach(self, wake: Callable[[], None]) -> None:
         """See `StepModel`."""
         self._wake = wake
-        self._engine.attach(wake)
+        self.engine.attach(wake)
 
     def prepare(self, request: Request[Any], piece: object) -> Sequence[EngineSequence]:
         """What the engine makes of the request."""
-        return (EngineSequence(request, self._engine.prepare(request), self.estimate_units(request)),)
+        return (EngineSequence(request, self.engine.prepare(request), self.estimate_units(request)),)
 
     def cost(self, sequence: EngineSequence) -> Cost | None:
         """Its whole work when it enters; nothing while it is inside."""
@@ -152,8 +153,8 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
             self._tell(sequence, Outcome(output))
 
         try:
-            end = await self._engine.run(sequence.request, sequence.prepared, tell)
-            sequence.finish = finish_of(self._engine, "run", end)
+            end = await self.engine.run(sequence.request, sequence.prepared, tell)
+            sequence.finish = finish_of(self.engine, "run", end)
             self._tell(sequence, Outcome(done=True))
         except RequestError as error:
             failure = error
@@ -194,24 +195,24 @@ class EngineAdapter(StepModel[EngineSequence, Any, Any]):
 
     def adjust(self, options: BaseModel) -> None:
         """The engine's own business."""
-        self._engine.adjust(options)
+        self.engine.adjust(options)
 
     def warm_up(self) -> None:
         """Warms the engine."""
-        self._engine.warm_up()
+        self.engine.warm_up()
 
     def tell(self, decisions: DecisionLog) -> None:
         """The engine's own business."""
-        self._engine.tell(decisions)
+        self.engine.tell(decisions)
 
     def stats(self) -> Mapping[str, float]:
         """The engine's own values."""
-        return self._engine.stats()
+        return self.engine.stats()
 
     def close(self) -> None:
         """Waits until every abort has reached the engine, then closes it and its loop."""
         asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
-        self._engine.close()
+        self.engine.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

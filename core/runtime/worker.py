@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -28,7 +28,8 @@ from sixfold.core.batching.budget import Objective, ObjectiveKind
 from sixfold.core.batching.engine_adapter import EngineAdapter
 from sixfold.core.batching.manager import BatchManager, Limits
 from sixfold.core.batching.model import StepModel
-from sixfold.core.errors import RequestError, SixfoldError, UsageError
+from sixfold.core.batching.returned import check_loaded
+from sixfold.core.errors import RequestError, SixfoldError, StepFailed, UsageError
 from sixfold.core.messages import Failed, Priority, Request
 from sixfold.core.plugins import load_plugins
 from sixfold.core.runtime import wire
@@ -64,6 +65,7 @@ class Worker:
         self._on_failed = on_failed
         self._sent: object = None
         self._last_decision = 0
+        self._unusable: set[str] = set()  # metrics that are no numbers
         self.failed = False
         self._leader: Leader | None = None
 
@@ -76,6 +78,7 @@ class Worker:
         """
         try:
             model = self._prepare()
+            ready = ready_message(model)
         except Exception as error:  # a model's code may raise anything while it loads; the supervisor must hear it
             if not isinstance(error, SixfoldError):
                 _log.exception("loading %s failed", self._load.model_name)
@@ -88,7 +91,9 @@ class Worker:
             self._on_failed()
             return
         self.manager.run(
-            on_running=lambda: self._writer.put(wire.Ready.of(model.info, device_bytes=device_bytes(self._device))),
+            on_running=lambda: self._writer.put(
+                msgspec.structs.replace(ready, device_bytes=device_bytes(self._device))
+            ),
             # A lost device ends the process at once: the serving process sees the closed socket and replaces it.
             on_lost=lambda: threading.Thread(target=self._die, daemon=True).start(),
         )
@@ -141,6 +146,8 @@ class Worker:
             emit=self._writer.put,
             clock=time.monotonic,
         )
+        self._writer.made_by = type(model.engine if isinstance(model, EngineAdapter) else model).__name__
+        self._writer.give_up = self.manager.cancel
         self._writer.stats = self._stats_if_changed
         self._writer.news = self._news_if_any
         return model
@@ -167,9 +174,21 @@ class Worker:
             num_waiting=snapshot.num_waiting,
             queued_units=snapshot.queued_units,
             units_per_s=snapshot.units_per_s,
-            metrics=dict(snapshot.metrics),
+            metrics=self._numbers(snapshot.metrics),
             decisions=news,
         )
+
+    def _numbers(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Those of numpy and torch as Python's; what is no number is left out, and told once."""
+        found: dict[str, float] = {}
+        for name, value in metrics.items():
+            try:
+                found[name] = float(value)
+            except (TypeError, ValueError):
+                if name not in self._unusable:
+                    self._unusable.add(name)
+                    _log.error("%s.stats tells %s by a %s", self._writer.made_by, name, type(value).__name__)
+        return found
 
     def _news_if_any(self) -> wire.Watched | None:
         news, num_dropped = self.manager.take_news()
@@ -196,6 +215,10 @@ class Worker:
             )
         except RequestError as error:
             self._writer.put((Failed(request_id=request_id, error=error),))
+        except msgspec.ValidationError as error:
+            failure = StepFailed(f"The input is not of {self._load.family}'s Family.input_type: {error}")
+            _log.error("request %s failed: %s", message.request_id, failure)
+            self._writer.put((Failed(request_id=request_id, error=failure),))
 
     def cancel(self, message: wire.Cancel) -> None:
         """Ends a request; harmless when it has ended."""
@@ -226,6 +249,22 @@ class Worker:
             self._leader.close()
         self._writer.put(wire.Drained())
         self._writer.close()
+
+
+def ready_message(model: StepModel[Any, Any, Any]) -> wire.Ready:
+    """What the serving process is told of a loaded model.
+
+    Raises:
+        UsageError: It tells what can't be sent.
+    """
+    info = check_loaded(model)
+    try:
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(wire.Ready.of(info)), type=wire.Ready)
+    except (msgspec.MsgspecError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{type(model).__name__}.info returned a ModelInfo that can't be sent: {error}. Counts are ints, and details are"
+            " JSON scalars by name."
+        ) from error
 
 
 def _inner_id(message: wire.Submit | wire.Cancel) -> str:

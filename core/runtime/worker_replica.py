@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from sixfold.core.batching.manager import Snapshot
 from sixfold.core.batching.model import ModelInfo
 from sixfold.core.decisions import DecisionLog
-from sixfold.core.errors import ConfigError, NotReady, QueueFull, RequestError, SixfoldError, WorkerDied
+from sixfold.core.errors import ConfigError, NotReady, QueueFull, RequestError, SixfoldError, StepFailed, WorkerDied
 from sixfold.core.family import Family
 from sixfold.core.messages import Event, Failed, Finished, Increment, Priority, Request
 from sixfold.core.runtime import wire
@@ -74,6 +74,7 @@ class WorkerReplica(asyncio.Protocol):
         on_progress: Callable[[float, str], None] = lambda _fraction, _what: None,
         back_in_s: Callable[[WorkerReplica], float] = lambda _gone: 1.0,
     ) -> None:
+        self._family = family
         self._back_in_s = back_in_s
         self._load = load
         self._interpreter = interpreter
@@ -356,8 +357,14 @@ class WorkerReplica(asyncio.Protocol):
         by_number: dict[int, list[Event]] = {}
         for wire_event in wire_events:
             sent = self._sent.get(wire_event.number)
-            if sent is not None:  # else the client left
-                by_number.setdefault(wire_event.number, []).append(self._event(sent.request_id, wire_event))
+            if sent is None:  # the client left
+                continue
+            try:
+                event = self._event(sent.request_id, wire_event)
+            except msgspec.MsgspecError as error:
+                self._give_up(sent, wire_event, by_number.pop(wire_event.number, []), error)
+            else:
+                by_number.setdefault(wire_event.number, []).append(event)
         for number, events in by_number.items():
             sent, last = self._sent[number], events[-1]
             if not isinstance(last, Increment):
@@ -365,6 +372,16 @@ class WorkerReplica(asyncio.Protocol):
                 if isinstance(last, Failed) and isinstance(last.error, QueueFull):
                     self._door.refused(sent.tenant, sent.priority, sent.timeout_s, sent.num_bytes, last.error)
             sent.stream.push(tuple(events))
+
+    def _give_up(self, sent: _Sent, wire_event: wire.WireEvent, before: list[Event], error: Exception) -> None:
+        """Ends one request, whose output is none that the family declares; after what came before it."""
+        method = "step" if isinstance(wire_event, wire.WireIncrement) else "finish"
+        failure = StepFailed(
+            f"{self._family.loader}: {method} returned what is not of {self._family.name}'s Family.output_type: {error}"
+        )
+        _log.error("request %s failed: %s", sent.request_id.partition("/")[0], failure)
+        self._cancel(wire_event.number)
+        sent.stream.push((*before, Failed(request_id=sent.request_id, error=failure)))
 
     def _event(self, request_id: str, event: wire.WireEvent) -> Event:
         if isinstance(event, wire.WireIncrement):

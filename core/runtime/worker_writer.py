@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from sixfold.core.errors import StepFailed
 from sixfold.core.messages import Event, Failed, Increment
 from sixfold.core.runtime import wire
 
@@ -28,6 +29,8 @@ class Writer:
     Attributes:
         stats: Set to a function that returns the manager's figures if they changed; asked at most every 100 ms.
         news: Likewise, what steps did, while somebody watches.
+        made_by: The model's class, for messages about what can't be sent.
+        give_up: Ends a request, by its id, one of whose increments can't be sent.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -37,6 +40,9 @@ class Writer:
         self._encoder = msgspec.msgpack.Encoder()
         self.stats: Callable[[], wire.Stats | None] = lambda: None
         self.news: Callable[[], wire.Watched | None] = lambda: None
+        self.made_by = "The model"
+        self.give_up: Callable[[str], None] = lambda _request_id: None
+        self._given_up: set[int] = set()
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
@@ -81,18 +87,38 @@ class Writer:
         return items
 
     def _encode(self, item: list[Event] | wire.FromWorker) -> bytes:
-        message = wire.Outputs([self._wire_event(event) for event in item]) if isinstance(item, list) else item
-        return wire.frame(self._encoder.encode(message))
+        if isinstance(item, list):
+            item = wire.Outputs([wired for event in item if (wired := self._wire_event(event)) is not None])
+        return wire.frame(self._encoder.encode(item))
 
-    def _wire_event(self, event: Event) -> wire.WireEvent:
+    def _wire_event(self, event: Event) -> wire.WireEvent | None:
+        """None of a request that has been given up."""
         if isinstance(event, Increment):
             number = self._numbers[event.request_id]
-            return wire.WireIncrement(number, msgspec.Raw(self._encoder.encode(event.output)))
+            if self._given_up and number in self._given_up:
+                return None
+            try:
+                return wire.WireIncrement(number, msgspec.Raw(self._encoder.encode(event.output)))
+            except Exception as error:  # the border between the core and a model's code
+                self._given_up.add(number)
+                self.give_up(event.request_id)
+                return self._unsendable(number, event.request_id, "step", error)
         number = self._numbers.pop(event.request_id)
+        if number in self._given_up:
+            self._given_up.remove(number)
+            return None
         if isinstance(event, Failed):
             return wire.WireFailed.of(number, event.error, event.trace)
-        result = msgspec.Raw(self._encoder.encode(event.result))
+        try:
+            result = msgspec.Raw(self._encoder.encode(event.result))
+        except Exception as error:  # as above
+            return self._unsendable(number, event.request_id, "finish", error)
         return wire.WireFinished(number, result, event.usage, event.timing, event.finish_reason, event.trace)
+
+    def _unsendable(self, number: int, request_id: str, method: str, error: Exception) -> wire.WireFailed:
+        failure = StepFailed(f"{self.made_by}.{method} returned what can't be sent: {error}")
+        _log.error("request %s failed: %s", request_id.partition("/")[0], failure)
+        return wire.WireFailed.of(number, failure)
 
 
 def _merged(items: list[tuple[Event, ...] | wire.FromWorker]) -> list[list[Event] | wire.FromWorker]:

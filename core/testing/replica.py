@@ -22,6 +22,7 @@ from sixfold.core.runtime.devices import resolve_device, use_device
 from sixfold.core.runtime.loading import load_model
 from sixfold.core.runtime.replica import EventStream
 from sixfold.core.runtime.replica_set import load_message
+from sixfold.core.runtime.worker import ready_message
 from sixfold.core.testing.gate import StepGate
 from sixfold.core.tokenization.pool import ThreadPiecePool
 
@@ -67,7 +68,7 @@ class GatedReplica:
         """Body of the device thread: loading, warming up and stepping, as in `sixfold.core.runtime.worker`."""
         try:
             model = self._load()
-            self.info = model.info
+            self.info = ready_message(model).info
         except BaseException as error:  # whoever waits gets it
             self._loop.call_soon_threadsafe(self._loaded.set_exception, error)
             return

@@ -43,15 +43,25 @@ class Options(BaseModel):
     weights_bytes: int = 0
     flag: str = ""  # a file: while it is there, loading dies as for want of memory
     voices: tuple[str, ...] = ()
+    silent: bool = False
+
+class Secret(msgspec.Struct, frozen=True, tag="s"):
+    """No output that the family declares."""
 
 class Count:
     def __init__(self, input):
         self.input, self.done = input, 0
 
+class Odd(float):
+    """As numpy's: a number that msgspec does not encode."""
+
+MADE = {"secret": lambda done: Secret(), "unsendable": lambda done: Number(object())}
+
 class CountModel(StepModel):
     def __init__(self, options):
         self.held = 0
         self.voices = options.voices
+        self.silent = options.silent
     def adjust(self, options):
         if "hoarse" in options.voices:
             raise ConfigError("the voice 'hoarse' can't be had")
@@ -62,6 +72,8 @@ class CountModel(StepModel):
         self.voices = options.voices
     @property
     def info(self):
+        if self.silent:
+            return None
         return ModelInfo(max_model_len=1000, parameters=7, memory_bytes=8, details={"kind": "count"})
     def estimate_units(self, request):
         return request.input.up_to
@@ -81,14 +93,16 @@ class CountModel(StepModel):
         for granted in batch:
             if granted.sequence.input.trick != "forever":
                 granted.sequence.done += 1
-            outcomes.append(Outcome(output=Number(granted.sequence.done),
+            outcomes.append(Outcome(output=MADE.get(granted.sequence.input.trick, Number)(granted.sequence.done),
                                     done=granted.sequence.done >= granted.sequence.input.up_to))
         return outcomes
     def release(self, sequence):
         self.held -= 1
     def stats(self):
-        return {"held": self.held, "voices": len(self.voices)}
+        return {"held": Odd(self.held), "voices": len(self.voices), "odd": "no number"}
     def finish(self, request, sequences):
+        if (made := MADE.get(request.input.trick.removeprefix("end "))) is not None:
+            return Finish(result=made(0), usage=Usage())
         return Finish(result=Total(sequences[0].done, os.getpid()), usage=Usage(counts={"numbers": sequences[0].done}))
 
 def load(context):

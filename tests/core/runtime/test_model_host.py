@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sixfold.core.config import ModelEntry
-from sixfold.core.errors import InvalidRequest, NotReady, UsageError, WorkerDied
+from sixfold.core.errors import InvalidRequest, NotReady, StepFailed, UsageError, WorkerDied
 from sixfold.core.messages import Failed, Increment, Request
 from sixfold.core.plugins import load_plugins
 from sixfold.core.registry import diff
@@ -102,6 +102,45 @@ async def test_a_bad_input_fails_with_the_plugins_own_error(count_plugin: Path, 
         (failed,) = await events_of(only_replica(host).submit(count(3, trick="bad")))
         assert isinstance(failed.error, InvalidRequest)
         assert (failed.error.message, failed.error.param) == ("no such number", "up_to")
+    finally:
+        await host.close(5.0)
+
+
+async def test_an_output_that_cannot_cross_fails_its_request_and_leaves_the_worker(
+    count_plugin: Path, tmp_path: Path
+) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin)})
+    undeclared = "returned what is not of count/aloud's Family.output_type: Invalid value 's'"
+    unsendable = "returned what can't be sent: Encoding objects of type object is unsupported"
+    try:
+        replica = only_replica(host)
+        pid = replica.pid
+        for trick, num_before, words in (
+            ("secret", 0, f"sixfold_count:load: step {undeclared}"),
+            ("end secret", 3, f"sixfold_count:load: finish {undeclared}"),
+            ("unsendable", 0, f"CountModel.step {unsendable}"),
+            ("end unsendable", 3, f"CountModel.finish {unsendable}"),
+        ):
+            *before, last = await events_of(replica.submit(count(3, trick=trick)))
+            assert isinstance(last.error, StepFailed)
+            assert words in last.error.message
+            assert len(before) == num_before
+        while replica.snapshot.metrics.get("held") != 0.0 or replica.snapshot.queued_units:
+            await events_of(replica.submit(count(1)))
+        assert (replica.pid, replica.num_in_flight) == (pid, 0)
+        assert "odd" not in replica.snapshot.metrics
+    finally:
+        await host.close(5.0)
+
+
+async def test_a_model_that_does_not_tell_of_itself_fails_to_load_by_name(count_plugin: Path, tmp_path: Path) -> None:
+    host = new_host(tmp_path)
+    try:
+        with pytest.raises(
+            UsageError, match=r"CountModel\.info returned None, not a ModelInfo: is a `return` missing\?"
+        ):
+            await host.start({"counter": entry(count_plugin, options={"silent": True})})
     finally:
         await host.close(5.0)
 
