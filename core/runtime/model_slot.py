@@ -132,6 +132,11 @@ class ModelSlot:
         return 1.0 if self.residence.replicas is None else self.residence.replicas.back_in_s()
 
     @property
+    def request_timeout_s(self) -> float | None:
+        """See `HostedModel`."""
+        return self.entry.limits.request_timeout_s
+
+    @property
     def replaced(self) -> asyncio.Event:
         """Set when the next worker has taken another's place."""
         assert self.residence.replicas is not None, "only loaded models have workers"

@@ -169,7 +169,13 @@ class ModelAccess:
     def submit(
         self, model: ServedModel, input: msgspec.Struct, *, arrived_s: float, deadline_s: float | None
     ) -> Submission:
-        """Hands a request to a replica.
+        """Hands a request to a replica, and ends it when it is due, also if its worker does not.
+
+        Args:
+            model: From `model` or `models`.
+            input: Of its family's type.
+            arrived_s: When its client's request arrived.
+            deadline_s: ``time.monotonic()`` at which it is due, if it is not earlier by the model's own limit.
 
         Raises:
             RequestError: No replica takes it, or `abort` was called.
@@ -179,6 +185,9 @@ class ModelAccess:
         hosted = model.hosted
         metrics = self._context.metrics.model(hosted.name)
         self._hold(hosted, model.name)
+        now_s = monotonic()
+        if (limit_s := hosted.request_timeout_s) is not None:
+            deadline_s = now_s + limit_s if deadline_s is None else min(deadline_s, now_s + limit_s)
         request = Request(
             # Replicas tell requests apart by it; clients may send one id twice, and one call may submit several.
             request_id=f"{self._request_id}/{next(self._context.request_numbers)}",
@@ -198,26 +207,25 @@ class ModelAccess:
         noted: SubmissionRecord | None = None
         if self._record is not None and hosted.family is not None:
             self._record.replica = _index(hosted.replicas, replica)
-            noted = SubmissionRecord(self._record, hosted.family.trace_names, monotonic())
+            noted = SubmissionRecord(self._record, hosted.family.trace_names, now_s)
         submission = Submission(stream, metrics, arrived_s, lambda ended: self._on_end(ended, replica, hosted), noted)
         self._context.urgent.begin(hosted.name, self.priority)
-        self._running[submission] = None
+        timer: asyncio.TimerHandle | None = None
+        if deadline_s is not None:
+            left_s = deadline_s - now_s + WORKER_GRACE_S
+            timer = asyncio.get_running_loop().call_later(left_s, submission.cancel, _overdue())
+        self._running[submission] = timer
         return submission
 
     def submit_for(self, model: ServedModel, input: msgspec.Struct, timeout_s: float | None) -> Submission:
-        """Hands a request that arrives now to a replica and ends it after ``timeout_s``, also if its worker does not.
+        """`submit` of a request that arrives now and is due after ``timeout_s``.
 
         Raises:
             RequestError: No replica takes it, or `abort` was called.
         """
         now_s = monotonic()
-        if timeout_s is None:
-            return self.submit(model, input, arrived_s=now_s, deadline_s=None)
-        submission = self.submit(model, input, arrived_s=now_s, deadline_s=now_s + timeout_s)
-        overdue = DeadlineExceeded("The request's deadline passed before it was done.")
-        loop = asyncio.get_running_loop()
-        self._running[submission] = loop.call_later(timeout_s + WORKER_GRACE_S, submission.cancel, overdue)
-        return submission
+        deadline_s = None if timeout_s is None else now_s + timeout_s
+        return self.submit(model, input, arrived_s=now_s, deadline_s=deadline_s)
 
     def abort(self, reason: RequestError) -> None:
         """Ends all that runs, and refuses what would follow; whoever reads is told ``reason``."""
@@ -245,6 +253,10 @@ class ModelAccess:
             timer.cancel()
         if not self._running:
             self._on_idle()
+
+
+def _overdue() -> RequestError:
+    return DeadlineExceeded("The request's deadline passed before it was done.")
 
 
 def _index(replicas: Sequence[Replica], replica: Replica) -> int:

@@ -69,6 +69,11 @@ class HostedModel(Protocol):
         """Where there is no replica: when there will be one again, as far as that can be told."""
         ...
 
+    @property
+    def request_timeout_s(self) -> float | None:
+        """How long a request may take once it is submitted (`Limits.request_timeout_s`); None for ever."""
+        ...
+
     async def adjust(self, change: OptionsChange) -> None:
         """Lets all replicas take over changed options while they serve; those that come later have them, too.
 

@@ -68,6 +68,11 @@ class SoleModel:
         """It never leaves."""
         return 0.0
 
+    @property
+    def request_timeout_s(self) -> float | None:
+        """The entry's."""
+        return self._resolved.entry.limits.request_timeout_s
+
     async def adjust(self, change: OptionsChange) -> None:
         """Never: the kit changes nothing."""
         raise InvalidRequest("The model under test keeps its options.")

@@ -172,6 +172,7 @@ class FakeModel:
     info: ModelInfo | None = INFO
     loads_on_demand: bool = False
     back_in_s: float = 1.0
+    request_timeout_s: float | None = None
     variants: tuple[str, ...] = ()
     num_users: int = 0
     waiting: SimpleQueue[Place] = field(default_factory=SimpleQueue[Any])

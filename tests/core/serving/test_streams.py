@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -198,6 +199,19 @@ def test_a_worker_that_misses_the_deadline_does_not_keep_the_client_waiting(
         assert json.loads(response.read())["error"]["code"] == "deadline_exceeded"
         assert submitted.cancelled.is_set()
         connection.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_models_own_limit_holds_whatever_its_worker_does(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sixfold.core.serving.access.WORKER_GRACE_S", 0.0)
+    replica = FakeReplica(by_hand=True)
+    with ServerThread(FakeModel("parrot", replicas=[replica], request_timeout_s=0.05)) as served:
+        answer = served.ask("POST", "/v1/echo", {**ASK, "stream": stream})
+        assert (answer.status, answer.error["code"]) == (504, "deadline_exceeded")
+        submitted = replica.next()
+        assert submitted.cancelled.is_set()
+        assert submitted.request.deadline_s is not None
+        assert submitted.request.deadline_s < time.monotonic()
 
 
 def test_a_client_that_stops_reading_is_cut_off_after_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
