@@ -66,12 +66,20 @@ class Api:
             first that its family answers, and none twice; ``$url`` stands for the server's address, ``$model`` for the
             model's name.
         probes: What the conformance kit asks of the modality's families, also of those of other plugins.
+        operations: What its routes ask models for beside the operations of its examples and probes. A family's operation
+            that no Api names is taken for a misspelling.
     """
 
     modality: str
     factory: str
     examples: Mapping[str, str] = field(default_factory=dict[str, str])
     probes: tuple[Probe, ...] = ()
+    operations: frozenset[str] = frozenset()
+
+    @property
+    def all_operations(self) -> frozenset[str]:
+        """All that its routes ask models for."""
+        return self.operations | frozenset(self.examples) | {probe.operation for probe in self.probes}
 
     def __post_init__(self) -> None:
         """Refuses examples of another form, which would end the server when it has started."""

@@ -13,9 +13,10 @@ import pluggy
 
 from sixfold.core import hookspecs
 from sixfold.core.benchmark.workload import Workload
-from sixfold.core.errors import PluginConflict, UsageError
+from sixfold.core.errors import PluginConflict
 from sixfold.core.family import Family
 from sixfold.core.hookspecs import PROJECT, Api, Command, Source
+from sixfold.core.plugin_hints import hook_error, hook_hint
 
 OfferT = TypeVar("OfferT")
 
@@ -29,12 +30,14 @@ class PluginRecord:
         module: Its target.
         distribution: Name and version of the package that brings it; None for one that the program gave by hand.
         error: Why it could not be loaded, or None.
+        hint: What is most likely wrong with one that was loaded, or None.
     """
 
     name: str
     module: str
     distribution: str | None = None
     error: str | None = None
+    hint: str | None = None
 
 
 class Plugins:
@@ -130,44 +133,49 @@ def new_manager() -> pluggy.PluginManager:
 def load_plugins(extra: Mapping[str, ModuleType] | None = None) -> Plugins:
     """Loads every plugin of the entry-point group ``sixfold``.
 
-    A plugin whose module can't be imported or whose registration fails is recorded with its reason and left out: it
-    costs its own models, not the server.
+    A plugin whose module can't be imported, that implements a hook which does not exist, or whose registration fails is
+    recorded with its reason and left out: it costs its own models, not the server.
 
     Args:
         extra: Further plugin modules by name, for programs that embed Sixfold.
 
     Raises:
         PluginConflict: Two plugins have one name, or register one name.
-        UsageError: A plugin implements a hook that does not exist or with arguments it does not have.
     """
     manager = new_manager()
     records: list[PluginRecord] = []
     entry_points = sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda point: point.name)
+    for point in entry_points:
+        record = PluginRecord(
+            name=point.name,
+            module=point.value,
+            distribution=f"{point.dist.name} {point.dist.version}" if point.dist else None,
+        )
+        _refuse_duplicate(record, records)
+        try:
+            plugin: object = point.load()
+        except Exception as failure:  # a stranger's import may raise anything; it must not take the server down
+            record = dataclasses.replace(record, error=f"{type(failure).__name__}: {failure}")
+        else:
+            record = _registered(manager, plugin, record)
+        records.append(record)
+    for name, module in (extra or {}).items():
+        record = PluginRecord(name=name, module=module.__name__)
+        _refuse_duplicate(record, records)
+        records.append(_registered(manager, module, record))
+    return Plugins(manager, tuple(records))
+
+
+def _registered(manager: pluggy.PluginManager, plugin: object, record: PluginRecord) -> PluginRecord:
+    error = hook_error(manager, plugin)
+    if error is not None:
+        return dataclasses.replace(record, error=error)
     try:
-        for point in entry_points:
-            record = PluginRecord(
-                name=point.name,
-                module=point.value,
-                distribution=f"{point.dist.name} {point.dist.version}" if point.dist else None,
-            )
-            _refuse_duplicate(record, records)
-            try:
-                module = point.load()
-            except Exception as failure:  # a stranger's import may raise anything; it must not take the server down
-                record = dataclasses.replace(record, error=f"{type(failure).__name__}: {failure}")
-            else:
-                manager.register(module, name=point.name)
-            records.append(record)
-        for name, module in (extra or {}).items():
-            record = PluginRecord(name=name, module=module.__name__)
-            _refuse_duplicate(record, records)
-            manager.register(module, name=name)
-            records.append(record)
-        return Plugins(manager, tuple(records))
-    except pluggy.PluginValidationError as failure:
-        raise UsageError(
-            f"A plugin does not fit this version of Sixfold: {failure}. Update or uninstall it."
-        ) from failure
+        manager.register(plugin, name=record.name)
+    except (pluggy.PluginValidationError, ValueError) as failure:
+        manager.unregister(name=record.name)
+        return dataclasses.replace(record, error=" ".join(str(failure).split()))
+    return dataclasses.replace(record, hint=hook_hint(manager, plugin))
 
 
 def _refuse_duplicate(record: PluginRecord, records: list[PluginRecord]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from sixfold.core.config import ModelEntry, Objective, Settings
 from sixfold.core.errors import UsageError
-from sixfold.core.plugins import Plugins
+from sixfold.core.plugin_hints import operation_hints
+from sixfold.core.plugins import PluginRecord, Plugins
 from sixfold.core.registry import check_entry, install_command
 
 
@@ -40,11 +41,11 @@ def model_lines(settings: Settings, plugins: Plugins) -> list[str]:
 
 
 def plugin_lines(plugins: Plugins) -> list[str]:
-    """The plugins and where they come from, then what they offer; problems stand in the last column."""
+    """The plugins and where they come from, then what they offer; problems stand in the last column, or below."""
     lines = table(
         ("PLUGIN", "MODULE", "FROM", "STATE"),
         [
-            (record.name, record.module, record.distribution or "the program", _state(record.error))
+            (record.name, record.module, record.distribution or "the program", _state(record))
             for record in plugins.records
         ],
     )
@@ -63,7 +64,8 @@ def plugin_lines(plugins: Plugins) -> list[str]:
     lines += ["", *_offers("Sources", "source", plugins.sources, plugins)]
     lines += _offers("HTTP APIs", "api", plugins.apis, plugins)
     lines += _offers("Commands", "command", plugins.commands, plugins)
-    return lines
+    hints = [hint for family in plugins.families.values() for hint in operation_hints(family, plugins.apis.values())]
+    return [*lines, *([""] if hints else []), *(f"Warning: {hint}" for hint in hints)]
 
 
 def _offers(title: str, kind: str, offers: Mapping[str, object], plugins: Plugins) -> list[str]:
@@ -71,8 +73,10 @@ def _offers(title: str, kind: str, offers: Mapping[str, object], plugins: Plugin
     return [f"{title}: {', '.join(named) or 'none'}"]
 
 
-def _state(error: str | None) -> str:
-    return "loaded" if error is None else f"not loaded: {error}"
+def _state(record: PluginRecord) -> str:
+    if record.error is not None:
+        return f"not loaded: {record.error}"
+    return "loaded" if record.hint is None else f"loaded, but {record.hint}"
 
 
 def _objective(objective: Objective) -> str:

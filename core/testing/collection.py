@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -19,17 +19,20 @@ from sixfold.core.testing import served_checks
 from sixfold.core.testing.cancellation import cancellation_frees
 from sixfold.core.testing.checks import ModelUnderTest, ServedModel
 from sixfold.core.testing.client import UnexpectedAnswer
-from sixfold.core.testing.failure import CheckFailed, NotApplicable
+from sixfold.core.testing.failure import CheckFailed, DoesNotLoad, NotApplicable
 from sixfold.core.testing.plugin_checks import imports_nothing_heavy
 from sixfold.core.testing.source_checks import SOURCE_CHECKS, SourceUnderTest
 from sixfold.core.testing.subject_checks import (
     bounds_answer_429,
+    operations_are_known,
     plan_counts_its_memory,
     unknown_options_are_refused,
 )
 from sixfold.core.validation import did_you_mean
 
-SUBJECT_CHECKS = (unknown_options_are_refused, plan_counts_its_memory, bounds_answer_429)
+CheckT = TypeVar("CheckT")
+
+SUBJECT_CHECKS = (operations_are_known, unknown_options_are_refused, plan_counts_its_memory, bounds_answer_429)
 """Of a model that is not served; these come first, so that one model at a time is in memory."""
 
 SERVED_CHECKS = (
@@ -87,6 +90,8 @@ class ConformanceFile(pytest.File):
             raise UsageError(f"No plugin {self.plugin_name!r} is installed. {names} Install yours: pip install -e .")
         if record.error is not None:
             raise UsageError(f"The plugin {self.plugin_name!r} does not load: {record.error}")
+        if record.hint is not None:
+            raise UsageError(f"The plugin {self.plugin_name!r} is loaded, but {record.hint}")
         groups = [
             *self._models(plugins, settings),
             *(source for entry in settings.models.values() for source in self._sources(plugins, entry)),
@@ -134,6 +139,7 @@ class ModelGroup(pytest.Collector):
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sixfold-conformance-")))
         self._subject = self.make_subject(data_dir=folder)
         self._served: ServedModel | None = None
+        self._loads = True
 
     def teardown(self) -> None:
         """Ends the server, if one was started."""
@@ -142,9 +148,19 @@ class ModelGroup(pytest.Collector):
     def collect(self) -> Iterable[pytest.Item]:
         """All checks of models."""
         for subject_check in SUBJECT_CHECKS:
-            yield ConformanceItem.made(self, subject_check, partial(self._on_subject, subject_check))
+            yield ConformanceItem.made(self, subject_check, partial(self._once_loads, self._on_subject, subject_check))
         for served_check in SERVED_CHECKS:
-            yield ConformanceItem.made(self, served_check, partial(self._on_server, served_check))
+            yield ConformanceItem.made(self, served_check, partial(self._once_loads, self._on_server, served_check))
+
+    def _once_loads(self, run: Callable[[CheckT], None], check: CheckT) -> None:
+        """Does a check; one that can't load the model is the last."""
+        if not self._loads:
+            raise NotApplicable("The model does not load.")
+        try:
+            run(check)
+        except DoesNotLoad:
+            self._loads = False
+            raise
 
     def _on_subject(self, subject_check: Callable[[ModelUnderTest], None]) -> None:
         # What `setup` makes is not there yet when checks are collected.
@@ -214,6 +230,8 @@ class ConformanceItem(pytest.Item):
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """A broken promise in words; anything else with its traceback."""
+        if isinstance(excinfo.value, DoesNotLoad):
+            return str(excinfo.value)
         if isinstance(excinfo.value, CheckFailed | UnexpectedAnswer | SixfoldError):
             return f"{self.promise}\n\n{excinfo.value}"
         return super().repr_failure(excinfo, style)

@@ -9,6 +9,10 @@ class CheckFailed(Exception):
     """The plugin does not keep a promise; the message says which, what was seen, and what to do."""
 
 
+class DoesNotLoad(Exception):
+    """The model can't be loaded, so that nothing else of it can be tried; the message is what ``sixfold serve`` says."""
+
+
 class NotApplicable(Exception):
     """There is nothing to check; the message says why."""
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import traceback
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from sixfold.core.batching.model import ModelInfo
-from sixfold.core.errors import InvalidRequest
+from sixfold.core.errors import InvalidRequest, SixfoldError
 from sixfold.core.family import Family
 from sixfold.core.registry import ResolvedModel
 from sixfold.core.runtime.replica import Replica
@@ -24,7 +25,7 @@ from sixfold.core.serving.directory import ModelState, OptionsChange
 from sixfold.core.serving.lifecycle import Listening
 from sixfold.core.serving.server import SixfoldServer
 from sixfold.core.serving.settings import ServerSettings
-from sixfold.core.testing.failure import fail
+from sixfold.core.testing.failure import DoesNotLoad, fail
 from sixfold.core.testing.gate import PATIENCE_S, StepGate
 from sixfold.core.testing.replica import GatedReplica
 
@@ -163,10 +164,22 @@ class ModelServer:
     @asynccontextmanager
     async def _loaded(self) -> AsyncGenerator[None]:
         try:
-            await self.replica.start()
+            try:
+                await self.replica.start()
+            except Exception as error:  # a model's code may raise anything while it loads
+                raise DoesNotLoad(self._reason(error)) from error
             yield
         finally:
             await self.replica.close()
+
+    def _reason(self, error: Exception) -> str:
+        """Why it does not load, as the log of a server has it, and the line of code."""
+        reason = str(error) if isinstance(error, SixfoldError) else f"{type(error).__name__}: {error}"
+        place = ""
+        if not isinstance(error, SixfoldError):
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f" ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name})"
+        return f"models.{self._resolved.entry.name}: {reason}{place}"
 
     def __enter__(self) -> Self:
         self._thread.start()

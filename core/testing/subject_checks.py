@@ -5,6 +5,7 @@ from __future__ import annotations
 from sixfold.core.errors import ConfigError
 from sixfold.core.memory.machine import read_machine
 from sixfold.core.memory.plan import plan_models
+from sixfold.core.plugin_hints import operation_hints
 from sixfold.core.probe import Probe
 from sixfold.core.testing.checks import ModelUnderTest
 from sixfold.core.testing.client import Client
@@ -29,6 +30,13 @@ def unknown_options_are_refused(subject: ModelUnderTest) -> None:
         )
         return
     fail(f'{family.options.__name__} takes any option. Give it model_config = ConfigDict(extra="forbid").')
+
+
+def operations_are_known(subject: ModelUnderTest) -> None:
+    """What its family says it can do is something that clients can ask for."""
+    hints = operation_hints(subject.resolved.family, subject.plugins.apis.values())
+    if hints:
+        fail(f"{' '.join(hints)} If a route of your own asks for it, name it in Api.operations.")
 
 
 def plan_counts_its_memory(subject: ModelUnderTest) -> None:

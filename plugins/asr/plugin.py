@@ -99,5 +99,6 @@ def register_apis(register: Callable[[Api], None]) -> None:
             factory="sixfold.plugins.asr.api:AsrAPI",
             examples={"transcribe": "curl $url/v1/audio/transcriptions -F model=$model -F file=@speech.wav"},
             probes=PROBES,
+            operations=frozenset({"translate"}),
         )
     )

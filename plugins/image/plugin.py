@@ -95,5 +95,6 @@ def register_apis(register: Callable[[Api], None]) -> None:
                 """-d '{"model": "$model", "prompt": "a red circle above a blue square"}'""",
             },
             probes=PROBES,
+            operations=frozenset({"edit", "vary"}),
         )
     )

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +10,8 @@ import msgspec
 import pytest
 
 from sixfold.core.benchmark.workload import Workload
-from sixfold.core.errors import PluginConflict, UsageError
+from sixfold.core.cli.listing import plugin_lines
+from sixfold.core.errors import PluginConflict
 from sixfold.core.family import Family
 from sixfold.core.hookspecs import Api, Command, Plugin, Source, hookimpl
 from sixfold.core.plugins import Plugins, load_plugins, new_manager
@@ -111,28 +113,76 @@ def test_two_apis_sources_or_commands_of_one_name_raise_as_well() -> None:
             plugins_of(module(f"{kind} 1"), module(f"{kind} 2"))
 
 
-def test_an_implementation_of_a_hook_that_does_not_exist_raises() -> None:
-    module = ModuleType("typo")
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (
+            "@hookimpl\ndef register_familes(register): ...",
+            "there is no hook 'register_familes'. Did you mean 'register_families'?",
+        ),
+        (
+            "@hookimpl\ndef frobnicate(): ...",
+            "there is no hook 'frobnicate'. Hooks are: convert_model, register_apis, ",
+        ),
+        (
+            "@hookimpl\ndef register_apis(registrar): ...",
+            "register_apis has no argument 'registrar'. Its arguments are: register.",
+        ),
+        (
+            "@hookimpl(specname='register_api')\ndef mine(register): ...",
+            "no hook 'register_api'. Did you mean 'register_apis'?",
+        ),
+    ],
+)
+def test_a_hook_that_does_not_exist_costs_its_own_plugin_only(
+    written: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "typo", f"from sixfold.core import hookimpl\n{written}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    plugins = load_plugins({"good": offering("good", family("good/whole"))})
+    sys.modules.pop("typo_module")
+    record = next(record for record in plugins.records if record.name == "typo")
+    assert record.error is not None and words in record.error
+    assert "good/whole" in plugins.families
+    assert any(line.startswith("typo") and f"not loaded: {record.error}" in line for line in plugin_lines(plugins))
 
-    @hookimpl
-    def register_famillies(register: Callable[[Family], None]) -> None:
-        raise AssertionError("never called")
 
-    module.register_famillies = register_famillies  # type: ignore[attr-defined]
-    with pytest.raises(UsageError, match="register_famillies"):
-        load_plugins({"typo": module})
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("def register_families(register): ...", "register_families is never called: it has no decorator @hookimpl."),
+        ("def register_familes(register): ...", "no decorator @hookimpl. Did you mean 'register_families'?"),
+        ("FAMILY = 1", "it offers nothing: no function has the decorator @hookimpl"),
+        (
+            "from sixfold.core import hookimpl\n@hookimpl\ndef register_apis(register): ...\ndef register_widgets(): ...",
+            None,
+        ),
+    ],
+)
+def test_a_plugin_without_decorators_is_told_so(
+    written: str, words: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "plain", written + "\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    plugins = load_plugins()
+    sys.modules.pop("plain_module")
+    (line,) = (line for line in plugin_lines(plugins) if line.startswith("plain"))
+    assert line.endswith("loaded") if words is None else "loaded, but " in line and words in line
 
 
-def test_a_hook_with_an_argument_that_does_not_exist_raises() -> None:
-    module = ModuleType("typo")
+def test_an_operation_that_no_api_asks_for_is_named_with_the_nearest() -> None:
+    manager = new_manager()
+    face = Api(modality="a", factory="x:Y", operations=frozenset({"chat", "complete"}), examples={"draw": "curl"})
+    manager.register(Plugin(families=[family("a/x")], apis=[face]), name="sound")
+    assert not any(line.startswith("Warning") for line in plugin_lines(Plugins(manager)))
+    misspelt = replace(family("a/y"), operations=frozenset({"chta", "draw"}))
+    manager.register(Plugin(families=[misspelt]), name="misspelt")
+    (warning,) = (line for line in plugin_lines(Plugins(manager)) if line.startswith("Warning"))
+    assert "'a/y' has the operation 'chta', which no Api here asks for. Did you mean 'chat'?" in warning
 
-    @hookimpl
-    def register_families(registrar: Callable[[Family], None]) -> None:
-        raise AssertionError("never called")
 
-    module.register_families = register_families  # type: ignore[attr-defined]
-    with pytest.raises(UsageError, match="registrar"):
-        load_plugins({"typo": module})
+def test_every_operation_of_our_own_families_is_one_that_an_api_asks_for() -> None:
+    assert not [line for line in plugin_lines(load_plugins()) if line.startswith("Warning")]
 
 
 def test_a_plugin_whose_registration_raises_loses_its_own_offers_only() -> None:

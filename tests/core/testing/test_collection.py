@@ -29,6 +29,19 @@ class ShelfSource:
 
 PLUGIN = Plugin(sources=[ShelfSource()])
 """
+_STONE = """
+from sixfold.core import Family, Plugin
+from sixfold.plugins.embedding.contract import EmbeddingInput, EmbeddingOutput
+
+def load(context):
+    raise TypeError("it sinks")
+
+FAMILY = Family(
+    name="embedding/stone", summary="Sinks.", operations=frozenset({"embed"}), loader="stone_plugin:load",
+    input_type=EmbeddingInput, output_type=EmbeddingOutput, detect=lambda files: 100 if files.has("stone.json") else 0,
+)
+PLUGIN = Plugin(families=[FAMILY])
+"""
 _OWN_TEST = """
 import sys
 
@@ -55,6 +68,7 @@ _CALLS = {
     "nothing to try": ("test_own.py", "--sixfold-plugin", "shelf"),
     "one check": ("--sixfold-plugin", "shelf", "config.yaml::novel.source::finds_its_files"),
     "broken": ("--sixfold-plugin", "crate", "config.yaml::drama.source::refuses_nonsense"),
+    "does not load": ("--sixfold-plugin", "stone", "stone.yaml"),
     "no plugin": ("--sixfold-config", "config.yaml"),
     "no file": ("--sixfold-plugin", "shelf", "--sixfold-config", "nothing.yaml"),
     "misspelt": ("--sixfold-plugin", "self", "config.yaml"),
@@ -80,6 +94,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     install(project / "site", "shelf", error="SourceError")
     install(project / "site", "crate", error="KeyError")
     (project / "config.yaml").write_text('models: {novel: {source: "shelf:novel"}, drama: {source: "crate:drama"}}\n')
+    install(project / "site", "stone", error="")
+    (project / "site" / "stone_plugin.py").write_text(_STONE)
+    (project / "stone").mkdir()
+    (project / "stone" / "stone.json").write_text("{}")
+    (project / "stone.yaml").write_text('models: {rock: {source: "file:stone"}}\n')
     (project / "other.yaml").write_text("nothing: of ours\n")
     (project / "test_own.py").write_text(_OWN_TEST)
     (project / "pytest.ini").write_text("[pytest]\n")
@@ -144,6 +163,17 @@ def test_a_broken_promise_is_told_in_words_without_a_traceback(runs: Runs) -> No
     assert "A reference that can't be read is a SourceError with words, not a defect." in output
     assert "raises KeyError: 'crate:NAME'. Raise a SourceError." in output
     assert "Traceback" not in output
+
+
+def test_a_model_that_does_not_load_is_told_once_in_a_line_and_the_rest_is_skipped(runs: Runs) -> None:
+    status, output = runs["does not load"]
+    assert status == 1
+    assert "1 failed, 4 passed, 7 skipped" in output
+    assert (
+        output.count("models.rock: TypeError: it sinks (stone_plugin.py, line 6, in load)") <= 2
+    )  # and in pytest's summary
+    assert "Traceback" not in output
+    assert len(output) < 4000
 
 
 @pytest.mark.parametrize(

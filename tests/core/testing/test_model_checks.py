@@ -20,9 +20,10 @@ from sixfold.core.testing.cancellation import cancellation_frees
 from sixfold.core.testing.checks import ModelUnderTest, ServedModel
 from sixfold.core.testing.client import Client, UnexpectedAnswer
 from sixfold.core.testing.collection import SERVED_CHECKS
-from sixfold.core.testing.failure import CheckFailed, NotApplicable
+from sixfold.core.testing.failure import CheckFailed, DoesNotLoad, NotApplicable
 from sixfold.core.testing.subject_checks import (
     bounds_answer_429,
+    operations_are_known,
     plan_counts_its_memory,
     unknown_options_are_refused,
 )
@@ -50,6 +51,7 @@ def check_served(check: ServedCheck, of: ModelUnderTest) -> None:
 
 def test_a_plugin_that_keeps_its_promises_passes_every_check(tmp_path: Path) -> None:
     sound = subject(tmp_path)
+    operations_are_known(sound)
     unknown_options_are_refused(sound)
     plan_counts_its_memory(sound)
     bounds_answer_429(sound)
@@ -129,6 +131,12 @@ def test_rounding_within_the_declared_tolerance_is_no_flaw(tmp_path: Path) -> No
     check_served(served_checks.answers_alike_alone_and_beside_others, tolerant)
 
 
+def test_an_operation_that_nobody_can_ask_for_fails(tmp_path: Path) -> None:
+    misspelt = replace(flawed.family(), operations=frozenset({"say", "syy"}))
+    with pytest.raises(CheckFailed, match=r"'syy', which no Api here asks for.*Known: say.*name it in Api\.operations"):
+        operations_are_known(subject(tmp_path, family=misspelt))
+
+
 def test_a_misnamed_counter_fails(tmp_path: Path) -> None:
     metrics = [spec for spec in flawed.family().metrics if spec.name != "speaker_slots"]
     misnamed = MetricSpec(name="speaker_slots", kind=MetricKind.COUNTER, help="Wrong.")
@@ -178,7 +186,7 @@ def test_where_nothing_streams_there_is_nothing_to_check(tmp_path: Path) -> None
 
 def test_a_model_that_can_not_be_loaded_says_why(tmp_path: Path) -> None:
     lost = subject(tmp_path, family=flawed.family(loader=f"{flawed.HERE}:nowhere"))
-    with pytest.raises(AttributeError, match="nowhere"):
+    with pytest.raises(DoesNotLoad, match="nowhere"):
         check_served(served_checks.is_in_the_registry, lost)
 
 
@@ -194,7 +202,9 @@ def test_an_answer_that_is_no_success_is_shown(tmp_path: Path) -> None:
 
 
 def test_a_model_that_raises_when_it_is_asked_for_its_info_says_so_at_once(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="Nobody has told me"):
+    with pytest.raises(
+        DoesNotLoad, match=r"models\.talk: RuntimeError: Nobody has told me\. \(flawed_plugin\.py, line \d+"
+    ):
         check_served(served_checks.is_in_the_registry, subject(tmp_path, flaw="hides its info"))
 
 
