@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
-from sixfold.core.batching.model import Finish, Granted, InputT, ModelInfo, Outcome, OutputT, StepModel
+from sixfold.core.batching.model import Finish, Granted, InputT, Outcome, OutputT, StepModel
 from sixfold.core.batching.returned import finish_of, units_of, wrong_return
 from sixfold.core.messages import Cost, Request
 
@@ -32,11 +32,6 @@ class ForwardModel(StepModel[ForwardItem[ItemT, RowT], InputT, OutputT], Generic
     brings ``estimate_units`` and the three methods below. What streams, or holds memory between steps, is a
     `StepModel` of its own.
     """
-
-    @property
-    def info(self) -> ModelInfo:
-        """Nothing but that it is there, unless a subclass tells more."""
-        return ModelInfo()
 
     @abstractmethod
     def items(self, request: Request[InputT]) -> Sequence[ItemT]:

@@ -107,9 +107,9 @@ class ReplicaModel(ABC, Generic[InputT, OutputT]):
     """What StepModel and EngineModel have in common."""
 
     @property
-    @abstractmethod
     def info(self) -> ModelInfo:
-        """Facts about the loaded model. [any thread]"""
+        """Facts about the loaded model; none, unless a subclass tells some. [any thread]"""
+        return ModelInfo()
 
     @abstractmethod
     def estimate_units(self, request: Request[InputT]) -> int:

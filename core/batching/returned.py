@@ -171,4 +171,5 @@ def log_cause(error: RequestError, request_id: str, fields: Mapping[str, object]
     """Tells the log why a request failed, where the client is not told or it is a mistake of the model's code."""
     cause = error.__cause__
     if cause is not None and error.status >= 500:
-        _log.error("request %s failed: %s", request_id, cause, exc_info=cause, extra=fields)
+        traced = cause if cause.__traceback__ is not None else None
+        _log.error("request %s failed: %s", request_id, cause, exc_info=traced, extra=fields)

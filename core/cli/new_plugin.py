@@ -28,13 +28,14 @@ class Skeleton:
 
     Attributes:
         summary: What the model does that is written, as a sentence.
-        requirement: Of pip, with the extra that the modality's HTTP face or the written model needs, if any.
+        requirements: Of pip: what the written model imports, and Sixfold with the extra that it or the modality's HTTP face
+            needs, if any.
         example: A call of it, as a line of a shell.
         needs: What the call needs that is not written, in parentheses.
     """
 
     summary: str
-    requirement: str
+    requirements: tuple[str, ...]
     example: str
     needs: str = ""
 
@@ -49,38 +50,38 @@ _FACE_ROWS = """\
 SKELETONS: Mapping[str, Skeleton] = {
     "llm": Skeleton(
         summary="Repeats the prompt.",
-        requirement="sixfold[llm]",
+        requirements=("sixfold",),
         example=_JSON.format("chat/completions", '"messages": [{"role": "user", "content": "Say it again."}]'),
     ),
     "embedding": Skeleton(
         summary="Counts letters.",
-        requirement="sixfold",
+        requirements=("sixfold",),
         example=_JSON.format("embeddings", '"input": ["a text"]'),
     ),
     "asr": Skeleton(
         summary="Writes whether sound is loud.",
-        requirement="sixfold[asr]",
+        requirements=("numpy", "sixfold[asr]"),
         example="curl http://127.0.0.1:8000/v1/audio/transcriptions -F model=$name -F file=@speech.wav",
         needs=" (bring a recording of your own: speech.wav)",
     ),
     "tts": Skeleton(
         summary="Beeps for each word.",
-        requirement="sixfold[tts]",
+        requirements=("numpy", "sixfold[tts]"),
         example=_JSON.format("audio/speech", '"input": "Three short words"') + " -o beeps.mp3",
     ),
     "image": Skeleton(
         summary="Draws plain colours.",
-        requirement="sixfold[image]",
+        requirements=("pillow", "sixfold[image]"),
         example=_JSON.format("images/generations", '"prompt": "a colour"'),
     ),
     "video": Skeleton(
         summary="Films a moving bar.",
-        requirement="sixfold[video]",
+        requirements=("numpy", "sixfold[video]"),
         example=_JSON.format("videos", '"prompt": "a bar"'),
     ),
     NEW: Skeleton(
         summary="Counts words.",
-        requirement="sixfold",
+        requirements=("sixfold",),
         example=_JSON.format("$name", '"input": ["a text"]'),
     ),
 }
@@ -132,7 +133,7 @@ def skeleton_files(name: str, modality: str) -> Mapping[str, str]:
         "modality": name if modality == NEW else modality,
         "operation": name,
         "summary": skeleton.summary,
-        "requirement": skeleton.requirement,
+        "requirements": ", ".join(f'"{requirement}"' for requirement in skeleton.requirements),
         "needs": skeleton.needs,
         "face_rows": _FACE_ROWS.format(package=package) if modality == NEW else "",
     }

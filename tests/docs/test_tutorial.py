@@ -70,11 +70,13 @@ def with_function(source: str, function: str) -> str:
 
 
 def changed(source: str, diff: str) -> str:
-    """The source after a change written with ``-`` and ``+``."""
-    old = "".join(line[1:] + "\n" for line in diff.splitlines() if line.startswith("-"))
-    new = "".join(line[1:] + "\n" for line in diff.splitlines() if line.startswith("+"))
-    assert source.count(old) == 1
-    return source.replace(old, new)
+    """The source after a change written with ``-``, ``+`` and context; ``@@`` stands where lines were left out."""
+    for hunk in diff.split("@@\n"):
+        lines = hunk.splitlines(keepends=True)
+        old = "".join(line[1:] for line in lines if line[0] in " -")
+        assert source.count(old) == 1, old
+        source = source.replace(old, "".join(line[1:] for line in lines if line[0] in " +"))
+    return source
 
 
 @pytest.mark.slow
@@ -90,8 +92,11 @@ def test_a_newcomer_comes_to_a_tested_family_by_the_page_alone(newcomer: Newcome
     assert said is not None
     assert said[1] in first.stdout, first.stdout
 
-    model_code, broken_forward, plugin_code, stats = blocks("python")
+    _client, model_code, broken_forward, stats = blocks("python")
+    dependencies, plugin_diff, model_diff = blocks("diff")
     (settings,) = blocks("json")
+    project = newcomer.project / "pyproject.toml"
+    project.write_text(changed(project.read_text(), dependencies))
     model = newcomer.project / "sixfold_my_vectors" / "model.py"
     model.write_text(model_code)
     (newcomer.project / "model" / "my-vectors.json").write_text(settings)
@@ -104,7 +109,8 @@ def test_a_newcomer_comes_to_a_tested_family_by_the_page_alone(newcomer: Newcome
     assert "my-vectors: answers_alike_alone_and_beside_others" in broken.stdout
     assert "Family.batch_tolerance is 0" in broken.stdout
 
-    (newcomer.project / "sixfold_my_vectors" / "plugin.py").write_text(plugin_code)
+    plugin = newcomer.project / "sixfold_my_vectors" / "plugin.py"
+    plugin.write_text(changed(plugin.read_text(), plugin_diff))
     init = '        self.dimension = settings.get("dimension", 256)\n'
     assert "`self.lower = context.options.lower` and `self.num_texts = 0` at the end of `__init__`" in TUTORIAL
     longer = model_code.replace(init, f"{init}        self.lower = context.options.lower\n        self.num_texts = 0\n")
@@ -113,8 +119,7 @@ def test_a_newcomer_comes_to_a_tested_family_by_the_page_alone(newcomer: Newcome
     assert options is not None
     assert f"    {options[2]}\n" in config.read_text()
     config.write_text(config.read_text().replace(options[2], f"{options[2]}\n    {options[1]}"))
-    (diff,) = blocks("diff")
-    model.write_text(with_function(changed(longer, diff), stats))
+    model.write_text(with_function(changed(longer, model_diff), stats))
     last = newcomer.call("pytest")
     assert said[1] in last.stdout, last.stdout
     one = re.search(r"`pytest (config\.yaml::\S+)`", TUTORIAL)
@@ -123,7 +128,7 @@ def test_a_newcomer_comes_to_a_tested_family_by_the_page_alone(newcomer: Newcome
 
 
 def test_the_family_of_the_page_is_as_short_as_it_says() -> None:
-    written = {**skeleton_files("my-vectors", "embedding"), "sixfold_my_vectors/model.py": blocks("python")[0]}
+    written = {**skeleton_files("my-vectors", "embedding"), "sixfold_my_vectors/model.py": blocks("python")[1]}
     num_lines = sum(
         len(text.splitlines()) for place, text in written.items() if place.startswith("sixfold_my_vectors/")
     )

@@ -130,7 +130,7 @@ def test_a_plugin_has_at_most_60_lines_of_code(name: str) -> None:
 @pytest.mark.slow
 def test_a_strangers_family_is_conformant(installed: Installed) -> None:
     output = installed.run("hashing", *_PYTEST)
-    assert "12 passed, 1 skipped" in output
+    assert "13 passed, 1 skipped" in output
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_a_strangers_family_and_source_serve_over_http(near_server: DemoServer) 
 def test_a_strangers_modality_is_conformant(installed: Installed) -> None:
     installed.run("classify", "make_model.py")
     output = installed.run("classify", *_PYTEST)
-    assert "14 passed, 1 skipped" in output
+    assert "15 passed, 1 skipped" in output
 
 
 @pytest.mark.slow
