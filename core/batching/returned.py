@@ -6,8 +6,9 @@ Met later, on a thread that all requests share, a forgotten `return` would end t
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, SupportsIndex, TypeVar, cast
 
 import msgspec
 
@@ -70,7 +71,7 @@ def sequence_of(model: object, method: str, value: object) -> Sequence[Any]:
         StepFailed: It is not.
     """
     if isinstance(value, Sequence):
-        return cast(Sequence[Any], value)
+        return value  # pyright: ignore[reportUnknownVariableType]  # of whatever
     raise wrong_return(model, method, value, "a sequence")
 
 
@@ -80,10 +81,8 @@ def units_of(model: object, method: str, value: object) -> int:
     Raises:
         StepFailed: It is not.
     """
-    if isinstance(value, int):
-        return max(1, value)
-    if hasattr(value, "__index__"):  # those of numpy and torch
-        return max(1, cast(Any, value).__index__())
+    if isinstance(value, SupportsIndex):  # those of numpy and torch, too
+        return max(1, operator.index(value))
     raise wrong_return(model, method, value, "an int")
 
 
@@ -93,18 +92,18 @@ def finish_of(model: object, method: str, value: object) -> Finish[Any]:
     Raises:
         StepFailed: It is not.
     """
-    end: Finish[Any] = returned(model, method, value, Finish)
+    end: Finish[Any] = returned(model, method, value, Finish)  # pyright: ignore[reportUnknownVariableType]  # of whatever
     where = f"{type(model).__name__}.{method} returned a Finish"
     if not isinstance(end.result, msgspec.Struct):
         raise _mistake(f"{where} whose result is {_kind(end.result)}, not a Struct of the family's output_type.")
-    usage: object = end.usage
-    if not isinstance(usage, Usage):
+    usage = end.usage
+    if not isinstance(usage, Usage):  # pyright: ignore[reportUnnecessaryIsInstance]  # plugins may be untyped
         raise _mistake(f"{where} whose usage is {_kind(usage)}, not a Usage.")
     for name, count in usage.counts.items():
-        if not isinstance(count, int):  # pyright: ignore[reportUnnecessaryIsInstance]  # plugins may be untyped
+        if not isinstance(count, int):  # pyright: ignore[reportUnnecessaryIsInstance]  # as above
             raise _mistake(f"{where} whose usage counts {name!r} by {_kind(count)}, not an int.")
-    reason: object = end.finish_reason
-    if not isinstance(reason, str):
+    reason = end.finish_reason
+    if not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # as above
         raise _mistake(f"{where} whose finish_reason is {_kind(reason)}, not a str.")
     return end
 
@@ -159,8 +158,8 @@ def check_loaded(model: ReplicaModel[Any, Any]) -> ModelInfo:
     """
     try:
         info = returned(model, "info", model.info, ModelInfo)
-        stats: object = model.stats()
-        if not isinstance(stats, Mapping):
+        stats = model.stats()
+        if not isinstance(stats, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # plugins may be untyped
             raise wrong_return(model, "stats", stats, "a mapping")
     except StepFailed as error:
         raise UsageError(error.message) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -49,10 +49,10 @@ def rigs() -> Iterator[Callable[[FakeStepModel], Rig]]:
         rig.close()
 
 
-WRONG = [
+WRONG: list[tuple[str, object, str]] = [
     ("finish", None, "ForgetfulModel.finish returned None, not a Finish: is a `return` missing?"),
     ("finish", {"text": "a"}, "ForgetfulModel.finish returned a dict, not a Finish."),
-    ("finish", Finish(result={}, usage=Usage()), "returned a Finish whose result is a dict, not a Struct"),  # type: ignore[type-var]
+    ("finish", Finish(result=cast(Any, {}), usage=Usage()), "returned a Finish whose result is a dict, not a Struct"),
     ("finish", Finish(result=OUTPUT, usage=None), "returned a Finish whose usage is None, not a Usage"),  # type: ignore[arg-type]
     ("finish", Finish(result=OUTPUT, usage=Usage(counts={"n": 1.5})), "usage counts 'n' by a float, not an int"),  # type: ignore[dict-item]
     ("finish", Finish(result=OUTPUT, usage=Usage(), finish_reason=None), "finish_reason is None, not a str"),  # type: ignore[arg-type]
@@ -169,7 +169,11 @@ def test_a_cost_that_goes_wrong_while_its_sequence_runs_fails_its_request() -> N
 )
 async def test_a_forward_models_own_methods_are_named(method: str, value: object, words: str) -> None:
     model = SquareModel()
-    setattr(model, method, lambda *_args: value)
+
+    def forgetful(*_args: object) -> object:
+        return value
+
+    setattr(model, method, forgetful)
     (end,) = await results(model, asked("a", 3))
     error: RequestError = getattr(end, "error")  # noqa: B009  # an event of any kind
     assert words in error.message
@@ -177,9 +181,10 @@ async def test_a_forward_models_own_methods_are_named(method: str, value: object
 
 @pytest.mark.parametrize(("name", "value"), [("info", None), ("info", {}), ("stats", None)])
 def test_a_model_that_does_not_tell_of_itself_does_not_load(name: str, value: object) -> None:
-    made = type(
-        "Silent", (FakeStepModel,), {name: property(lambda _self: value) if name == "info" else lambda _: value}
-    )
+    def silent(_self: FakeStepModel) -> object:
+        return value
+
+    made = type("Silent", (FakeStepModel,), {name: property(silent) if name == "info" else silent})
     with pytest.raises(UsageError, match=rf"Silent\.{name} returned .*, not a"):
         check_loaded(made())
 
