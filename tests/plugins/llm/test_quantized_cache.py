@@ -19,6 +19,7 @@ from sixfold.core.family import LoadContext
 from sixfold.core.memory.need import MemoryQuestion
 from sixfold.core.runtime.kernels import can_run
 from sixfold.core.runtime.quantization.policy import QuantizationPolicy
+from sixfold.core.runtime.quantized_matmul import has_byte_products
 from sixfold.plugins.llm import byte_kernels, memory_need
 from sixfold.plugins.llm.attention import PagedStep, paged_attention
 from sixfold.plugins.llm.batch_layout import lay_out
@@ -297,6 +298,7 @@ def test_more_tokens_fit_and_the_claim_knows_it(model_folder: ModelFolder, schem
     assert (said.cache_bytes, said.weights_bytes) == (usual.cache_bytes, usual.weights_bytes)
 
 
+@pytest.mark.skipif(not has_byte_products(), reason="this CPU has no AVX512-VNNI or -BF16")
 def test_a_policy_may_be_of_the_layers_and_of_the_cache(model_folder: ModelFolder) -> None:
     policy = {"scheme": "int8", "components": {"kv_cache": {"scheme": "fp8", "what": "kv_cache"}}}
     model = load(context(model_folder("llama"), policy))
