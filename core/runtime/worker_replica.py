@@ -22,9 +22,10 @@ from sixfold.core.batching.model import ModelInfo
 from sixfold.core.decisions import DecisionLog
 from sixfold.core.errors import ConfigError, NotReady, QueueFull, RequestError, SixfoldError, StepFailed, WorkerDied
 from sixfold.core.family import Family
-from sixfold.core.messages import Event, Failed, Finished, Increment, Priority, Request
+from sixfold.core.messages import Event, Failed, Increment, Priority, Request
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.door import Door
+from sixfold.core.runtime.event_reader import EventReader
 from sixfold.core.runtime.interpreter import Interpreter, clean_environ
 from sixfold.core.runtime.large_bytes import encode_pieces
 from sixfold.core.runtime.process_end import is_ending
@@ -74,7 +75,6 @@ class WorkerReplica(asyncio.Protocol):
         on_progress: Callable[[float, str], None] = lambda _fraction, _what: None,
         back_in_s: Callable[[WorkerReplica], float] = lambda _gone: 1.0,
     ) -> None:
-        self._family = family
         self._back_in_s = back_in_s
         self._load = load
         self._interpreter = interpreter
@@ -82,7 +82,7 @@ class WorkerReplica(asyncio.Protocol):
         self.ended = asyncio.Event()  # set once the process has ended, however it ended
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(wire.FromWorker)
-        self._output_decoder = msgspec.msgpack.Decoder(family.output_type)
+        self._events = EventReader(family)
         self._frames = wire.FrameReader()
         self._sent: dict[int, _Sent] = {}
         self._door = Door(time.monotonic)
@@ -360,9 +360,12 @@ class WorkerReplica(asyncio.Protocol):
             if sent is None:  # the client left
                 continue
             try:
-                event = self._event(sent.request_id, wire_event)
-            except msgspec.MsgspecError as error:
-                self._give_up(sent, wire_event, by_number.pop(wire_event.number, []), error)
+                event = self._events.read(sent.request_id, wire_event)
+            except StepFailed as failure:  # it ends this request alone, after what came before it
+                _log.error("request %s failed: %s", sent.request_id.partition("/")[0], failure)
+                self._cancel(wire_event.number)
+                before = by_number.pop(wire_event.number, [])
+                sent.stream.push((*before, Failed(request_id=sent.request_id, error=failure)))
             else:
                 by_number.setdefault(wire_event.number, []).append(event)
         for number, events in by_number.items():
@@ -372,30 +375,6 @@ class WorkerReplica(asyncio.Protocol):
                 if isinstance(last, Failed) and isinstance(last.error, QueueFull):
                     self._door.refused(sent.tenant, sent.priority, sent.timeout_s, sent.num_bytes, last.error)
             sent.stream.push(tuple(events))
-
-    def _give_up(self, sent: _Sent, wire_event: wire.WireEvent, before: list[Event], error: Exception) -> None:
-        """Ends one request, whose output is none that the family declares; after what came before it."""
-        method = "step" if isinstance(wire_event, wire.WireIncrement) else "finish"
-        failure = StepFailed(
-            f"{self._family.loader}: {method} returned what is not of {self._family.name}'s Family.output_type: {error}"
-        )
-        _log.error("request %s failed: %s", sent.request_id.partition("/")[0], failure)
-        self._cancel(wire_event.number)
-        sent.stream.push((*before, Failed(request_id=sent.request_id, error=failure)))
-
-    def _event(self, request_id: str, event: wire.WireEvent) -> Event:
-        if isinstance(event, wire.WireIncrement):
-            return Increment(request_id=request_id, output=self._output_decoder.decode(event.output))
-        if isinstance(event, wire.WireFailed):
-            return Failed(request_id=request_id, error=event.error, trace=event.trace)
-        return Finished(
-            request_id=request_id,
-            result=self._output_decoder.decode(event.result),
-            usage=event.usage,
-            timing=event.timing,
-            finish_reason=event.finish_reason,
-            trace=event.trace,
-        )
 
     def _fail_streams(self) -> None:
         all_sent, self._sent = self._sent, {}
