@@ -10,14 +10,14 @@ One server, the demo's chat and embedding models, as they are configured. Each r
    until goodput stops growing. *Goodput* is answers within the deadline a second.
 2. An open loop with Poisson arrivals at 0.7 times its goodput. Then three rounds of the best closed loop, and of open loops at 2
    and 5 times, no retries: in turn, since a machine's speed drifts by more than is measured here. The figure is the median
-   goodput at 5 times over the greatest of the three medians. A lead of 5 s is not counted.
-3. Probes. The load of 5 times fills the queue for a second and pauses. A probe that is refused then is *next in line*:
-   it asks again every 20 ms until it is admitted, and that time is compared with what its refusal said (`retry-after-ms`, the
-   exact figure behind `Retry-After`, which has whole seconds, rounded up: how much that adds is stated apart). While others take
-   each place that becomes free, no figure can promise it: how often clients that come back as told then get in at their first,
-   second, ... try is stated, too.
+   goodput at 5 times over the greatest of the three medians. A lead of one and a quarter deadlines, at least 5 s, is not counted.
+3. Probes. The load of 5 times fills the queue for a second and pauses. A probe that has half as much time as the others is
+   refused then, and *next in line*: it asks again every 20 ms until it is admitted, and that time is compared with what its
+   refusal said (`retry-after-ms`, the exact figure behind `Retry-After`, which has whole seconds, rounded up: how much that adds
+   is stated apart). While others take each place that becomes free, no figure can promise it: how often clients that come back
+   as told then get in at their first, second, ... try is stated, too.
 
-About four minutes a model on idle cores. Writes ``bench/results/DATE-overload.{json,md}``; exits with 1 if a goal is missed.
+About five minutes a model on idle cores. Writes ``bench/results/DATE-overload.{json,md}``; exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def embed_body(draw: random.Random, size: float) -> dict[str, object]:
 
 
 WORKLOADS = (
-    Workload(model="chat", path="/v1/chat/completions", deadline_s=8.0, body=chat_body, probe_size=4),
-    Workload(model="embed", path="/v1/embeddings", deadline_s=3.0, body=embed_body, probe_size=8),
+    Workload(model="chat", path="/v1/chat/completions", deadline_s=8.0, body=chat_body, probe_within_s=4.0),
+    Workload(model="embed", path="/v1/embeddings", deadline_s=3.0, body=embed_body, probe_within_s=1.5),
 )
 
 
@@ -192,7 +192,7 @@ def lines_of(bench: Overload) -> list[str]:
         *(row(bench, name, loop) for name, loop in rows),
         "",
         f"At {FLOOD:g} times refusals say {told} s at the median, which whole seconds round up by {rounded} s on average."
-        f" Probes of {bench.workload.probe_size} times the usual size were next in line after {seen} s at the median.",
+        f" Probes that had {bench.workload.probe_within_s:g} s were next in line, and admitted after {seen} s at the median.",
         f"Clients that come back as told while others take every place, by how often they had to: {tried(bench)}.",
     ]
 

@@ -21,13 +21,13 @@ NUM_SIZED = 5
 LONE_SHARE = 0.1
 RUSH = 24
 RUSH_AFTER = 15
-LEAD_S = 5.0
+LEAST_LEAD_S = 5.0
+LEAD_SHARE = 1.25
 NUM_PROBES = 16
 FILL_S = 1.0
 PROBE_EVERY_S = 0.02
 MAX_IN_FLIGHT = 64
-NUM_BODIES = 6000
-PROBE_TRIES = 30
+NUM_BODIES = 16_000
 MAX_COMEBACKS = 10
 
 
@@ -37,15 +37,15 @@ class Workload:
 
     Attributes:
         deadline_s: An answer that takes longer is of no use.
-        body: Makes a request of so many times the usual size; a fraction makes a smaller one.
-        probe_size: Of probes: large enough that the time until there is room is many steps.
+        body: Makes a request of so many times the usual size, at most 1.
+        probe_within_s: What a probe says that it has: less than the others, so that it must wait for many steps.
     """
 
     model: str
     path: str
     deadline_s: float
     body: Callable[[random.Random, float], dict[str, object]]
-    probe_size: int
+    probe_within_s: float
 
 
 @dataclass(slots=True)
@@ -89,15 +89,18 @@ class Overload:
     def __init__(self, port: int, workload: Workload, seconds: float, seed: int) -> None:
         # The peak is measured without deadlines, so that refusals that are not needed cannot lower it.
         self._addresses = {
-            False: Address(port=port),
-            True: Address(port=port, headers={"x-request-timeout-s": f"{workload.deadline_s:g}"}),
+            within_s: Address(port=port, headers={} if within_s is None else {"x-request-timeout-s": f"{within_s:g}"})
+            for within_s in (None, workload.deadline_s, workload.probe_within_s)
         }
         self.workload = workload
         self._seconds = seconds
         self._draw = random.Random(f"{seed}/{workload.model}")
         self.share = 1.0  # of the usual size that requests have
-        self._bodies: dict[int, list[bytes]] = {}
-        self._idle: dict[bool, list[Connection]] = {False: [], True: []}
+        self._bodies: list[bytes] = []
+        self._idle: dict[float | None, list[Connection]] = {within_s: [] for within_s in self._addresses}
+        # Those who come before it is known how long requests take with so much in the queue are let in, and it is too long until
+        # they have ended.
+        self._lead_s = max(LEAST_LEAD_S, LEAD_SHARE * workload.deadline_s)
         self.closed: dict[int, Loop] = {}
         self.rounds: list[dict[str, Loop]] = []  # the best closed loop, more than can be done, and much more: in turn
         self.num_rush_refused = 0
@@ -107,17 +110,16 @@ class Overload:
 
     async def run(self) -> None:
         """Capacity, loads, probes."""
-        lone = [await self._ask() for _ in range(NUM_SIZED)]
+        lone = [await self._ask(self.workload.deadline_s) for _ in range(NUM_SIZED)]
         lone_s = statistics.median(answer.ended_s - answer.started_s for answer in lone)
         if lone_s > LONE_SHARE * self.workload.deadline_s:
             self.share = 0.6 * LONE_SHARE * self.workload.deadline_s / lone_s
         # Made before: the clients share the machine with the server. No two alike: a cache would know the second.
-        for size, count in ((1, NUM_BODIES), (self.workload.probe_size, NUM_PROBES * PROBE_TRIES)):
-            self._bodies[size] = [self._body(size) for _ in range(count)]
+        self._bodies = [self._body() for _ in range(NUM_BODIES)]
         for _request in range(RUSH_AFTER):  # one at a time: nobody knows yet how fast a batch is
-            await self._ask()
+            await self._ask(self.workload.deadline_s)
         rush = Loop(seconds=1.0)
-        for answer in await asyncio.gather(*(self._ask() for _ in range(RUSH))):
+        for answer in await asyncio.gather(*(self._ask(self.workload.deadline_s) for _ in range(RUSH))):
             rush.count(answer, answer.ended_s - answer.started_s, self.workload.deadline_s)
         self.num_rush_refused = rush.outcomes["429"]
         self._say(f"{RUSH} at once after {RUSH_AFTER} one by one: {told(rush)}")
@@ -146,8 +148,9 @@ class Overload:
             self._say("; ".join(f"{name}: {told(loop)}" for name, loop in loops.items()))
         for _probe in range(NUM_PROBES):
             await self._fill_and_probe(FLOOD * peak_per_s)
-        for connection in (*self._idle[False], *self._idle[True]):
-            connection.close()
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.close()
 
     @property
     def medians(self) -> dict[str, float]:
@@ -175,19 +178,18 @@ class Overload:
         told = f"Alone one took over {LONE_SHARE:.0%} of its time on this machine: all have {self.share:.2f} of their size."
         return [] if self.share == 1.0 else [told, ""]
 
-    def _body(self, size: int) -> bytes:
-        return json.dumps(self.workload.body(self._draw, size * self.share)).encode()
+    def _body(self) -> bytes:
+        return json.dumps(self.workload.body(self._draw, self.share)).encode()
 
     def _say(self, text: str) -> None:
         print(f"[{self.workload.model}] {text}", flush=True)
 
-    async def _ask(self, size: int = 1, *, tells: bool = True) -> Answer:
-        ready = self._bodies.get(size)
-        body = ready.pop() if ready else self._body(size)
+    async def _ask(self, within_s: float | None) -> Answer:
+        body = self._bodies.pop() if self._bodies else self._body()
         began_s = time.perf_counter()
         try:
-            idle = self._idle[tells]
-            connection = idle.pop() if idle else await Connection.open(self._addresses[tells])
+            idle = self._idle[within_s]
+            connection = idle.pop() if idle else await Connection.open(self._addresses[within_s])
             answer = await connection.request("POST", self.workload.path, body)
         except OSError:
             return Answer(started_s=began_s, ended_s=time.perf_counter())
@@ -198,13 +200,13 @@ class Overload:
     async def _closed_loop(self, in_flight: int, seconds: float) -> Loop:
         loop = Loop(seconds=seconds)
         # A lead, so that the batch has its size, and what began together ends apart.
-        began_s = time.perf_counter() + min(LEAD_S, seconds / 2)
+        began_s = time.perf_counter() + min(self._lead_s, seconds / 2)
         ends_s = began_s + loop.seconds
 
         async def keep_asking() -> None:
             while time.perf_counter() < ends_s:
                 sent_s = time.perf_counter()
-                answer = await self._ask(tells=False)
+                answer = await self._ask(None)
                 if began_s <= answer.ended_s < ends_s:
                     loop.count(answer, answer.ended_s - sent_s, self.workload.deadline_s)
                 if answer.status == 429:
@@ -221,14 +223,14 @@ class Overload:
         began_s = time.perf_counter()
 
         async def ask_once(due_s: float) -> None:
-            answer = await self._ask()
-            if due_s >= began_s + LEAD_S:
+            answer = await self._ask(self.workload.deadline_s)
+            if due_s >= began_s + self._lead_s:
                 loop.num_due += 1
                 loop.count(answer, answer.ended_s - due_s, self.workload.deadline_s)
 
         async def come_back() -> None:
-            await asyncio.sleep(LEAD_S)
-            while time.perf_counter() < began_s + LEAD_S + self._seconds:
+            await asyncio.sleep(self._lead_s)
+            while time.perf_counter() < began_s + self._lead_s + self._seconds:
                 await self._obey()
 
         async with asyncio.TaskGroup() as group:
@@ -237,7 +239,7 @@ class Overload:
             due_s = began_s
             while True:
                 due_s += self._draw.expovariate(per_s)
-                if due_s >= began_s + LEAD_S + self._seconds:
+                if due_s >= began_s + self._lead_s + self._seconds:
                     break
                 await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
                 group.create_task(ask_once(due_s))
@@ -246,7 +248,7 @@ class Overload:
     async def _obey(self) -> None:
         """One client that comes back when it is told to, up to so many times."""
         for number in range(MAX_COMEBACKS):
-            answer = await self._ask()
+            answer = await self._ask(self.workload.deadline_s)
             if answer.status != 429:
                 self.tries[number] += 1
                 return
@@ -258,19 +260,19 @@ class Overload:
             ends_s = time.perf_counter() + FILL_S
             due_s = time.perf_counter()
             while due_s < ends_s:
-                group.create_task(self._ask())
+                group.create_task(self._ask(self.workload.deadline_s))
                 due_s += self._draw.expovariate(per_s)
                 await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
             group.create_task(self._probe())
 
     async def _probe(self) -> None:
-        answer = await self._ask(self.workload.probe_size)
+        answer = await self._ask(self.workload.probe_within_s)
         if answer.status != 429:
             return
         said_s, refused_s = told_s(answer), answer.ended_s
         while answer.status == 429:
             await asyncio.sleep(PROBE_EVERY_S)
-            answer = await self._ask(self.workload.probe_size)
+            answer = await self._ask(self.workload.probe_within_s)
         self.probes.append((said_s, answer.started_s - refused_s))
 
 

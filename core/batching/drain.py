@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 
 _RATE_WINDOW_S = 10.0
 FIRST_S = 0.5
@@ -14,6 +15,8 @@ drains, and a full batch may be slower than the speed that was seen before. Mode
 theirs takes less."""
 _GIVEN_UP = 1.3
 _MOST_STRETCH = 4.0
+_MOST = 0.9
+_NEARLY_ALL = 0.97
 _MEMORY = 64
 _ASSUMED = 16
 _NEARLY = 0.05  # of a step's work; what steps do is an average
@@ -21,21 +24,31 @@ _NEARLY = 0.05  # of a step's work; what steps do is an average
 
 class Stretch:
     """How many times as long as the queue drains requests take until they have ended: 1 where one is done after another, 2
-    where equal ones share their steps. What nine of ten kept to lately. One that was given up would have taken longer; since it
+    where equal ones share their steps. What nearly all that were answered kept to lately: an answer that comes too late is work
+    for nothing, and a reserve costs none as long as there is a queue. One that was given up would have taken longer; since it
     may have wanted the impossible, a single one moves nothing, and many move it by little at a time."""
 
     def __init__(self) -> None:
         self._seen: deque[float] = deque([_ASSUMED_STRETCH] * _ASSUMED, maxlen=_MEMORY)
+        self._answered = self._seen.copy()
         self.factor = _ASSUMED_STRETCH
 
     def saw(self, factor: float, *, answered: bool) -> None:
         """Counts a request that has ended."""
-        if not answered:
-            if factor < self.factor:
-                return
+        if answered:
+            self._answered.append(factor)
+        elif factor < self.factor:
+            return
+        else:
             factor = self.factor * _GIVEN_UP
         self._seen.append(factor)
-        self.factor = min(_MOST_STRETCH, sorted(self._seen)[int(0.9 * len(self._seen))])
+        self.factor = min(_MOST_STRETCH, max(_kept_by(_MOST, self._seen), _kept_by(_NEARLY_ALL, self._answered)))
+
+
+def _kept_by(share: float, seen: Iterable[float]) -> float:
+    """What this share stayed below; one alone never tells."""
+    by_size = sorted(seen)
+    return by_size[min(int(share * len(by_size)), len(by_size) - 2)]
 
 
 class SpeedByDepth:

@@ -21,6 +21,7 @@ from sixfold.core.serving.playground import PREFIX
 from sixfold.core.serving.request_facts import read_headers
 from sixfold.core.serving.request_record import RequestRecord
 from sixfold.core.serving.submission_record import error_name
+from sixfold.core.serving.turns import Turns
 
 if TYPE_CHECKING:
     from sixfold.core.telemetry.tracing import RequestTrace
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 _NO_ROUTE = "none"
+_TOO_MANY = 429
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 """Change nothing; browsers keep their answers from pages of other origins."""
@@ -59,6 +61,7 @@ class Gate:
         self._is_plain = is_plain
         self._open = ALWAYS_OPEN if context.settings.protect_metrics else ALWAYS_OPEN | FIGURES
         self._answering_when_draining = ALWAYS_OPEN | FIGURES
+        self._turns = Turns(monotonic)
         self._records = context.tracing is not None or context.settings.access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,6 +97,8 @@ class Gate:
                 authorization = authorization or key_of_subprotocol(scope)
             self._admit(scope, request_id, authorization, tenant, record)
             reply.limiter = scope[SCOPE_KEY].principal.limiter
+            if self._turns.is_flooded(scope["path"]):
+                await self._turns.turn()
             if self._is_plain(scope["path"]):
                 await self._run_plain(scope, receive, reply.send)
             else:
@@ -111,6 +116,8 @@ class Gate:
         finally:
             route = scope.get("route")
             path = getattr(route, "path", _NO_ROUTE)
+            if reply.status == _TOO_MANY:
+                self._turns.refused(scope["path"])
             method = "WebSocket" if is_socket else scope["method"] if scope["method"] in _METHODS else "other"
             self._context.metrics.http_request(path, method, reply.status or 499)
             if record is not None:

@@ -162,6 +162,7 @@ async def test_pictures_equal_each_alone_beside_bad_company(media_client: Any) -
         assert np.abs(found - expected).max() <= 1  # a step of eight bits: rows of one batch differ by rounding
 
 
+@pytest.mark.slow
 async def test_videos_equal_each_alone_beside_bad_company(media_client: Any) -> None:
     videos = media_client.videos
 

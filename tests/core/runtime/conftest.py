@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -140,6 +141,13 @@ def register_sources(register):
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Both loops: the server runs on uvloop, whose transports and processes differ in details."""
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs processes is tested on the server's own loop each time, and on the other one in the slow tests."""
+    for item in items:
+        if item.path.name == "test_model_host.py" and re.search(r"\[asyncio\b", item.name):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

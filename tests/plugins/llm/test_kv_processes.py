@@ -138,8 +138,8 @@ SAMPLINGS: tuple[dict[str, Any], ...] = ({"temperature": 0}, {"temperature": 0.9
     ("name", "listen", "policy"),
     [
         ("llama", "shm", None),
-        ("llama", "127.0.0.1:0", None),
-        ("mistral-sliding", "shm", None),
+        pytest.param("llama", "127.0.0.1:0", None, marks=pytest.mark.slow),
+        pytest.param("mistral-sliding", "shm", None, marks=pytest.mark.slow),
         ("mistral-sliding", "127.0.0.1:0", None),
         ("llama", "shm", {"scheme": "fp8", "what": "kv_cache"}),
     ],

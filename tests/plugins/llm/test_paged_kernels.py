@@ -195,7 +195,10 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("on_kernels")
-@pytest.mark.parametrize(("name", "graph_rows"), [("llama", 0), ("llama", 12), ("gemma2", 12)])
+@pytest.mark.parametrize(
+    ("name", "graph_rows"),
+    [("llama", 0), *(pytest.param(name, 12, marks=pytest.mark.slow) for name in ("llama", "gemma2"))],
+)
 def test_models_on_the_kernels_answer_as_generate_does(
     name: str,
     graph_rows: int,

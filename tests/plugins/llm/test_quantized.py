@@ -190,6 +190,7 @@ def test_logits_that_are_those_of_another_model_are_refused() -> None:
         check_agreement(reference, other, dtype=torch.bfloat16, model_name="m", class_name="C", quantized=True)
 
 
+@pytest.mark.slow
 @pytest.mark.models
 def test_the_real_model_keeps_its_quality() -> None:
     """The bounds that the README states. With 4 bits they are this model's: its weights came out of a file of 4 bits."""

@@ -376,7 +376,7 @@ def test_only_caches_of_the_same_numbers_exchange_blocks(model_folder: ModelFold
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [SCHEMES[0], pytest.param(SCHEMES[1], marks=pytest.mark.slow)])
 def test_the_real_model_begins_most_answers_as_it_did(scheme: str) -> None:
     folder = next(default_cache_dir().glob("gguf/SmolLM2-135M-Instruct*"), None)
     if folder is None:

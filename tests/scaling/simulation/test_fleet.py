@@ -19,9 +19,9 @@ def run_seeds(first: int, count: int) -> list[Outcome]:
     return outcomes
 
 
-def test_invariants_hold_over_hundreds_of_seeds() -> None:
-    outcomes = run_seeds(0, 200)
-    assert sum(outcome.num_plans for outcome in outcomes) > 600, "faults must make the hub plan, or nothing was shown"
+def test_invariants_hold_over_a_hundred_seeds() -> None:
+    outcomes = run_seeds(0, 100)
+    assert sum(outcome.num_plans for outcome in outcomes) > 300, "faults must make the hub plan, or nothing was shown"
 
 
 @pytest.mark.slow
