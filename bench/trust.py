@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument(
         "--only", action="append", choices=("clients", "fuzz", "soak", "overload"), help="may be repeated"
     )
-    parser.add_argument("--minutes", type=float, default=4.0, help="of fuzz and of soak, each (default 4)")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of fuzz and of soak, each (default 3)")
     args = parser.parse_args()
     work_folder()
     # Parts are process groups of their own: SIGTERM must unwind as Ctrl-C does, so that they end with this one.

@@ -1,13 +1,15 @@
-"""Asks sequences what they want of the next step, and keeps those whose answer is none: they would wait for ever, unheard."""
+"""Asks sequences what they want of the next step, and keeps those whose answer is none: they would wait for ever, unheard, or
+end the worker with all that it does for others."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sixfold.core.batching.entry import Entry
-from sixfold.core.batching.model import StepModel
-from sixfold.core.batching.returned import wrong_return
+from sixfold.core.batching.model import DeviceLost, StepModel
+from sixfold.core.batching.returned import SEE_LOG, wrong_return
 from sixfold.core.batching.selection import Selection
+from sixfold.core.errors import RequestError, StepFailed
 from sixfold.core.messages import Cost
 
 
@@ -20,7 +22,7 @@ class Costs:
 
     def __init__(self, model: StepModel[Any, Any, Any]) -> None:
         self._model = model
-        self._wrong: dict[Entry, object] = {}  # with what came in place of a cost
+        self._wrong: dict[Entry, RequestError] = {}
 
     @property
     def any_wrong(self) -> bool:
@@ -29,28 +31,37 @@ class Costs:
 
     def ask(self, entry: Entry) -> None:
         """Sets the cost of a sequence that waits: None of one that was never stepped is no answer."""
-        cost: object = self._model.cost(entry.sequence)
-        if isinstance(cost, Cost):
-            entry.cost = cost
-            return
-        entry.cost = None
-        if cost is not None or not entry.was_stepped:
-            self._wrong[entry] = cost
+        cost = entry.cost = self._cost_of(entry)
+        if cost is None and not entry.was_stepped and entry not in self._wrong:
+            self._wrong[entry] = wrong_return(self._model, "cost", None, "a Cost")
 
     def ask_running(self, entries: dict[Entry, None], now_s: float) -> list[Entry]:
         """Sets the costs of what runs; returns what asks for a step. The others work elsewhere, and so do not wait."""
         ready: list[Entry] = []
-        cost_of = self._model.cost
         for entry in entries:
-            cost = entry.cost = cost_of(entry.sequence)
-            if cost is None:
-                entry.waiting_since_s = now_s
-            elif isinstance(cost, Cost):  # pyright: ignore[reportUnnecessaryIsInstance]  # plugins may be untyped
+            cost = entry.cost = self._cost_of(entry)
+            if cost is not None:
                 ready.append(entry)
             else:
-                self._wrong[entry] = cost
-                entry.cost = None
+                entry.waiting_since_s = now_s
         return ready
+
+    def _cost_of(self, entry: Entry) -> Cost | None:
+        try:
+            cost: object = self._model.cost(entry.sequence)
+        except DeviceLost:
+            raise
+        except RequestError as error:
+            self._wrong[entry] = error
+        except Exception as error:  # the border between the core and a model's code
+            failure = self._wrong[entry] = StepFailed(SEE_LOG)
+            failure.__cause__ = error
+        else:
+            if isinstance(cost, Cost):
+                return cost
+            if cost is not None:
+                self._wrong[entry] = wrong_return(self._model, "cost", cost, "a Cost")
+        return None
 
     def forget(self, entry: Entry) -> None:
         """The sequence has left."""
@@ -59,7 +70,6 @@ class Costs:
     def refuse(self) -> Selection:
         """An empty step that rejects those whose answer was none."""
         selection = Selection(0)
-        for entry, cost in self._wrong.items():
-            selection.rejected.append((entry, wrong_return(self._model, "cost", cost, "a Cost")))
+        selection.rejected.extend(self._wrong.items())
         self._wrong.clear()
         return selection

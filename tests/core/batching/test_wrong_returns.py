@@ -12,7 +12,7 @@ import pytest
 from sixfold.core.batching.engine_adapter import EngineAdapter
 from sixfold.core.batching.model import EngineModel, Finish, ModelInfo
 from sixfold.core.batching.returned import check_loaded
-from sixfold.core.errors import RequestError, StepFailed, UsageError
+from sixfold.core.errors import InvalidRequest, RequestError, StepFailed, UsageError
 from sixfold.core.messages import Finished, Request, Usage
 from tests.core.batching.loop_harness import LoopHarness
 from tests.core.batching.manager_rig import WAIT_S, Rig
@@ -155,6 +155,37 @@ def test_a_cost_that_goes_wrong_while_its_sequence_runs_fails_its_request() -> N
     harness.submit("r", one_sequence(FakeWork(num_steps=3)))
     harness.run_until_idle()
     assert "Later.cost returned an int, not a Cost." in harness.error_of("r").message
+    harness.assert_nothing_leaked()
+
+
+@pytest.mark.parametrize("num_emitted", [0, 1])
+def test_a_cost_that_raises_fails_its_request_alone(num_emitted: int, caplog: pytest.LogCaptureFixture) -> None:
+    class Raising(FakeStepModel):
+        def cost(self, sequence: Any) -> Any:
+            if sequence.request_id == "bad" and sequence.num_emitted == num_emitted:
+                raise KeyError("no such table")
+            return super().cost(sequence)
+
+    harness = LoopHarness(Raising())
+    for name in ("first", "bad", "last"):
+        harness.submit(name, one_sequence(FakeWork(num_steps=3)))
+    harness.run_until_idle()
+    error = harness.error_of("bad")
+    assert isinstance(error, StepFailed)
+    assert "no such table" not in error.message and "no such table" in caplog.text
+    assert harness.finished("first") and harness.finished("last")
+    harness.assert_nothing_leaked()
+
+
+def test_a_cost_may_refuse_its_sequence() -> None:
+    class Refusing(FakeStepModel):
+        def cost(self, sequence: Any) -> Any:
+            raise InvalidRequest("Too long for the table.", param="input")
+
+    harness = LoopHarness(Refusing())
+    harness.submit("r", one_sequence(FakeWork()))
+    harness.run_until_idle()
+    assert isinstance(harness.error_of("r"), InvalidRequest)
     harness.assert_nothing_leaked()
 
 
