@@ -90,6 +90,15 @@ class Limits(BaseModel):
     """A request older than this fails with 504, and one that would become so, by how long requests take lately, gets 429 at
     once; null: requests may take for ever."""
 
+    watchdog_timeout_s: Seconds | None = None
+    """A worker that is at one step, one result or one input for longer hangs: the log gets where its threads are, its requests
+    fail with 503, and another takes its place. null: as ``request_timeout_s``, after which nobody waits for the step any more."""
+
+    @property
+    def hangs_after_s(self) -> float | None:
+        """Seconds at one thing after which a worker hangs; None for never."""
+        return self.watchdog_timeout_s or self.request_timeout_s
+
 
 class ModelEntry(BaseModel):
     """One model of the registry: which files, which family serves them, and under which bounds."""

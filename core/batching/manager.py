@@ -13,6 +13,7 @@ from typing import Any
 from sixfold.core.batching.admission import Admission
 from sixfold.core.batching.budget import Objective, StepBudget
 from sixfold.core.batching.entry import RequestState
+from sixfold.core.batching.in_progress import InProgress
 from sixfold.core.batching.job_scheduler import JobScheduler
 from sixfold.core.batching.model import DeviceLost, StepModel
 from sixfold.core.batching.outbox import ManagerOutbox, PreparePool
@@ -69,6 +70,7 @@ class BatchManager:
         objective: What the step budget is moved for.
         emit: Gets all events, several at a time, from several threads; in order for each request. Must not block.
         clock: ``time.monotonic`` or a fake.
+        in_progress: Told of each turn of the loop and of each result that is made, for whoever watches.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class BatchManager:
         objective: Objective,
         emit: Callable[[tuple[Event, ...]], object],
         clock: Callable[[], float],
+        in_progress: InProgress | None = None,
     ) -> None:
         bounds = model.step_range
         if limits.max_step_units is not None:
@@ -102,7 +105,8 @@ class BatchManager:
         self._scheduler = scheduler(
             model, self._budget, max_running_sequences=limits.max_running_sequences, patience_s=limits.patience_s
         )
-        self._outbox = ManagerOutbox(model, pool, self._admission, emit)
+        self._in_progress = in_progress or InProgress()
+        self._outbox = ManagerOutbox(model, pool, self._admission, emit, self._in_progress)
         self._loop = StepLoop(model, self._scheduler, self._budget, self._outbox, clock)
         self._orders = itertools.count()
         self._wake = threading.Condition()
@@ -140,8 +144,9 @@ class BatchManager:
         on_running()
         try:
             while not self._closing:
-                stepped = self._loop.run_once()
-                self._publish()
+                with self._in_progress.doing("a step"):
+                    stepped = self._loop.run_once()
+                    self._publish()
                 if not stepped:
                     self._sleep()
         except BaseException as error:  # without its loop the replica would hang every client: fail all, be replaced

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from sixfold.core.batching.admission import Admission, Ticket
 from sixfold.core.batching.entry import RequestState
+from sixfold.core.batching.in_progress import InProgress
 from sixfold.core.batching.model import StepModel
 from sixfold.core.batching.returned import SEE_LOG, finish_of, log_cause
 from sixfold.core.errors import InvalidRequest, RequestError, StepFailed
@@ -54,6 +55,7 @@ class ManagerOutbox:
         pool: Told to drop what is left of an ended request.
         admission: Gets room back.
         emit: Gets all events; see `BatchManager`.
+        in_progress: Told of each result that is made.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class ManagerOutbox:
         pool: PreparePool,
         admission: Admission,
         emit: Callable[[tuple[Event, ...]], object],
+        in_progress: InProgress,
     ) -> None:
         self._model = model
         self._pool = pool
         self._admission = admission
         self._emit = emit
+        self._in_progress = in_progress
         self._finishers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="finish")
         self._tickets: dict[str, Ticket] = {}
         self._changed = threading.Condition()
@@ -135,7 +139,8 @@ class ManagerOutbox:
         request_id = state.request.request_id
         try:
             sequences = [entry.sequence for entry in state.entries]
-            end = finish_of(self._model, "finish", self._model.finish(state.request, sequences))
+            with self._in_progress.doing("making a result"):
+                end = finish_of(self._model, "finish", self._model.finish(state.request, sequences))
         except RequestError as error:
             log_cause(error, request_id, state.log_fields)
             return Failed(request_id=request_id, error=error, trace=state.trace())

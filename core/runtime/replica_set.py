@@ -205,6 +205,7 @@ def load_message(
         max_running_sequences=entry.limits.max_running_sequences,
         max_step_units=entry.limits.max_step_units,
         request_timeout_s=entry.limits.request_timeout_s,
+        watchdog_timeout_s=entry.limits.hangs_after_s,
         objective_kind=kind.value,
         objective_target_s=targets[kind],
         replica=replica,

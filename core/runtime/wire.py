@@ -45,6 +45,7 @@ class Load(msgspec.Struct, frozen=True, tag=True, array_like=True, kw_only=True)
     max_running_sequences: int | None = None
     max_step_units: int | None = None
     request_timeout_s: float | None = None
+    watchdog_timeout_s: float | None = None
     objective_kind: str = "throughput"
     objective_target_s: float | None = None
     replica: int = 0
@@ -226,11 +227,18 @@ class Adjusted(msgspec.Struct, frozen=True, tag=True, array_like=True):
     refusal: str | None
 
 
+class Alive(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Said once a second: ``what`` has run for so long, if anything runs."""
+
+    what: str
+    seconds: float
+
+
 class Drained(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """All answers were sent; the worker ends."""
 
 
-FromWorker = LoadProgress | Ready | LoadFailed | Outputs | Stats | Watched | Adjusted | Drained
+FromWorker = LoadProgress | Ready | LoadFailed | Outputs | Stats | Watched | Adjusted | Alive | Drained
 
 
 def frame(payload: bytes) -> bytes:

@@ -4,8 +4,8 @@ Started as ``python -m sixfold.core.runtime.worker FD LOG_FORMAT``. The main thr
 frame), the device thread loads and steps, the pool has its own. When the socket closes, the serving process is gone and so
 is this.
 
-SIGUSR1 makes it print where each of its threads is, also while one of them holds the GIL: what to do first with a worker
-that hangs.
+SIGUSR1 makes it print where each of its threads is, also while one of them holds the GIL. The serving process sends it to a
+worker that hangs before it ends it; see `watchdog.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import msgspec
 
 from sixfold.core.batching.budget import Objective, ObjectiveKind
 from sixfold.core.batching.engine_adapter import EngineAdapter
+from sixfold.core.batching.in_progress import InProgress
 from sixfold.core.batching.manager import BatchManager, Limits
 from sixfold.core.batching.model import StepModel
 from sixfold.core.batching.returned import check_loaded
@@ -36,6 +37,7 @@ from sixfold.core.runtime import wire
 from sixfold.core.runtime.allocator import keep_freed_memory, use_one_arena
 from sixfold.core.runtime.devices import device_bytes, resolve_device, use_device
 from sixfold.core.runtime.loading import load_model, split_threads
+from sixfold.core.runtime.watchdog import ALIVE_EVERY_S
 from sixfold.core.runtime.worker_writer import Writer
 from sixfold.core.telemetry.logs import add_log_fields, configure_logging
 from sixfold.core.tokenization.pool import ThreadPiecePool
@@ -68,6 +70,7 @@ class Worker:
         self._unusable: set[str] = set()  # metrics that are no numbers
         self.failed = False
         self._leader: Leader | None = None
+        self._in_progress = InProgress()
 
     def serve(self) -> None:
         """Loads, warms up and steps the model, all on the calling thread, which becomes the device thread.
@@ -90,6 +93,7 @@ class Worker:
             self.failed = True
             self._on_failed()
             return
+        threading.Thread(target=self._say_alive, name="alive", daemon=True).start()
         self.manager.run(
             on_running=lambda: self._writer.put(
                 msgspec.structs.replace(ready, device_bytes=device_bytes(self._device))
@@ -145,6 +149,7 @@ class Worker:
             ),
             emit=self._writer.put,
             clock=time.monotonic,
+            in_progress=self._in_progress,
         )
         self._writer.made_by = type(model.engine if isinstance(model, EngineAdapter) else model).__name__
         self._writer.give_up = self.manager.cancel
@@ -154,7 +159,14 @@ class Worker:
 
     def _prepare_piece(self, work: tuple[Request[Any], object]) -> Any:
         use_device(self._device)  # the thread is the pool's
-        return self._model.prepare(*work)
+        with self._in_progress.doing("preparing a request"):
+            return self._model.prepare(*work)
+
+    def _say_alive(self) -> None:
+        while True:
+            time.sleep(ALIVE_EVERY_S)
+            what, num_looks = self._in_progress.look()
+            self._writer.put(wire.Alive(what, num_looks * ALIVE_EVERY_S))
 
     def _die(self) -> None:
         if self._leader is not None:

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,17 +25,14 @@ from sixfold.core.messages import Event, Failed, Increment, Priority, Request
 from sixfold.core.runtime import wire
 from sixfold.core.runtime.door import Door
 from sixfold.core.runtime.event_reader import EventReader
-from sixfold.core.runtime.interpreter import Interpreter, clean_environ
+from sixfold.core.runtime.interpreter import Interpreter
 from sixfold.core.runtime.large_bytes import encode_pieces
 from sixfold.core.runtime.process_end import is_ending
 from sixfold.core.runtime.replica import BatchNews, EventStream
-from sixfold.core.telemetry.logs import log_format
+from sixfold.core.runtime.watchdog import LOOK_EVERY_S, Watchdog
+from sixfold.core.runtime.worker_process import end_hanging, python_of, start_process
 
 _log = logging.getLogger(__name__)
-
-_STDERR_FD = 2
-_LOOK_EVERY_S = 0.1
-"""A look takes some 20 us."""
 
 
 class LoadError(SixfoldError):
@@ -86,6 +82,7 @@ class WorkerReplica(asyncio.Protocol):
         self._frames = wire.FrameReader()
         self._sent: dict[int, _Sent] = {}
         self._door = Door(time.monotonic)
+        self._watchdog = Watchdog(load.watchdog_timeout_s)
         self._adjusting: dict[int, asyncio.Future[str | None]] = {}
         self._listeners: dict[object, Callable[[BatchNews], None]] = {}
         self._next_number = 0
@@ -131,34 +128,11 @@ class WorkerReplica(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
         ours, theirs = socket.socketpair()
-        fd = theirs.fileno()
-        # Threads of a step that wait spin for some 30 us (the gap to the next kernel), then sleep. The default spins for
-        # milliseconds and starves the serving process and the pools; not spinning at all costs a wake-up per kernel:
-        # 82 against 50 ms for a decode step of 24 rows of a 135M model on two cores.
-        other = self._interpreter
-        env = {**os.environ} if other is None else clean_environ() | {"PYTHONPATH": str(other.import_path)}
-        env |= {
-            "OMP_NUM_THREADS": str(self._load.num_threads),
-            "NUMBA_NUM_THREADS": str(self._load.num_threads),
-            "GOMP_SPINCOUNT": "10000",
-            "GLOO_SOCKET_IFNAME": "lo",  # ranks of a replica are on one host, and nobody else shall reach them
-            "NCCL_SOCKET_IFNAME": "lo",
-            "TQDM_DISABLE": "1",  # libraries' own bars would tear the one that the serving process shows
-        }
-        python = sys.executable if other is None else str(other.python)
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                python,
-                "-m",
-                "sixfold.core.runtime.worker",
-                str(fd),
-                log_format(),
-                pass_fds=(fd,),
-                env=env,
-                stdout=_STDERR_FD,  # what libraries print must not stand in the server's own output
-            )
+            self._process = await start_process(self._load, theirs.fileno(), self._interpreter)
         except OSError as error:
             ours.close()
+            python = python_of(self._interpreter)
             raise LoadError(f"models.{self._load.model_name}: {python} can't be run: {error}") from error
         finally:
             theirs.close()
@@ -188,12 +162,19 @@ class WorkerReplica(asyncio.Protocol):
         self.ended.set()
 
     async def _end(self, process: asyncio.subprocess.Process) -> int:
-        """Waits for the process; one that is seen to die loses its requests at once, however long its end takes."""
+        """Waits for the process; one that is seen to die or hangs loses its requests at once, however long its end takes."""
         waiting = asyncio.create_task(process.wait())
         was_ending = False
         try:
-            while not (await asyncio.wait((waiting,), timeout=_LOOK_EVERY_S))[0]:
-                if self._draining or self._transport is None or self._info is None or not is_ending(process.pid):
+            while not (await asyncio.wait((waiting,), timeout=LOOK_EVERY_S))[0]:
+                if self._draining or self._transport is None or self._info is None:
+                    self._watchdog.heard()
+                    continue
+                if (reason := self._watchdog.look()) is not None:
+                    _log.error("the worker of %s hangs, %s; it says where:", self._load.model_name, reason)
+                    await end_hanging(process, waiting)
+                    break
+                if not is_ending(process.pid):
                     continue
                 if was_ending:
                     _log.error("the worker of %s is ending", self._load.model_name)
@@ -318,6 +299,7 @@ class WorkerReplica(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Messages of the worker."""
+        self._watchdog.heard()
         for payload in self._frames.feed(data):
             self._receive(self._decoder.decode(payload))
 
@@ -342,6 +324,8 @@ class WorkerReplica(asyncio.Protocol):
             answer = self._adjusting.get(message.number)
             if answer is not None and not answer.done():
                 answer.set_result(message.refusal)
+        elif isinstance(message, wire.Alive):
+            self._watchdog.told(message.what, message.seconds)
         elif isinstance(message, wire.LoadProgress):
             self._on_progress(message.fraction, message.what)
         elif isinstance(message, wire.Ready):

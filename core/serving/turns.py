@@ -41,6 +41,8 @@ class Turns:
         refused_s = self._refused_s.get(path)
         if refused_s is None:
             self._forget_old()
+            if len(self._refused_s) >= _MANY_PATHS:
+                return  # that is no flood of one path
             refused_s = self._refused_s[path] = deque(maxlen=_FLOOD)
         refused_s.append(self._clock())
 

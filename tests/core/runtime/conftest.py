@@ -17,6 +17,7 @@ _MODULE = '''
 import ctypes
 import os
 import signal
+import threading
 import msgspec
 from pathlib import Path
 from pydantic import BaseModel, ConfigDict
@@ -79,6 +80,8 @@ class CountModel(StepModel):
     def estimate_units(self, request):
         return request.input.up_to
     def prepare(self, request, piece):
+        if request.input.trick == "hang before":
+            threading.Event().wait()
         if request.input.trick == "bad":
             raise InvalidRequest("no such number", param="up_to")
         if request.input.trick.startswith("say ") and request.input.trick[4:] not in self.voices:
@@ -90,6 +93,10 @@ class CountModel(StepModel):
     def step(self, batch):
         if any(g.sequence.input.trick == "die" for g in batch):
             os._exit(9)
+        if any(g.sequence.input.trick == "hang" for g in batch):
+            threading.Event().wait()
+        if any(g.sequence.input.trick == "hang with the GIL" for g in batch):
+            ctypes.PyDLL(None).pause()
         outcomes = []
         for granted in batch:
             if granted.sequence.input.trick != "forever":
@@ -102,6 +109,8 @@ class CountModel(StepModel):
     def stats(self):
         return {"held": Odd(self.held), "voices": len(self.voices), "odd": "no number"}
     def finish(self, request, sequences):
+        if request.input.trick == "hang at the end":
+            threading.Event().wait()
         if (made := MADE.get(request.input.trick.removeprefix("end "))) is not None:
             return Finish(result=made(0), usage=Usage())
         return Finish(result=Total(sequences[0].done, os.getpid()), usage=Usage(counts={"numbers": sequences[0].done}))

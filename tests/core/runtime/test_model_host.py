@@ -206,6 +206,42 @@ async def test_a_worker_fails_its_requests_when_its_end_begins_however_long_that
         await host.close(5.0)
 
 
+@pytest.mark.parametrize(
+    ("trick", "reason", "where"),
+    [
+        ("hang", "a step has not ended for 1 s", "in step"),
+        ("hang with the GIL", "nothing was heard of it for 2 s", "in step"),
+        ("hang at the end", "making a result has not ended for 1 s", "in finish"),
+        ("hang before", "preparing a request has not ended for 1 s", "in prepare"),
+    ],
+)
+async def test_a_worker_that_hangs_says_where_fails_its_requests_and_is_replaced(
+    count_plugin: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    trick: str,
+    reason: str,
+    where: str,
+) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin, limits={"watchdog_timeout_s": 1.0})})
+    try:
+        first = only_replica(host)
+        events = await events_of(first.submit(count(1, trick=trick)))
+        assert isinstance(events[-1].error, WorkerDied)
+        assert f"the worker of counter hangs, {reason}" in caplog.text
+        assert where in capfd.readouterr().err
+        slot = host.find("counter")
+        assert slot is not None
+        async with asyncio.timeout(60.0):
+            while not slot.replicas or slot.replicas[0] is first:
+                await asyncio.sleep(0)
+        assert (await events_of(only_replica(host).submit(count(2))))[-1].result.total == 2
+    finally:
+        await host.close(5.0)
+
+
 async def test_who_loses_the_only_worker_is_told_how_long_the_last_one_took_to_load(
     count_plugin: Path, tmp_path: Path
 ) -> None:

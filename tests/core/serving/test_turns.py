@@ -50,6 +50,9 @@ def test_paths_that_nobody_floods_any_more_are_forgotten() -> None:
         refuse(flood, 1, f"/{number}")
         clock.advance(1.0)
     assert len(flood) <= 32
+    for number in range(1000):
+        refuse(flood, 1, f"/at once/{number}")
+    assert len(flood) <= 32
 
 
 async def test_who_waits_is_let_in_together_in_the_order_of_arrival() -> None:
