@@ -111,8 +111,8 @@ class Replay:
 
 def _split(frames: bytes) -> Iterator[bytes]:
     for frame in frames.replace(b"\r\n", b"\n").split(b"\n\n"):
-        if frame:
-            yield frame + b"\n\n"
+        if event := frame.strip(b"\n"):  # of three line ends, the third begins what comes next
+            yield event + b"\n\n"
 
 
 def _decode(frame: bytes) -> Event | None:

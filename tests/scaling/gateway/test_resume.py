@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sixfold.scaling.gateway.events import WholeEvents
 from sixfold.scaling.gateway.inbound import read_inbound
 from sixfold.scaling.gateway.resume import Diverged, Replay, StreamRecord, is_resumable
 from tests.scaling.gateway.scripted import NOTHING, Reply, ScriptedReplica, fleet
@@ -135,6 +136,22 @@ def test_a_replay_that_ends_early_is_another_answer() -> None:
 
 
 texts = st.lists(st.text(max_size=4), min_size=1, max_size=6)
+
+
+@given(
+    gaps=st.lists(st.sampled_from((b"", b"\n", b"\n\n", b"\r\n", b"\n\r\n")), min_size=4, max_size=4),
+    size=st.integers(1, 40),
+)
+def test_further_empty_lines_between_events_change_nothing_however_they_are_cut(gaps: list[bytes], size: int) -> None:
+    frames = completion(["The ", "sea ", "is wide."], end=False)
+    sent = b"".join(gap + each for gap, each in itertools.zip_longest(gaps, frames, fillvalue=b""))
+    whole, record = WholeEvents(), StreamRecord()
+    for at in range(0, len(sent), size):
+        record.feed(whole.feed(sent[at : at + size]))
+    assert record.texts == {"text": "The sea is wide."}
+    at_once = StreamRecord()
+    at_once.feed(sent)
+    assert at_once.texts == record.texts
 
 
 @given(first=texts, cuts=st.lists(st.integers(0, 30), max_size=5), num_sent=st.integers(0, 6))
