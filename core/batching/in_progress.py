@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -16,7 +16,7 @@ class InProgress:
         self._seen: dict[int, int] = {}  # how many looks ago it was seen for the first time
 
     @contextmanager
-    def doing(self, what: str) -> Iterator[None]:
+    def doing(self, what: str) -> Generator[None, None, None]:
         """Work for as long as the block runs.
 
         Args:
