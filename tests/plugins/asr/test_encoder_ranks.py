@@ -14,6 +14,8 @@ MODES = {
     "ring of 4": Degrees(context=4),
 }
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def differences() -> dict[str, float]:

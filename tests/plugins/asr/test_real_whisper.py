@@ -35,6 +35,7 @@ def pcm(*parts: NDArray[np.int16], pause_s: float = 0.75) -> bytes:
     return np.concatenate([piece for part in parts for piece in (part, pause)]).tobytes()
 
 
+@pytest.mark.slow  # the same over HTTP is in test_transcription.py
 async def test_eight_mixed_requests_at_once_equal_each_alone(
     whisper: WhisperModel, drive: Drive, clips: dict[str, bytes], samples: dict[str, NDArray[np.int16]]
 ) -> None:

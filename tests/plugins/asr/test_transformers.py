@@ -133,6 +133,7 @@ def test_the_warping_path_follows_the_cheapest_places() -> None:
     assert first_positions(cost) == [0, 3, 7]
 
 
+@pytest.mark.slow
 @pytest.mark.models
 async def test_whisper_of_transformers_hears_what_the_library_hears(
     speech_entry: ResolvedModel, drive: Drive, tmp_path: Path, clips: dict[str, bytes],

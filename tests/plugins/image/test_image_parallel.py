@@ -19,6 +19,8 @@ from tests.servers import DemoServer, serving
 
 OPTIONS = {"max_pixels": 4096}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
