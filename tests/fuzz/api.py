@@ -35,7 +35,7 @@ _DECLARED = frozenset(("503", "504", "507"))
 """Server errors that are no defects: not now, not within the deadline that was asked for, no room."""
 MAX_GROWTH_MIB = 300.0
 """Of the server and its workers, in the second half: caches of prefixes and of files fill up, and a worker keeps what its largest
-request so far took. The one for clips grew from 587 to 1,082 MiB in six steps of 140 s, and not at all in 60 s more."""
+request so far took. The one for clips grew from 587 to 1,082 MiB in 140 s, and not at all in 60 s more."""
 
 
 def explore_api(seconds: float, folder: Path) -> Part:
