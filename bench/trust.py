@@ -120,7 +120,8 @@ def run(part: Part) -> list[Claim]:
     log_path.parent.mkdir(parents=True, exist_ok=True)
     print(f"{part.name}: running, log in {log_path.relative_to(ROOT)}", flush=True)
     with log_path.open("wb") as log:
-        command = [sys.executable, *(str(out) if word == "OUT" else word for word in part.command)]
+        # Results keep their arguments: no path of this machine.
+        command = [sys.executable, *(str(out.relative_to(ROOT)) if word == "OUT" else word for word in part.command)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             status: int | None = process.wait(PART_LIMIT_S)
