@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sixfold.core.errors import QueueFull
 from sixfold.core.messages import Priority
+from sixfold.core.runtime.flood import Flood
 
-_FLOOD = 8
-_WITHIN_S = 0.5
-"""So many refusals in so short a time, of one tenant and class and of one size, are a flood. Before that each request asks for
-itself."""
 _MOST_S = 0.1
 _SHARE = 0.125
 """What is said of the room there will be holds as long as nothing else changes; and the queue must not run dry meanwhile, which
@@ -27,16 +23,12 @@ _MANY_KEYS = 128
 class _Closed:
     """What is known of one tenant and class, and of sizes that differ by a factor below two: larger ones wait for longer."""
 
-    refused_s: deque[float] = field(default_factory=lambda: deque(maxlen=_FLOOD))
+    flood: Flood = field(default_factory=Flood)  # before it is one, each request asks for itself
     until_s: float = 0.0
     room_s: float = 0.0  # when the replica said there would be room
     within_s: float = 0.0  # of the request whose refusal closed it
     num_bytes: int = 0  # of the same
     error: QueueFull | None = None
-
-    def counts_flood(self, now_s: float) -> bool:
-        self.refused_s.append(now_s)
-        return len(self.refused_s) == _FLOOD and now_s - self.refused_s[0] <= _WITHIN_S
 
 
 class Door:
@@ -75,7 +67,7 @@ class Door:
         now_s = self._clock()
         is_alike = _seconds(within_s) <= closed.within_s * _ALIKE and num_bytes * _AS_LARGE >= closed.num_bytes
         if now_s < closed.until_s and is_alike:
-            closed.counts_flood(now_s)
+            closed.flood.refused(now_s)
             raise QueueFull(
                 closed.error.message, code=closed.error.code, retry_after_s=max(_LEAST_TOLD_S, closed.room_s - now_s)
             )
@@ -92,7 +84,8 @@ class Door:
         if closed is None:
             self._forget_old(now_s)
             closed = self._closed[key] = _Closed()
-        if closed.counts_flood(now_s):
+        closed.flood.refused(now_s)
+        if closed.flood.is_on(now_s):
             closed.room_s = now_s + error.retry_after_s
             closed.until_s = now_s + min(error.retry_after_s, _MOST_S, _SHARE * _seconds(within_s))
             closed.within_s = _seconds(within_s)
@@ -101,9 +94,7 @@ class Door:
 
     def _forget_old(self, now_s: float) -> None:
         if len(self._closed) >= _MANY_KEYS:
-            self._closed = {
-                whose: closed for whose, closed in self._closed.items() if now_s - closed.refused_s[-1] <= _WITHIN_S
-            }
+            self._closed = {whose: each for whose, each in self._closed.items() if not each.flood.is_over(now_s)}
 
 
 def _seconds(within_s: float | None) -> float:

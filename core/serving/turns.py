@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 
-_FLOOD = 8
-_WITHIN_S = 0.5
-"""So many refusals in so short a time are a flood."""
+from sixfold.core.runtime.flood import Flood
+
 TURN_S = 0.05
 MOST = 16
 """Of one turn. More at once would keep the event loop from everything else for longer than a turn is worth."""
@@ -28,28 +26,30 @@ class Turns:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._refused_s: dict[str, deque[float]] = {}
+        self._floods: dict[str, Flood] = {}
         self._next: asyncio.Event | None = None
         self._num_next = 0
 
     def __len__(self) -> int:
         """Paths that are remembered."""
-        return len(self._refused_s)
+        return len(self._floods)
 
     def refused(self, path: str) -> None:
         """A request of this path was answered with 429."""
-        refused_s = self._refused_s.get(path)
-        if refused_s is None:
-            self._forget_old()
-            if len(self._refused_s) >= _MANY_PATHS:
+        now_s = self._clock()
+        flood = self._floods.get(path)
+        if flood is None:
+            if len(self._floods) >= _MANY_PATHS:
+                self._floods = {each: flood for each, flood in self._floods.items() if not flood.is_over(now_s)}
+            if len(self._floods) >= _MANY_PATHS:
                 return  # that is no flood of one path
-            refused_s = self._refused_s[path] = deque(maxlen=_FLOOD)
-        refused_s.append(self._clock())
+            flood = self._floods[path] = Flood()
+        flood.refused(now_s)
 
     def is_flooded(self, path: str) -> bool:
         """Whether requests of this path wait now."""
-        refused_s = self._refused_s.get(path)
-        return refused_s is not None and len(refused_s) == _FLOOD and self._clock() - refused_s[0] <= _WITHIN_S
+        flood = self._floods.get(path)
+        return flood is not None and flood.is_on(self._clock())
 
     async def turn(self) -> None:
         """Returns with the others that wait, of whatever path."""
@@ -67,8 +67,3 @@ class Turns:
         turn.set()
         if self._next is turn:
             self._next = None
-
-    def _forget_old(self) -> None:
-        if len(self._refused_s) >= _MANY_PATHS:
-            now_s = self._clock()
-            self._refused_s = {path: each for path, each in self._refused_s.items() if now_s - each[-1] <= _WITHIN_S}
