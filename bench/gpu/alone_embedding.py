@@ -233,14 +233,17 @@ def _compare(ways: dict[str, Way]) -> None:
             print(f"{name}: greatest distance of a token {away.item():.1e}", flush=True)
 
 
-def measure(notes: Notes, *, tiny: bool, names: Sequence[str] = ("qwen3-0.6b", "bge-large")) -> None:
-    """All of some shapes."""
+def measure(
+    notes: Notes, *, tiny: bool, names: Sequence[str] = ("qwen3-0.6b", "bge-large"), parts: Sequence[str]
+) -> None:
+    """Steps of some shapes, and the traffic of the first."""
     lengths = [max(3, count) for _, count in json.loads(DATA.read_text())][:800]
-    folders: dict[str, Path] = {}
-    for name in names:
-        folders[name] = Path(tempfile.mkdtemp(prefix=f"{name}-"))
-        save(folders[name], shapes(tiny)[name])
-        measure_step(notes, name, folders[name] / "saved", tiny=tiny, lengths=lengths)
+    for name in names if "steps" in parts else names[:1]:
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        save(folder, shapes(tiny)[name])
+        if "steps" in parts:
+            measure_step(notes, name, folder / "saved", tiny=tiny, lengths=lengths)
         if not tiny:
             torch.cuda.empty_cache()
-    measure_traffic(notes, names[0], folders[names[0]] / "saved", tiny=tiny, lengths=lengths)
+        if "traffic" in parts and name == names[0]:
+            measure_traffic(notes, name, folder / "saved", tiny=tiny, lengths=lengths)

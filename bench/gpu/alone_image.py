@@ -12,7 +12,7 @@ import torch
 from alone_caches import measure_caches
 from alone_timing import Notes, Way, interleave
 from image import capture_call, graphs_on, repeat_rows
-from image_serving import Job, serve_engine
+from image_serving import Job, poisson_jobs, serve_engine
 from image_steps import has_blocks, replayed, set_compiled, swapped_fp8, with_all_cached
 from image_subjects import build
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -205,11 +205,58 @@ def measure_engine(
         notes.add(key, f"{place}, mean latency", **means, base="graphs")
 
 
-def measure_pictures(arch: str, notes: Notes, *, tiny: bool, sizes: Sequence[int], rows: Mapping[int, Any]) -> None:
-    """One architecture of pictures: forwards, decodes, the engine (SDXL) or row caches (Flux)."""
+def measure_encoders(notes: Notes, *, tiny: bool) -> None:
+    """Texts of the pictures that arrive are encoded on the steps' stream, or on one of their own."""
+    from sixfold.core.rendezvous import proxies
+
+    dtype, device = (torch.float32, "cpu") if tiny else (torch.bfloat16, "cuda")
+    subject = build("sdxl", tiny=tiny, device=device, dtype=dtype, reads=True)
+    aside, graphs, size = proxies.run_aside, graphs_on(subject), 64 if tiny else 512
+    steps, count, rate = ((2, 3), 2, 20.0) if tiny else ((4, 8, 12, 20), 24, 4.0)
+    jobs = poisson_jobs(count, rate, steps=steps, guidances=(5.0,), sizes=(size,))
+    found: dict[str, list[Mapping[str, float]]] = {"aside": [], "steps' stream": []}
+    for number in range(len(found) * (1 if tiny else 3) + 1):
+        name = list(found)[number % len(found)]
+        proxies.run_aside = aside if name == "aside" else _run_here
+        try:
+            report = serve_engine(subject, jobs, max_step_units=64 if tiny else 65_536, graphs=graphs)
+        finally:
+            proxies.run_aside = aside
+        print(name, {key: round(value, 3) for key, value in report.items()}, flush=True)
+        if number:  # shapes are recorded in the first
+            found[name].append(report)
+    place = f"SDXL with its encoders, {size} px, {count} pictures at {rate:g}/s"
+    for figure, said in (("mean_s", "mean latency"), ("p95_s", "p95"), ("first_step_p50_s", "to the first step")):
+        off, on = (1e3 * statistics.median(each[figure] for each in found[name]) for name in ("steps' stream", "aside"))
+        notes.add("image.encoders-aside", f"{place}, {said}", off=off, on=on, base="graphs")
+
+
+def _run_here(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], _device: torch.device) -> Any:
+    """In place of `run_aside`: a pipeline's thread gives its work to the stream that the steps are computed on."""
+    return function(*args, **kwargs)
+
+
+def measure_pictures(
+    arch: str, notes: Notes, *, tiny: bool, rows: Mapping[int, Sequence[int]], parts: Sequence[str]
+) -> None:
+    """One architecture of pictures: forwards, and decodes and the engine (SDXL) or row caches (Flux).
+
+    Args:
+        arch: "sdxl" or "flux".
+        notes: Takes the figures.
+        tiny: For a trial on a CPU.
+        rows: Of the forwards, by the sides of the pictures in pixels.
+        parts: Of `alone.PARTS`.
+    """
+    if "encoders" in parts:
+        measure_encoders(notes, tiny=tiny)
+        if not tiny:
+            torch.cuda.empty_cache()
+    if not set(parts) - {"encoders"}:
+        return
     dtype, device = (torch.float32, "cpu") if tiny else (torch.bfloat16, "cuda")
     subject = build(arch, tiny=tiny, device=device, dtype=dtype)
-    rounds = 1 if tiny else 3 if arch == "sdxl" else 2
+    rounds, sizes = 1 if tiny else 3 if arch == "sdxl" else 2, tuple(rows)
     module = getattr(subject.pipeline, "unet", None) or subject.pipeline.transformer
     name = {"sdxl": "SDXL", "flux": "Flux.1-dev"}[arch]
     if arch == "sdxl":
@@ -218,13 +265,17 @@ def measure_pictures(arch: str, notes: Notes, *, tiny: bool, sizes: Sequence[int
             if tiny
             else {"count": 8, "steps": (4, 8, 12, 20), "units": 65_536}
         )
-        measure_engine(notes, subject, sizes[0], rounds=1 if tiny else 3, **few)
-        measure_decodes(notes, subject, sizes[0], rounds)
-    else:
+        if "engine" in parts:
+            measure_engine(notes, subject, sizes[0], rounds=1 if tiny else 3, **few)
+        if "decodes" in parts:
+            measure_decodes(notes, subject, sizes[0], rounds)
+    elif "caches" in parts:
         job = Job(arrival_s=0.0, num_steps=3 if tiny else 12, guidance=3.5, size=sizes[0], seed=1)
         draw = functools.partial(subject.draw, [job])
         place = f"{name}, {sizes[0]} px, a picture of {job.num_steps} steps"
         measure_caches(notes, "image.row-cache", place, module, lambda: draw()[0], (0.12, 0.3, 1.0))
+    if "forwards" not in parts:
+        return
     denoiser = Denoiser(module, compiles=not tiny)  # a minute on a CPU; `measure_clips` tries it there
     for size in sizes:
         _, arguments = capture_call(subject, size)

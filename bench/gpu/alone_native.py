@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import random
+import statistics
 import tempfile
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from typing import Any
 
 import torch
 from alone_timing import Notes, Way, interleave
-from vllm_overhead import load_native, make_model
+from vllm_overhead import Load, load_native, make_model, run_local
 
 NAME = "Llama-3.2-1B"
 
@@ -127,11 +130,81 @@ def measure_sampling(notes: Notes, *, tiny: bool) -> None:
             notes.pairs(place, found, [("llm.sampling", "host", "card")])
 
 
-def measure(notes: Notes, *, tiny: bool) -> None:
-    """All of it."""
+@dataclass(frozen=True, slots=True)
+class Repeating(Load):
+    """Prompts that say a phrase again and again, another one each."""
+
+    phrase_tokens: int = 16
+
+    def prompts(self, seed: int) -> list[tuple[int, ...]]:
+        source = random.Random(seed)
+        draw = range(300, self.vocab - 300)
+        found: list[tuple[int, ...]] = []
+        for _ in range(self.requests):
+            phrase = source.choices(draw, k=self.phrase_tokens)
+            found.append(tuple((phrase * (self.prompt_tokens // self.phrase_tokens + 1))[: self.prompt_tokens]))
+        return found
+
+
+def measure_guesses(notes: Notes, folder: Path, *, tiny: bool) -> None:
+    """Tokens a second of few streams with n-gram guesses and without, both replayed."""
+    from sixfold.core.batching.manager import Limits
+    from sixfold.core.runtime.local_replica import LocalReplica
+
+    vocab = make_model(folder, tiny)
+    methods = ("off", "ngram")
+    models: dict[str, Any] = {}
+    for method in methods:
+        # Steps of more sequences than `max_sequences` have none by default: here its limit is part of the question.
+        speculation = {"method": method, "max_sequences": 64}
+        models[method] = load_native(
+            folder, tiny, cache_bytes=(8 << 20) if tiny else (4 << 30), speculation=speculation
+        )
+        models[method].warm_up()
+
+    async def measure() -> None:
+        limits = Limits(max_queue_units=1 << 30, max_running_sequences=64)
+        replicas = {method: LocalReplica(model, limits=limits) for method, model in models.items()}
+        for count in (1, 2) if tiny else (1, 4, 16, 64):
+            load = Repeating(count, 32 if tiny else 256, 8 if tiny else 256, vocab)
+            rates: dict[str, list[float]] = {method: [] for method in methods}
+            before = dict(replicas["ngram"].snapshot.metrics)
+            for number in range(2 if tiny else 4):
+                for method, replica in replicas.items():
+                    made = await run_local(replica, load, f"{method}-{count}", number)
+                    if number:  # kernels are built in the first
+                        rates[method].append(made.figures()["tok_s"])
+            after = replicas["ngram"].snapshot.metrics
+            drafts, right = (
+                after[name] - before.get(name, 0.0)
+                for name in ("spec_decode_num_draft_tokens_total", "spec_decode_num_accepted_tokens_total")
+            )
+            off, on = (statistics.median(rates[method]) for method in methods)
+            note = (
+                f"{right / max(1.0, drafts):.0%} of {drafts:.0f} guesses right: what a random model says repeats itself"
+            )
+            notes.add("llm.guessed-tokens", f"{NAME}, {count} streams", off=off, on=on, unit="tokens/s", note=note)
+        for replica in replicas.values():
+            await replica.close()
+
+    asyncio.run(measure())
+
+
+def measure(notes: Notes, *, tiny: bool, parts: Sequence[str]) -> None:
+    """All of it, or some."""
+    folder = Path(tempfile.mkdtemp(prefix="alone-")) / "llama"
+    if "guesses" in parts:
+        measure_guesses(notes, folder, tiny=tiny)
+    if "sampling" in parts:
+        measure_sampling(notes, tiny=tiny)
+    if "steps" in parts:
+        measure_all_steps(notes, folder, tiny=tiny)
+
+
+def measure_all_steps(notes: Notes, folder: Path, *, tiny: bool) -> None:
+    """Steps of the model as it is served, and of others that differ in one thing."""
     from sixfold.core.runtime.quantization.policy import QuantizationPolicy
 
-    folder = Path(tempfile.mkdtemp(prefix="alone-")) / "llama"
     make_model(folder, tiny)
     models: dict[str, Any] = {}
     fp8 = QuantizationPolicy.model_validate({"scheme": "fp8", "what": "kv_cache"})
@@ -145,6 +218,5 @@ def measure(notes: Notes, *, tiny: bool) -> None:
         models[name].warm_up()
         print(f"{name or 'as served'}: ready", flush=True)
     measure_steps(notes, models, tiny=tiny)
-    measure_sampling(notes, tiny=tiny)
     for model in models.values():
         model.close()

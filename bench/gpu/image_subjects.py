@@ -1,4 +1,4 @@
-"""The pipelines that the GPU bench draws with: real sizes, random weights, no text encoder."""
+"""The pipelines that the GPU bench draws with: real sizes, random weights; without text encoders unless they are asked for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def sdxl(tiny: bool) -> Any:
-    """Stable Diffusion XL's UNet and autoencoder."""
+def sdxl(tiny: bool, *, reads: bool = False) -> Any:
+    """Stable Diffusion XL's UNet and autoencoder.
+
+    Args:
+        tiny: For a trial on a CPU.
+        reads: With its two text encoders, and tokenizers of a token a byte.
+    """
     import diffusers
     import torch
 
@@ -46,20 +51,52 @@ def sdxl(tiny: bool) -> Any:
             timestep_spacing="leading",
             steps_offset=1,
         )
+    nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     return diffusers.StableDiffusionXLPipeline(
         vae=kl_vae(tiny, 4, scaling_factor=0.13025),
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
         unet=unet,
         scheduler=scheduler,
+        **(clip_readers(tiny) if reads else nothing),
     )
 
 
-def flux(tiny: bool) -> Any:
+def clip_readers(tiny: bool) -> dict[str, Any]:
+    """CLIP ViT-L's and OpenCLIP ViT-bigG's text towers, as SDXL has them."""
+    import transformers
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    make: Any = transformers.CLIPTokenizer
+    tokenizer = make(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], model_max_length=77)
+
+    def config(hidden: int, layers: int, heads: int) -> Any:
+        return transformers.CLIPTextConfig(
+            vocab_size=len(tokenizer) if tiny else 49_408,
+            hidden_size=hidden,
+            intermediate_size=4 * hidden,
+            projection_dim=hidden,
+            num_hidden_layers=2 if tiny else layers,
+            num_attention_heads=heads,
+            hidden_act="gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    return {
+        "text_encoder": transformers.CLIPTextModel(config(768, 12, 12)),
+        "text_encoder_2": transformers.CLIPTextModelWithProjection(config(1280, 32, 20)),
+        "tokenizer": tokenizer,
+        "tokenizer_2": tokenizer,
+    }
+
+
+def flux(tiny: bool, *, reads: bool = False) -> Any:
     """Flux.1-dev's transformer and autoencoder."""
     import diffusers
+
+    assert not reads, "without T5"
 
     sizes = {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2} if tiny else {}
     transformer = diffusers.FluxTransformer2DModel(guidance_embeds=True, **sizes)
@@ -115,8 +152,22 @@ def prompt_for(arch: str, device: Any, dtype: Any) -> Callable[[Sequence[int]], 
     return for_sdxl if arch == "sdxl" else for_flux
 
 
-def build(arch: str, *, tiny: bool, device: Any, dtype: Any) -> Any:
-    """The subject: random normal weights (zeros would multiply faster on such cards), norms near one."""
+def texts(seeds: Sequence[int]) -> dict[str, Any]:
+    """A prompt for each seed, which fills half of the tokens, and one of what is not wanted."""
+    prompts = [f"a lighthouse in a storm at sea, no {seed}" for seed in seeds]
+    return {"prompt": prompts, "negative_prompt": ["blurred"] * len(prompts)}
+
+
+def build(arch: str, *, tiny: bool, device: Any, dtype: Any, reads: bool = False) -> Any:
+    """The subject: random normal weights (zeros would multiply faster on such cards), norms near one.
+
+    Args:
+        arch: "sdxl" or "flux".
+        tiny: For a trial on a CPU.
+        device: Where it is made.
+        dtype: Of its weights.
+        reads: Prompts are texts that it encodes itself, not random embeddings.
+    """
     import torch
     from image_serving import Subject
 
@@ -124,7 +175,7 @@ def build(arch: str, *, tiny: bool, device: Any, dtype: Any) -> Any:
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            pipeline = {"sdxl": sdxl, "flux": flux}[arch](tiny)
+            pipeline = {"sdxl": sdxl, "flux": flux}[arch](tiny, reads=reads)
     finally:
         torch.set_default_dtype(before)
     generator = torch.Generator(device).manual_seed(1)
@@ -134,4 +185,5 @@ def build(arch: str, *, tiny: bool, device: Any, dtype: Any) -> Any:
             if parameter.ndim > 1:
                 parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
     pipeline.set_progress_bar_config(disable=True)
-    return Subject(pipeline=pipeline, prompt=prompt_for(arch, device, dtype), device=torch.device(device))
+    prompt = texts if reads else prompt_for(arch, device, dtype)
+    return Subject(pipeline=pipeline, prompt=prompt, device=torch.device(device))

