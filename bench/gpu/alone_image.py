@@ -17,6 +17,9 @@ from image_steps import has_blocks, replayed, set_compiled, swapped_fp8, with_al
 from image_subjects import build
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sixfold.core.rendezvous.encoders import Encoders
+from sixfold.core.runtime.cuda_graphs import capture_cuda_graph
+
 Arguments = Callable[[int], dict[str, Any]]
 """Of a forward, by rows."""
 
@@ -206,34 +209,34 @@ def measure_engine(
 
 
 def measure_encoders(notes: Notes, *, tiny: bool) -> None:
-    """Texts of the pictures that arrive are encoded on the steps' stream, or on one of their own."""
-    from sixfold.core.rendezvous import proxies
-
-    dtype, device = (torch.float32, "cpu") if tiny else (torch.bfloat16, "cuda")
+    """Texts of the pictures that arrive are encoded in their pipelines' threads, in one thread, or replayed there."""
+    dtype, device = (torch.float32, torch.device("cpu")) if tiny else (torch.bfloat16, torch.device("cuda"))
     subject = build("sdxl", tiny=tiny, device=device, dtype=dtype, reads=True)
-    aside, graphs, size = proxies.run_aside, graphs_on(subject), 64 if tiny else 512
+    graphs, size = graphs_on(subject), 64 if tiny else 512
     steps, count, rate = ((2, 3), 2, 20.0) if tiny else ((4, 8, 12, 20), 24, 4.0)
     jobs = poisson_jobs(count, rate, steps=steps, guidances=(5.0,), sizes=(size,))
-    found: dict[str, list[Mapping[str, float]]] = {"aside": [], "steps' stream": []}
-    for number in range(len(found) * (1 if tiny else 3) + 1):
-        name = list(found)[number % len(found)]
-        proxies.run_aside = aside if name == "aside" else _run_here
-        try:
-            report = serve_engine(subject, jobs, max_step_units=64 if tiny else 65_536, graphs=graphs)
-        finally:
-            proxies.run_aside = aside
+    ways: dict[str, Callable[[], Encoders]] = {
+        "pipelines' threads": lambda: Encoders(torch.device("cpu")),
+        "one thread": lambda: Encoders(device),
+        "replayed": lambda: Encoders(device, None if tiny else capture_cuda_graph(device)),
+    }
+    found: dict[str, list[Mapping[str, float]]] = {name: [] for name in ways}
+    units = 64 if tiny else 65_536
+    if graphs is not None:  # shapes are recorded in the first run
+        serve_engine(subject, jobs, max_step_units=units, graphs=graphs)
+    for number in range(len(ways) * (1 if tiny else 3)):
+        name = list(ways)[(number + number // len(ways)) % len(ways)]
+        report = serve_engine(subject, jobs, max_step_units=units, graphs=graphs, encoders=ways[name])
         print(name, {key: round(value, 3) for key, value in report.items()}, flush=True)
-        if number:  # shapes are recorded in the first
-            found[name].append(report)
+        found[name].append(report)
     place = f"SDXL with its encoders, {size} px, {count} pictures at {rate:g}/s"
     for figure, said in (("mean_s", "mean latency"), ("p95_s", "p95"), ("first_step_p50_s", "to the first step")):
-        off, on = (1e3 * statistics.median(each[figure] for each in found[name]) for name in ("steps' stream", "aside"))
-        notes.add("image.encoders-aside", f"{place}, {said}", off=off, on=on, base="graphs")
-
-
-def _run_here(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], _device: torch.device) -> Any:
-    """In place of `run_aside`: a pipeline's thread gives its work to the stream that the steps are computed on."""
-    return function(*args, **kwargs)
+        middle = {name: 1e3 * statistics.median(each[figure] for each in those) for name, those in found.items()}
+        for key, off, on in (
+            ("image.encoders-thread", "pipelines' threads", "one thread"),
+            ("image.encoders-graphs", "one thread", "replayed"),
+        ):
+            notes.add(key, f"{place}, {said}", off=middle[off], on=middle[on], base=f"graphs; prompts in {off}")
 
 
 def measure_pictures(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -127,17 +127,3 @@ class Lane:
         for answer, stream in zip(answers, streams, strict=True):
             hand_over(answer, source=own, target=stream, wait=False)
         return answers
-
-
-def run_aside(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], device: torch.device) -> Any:
-    """Computes on a stream of its own and returns when it is done, so that the steps' stream never waits for it."""
-    if device.type != "cuda":
-        return function(*args, **kwargs)
-    current = torch.cuda.current_stream(device)
-    own = new_stream(device)
-    hand_over((args, kwargs), source=current, target=own)
-    with torch.cuda.stream(own):
-        answer = function(*args, **kwargs)
-    own.synchronize()
-    hand_over(answer, source=own, target=current, wait=False)
-    return answer

@@ -18,7 +18,8 @@ from sixfold.core.batching.parked import PipelineSide
 from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall, TensorDigests, capture
 from sixfold.core.rendezvous.deferred import DeferredCalls
-from sixfold.core.rendezvous.lane import Lane, run_aside
+from sixfold.core.rendezvous.encoders import Encoders
+from sixfold.core.rendezvous.lane import Lane
 
 
 class StandIn:
@@ -133,12 +134,14 @@ class LaneModule(StandIn):
         side: Of the request's pipeline.
         lane: Computes the calls.
         methods: With the rules of their calls.
-        aside: Other methods, computed on the calling thread, on a stream of their own.
+        encoders: Compute other methods.
+        aside: Their names.
     """
 
-    __slots__ = ("_aside", "_digests", "_lane", "_methods", "_side", "_variant")
+    __slots__ = ("_aside", "_digests", "_encoders", "_lane", "_methods", "_side", "_variant")
     _side: PipelineSide[ModuleCall, Any]
     _lane: Lane
+    _encoders: Encoders
     _digests: TensorDigests
     _methods: Mapping[str, CallRules]
     _aside: frozenset[str]
@@ -149,6 +152,7 @@ class LaneModule(StandIn):
         part: torch.nn.Module,
         side: PipelineSide[ModuleCall, Any],
         lane: Lane,
+        encoders: Encoders,
         digests: TensorDigests,
         methods: Mapping[str, CallRules],
         aside: frozenset[str] = frozenset(),
@@ -159,6 +163,7 @@ class LaneModule(StandIn):
         values = {
             "_side": side,
             "_lane": lane,
+            "_encoders": encoders,
             "_digests": digests,
             "_methods": methods,
             "_aside": aside,
@@ -172,8 +177,11 @@ class LaneModule(StandIn):
         if name in self._methods:
             return functools.partial(self._run_in_lane, name, value)
         if name in self._aside:
-            return functools.partial(_run_aside, value, self._part)
+            return functools.partial(self._encode, value)
         return value
+
+    def _encode(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        return self._encoders.compute(method, args, kwargs, as_is=True)
 
     def start(self, method: str, *args: Any, **kwargs: Any) -> Future[Any]:
         """Lets the lane compute a method while the pipeline goes on; for previews."""
@@ -192,29 +200,40 @@ class LaneModule(StandIn):
 
 
 class AsideModule(StandIn):
-    """Stands for a module that each pipeline calls by itself, on a stream of its own: encoders, before the first step.
+    """Stands for a module that each pipeline calls by itself, before the first step: an encoder.
 
     Args:
         part: The module.
+        encoders: Compute it.
         switch: Of its adapters; None if it has none.
         adapters: With which it is to run.
+        as_is: It shall compute, whatever was recorded.
     """
 
-    __slots__ = ("_adapters", "_switch")
+    __slots__ = ("_adapters", "_as_is", "_encoders", "_switch")
+    _encoders: Encoders
     _switch: AdapterSwitch | None
     _adapters: Adapters
+    _as_is: bool
 
-    def __init__(self, part: torch.nn.Module, switch: AdapterSwitch | None = None, adapters: Adapters = ()) -> None:
+    def __init__(
+        self,
+        part: torch.nn.Module,
+        encoders: Encoders,
+        switch: AdapterSwitch | None = None,
+        adapters: Adapters = (),
+        *,
+        as_is: bool = False,
+    ) -> None:
         super().__init__(part)
-        object.__setattr__(self, "_switch", switch)
-        object.__setattr__(self, "_adapters", adapters)
+        values = {"_encoders": encoders, "_switch": switch, "_adapters": adapters, "_as_is": as_is or bool(adapters)}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Computes the call here and now."""
-        if self._switch is None:
-            return run_aside(self._part, args, kwargs, device_of(self._part))
-        with self._switch.using(self._adapters):
-            return run_aside(self._part, args, kwargs, device_of(self._part))
+        """Returns when the call is computed."""
+        with contextlib.nullcontext() if self._switch is None else self._switch.using(self._adapters):
+            return self._encoders.compute(self._part, args, kwargs, as_is=self._as_is)
 
 
 class LockedPart(StandIn):
@@ -247,10 +266,6 @@ class LockedPart(StandIn):
         """Calls the part when no other thread does."""
         with self._lock:
             return self._part(*args, **kwargs)
-
-
-def _run_aside(method: Callable[..., Any], part: torch.nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-    return run_aside(method, args, kwargs, device_of(part))
 
 
 def device_of(module: torch.nn.Module) -> torch.device:

@@ -14,6 +14,7 @@ from sixfold.core.batching.parked import PipelineSide
 from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall, TensorDigests
 from sixfold.core.rendezvous.deferred import DeferredCalls
+from sixfold.core.rendezvous.encoders import Encoders
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.proxies import AsideModule, BatchedModule, LaneModule, LockedPart
 
@@ -26,7 +27,7 @@ class LanePart:
 
     Attributes:
         methods: Run in the lane; with the rules of their calls.
-        aside: Run on the pipeline's own thread, on a GPU on a stream of their own.
+        aside: Computed by `Encoders`.
     """
 
     methods: Mapping[str, CallRules]
@@ -74,6 +75,7 @@ class PipelineScope:
     Args:
         plan: See there.
         lane: For the plan's lanes.
+        encoders: For what is encoded before the first step.
         switches: Of the adapters of modules, by the identity of the module.
         defers: Computes the branches of guidance together also where a pipeline calls its module once for each.
     """
@@ -82,6 +84,7 @@ class PipelineScope:
         self,
         plan: PipelinePlan,
         lane: Lane,
+        encoders: Encoders,
         switches: Mapping[int, AdapterSwitch] | None = None,
         *,
         defers: bool = False,
@@ -89,6 +92,7 @@ class PipelineScope:
         self._defers = defers
         self._plan = plan
         self._lane = lane
+        self._encoders = encoders
         self._switches = dict(switches or {})
         self._locks: dict[int, threading.RLock] = {}
         self._locks_lock = threading.Lock()
@@ -155,8 +159,11 @@ class PipelineScope:
             )
         if name in plan.lanes:
             lane_part = plan.lanes[name]
-            return LaneModule(part, side, self._lane, digests, lane_part.methods, lane_part.aside, variant=variant)
-        return AsideModule(part, switch, adapters) if name in plan.aside else part
+            methods, aside = lane_part.methods, lane_part.aside
+            return LaneModule(part, side, self._lane, self._encoders, digests, methods, aside, variant=variant)
+        if name in plan.aside:
+            return AsideModule(part, self._encoders, switch, adapters, as_is=variant is not None)
+        return part
 
     def _lock_of(self, part: Any) -> threading.RLock:
         with self._locks_lock:

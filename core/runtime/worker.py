@@ -49,6 +49,11 @@ _log = logging.getLogger(__name__)
 
 _MAX_PENDING_PIECES = 65_536
 
+# Python's default is 5 ms: as long as that may a thread wait for the interpreter while another one computes in Python. Who
+# starts kernels needs it anew for each of them: beside one busy thread 2,200 small operations take 25 s instead of 25 ms, and
+# 0.37 s with this. A decoder that the host bounds gives 8% more tokens at 16 streams and 12% more at 64 (two cores).
+_SWITCH_INTERVAL_S = 1e-4
+
 
 class Worker:
     """One model and its manager.
@@ -332,6 +337,7 @@ if __name__ == "__main__":
     faulthandler.register(signal.SIGUSR1)
     os.setpgid(0, 0)  # with the processes of an engine, which must not outlive this one: see `WorkerReplica`
     use_one_arena()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     status = main(int(sys.argv[1]))
     sys.stdout.flush()
     sys.stderr.flush()

@@ -14,6 +14,7 @@ from sixfold.core.errors import ConfigError, InvalidRequest, SourceError
 from sixfold.core.family import LoadContext
 from sixfold.core.parallel.modules import RankModule
 from sixfold.core.rendezvous.compiled import compile_blocks
+from sixfold.core.rendezvous.encoders import Encoders
 from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.core.rendezvous.splitting import left_out, split_plan
@@ -122,6 +123,7 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         switches=switches,
         linear_map=linear_map,
         num_threads=context.num_threads,
+        encoders=Encoders(device, capture_cuda_graph(device) if _graph_rows(device, options) else None),
         graphs=None if context.parallel is not None else _graphs(device, options),
         parallel=context.parallel,
     )
@@ -168,10 +170,15 @@ def check_parallel(options: ImageOptions) -> None:
 
 
 def _graphs(device: torch.device, options: ImageOptions) -> RowGraphs | None:
-    rows = _GRAPH_ROWS if options.cuda_graph_rows is None else options.cuda_graph_rows
-    if device.type != "cuda" or not rows:
-        return None
-    return RowGraphs(capture_cuda_graph(device), device, rows)
+    rows = _graph_rows(device, options)
+    return RowGraphs(capture_cuda_graph(device), device, rows) if rows else None
+
+
+def _graph_rows(device: torch.device, options: ImageOptions) -> Sequence[int]:
+    """Rows that are recorded; () where nothing is."""
+    if device.type != "cuda":
+        return ()
+    return _GRAPH_ROWS if options.cuda_graph_rows is None else options.cuda_graph_rows
 
 
 def _check(pipeline: Any, options: ImageOptions) -> None:

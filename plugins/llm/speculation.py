@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from sixfold.core.decisions import DecisionLog
+from sixfold.plugins.llm.guess_choice import GuessChoice
 from sixfold.plugins.llm.ngram import NgramProposer
 from sixfold.plugins.llm.options import SpeculationOptions
 from sixfold.plugins.llm.row_cost import RowCost
@@ -69,13 +70,16 @@ class Speculator:
         self._num_drafts = self._num_draft_tokens = self._num_accepted_tokens = 0
         self._mean_length = float(num_tokens)
         self._row_cost = RowCost()
+        self._choice = GuessChoice()
+        self._num_before = 0  # sequences that the step before decoded; 0 if it did something else
+        self._accepted_before = 0
         self.decisions = DecisionLog()
 
     def awaits(self, num_sequences: int) -> bool:
         """Whether a step of so many sequences must be done before the next one: its guesses start from what it brings."""
-        return self._proposer is not None and (
-            num_sequences <= self._max_sequences or self._proposer.learns_from_every_step
-        )
+        if self._proposer is None or self._proposer.learns_from_every_step:
+            return self._proposer is not None
+        return num_sequences <= self._max_sequences and self._choice.guesses(num_sequences)
 
     def propose(self, sequences: Sequence[SequenceState]) -> None:
         """Gives drafts to the sequences of a step that go on, for their next one."""
@@ -129,6 +133,45 @@ class Speculator:
             return
         if all(sequence.num_computed >= sequence.num_prompt_tokens for sequence in sequences):
             self._row_cost.observe(sum(units), seconds)
+
+    def measures(self, sequences: Sequence[SequenceState]) -> bool:
+        """Whether `observe_pace` learns from a step: it only decodes, and may be with guesses. Told before they take its tokens."""
+        learns = (
+            self._proposer is not None
+            and not self._proposer.learns_from_every_step
+            and len(sequences) <= self._max_sequences
+            and all(sequence.num_computed >= sequence.num_prompt_tokens for sequence in sequences)
+        )
+        if not learns:
+            self._num_before = 0
+        self._accepted_before = self._num_accepted_tokens
+        return learns
+
+    def observe_pace(self, num_sequences: int, *, guessed: bool, seconds: float) -> None:
+        """Learns how fast tokens come.
+
+        Args:
+            num_sequences: Of a step of which `measures` has said so.
+            guessed: Whether the step after it waited for its tokens.
+            seconds: Since the step before it was done.
+        """
+        before, self._num_before = self._num_before, num_sequences
+        if before != num_sequences:
+            return
+        num_tokens = num_sequences + self._num_accepted_tokens - self._accepted_before
+        if not self._choice.observe(num_sequences, guessed=guessed, num_tokens=num_tokens, seconds=seconds):
+            return
+        guesses = self._choice.guesses(num_sequences)
+        ways = ("steps ahead", "guesses")
+        times = dict(zip(("guesses", "steps ahead"), self._choice.seconds_a_token(num_sequences), strict=True))
+        self.decisions.changed(
+            "guesses_or_steps_ahead",
+            ways[not guesses],
+            ways[guesses],
+            f"with {num_sequences} sequences a token takes "
+            + ", ".join(f"{1e3 * seconds:.2f} ms with {way}" for way, seconds in times.items()),
+            objective="tokens a second",
+        )
 
     def observe(self, sequence: SequenceState, num_drafts: int, num_accepted: int) -> None:
         """Learns how many of a sequence's drafts were right."""

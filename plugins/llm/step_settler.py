@@ -62,8 +62,10 @@ class StepSettler:
             step.abandon(self._cache)
             raise
         # A step in flight waited for the one before: the device was busy with it only since then.
-        began_s = max(step.began_s, self._waited_s)
+        before_s = self._waited_s
+        began_s = max(step.began_s, before_s)
         self._waited_s = time.perf_counter()
+        has_pace = speculator.measures(sequences)
         tier = self._cache.tier
         # Only then was the device waited for, and for this step alone.
         if step.pending is not None and not step.may_be_followed:
@@ -95,6 +97,8 @@ class StepSettler:
                 sequence.kv_handle = self._transfer.offer(sequence, sequence.num_prompt_tokens)
         for row in found.changed:
             sequences[step.sampled[row]].drop_in_flight()
+        if has_pace:
+            speculator.observe_pace(len(sequences), guessed=not step.may_be_followed, seconds=self._waited_s - before_s)
         if not step.may_be_followed:
             speculator.propose([s for s, there in zip(sequences, is_there, strict=True) if there])
         if self._events is not None:

@@ -17,6 +17,7 @@ _MODULE = '''
 import ctypes
 import os
 import signal
+import sys
 import threading
 import msgspec
 from pathlib import Path
@@ -38,6 +39,7 @@ class Number(msgspec.Struct, frozen=True, tag="n"):
 class Total(msgspec.Struct, frozen=True, tag="t"):
     total: int
     pid: int
+    switch_interval_s: float
 
 class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -113,7 +115,7 @@ class CountModel(StepModel):
             threading.Event().wait()
         if (made := MADE.get(request.input.trick.removeprefix("end "))) is not None:
             return Finish(result=made(0), usage=Usage())
-        return Finish(result=Total(sequences[0].done, os.getpid()), usage=Usage(counts={"numbers": sequences[0].done}))
+        return Finish(result=Total(sequences[0].done, os.getpid(), sys.getswitchinterval()), usage=Usage(counts={"numbers": sequences[0].done}))
 
 def load(context):
     if context.options.fail_to_load:

@@ -16,6 +16,7 @@ from sixfold.core.batching.entry import RequestState
 from sixfold.core.batching.model import Granted, StepRange
 from sixfold.core.batching.scheduler import Scheduler
 from sixfold.core.batching.step_loop import StepLoop
+from sixfold.core.decisions import DecisionLog
 from sixfold.core.errors import RequestCancelled
 from sixfold.core.messages import Event, Failed, Increment, Request
 from sixfold.plugins.llm.generation import (
@@ -26,6 +27,7 @@ from sixfold.plugins.llm.generation import (
     SamplingParams,
     TextDelta,
 )
+from sixfold.plugins.llm.guess_choice import GuessChoice
 from sixfold.plugins.llm.model import TransformersModel
 from sixfold.plugins.llm.text_codec import TextCodec
 from tests.fakes import FakeClock
@@ -151,6 +153,58 @@ def test_answers_are_those_of_one_request_alone(
     expected = [driven.finish.result for item in items for driven in run(llama, [item])]
     for seed in (0, 1):
         check_alike(LoopRun(ahead, seed), items, expected)
+
+
+@pytest.mark.parametrize(
+    "params", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 4, "top_k": 20}], ids=["greedy", "top-k"]
+)
+def test_guesses_and_steps_ahead_may_take_turns_at_any_step(
+    params: dict[str, Any],
+    model_folder: Callable[[str], Path],
+    load_tiny: Callable[..., TransformersModel],
+    llama: TransformersModel,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = random.Random(3)
+    likely: dict[str, Any] = {"logit_bias": tuple((token, 3.0) for token in range(65, 71))}  # so that they come again
+    monkeypatch.setattr(GuessChoice, "guesses", lambda _self, _num_sequences: source.random() < 0.5)
+    model = load_tiny(model_folder("llama"), steps_ahead=True, speculation={"method": "ngram", "max_sequences": 8})
+    items = [
+        CompletionInput(
+            prompts=(p * 2,), params=SamplingParams(max_tokens=24, ignore_eos=True, **likely, **params), stream=True
+        )
+        for p in prompts(6)
+    ]
+    expected = [driven.finish.result for item in items for driven in run(llama, [item])]
+    for seed in (0, 1):
+        check_alike(LoopRun(model, seed, max_units=200), items, expected)
+    assert model.stats()["spec_decode_num_draft_tokens_total"] > 10
+
+
+def test_guesses_that_give_less_than_steps_ahead_are_given_up_and_the_decision_is_told(
+    model_folder: Callable[[str], Path], load_tiny: Callable[..., TransformersModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_tiny(model_folder("llama"), steps_ahead=True, speculation={"method": "ngram"})
+    decisions = DecisionLog()
+    model.tell(decisions)
+    seen: list[float] = []
+    observe = GuessChoice.observe
+
+    def slow_guesses(self: GuessChoice, num_sequences: int, **found: Any) -> bool:
+        seen.append(found["seconds"])
+        # A device whose steps take 1 ms more where the next one can't begin meanwhile, and give a token in any case.
+        told = found | {"seconds": 0.002 + 0.001 * found["guessed"], "num_tokens": num_sequences}
+        return observe(self, num_sequences, **told)
+
+    monkeypatch.setattr(GuessChoice, "observe", slow_guesses)
+    params = SamplingParams(max_tokens=120, ignore_eos=True, temperature=0.0)
+    loop = LoopRun(model, 0)
+    loop.run([CompletionInput(prompts=((5, 6, 7),), params=params, stream=True)])
+    assert all(0.0 < seconds < 60.0 for seconds in seen) and len(seen) > 60
+    (told,) = [each for each in decisions.recent if each.what == "guesses_or_steps_ahead"]
+    assert (told.before, told.after) == ("guesses", "steps ahead")
+    assert told.reason == "with 1 sequences a token takes 3.00 ms with guesses, 2.00 ms with steps ahead"
 
 
 def check_alike(loop: LoopRun, items: Sequence[CompletionInput], expected: Sequence[Generation]) -> None:
