@@ -135,7 +135,7 @@ class Speculator:
             self._row_cost.observe(sum(units), seconds)
 
     def measures(self, sequences: Sequence[SequenceState]) -> bool:
-        """Whether `observe_pace` learns from a step: it only decodes, and may be with guesses. Told before they take its tokens."""
+        """Whether `observe_pace` learns from a step: it only decodes, and may have guesses. Asked before its tokens are taken."""
         learns = (
             self._proposer is not None
             and not self._proposer.learns_from_every_step

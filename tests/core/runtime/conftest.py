@@ -115,7 +115,8 @@ class CountModel(StepModel):
             threading.Event().wait()
         if (made := MADE.get(request.input.trick.removeprefix("end "))) is not None:
             return Finish(result=made(0), usage=Usage())
-        return Finish(result=Total(sequences[0].done, os.getpid(), sys.getswitchinterval()), usage=Usage(counts={"numbers": sequences[0].done}))
+        total = Total(sequences[0].done, os.getpid(), sys.getswitchinterval())
+        return Finish(result=total, usage=Usage(counts={"numbers": sequences[0].done}))
 
 def load(context):
     if context.options.fail_to_load:
