@@ -2,6 +2,7 @@
 
     python bench/host_step.py                    # 256 greedy streams of 512 + 128 tokens
     python bench/host_step.py --rows 64 --ahead  # fewer; one step ahead, as on a GPU
+    python bench/host_step.py --ahead --whole    # what it takes when nobody measures its parts
     python bench/host_step.py --watch            # while somebody looks at the live view
 
 The manager, scheduler, step loop, layout, detokenizer, outbox and a consumer a stream are the real ones; the forward pass
@@ -59,26 +60,30 @@ class PartTimes:
         setattr(owner, name, measured)
 
 
+def watch_whole(parts: PartTimes, model: Any, loop: Any, manager: Any) -> None:
+    """The loop alone: measuring hundreds of small calls a step takes as long as some of them."""
+    parts.watch(manager, "_publish", "figures")
+    parts.watch(loop, "run_once", "loop")
+    parts.watch(model._decoder, "forward", "device")
+
+
 def watch_all(parts: PartTimes, model: Any, loop: Any, manager: Any) -> None:
     """The parts of a step, from the outermost in."""
     from sixfold.core.batching.step_watch import StepWatch
-    from sixfold.plugins.llm import detokenizer
-    from sixfold.plugins.llm import model as model_module
+    from sixfold.plugins.llm import detokenizer, step_launcher
 
-    parts.watch(manager, "_publish", "figures")
-    parts.watch(loop, "run_once", "loop")
+    watch_whole(parts, model, loop, manager)
     parts.watch(loop._scheduler, "select", "select")
     parts.watch(loop._outbox, "emit", "hand out")
     parts.watch(loop, "_apply", "apply outcomes")
     parts.watch(model, "begin", "begin, rest")
     parts.watch(model, "_settle", "settle, rest")
-    parts.watch(model, "_advance", "advance")
+    parts.watch(model._settler.intake, "take", "take tokens")
     parts.watch(model, "cost", "costs")
     parts.watch(model, "reserve", "reserve")
     parts.watch(detokenizer.Detokenizer, "push", "detokenize")
     parts.watch(model._decoder, "lay_out", "lay out")
-    parts.watch(model._decoder, "forward", "device")
-    parts.watch(model_module, "begin_sample", "sample")
+    parts.watch(step_launcher, "begin_sample", "sample")
     parts.watch(StepWatch, "stepped", "tell watchers")
 
 
@@ -119,7 +124,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
         replica._manager.watch(True)
     parts = PartTimes()
     loop = replica._manager._loop
-    watch_all(parts, model, loop, replica._manager)
+    (watch_whole if args.whole else watch_all)(parts, model, loop, replica._manager)
     steps = loop.counters["steps"]
     began_s = time.process_time()
     made = await run_local(replica, load, "measured", 1)
@@ -147,6 +152,7 @@ def main() -> None:
     parser.add_argument(
         "--ahead", action="store_true", help="start a step before the last one's answers are handed out"
     )
+    parser.add_argument("--whole", action="store_true", help="without its parts, whose measuring is a part of the figures")
     parser.add_argument("--watch", action="store_true", help="tell what each step does, as for the live view")
     parser.add_argument("--tokenizer", type=Path, help="folder of a model whose tokenizer is used")
     parser.add_argument("--out", type=Path)

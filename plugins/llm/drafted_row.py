@@ -45,6 +45,8 @@ class DraftedRow:
 
 def sampled_rows(sequences: Sequence[SequenceState], sampled: Sequence[int]) -> list[SampledRow]:
     """What the sampler shall know of each row; see `BatchLayout.sampled`."""
+    if len(set(sampled)) == len(sampled):  # nobody has drafts: hundreds of rows, every step
+        return [sequences[i] for i in sampled]
     rows: list[SampledRow] = []
     for i, places in groupby(sampled):
         sequence = sequences[i]

@@ -231,7 +231,7 @@ class SequenceState(CachedTokens):
             choice=self.choice,
             text=self._pending_text,
             num_tokens=self._pending_tokens,
-            logprobs=tuple(self._logprobs[self._sent_logprobs :]),
+            logprobs=tuple(self._logprobs[self._sent_logprobs :]) if self._logprobs else (),
             finish_reason=self.finish_reason,
             opens_in_reasoning=self.opens_in_reasoning,
         )

@@ -20,7 +20,7 @@ from sixfold.core.rendezvous.encoders import Encoders
 from sixfold.core.rendezvous.scoped import PipelinePlan
 from tests.core.rendezvous.harness import PLAN, PipelineModel, alone, run_together
 from tests.core.rendezvous.recorder import Recorder
-from tests.dry_capture import dry_capture
+from tests.dry_capture import dry_recording
 from tests.tiny_image_folder import stable_diffusion
 
 CPU = torch.device("cpu")
@@ -255,12 +255,12 @@ def text_encoders() -> dict[str, Callable[[], Any]]:
     }
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", text_encoders())
-def test_text_encoders_ask_the_device_nothing(name: str) -> None:
+def test_text_encoders_ask_the_device_nothing(name: str, masked: bool) -> None:
     with torch.device("meta"):
         module = text_encoders()[name]().eval()
         given = torch.zeros(1, 77, dtype=torch.long)
-    found: list[Any] = []
-    with torch.no_grad():
-        dry_capture(lambda: found.append(module(given, output_hidden_states=True)))
-    assert found[-1][0].device.type == "meta"
+        mask = {"attention_mask": torch.ones(1, 77, dtype=torch.long)} if masked else {}
+    with torch.no_grad(), dry_recording():
+        assert module(given, output_hidden_states=True, **mask)[0].device.type == "meta"
