@@ -152,7 +152,9 @@ def main() -> None:
     parser.add_argument(
         "--ahead", action="store_true", help="start a step before the last one's answers are handed out"
     )
-    parser.add_argument("--whole", action="store_true", help="without its parts, whose measuring is a part of the figures")
+    parser.add_argument(
+        "--whole", action="store_true", help="without its parts, whose measuring is a part of the figures"
+    )
     parser.add_argument("--watch", action="store_true", help="tell what each step does, as for the live view")
     parser.add_argument("--tokenizer", type=Path, help="folder of a model whose tokenizer is used")
     parser.add_argument("--out", type=Path)

@@ -15,6 +15,7 @@ from sixfold.core.family import LoadContext
 from sixfold.core.parallel.modules import RankModule
 from sixfold.core.rendezvous.compiled import compile_blocks
 from sixfold.core.rendezvous.encoders import Encoders
+from sixfold.core.rendezvous.fp8_advice import fp8_advice
 from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.core.rendezvous.splitting import left_out, split_plan
@@ -99,6 +100,8 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
     parameters = sum(p.numel() for module in modules.values() for p in module.parameters())
     done = quantize_parts(modules, context.quantization, context)
     quantized: dict[str, str | int | float | bool] = {"quantization": done} if done else {}
+    if advice := fp8_advice(context.quantization, denoisers, compiles=options.compile):
+        _LOG.warning("models.%s.quantization: %s", context.model_name, advice)
     _check(pipeline, options)
     caches = _compile_or_cache(denoisers, options)
     if context.parallel is not None:
