@@ -23,7 +23,6 @@ from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.parked import PipelineSide
 from sixfold.core.messages import Failed, Request, Usage
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
-from sixfold.core.rendezvous.encoders import Encoders
 from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
@@ -129,19 +128,13 @@ class EngineModel(TorchPipelineModel[Nothing, Nothing]):
     """Draws jobs by the engine that serves ``image/diffusers``."""
 
     def __init__(
-        self,
-        subject: Subject,
-        jobs: Mapping[str, Job],
-        max_step_units: int,
-        graphs: RowGraphs | None = None,
-        encoders: Encoders | None = None,
+        self, subject: Subject, jobs: Mapping[str, Job], max_step_units: int, graphs: RowGraphs | None = None
     ) -> None:
         super().__init__(subject.device, graphs=graphs)
         self._subject = subject
         self._jobs = jobs
         self._lane = Lane("decode", subject.device, num_threads=1)
-        self._encoders = encoders or Encoders(subject.device)
-        self._scope = PipelineScope(plan(16), self._lane, self._encoders)
+        self._scope = PipelineScope(plan(16), self._lane)
         self._max_units = max_step_units
         self.whole_jobs = True
         self.pictures: dict[str, Any] = {}
@@ -165,8 +158,7 @@ class EngineModel(TorchPipelineModel[Nothing, Nothing]):
         job = next(iter(self._jobs.values()))
         side = WarmUpSide(self.forward)
         scoped = self._scope.copy_for(self._subject.pipeline, side)
-        with self._encoders.recording():
-            scoped(**self._subject.arguments([dataclasses.replace(job, num_steps=2)]))
+        scoped(**self._subject.arguments([dataclasses.replace(job, num_steps=2)]))
         assert side.last_call is not None
         self.measure_company(side.last_call, max_units=self._max_units, max_seconds=20.0)
         self.num_calls = self.num_forwards = self.num_rows = 0
@@ -189,7 +181,6 @@ class EngineModel(TorchPipelineModel[Nothing, Nothing]):
 
     def close(self) -> None:
         self._lane.close()
-        self._encoders.close()
 
 
 Report = Mapping[str, float]
@@ -291,7 +282,6 @@ def serve_engine(
     max_step_units: int,
     pool_threads: int = 4,
     graphs: RowGraphs | None = None,
-    encoders: Callable[[], Encoders] | None = None,
     share: bool = True,
 ) -> Report:
     """Sixfold: requests join and leave the running batch at every step, after the warm-up of a server's start.
@@ -302,13 +292,12 @@ def serve_engine(
         max_step_units: Latent positions of a step.
         pool_threads: Threads that prepare.
         graphs: Recorded forwards.
-        encoders: Makes what encodes prompts; None computes them on a thread of their own.
         share: Without, requests share steps up to ``max_step_units``, whatever it costs.
     """
     named = {f"r{index}": job for index, job in enumerate(jobs)}
 
     async def run() -> Report:
-        model = EngineModel(subject, named, max_step_units, graphs, encoders and encoders())
+        model = EngineModel(subject, named, max_step_units, graphs)
         model.whole_jobs = share
         threads = torch.get_num_threads()
         model.warm_up()

@@ -17,8 +17,7 @@ from image_steps import has_blocks, replayed, set_compiled, swapped_fp8, with_al
 from image_subjects import build
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sixfold.core.rendezvous.encoders import Encoders
-from sixfold.core.runtime.cuda_graphs import capture_cuda_graph
+from sixfold.core.rendezvous.streams import hand_over
 
 Arguments = Callable[[int], dict[str, Any]]
 """Of a forward, by rows."""
@@ -209,34 +208,47 @@ def measure_engine(
 
 
 def measure_encoders(notes: Notes, *, tiny: bool) -> None:
-    """Texts of the pictures that arrive are encoded in their pipelines' threads, in one thread, or replayed there."""
-    dtype, device = (torch.float32, torch.device("cpu")) if tiny else (torch.bfloat16, torch.device("cuda"))
+    """Texts of the pictures that arrive are encoded on the stream of the steps, or each on one of its own."""
+    dtype, device = (torch.float32, "cpu") if tiny else (torch.bfloat16, "cuda")
     subject = build("sdxl", tiny=tiny, device=device, dtype=dtype, reads=True)
     graphs, size = graphs_on(subject), 64 if tiny else 512
     steps, count, rate = ((2, 3), 2, 20.0) if tiny else ((4, 8, 12, 20), 24, 4.0)
     jobs = poisson_jobs(count, rate, steps=steps, guidances=(5.0,), sizes=(size,))
-    ways: dict[str, Callable[[], Encoders]] = {
-        "pipelines' threads": lambda: Encoders(torch.device("cpu")),
-        "one thread": lambda: Encoders(device),
-        "replayed": lambda: Encoders(device, None if tiny else capture_cuda_graph(device)),
-    }
-    found: dict[str, list[Mapping[str, float]]] = {name: [] for name in ways}
-    units = 64 if tiny else 65_536
-    if graphs is not None:  # shapes are recorded in the first run
-        serve_engine(subject, jobs, max_step_units=units, graphs=graphs)
-    for number in range(len(ways) * (1 if tiny else 3)):
-        name = list(ways)[(number + number // len(ways)) % len(ways)]
-        report = serve_engine(subject, jobs, max_step_units=units, graphs=graphs, encoders=ways[name])
+    found: dict[str, list[Mapping[str, float]]] = {"aside": [], "steps' stream": []}
+    for number in range(len(found) * (1 if tiny else 3) + 1):
+        name = list(found)[number % len(found)]
+        with _on_own_streams(subject.pipeline) if name == "aside" and not tiny else contextlib.nullcontext():
+            report = serve_engine(subject, jobs, max_step_units=64 if tiny else 65_536, graphs=graphs)
         print(name, {key: round(value, 3) for key, value in report.items()}, flush=True)
-        found[name].append(report)
+        if number:  # shapes are recorded in the first
+            found[name].append(report)
     place = f"SDXL with its encoders, {size} px, {count} pictures at {rate:g}/s"
     for figure, said in (("mean_s", "mean latency"), ("p95_s", "p95"), ("first_step_p50_s", "to the first step")):
-        middle = {name: 1e3 * statistics.median(each[figure] for each in those) for name, those in found.items()}
-        for key, off, on in (
-            ("image.encoders-thread", "pipelines' threads", "one thread"),
-            ("image.encoders-graphs", "one thread", "replayed"),
-        ):
-            notes.add(key, f"{place}, {said}", off=middle[off], on=middle[on], base=f"graphs; prompts in {off}")
+        off, on = (1e3 * statistics.median(each[figure] for each in found[name]) for name in ("steps' stream", "aside"))
+        notes.add("image.encoders-aside", f"{place}, {said}", off=off, on=on, base="graphs")
+
+
+@contextlib.contextmanager
+def _on_own_streams(pipeline: Any) -> Generator[None]:
+    """The pipeline's text encoders compute each call on a stream of its own, and wait for it."""
+    encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
+
+    def aside(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        current, own = torch.cuda.current_stream(), torch.cuda.Stream()
+        hand_over((args, kwargs), source=current, target=own)
+        with torch.cuda.stream(own):
+            answer = forward(*args, **kwargs)
+        own.synchronize()
+        hand_over(answer, source=own, target=current, wait=False)
+        return answer
+
+    for each in encoders:
+        each.forward = functools.partial(aside, each.forward)
+    try:
+        yield
+    finally:
+        for each in encoders:
+            del each.forward
 
 
 def measure_pictures(

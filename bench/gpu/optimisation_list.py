@@ -87,26 +87,12 @@ OPTIMISATIONS: dict[str, Optimisation] = {
         IMAGE,
     ),
     "image.encoders-aside": Optimisation(
-        "text encoders on a stream of their own, in the threads of the pipelines",
+        "text encoders on streams of their own, in the threads of the pipelines",
         "image",
-        "none found: their kernels start slower than the card computes them",
-        "bench, until 2026-11-30",
+        "none found: they wait for their inputs, which stand behind the steps",
+        "bench; in the code until 2026-11-30",
         IMAGE,
         is_in_code=False,
-    ),
-    "image.encoders-thread": Optimisation(
-        "text encoders of all pipelines in one thread, on a stream of its own",
-        "image",
-        "prompts arrive while others are encoded: threads that start small kernels wait for each other",
-        "core/rendezvous/encoders.py; bench",
-        IMAGE,
-    ),
-    "image.encoders-graphs": Optimisation(
-        "text encoders replayed as CUDA graphs",
-        "image",
-        "the host starts kernels slower than the card computes them",
-        "core/rendezvous/encoders.py; cuda_graph_rows",
-        IMAGE,
     ),
     **{
         f"image.attention-{key}": Optimisation(

@@ -19,7 +19,7 @@ from torch import Tensor
 from sixfold.core.rendezvous.calls import ModuleCall, has_rows, is_row_list
 from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
 from sixfold.core.rendezvous.merge import cut, merge, split
-from sixfold.core.rendezvous.streams import copied, rebuilt
+from sixfold.core.rendezvous.streams import rebuilt, recreated
 from sixfold.core.runtime.cuda_graphs import Capture
 
 _log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class RowGraphs:
             _fill(recorded.arguments[name], name, value, first.arguments[name], first)
         recorded.replay()
         self.num_replays += 1
-        return split(copied(cut(recorded.answer, 0, num_rows, recorded.rows, listed=False)), calls)
+        return split(_copied(cut(recorded.answer, 0, num_rows, recorded.rows, listed=False)), calls)
 
     def _is_due(self, key: Hashable) -> bool:
         if key in self._refused:
@@ -194,3 +194,14 @@ def _fill(place: Any, name: str, value: Any, own: Any, call: ModuleCall) -> None
     elif isinstance(value, list | tuple):
         for index, part in enumerate(cast("Sequence[Any]", value)):
             _fill(place[index], name, part, own[index], call)
+
+
+def _copied(answer: Any) -> Any:
+    if isinstance(answer, Tensor):
+        return answer.clone()
+    if isinstance(answer, Mapping):
+        items = cast("Mapping[str, Any]", answer)
+        return recreated(answer, {key: _copied(item) for key, item in items.items()})
+    if isinstance(answer, list | tuple):
+        return rebuilt(answer, [_copied(part) for part in cast("Sequence[Any]", answer)])
+    return answer

@@ -18,7 +18,6 @@ from sixfold.core.batching.parked import PipelineSide
 from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall, TensorDigests, capture
 from sixfold.core.rendezvous.deferred import DeferredCalls
-from sixfold.core.rendezvous.encoders import Encoders
 from sixfold.core.rendezvous.lane import Lane
 
 
@@ -134,17 +133,13 @@ class LaneModule(StandIn):
         side: Of the request's pipeline.
         lane: Computes the calls.
         methods: With the rules of their calls.
-        encoders: Compute other methods.
-        aside: Their names.
     """
 
-    __slots__ = ("_aside", "_digests", "_encoders", "_lane", "_methods", "_side", "_variant")
+    __slots__ = ("_digests", "_lane", "_methods", "_side", "_variant")
     _side: PipelineSide[ModuleCall, Any]
     _lane: Lane
-    _encoders: Encoders
     _digests: TensorDigests
     _methods: Mapping[str, CallRules]
-    _aside: frozenset[str]
     _variant: Hashable
 
     def __init__(
@@ -152,10 +147,8 @@ class LaneModule(StandIn):
         part: torch.nn.Module,
         side: PipelineSide[ModuleCall, Any],
         lane: Lane,
-        encoders: Encoders,
         digests: TensorDigests,
         methods: Mapping[str, CallRules],
-        aside: frozenset[str] = frozenset(),
         *,
         variant: Hashable = None,
     ) -> None:
@@ -163,10 +156,8 @@ class LaneModule(StandIn):
         values = {
             "_side": side,
             "_lane": lane,
-            "_encoders": encoders,
             "_digests": digests,
             "_methods": methods,
-            "_aside": aside,
             "_variant": variant,
         }
         for name, value in values.items():
@@ -176,12 +167,7 @@ class LaneModule(StandIn):
         value = getattr(self._part, name)
         if name in self._methods:
             return functools.partial(self._run_in_lane, name, value)
-        if name in self._aside:
-            return functools.partial(self._encode, value)
         return value
-
-    def _encode(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        return self._encoders.compute(method, args, kwargs, as_is=True)
 
     def start(self, method: str, *args: Any, **kwargs: Any) -> Future[Any]:
         """Lets the lane compute a method while the pipeline goes on; for previews."""
@@ -199,41 +185,28 @@ class LaneModule(StandIn):
         return answer
 
 
-class AsideModule(StandIn):
-    """Stands for a module that each pipeline calls by itself, before the first step: an encoder.
+class AdaptedModule(StandIn):
+    """Stands for a module that each pipeline calls by itself and that has adapters, such as a text encoder's.
 
     Args:
         part: The module.
-        encoders: Compute it.
-        switch: Of its adapters; None if it has none.
+        switch: Of its adapters.
         adapters: With which it is to run.
-        as_is: It shall compute, whatever was recorded.
     """
 
-    __slots__ = ("_adapters", "_as_is", "_encoders", "_switch")
-    _encoders: Encoders
-    _switch: AdapterSwitch | None
+    __slots__ = ("_adapters", "_switch")
+    _switch: AdapterSwitch
     _adapters: Adapters
-    _as_is: bool
 
-    def __init__(
-        self,
-        part: torch.nn.Module,
-        encoders: Encoders,
-        switch: AdapterSwitch | None = None,
-        adapters: Adapters = (),
-        *,
-        as_is: bool = False,
-    ) -> None:
+    def __init__(self, part: torch.nn.Module, switch: AdapterSwitch, adapters: Adapters) -> None:
         super().__init__(part)
-        values = {"_encoders": encoders, "_switch": switch, "_adapters": adapters, "_as_is": as_is or bool(adapters)}
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_switch", switch)
+        object.__setattr__(self, "_adapters", adapters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns when the call is computed."""
-        with contextlib.nullcontext() if self._switch is None else self._switch.using(self._adapters):
-            return self._encoders.compute(self._part, args, kwargs, as_is=self._as_is)
+        """Computes the call here and now."""
+        with self._switch.using(self._adapters):
+            return self._part(*args, **kwargs)
 
 
 class LockedPart(StandIn):
@@ -266,9 +239,3 @@ class LockedPart(StandIn):
         """Calls the part when no other thread does."""
         with self._lock:
             return self._part(*args, **kwargs)
-
-
-def device_of(module: torch.nn.Module) -> torch.device:
-    """Where the module's weights are."""
-    parameter = next(module.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device

@@ -14,9 +14,8 @@ from sixfold.core.batching.parked import PipelineSide
 from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall, TensorDigests
 from sixfold.core.rendezvous.deferred import DeferredCalls
-from sixfold.core.rendezvous.encoders import Encoders
 from sixfold.core.rendezvous.lane import Lane
-from sixfold.core.rendezvous.proxies import AsideModule, BatchedModule, LaneModule, LockedPart
+from sixfold.core.rendezvous.proxies import AdaptedModule, BatchedModule, LaneModule, LockedPart
 
 Side = PipelineSide[ModuleCall, Any]
 
@@ -27,11 +26,9 @@ class LanePart:
 
     Attributes:
         methods: Run in the lane; with the rules of their calls.
-        aside: Computed by `Encoders`.
     """
 
     methods: Mapping[str, CallRules]
-    aside: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +38,12 @@ class PipelinePlan:
     Attributes:
         batched: Components whose calls share forwards.
         lanes: Components with methods that run beside the steps.
-        aside: Modules that are called before the first step.
         locked: Components that are not safe in several threads.
         rules: Of calls, by the class name of the module; the default rules for others.
     """
 
     batched: frozenset[str]
     lanes: Mapping[str, LanePart] = field(default_factory=dict[str, LanePart])
-    aside: frozenset[str] = frozenset()
     locked: frozenset[str] = frozenset()
     rules: Mapping[str, CallRules] = field(default_factory=dict[str, CallRules])
 
@@ -75,7 +70,6 @@ class PipelineScope:
     Args:
         plan: See there.
         lane: For the plan's lanes.
-        encoders: For what is encoded before the first step.
         switches: Of the adapters of modules, by the identity of the module.
         defers: Computes the branches of guidance together also where a pipeline calls its module once for each.
     """
@@ -84,7 +78,6 @@ class PipelineScope:
         self,
         plan: PipelinePlan,
         lane: Lane,
-        encoders: Encoders,
         switches: Mapping[int, AdapterSwitch] | None = None,
         *,
         defers: bool = False,
@@ -92,7 +85,6 @@ class PipelineScope:
         self._defers = defers
         self._plan = plan
         self._lane = lane
-        self._encoders = encoders
         self._switches = dict(switches or {})
         self._locks: dict[int, threading.RLock] = {}
         self._locks_lock = threading.Lock()
@@ -158,12 +150,8 @@ class PipelineScope:
                 deferred=ticket.deferred,
             )
         if name in plan.lanes:
-            lane_part = plan.lanes[name]
-            methods, aside = lane_part.methods, lane_part.aside
-            return LaneModule(part, side, self._lane, self._encoders, digests, methods, aside, variant=variant)
-        if name in plan.aside:
-            return AsideModule(part, self._encoders, switch, adapters, as_is=variant is not None)
-        return part
+            return LaneModule(part, side, self._lane, digests, plan.lanes[name].methods, variant=variant)
+        return part if switch is None else AdaptedModule(part, switch, adapters)
 
     def _lock_of(self, part: Any) -> threading.RLock:
         with self._locks_lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -37,18 +37,6 @@ def rebuilt(like: Any, items: Iterable[Any]) -> Any:
 def recreated(like: Any, items: dict[str, Any]) -> Any:
     """A mapping of the same kind, such as a library's class of outputs."""
     return like.__class__(**items)
-
-
-def copied(answer: Any) -> Any:
-    """The same containers with copies of the tensors in them."""
-    if isinstance(answer, Tensor):
-        return answer.clone()
-    if isinstance(answer, Mapping):
-        items = cast("Mapping[str, Any]", answer)
-        return recreated(answer, {key: copied(item) for key, item in items.items()})
-    if isinstance(answer, list | tuple):
-        return rebuilt(answer, [copied(part) for part in cast("Sequence[Any]", answer)])
-    return answer
 
 
 def hand_over(value: Any, *, source: Any, target: Any, wait: bool = True) -> None:

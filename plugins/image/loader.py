@@ -14,8 +14,7 @@ from sixfold.core.errors import ConfigError, InvalidRequest, SourceError
 from sixfold.core.family import LoadContext
 from sixfold.core.parallel.modules import RankModule
 from sixfold.core.rendezvous.compiled import compile_blocks
-from sixfold.core.rendezvous.encoders import Encoders
-from sixfold.core.rendezvous.fp8_advice import fp8_advice
+from sixfold.core.rendezvous.fp8_advice import warn_of_slow_fp8
 from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.core.rendezvous.splitting import left_out, split_plan
@@ -100,8 +99,7 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
     parameters = sum(p.numel() for module in modules.values() for p in module.parameters())
     done = quantize_parts(modules, context.quantization, context)
     quantized: dict[str, str | int | float | bool] = {"quantization": done} if done else {}
-    if advice := fp8_advice(context.quantization, denoisers, compiles=options.compile):
-        _LOG.warning("models.%s.quantization: %s", context.model_name, advice)
+    warn_of_slow_fp8(context, {name: part for name, part in modules.items() if name in DENOISERS}, options.compile)
     _check(pipeline, options)
     caches = _compile_or_cache(denoisers, options)
     if context.parallel is not None:
@@ -126,7 +124,6 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
         switches=switches,
         linear_map=linear_map,
         num_threads=context.num_threads,
-        encoders=Encoders(device, capture_cuda_graph(device) if _graph_rows(device, options) else None),
         graphs=None if context.parallel is not None else _graphs(device, options),
         parallel=context.parallel,
     )
@@ -173,15 +170,10 @@ def check_parallel(options: ImageOptions) -> None:
 
 
 def _graphs(device: torch.device, options: ImageOptions) -> RowGraphs | None:
-    rows = _graph_rows(device, options)
-    return RowGraphs(capture_cuda_graph(device), device, rows) if rows else None
-
-
-def _graph_rows(device: torch.device, options: ImageOptions) -> Sequence[int]:
-    """Rows that are recorded; () where nothing is."""
-    if device.type != "cuda":
-        return ()
-    return _GRAPH_ROWS if options.cuda_graph_rows is None else options.cuda_graph_rows
+    rows = _GRAPH_ROWS if options.cuda_graph_rows is None else options.cuda_graph_rows
+    if device.type != "cuda" or not rows:
+        return None
+    return RowGraphs(capture_cuda_graph(device), device, rows)
 
 
 def _check(pipeline: Any, options: ImageOptions) -> None:

@@ -17,7 +17,6 @@ from sixfold.core.messages import Request, Usage
 from sixfold.core.parallel.leader import Leader
 from sixfold.core.rendezvous.adapters import AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
-from sixfold.core.rendezvous.encoders import Encoders
 from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
@@ -45,7 +44,6 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         switches: Of the adapters of modules, likewise.
         linear_map: For cheap previews; None if there is none.
         num_threads: CPU threads of steps.
-        encoders: Compute what is encoded before the first step.
         graphs: Recorded forwards of the denoiser; None computes all.
         parallel: The other ranks, if the denoisers are shared with them.
     """
@@ -60,7 +58,6 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         switches: Mapping[int, AdapterSwitch],
         linear_map: LinearMap | None,
         num_threads: int,
-        encoders: Encoders,
         graphs: RowGraphs | None = None,
         parallel: Leader | None = None,
     ) -> None:
@@ -72,9 +69,8 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         self._info = info
         self._num_threads = num_threads
         self._lane = Lane("decode", device, num_threads=options.decode_threads)
-        self._encoders = encoders
-        self._scope = PipelineScope(plan(options.text_multiple), self._lane, encoders, switches, defers=defers)
-        self._exact_scope = PipelineScope(plan(0), self._lane, encoders, switches)
+        self._scope = PipelineScope(plan(options.text_multiple), self._lane, switches, defers=defers)
+        self._exact_scope = PipelineScope(plan(0), self._lane, switches)
         self._linear_map = linear_map
         self._writers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="previews")
         self._units_per_pixel = 1 / 256  # of one step; measured when warm
@@ -192,7 +188,7 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         drawing = self._planner.plan(request.input, 0)
         side = WarmUpSide(self.forward)
         scoped = self._scoped(request, 0, drawing, side)
-        with self.comparing_ranks(), self._encoders.recording():
+        with self.comparing_ranks():
             scoped(**drawing.arguments, generator=generator_for(0), output_type="pil")
         torch.set_num_threads(self._num_threads)
         self._units_per_pixel = side.units / side.num_calls / (drawing.width * drawing.height)
@@ -218,7 +214,6 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
     def close(self) -> None:
         """Ends the threads."""
         self._lane.close()
-        self._encoders.close()
         self._writers.shutdown(wait=True)
         for cache in self._caches.values():
             cache.close()

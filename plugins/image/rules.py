@@ -15,12 +15,11 @@ DENOISERS = frozenset({"transformer", "transformer_2", "unet", "controlnet"})
 QUANTIZATION_SKIP = patterns("embedder", "modulation", "output", r"re:.*\.img_mlp\.net\.2")
 """Linear layers of denoisers that keep their type: small, and an error in them reaches every token; the last one is Qwen's."""
 _IDS = frozenset({"img_ids", "txt_ids", "image_rotary_emb"})
-_ENCODERS = frozenset({"text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4", "image_encoder"})
 _TOKENIZERS = frozenset({"tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4", "processor", "feature_extractor"})
 
 
 def plan(text_multiple: int) -> PipelinePlan:
-    """Which components batch, decode in a lane, encode aside; and the rules of calls.
+    """Which components batch and which decode in a lane, and the rules of calls. Encoders run in the pipelines' threads.
 
     Args:
         text_multiple: See `ImageOptions`.
@@ -28,8 +27,7 @@ def plan(text_multiple: int) -> PipelinePlan:
     decode = CallRules(ignored=frozenset({"generator"}))
     return PipelinePlan(
         batched=DENOISERS,
-        lanes={"vae": LanePart(methods={"decode": decode}, aside=frozenset({"encode"}))},
-        aside=_ENCODERS,
+        lanes={"vae": LanePart(methods={"decode": decode})},
         locked=_TOKENIZERS,
         rules=call_rules(text_multiple),
     )

@@ -32,6 +32,8 @@ class LaunchedStep:
         filled: The blocks that the step fills.
         began_s: When it began, by ``time.perf_counter``.
         may_be_followed: See `PendingStep.may_be_followed`.
+        proposes: Whether tokens are guessed after it: not where the next step was to begin ahead, and only guesses of before
+            kept it from that.
         restarts: ``num_restarts`` of each sequence when the step began.
         expected: How many tokens each will have more.
     """
@@ -46,6 +48,7 @@ class LaunchedStep:
     filled: FilledBlocks
     began_s: float
     may_be_followed: bool
+    proposes: bool
     restarts: list[int] = field(default_factory=list[int])
     expected: list[int] = field(default_factory=list[int])
 

@@ -71,7 +71,7 @@ class Speculator:
         self._mean_length = float(num_tokens)
         self._row_cost = RowCost()
         self._choice = GuessChoice()
-        self._num_before = 0  # sequences that the step before decoded; 0 if it did something else
+        self._has_before = False  # whether the step before was one that decodes, too
         self._accepted_before = 0
         self.decisions = DecisionLog()
 
@@ -143,7 +143,7 @@ class Speculator:
             and all(sequence.num_computed >= sequence.num_prompt_tokens for sequence in sequences)
         )
         if not learns:
-            self._num_before = 0
+            self._has_before = False
         self._accepted_before = self._num_accepted_tokens
         return learns
 
@@ -155,23 +155,26 @@ class Speculator:
             guessed: Whether the step after it waited for its tokens.
             seconds: Since the step before it was done.
         """
-        before, self._num_before = self._num_before, num_sequences
-        if before != num_sequences:
+        had_before, self._has_before = self._has_before, True
+        if not had_before:
             return
         num_tokens = num_sequences + self._num_accepted_tokens - self._accepted_before
         if not self._choice.observe(num_sequences, guessed=guessed, num_tokens=num_tokens, seconds=seconds):
             return
-        guesses = self._choice.guesses(num_sequences)
-        ways = ("steps ahead", "guesses")
-        times = dict(zip(("guesses", "steps ahead"), self._choice.seconds_a_token(num_sequences), strict=True))
+        with_guesses, ahead = self._choice.seconds(num_sequences)
+        before, after = ("steps ahead", "guesses") if with_guesses < ahead else ("guesses", "steps ahead")
         self.decisions.changed(
             "guesses_or_steps_ahead",
-            ways[not guesses],
-            ways[guesses],
-            f"with {num_sequences} sequences a token takes "
-            + ", ".join(f"{1e3 * seconds:.2f} ms with {way}" for way, seconds in times.items()),
+            before,
+            after,
+            f"with {num_sequences} sequences, tokens of each come {1e3 * with_guesses:.2f} ms apart with guesses and "
+            f"{1e3 * ahead:.2f} ms with steps ahead",
             objective="tokens a second",
         )
+
+    def step_failed(self) -> None:
+        """A step was not done, or not at once: what was before the next one says nothing."""
+        self._has_before = False
 
     def observe(self, sequence: SequenceState, num_drafts: int, num_accepted: int) -> None:
         """Learns how many of a sequence's drafts were right."""

@@ -85,6 +85,7 @@ class StepLauncher:
             scored = logits[len(rows) :].clone() if layout.scored and logits is not None else None
             ends = [s.num_begun + n for s, n in zip(sequences, units, strict=True)]
             filled = self._cache.check(sequences, ends)
+        could_be_followed, may_be_followed = self._may_be_followed(sequences, layout)
         return LaunchedStep(
             sequences=sequences,
             units=units,
@@ -95,7 +96,8 @@ class StepLauncher:
             scored_logits=scored,
             filled=filled,
             began_s=began_s,
-            may_be_followed=not awaits and self._may_be_followed(sequences, layout),
+            may_be_followed=not awaits and may_be_followed,
+            proposes=awaits or not could_be_followed,
         )
 
     def _unknown(self, sequences: Sequence[SequenceState]) -> Tensor | None:
@@ -105,18 +107,21 @@ class StepLauncher:
         carried = index_tensor([s.carried if s.num_expected else -1 for s in sequences], self._chosen.device)
         return with_carried(torch.full_like(carried, -1), carried, self._chosen)
 
-    def _may_be_followed(self, sequences: Sequence[SequenceState], layout: BatchLayout) -> bool:
-        """Whether the next step may begin before this one is done.
+    def _may_be_followed(self, sequences: Sequence[SequenceState], layout: BatchLayout) -> tuple[bool, bool]:
+        """Whether the next step may begin before this one is done: if nobody had guesses, and with those that there are.
 
         Not if this one is started kernel by kernel: that takes the host as long as the device, and only while it waits do
         other threads come to prepare what arrives. Prompts in many small steps, one on top of the other, came to their first
         tokens after 1.7-2.1 s instead of 0.4-0.5 (256 at once, H100).
         """
         if not self._begins_steps or not self._decoder.starts_at_once(layout):
-            return False
-        num_looking_back = 0
+            return False, False
+        num_held = num_looking_back = 0
         for sequence in sequences:
-            sequence.looks_back = sequence.grammar is not None or bool(sequence.drafts)
+            is_held = sequence.grammar is not None
+            sequence.looks_back = is_held or bool(sequence.drafts)
+            num_held += is_held
             num_looking_back += sequence.looks_back
         # A few may take part in every other step; with many, two half steps by turns would cost twice one whole.
-        return num_looking_back * _MAX_SHARE_LOOKING_BACK <= len(sequences)
+        most = len(sequences) // _MAX_SHARE_LOOKING_BACK
+        return num_held <= most, num_looking_back <= most

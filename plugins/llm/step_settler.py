@@ -60,6 +60,7 @@ class StepSettler:
             scores = self._scores(step)
         except BaseException:
             step.abandon(self._cache)
+            speculator.step_failed()
             raise
         # A step in flight waited for the one before: the device was busy with it only since then.
         before_s = self._waited_s
@@ -99,7 +100,7 @@ class StepSettler:
             sequences[step.sampled[row]].drop_in_flight()
         if has_pace:
             speculator.observe_pace(len(sequences), guessed=not step.may_be_followed, seconds=self._waited_s - before_s)
-        if not step.may_be_followed:
+        if step.proposes:
             speculator.propose([s for s, there in zip(sequences, is_there, strict=True) if there])
         if self._events is not None:
             self._events.flush()

@@ -16,7 +16,7 @@ from sixfold.core.family import LoadContext, ModelFiles
 from sixfold.core.parallel.modules import RankModule
 from sixfold.core.rendezvous.calls import CallRules
 from sixfold.core.rendezvous.compiled import compile_blocks
-from sixfold.core.rendezvous.fp8_advice import fp8_advice
+from sixfold.core.rendezvous.fp8_advice import warn_of_slow_fp8
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
 from sixfold.core.rendezvous.scoped import LanePart, PipelinePlan
 from sixfold.core.rendezvous.splitting import left_out, split_plan
@@ -64,12 +64,11 @@ def load(context: LoadContext) -> VideoModel:
     pipeline = read_pipeline(context.path, dtype, keeps_vae=options.dtype == "auto").to(device)
     num_parameters = sum(p.numel() for part in _modules(pipeline).values() for p in part.parameters())
     quantized = _quantize(pipeline, context)
-    denoisers = [part for name, part in _modules(pipeline).items() if name in DENOISERS]
-    if advice := fp8_advice(context.quantization, denoisers, compiles=options.compile):
-        _LOG.warning("models.%s.quantization: %s", context.model_name, advice)
+    denoisers = {name: part for name, part in _modules(pipeline).items() if name in DENOISERS}
+    warn_of_slow_fp8(context, denoisers, options.compile)
     context.report(0.9, "looking at the pipeline")
     if options.compile:
-        compile_blocks(denoisers)
+        compile_blocks(denoisers.values())
     caches = {} if context.parallel is not None or options.compile else row_caches(pipeline)
     type_name = str(dtype).removeprefix("torch.")
     can = inspect_pipeline(pipeline, options, dtype=type_name, codec=form.codec, row_cache=bool(caches))
@@ -181,7 +180,6 @@ def plan_of(pipeline: Any) -> PipelinePlan:
     return PipelinePlan(
         batched=denoisers,
         lanes={"vae": vae} if "vae" in modules else {},
-        aside=frozenset(modules - denoisers - {"vae"}),
         locked=tokenizers,
         rules=_RULES,
     )

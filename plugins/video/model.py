@@ -19,7 +19,6 @@ from sixfold.core.errors import InvalidRequest
 from sixfold.core.messages import Request, Usage
 from sixfold.core.parallel.leader import Leader
 from sixfold.core.rendezvous.calls import CallOwner, ModuleCall
-from sixfold.core.rendezvous.encoders import Encoders
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
 from sixfold.core.rendezvous.row_cache import RowCache
@@ -89,8 +88,7 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
         # One decode at a time: the clips of one alone fill the device, and two together hold twice the memory.
         self._lane = Lane("vae", device, num_threads=num_threads, max_units=1)
         defers = parallel is not None and parallel.num_row_groups > 1
-        self._encoders = Encoders(device)
-        self._scope = PipelineScope(plan, self._lane, self._encoders, defers=defers)
+        self._scope = PipelineScope(plan, self._lane, defers=defers)
         self._counting = threading.Lock()  # pipelines end in threads of their own; guards the next six
         self._num_videos = 0
         self._num_frames = 0
@@ -212,7 +210,6 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
     def close(self) -> None:
         """See `StepModel`."""
         self._lane.close()
-        self._encoders.close()
         for cache in self._caches.values():
             cache.close()
 

@@ -19,20 +19,16 @@ from sixfold.core.errors import RequestError
 from sixfold.core.messages import Failed, Request, Usage
 from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall
-from sixfold.core.rendezvous.encoders import Encoders
 from sixfold.core.rendezvous.lane import Lane
 from sixfold.core.rendezvous.model import TorchPipelineModel
 from sixfold.core.rendezvous.row_cache import RowCache
 from sixfold.core.rendezvous.scoped import LanePart, PipelinePlan, PipelineScope
-from sixfold.core.rendezvous.warm_up import WarmUpSide
 from sixfold.core.runtime.local_replica import LocalReplica
 from tests.tiny_pipelines import TinyPipeline
 
 PLAN = PipelinePlan(
     batched=frozenset({"transformer", "transformer_2", "unet", "controlnet"}),
-    lanes={
-        "vae": LanePart(methods={"decode": CallRules(ignored=frozenset({"generator"}))}, aside=frozenset({"encode"}))
-    },
+    lanes={"vae": LanePart(methods={"decode": CallRules(ignored=frozenset({"generator"}))})},
     rules={"FluxTransformer2DModel": CallRules(shared=frozenset({"img_ids", "txt_ids"}))},
 )
 
@@ -57,13 +53,11 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
         plan: PipelinePlan = PLAN,
         caches: Mapping[int, RowCache] | None = None,
         switches: Mapping[int, AdapterSwitch] | None = None,
-        encoders: Encoders | None = None,
         max_units: int = 1 << 20,
     ) -> None:
         super().__init__(torch.device("cpu"), caches, switches=switches)
         self.lane = Lane("decode", torch.device("cpu"))
-        self.encoders = encoders or Encoders(torch.device("cpu"))
-        self.scope = PipelineScope(plan, self.lane, self.encoders, switches)
+        self.scope = PipelineScope(plan, self.lane, switches)
         self.pipeline = pipeline
         self.works = works
         self.results: dict[str, Any] = {}
@@ -103,11 +97,6 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
         self.results[name] = picture(scoped(**self.works[name]()))
         return Finish(result=Nothing(), usage=Usage())
 
-    def warm_encoders(self) -> None:
-        """Runs the first work, so that its encoders may be recorded."""
-        side = WarmUpSide(super().forward)
-        self.scope.copy_for(self.pipeline, side)(**next(iter(self.works.values()))())
-
     def forward(self, calls: Sequence[ModuleCall]) -> Sequence[Any]:
         torch.set_num_threads(1)
         self.batches.append([call.owner.request_id for call in calls if call.owner is not None])
@@ -117,7 +106,6 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
 
     def close(self) -> None:
         self.lane.close()
-        self.encoders.close()
 
 
 async def run_together(model: PipelineModel, *, max_running_sequences: int = 16) -> dict[str, RequestError]:

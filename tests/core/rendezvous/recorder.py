@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from sixfold.core.rendezvous.streams import tensors_in
-
 
 class Recorder:
     """Like the device's: reads where the arguments are when it is replayed, writes where the first answer was."""
@@ -22,13 +20,11 @@ class Recorder:
         cells = dict(zip(call.__code__.co_freevars, call.__closure__ or (), strict=True))
         found = cast("list[Any]", cells["found"].cell_contents)
         call()
-        places = list(tensors_in(found[0]))
-        for place in places:  # a recording computes nothing
-            place.fill_(float("nan") if place.is_floating_point() else 0)
+        answer = found[0]
+        answer[0].fill_(float("nan"))  # a recording computes nothing
 
         def replay() -> None:
             call()
-            for place, value in zip(places, tensors_in(found[0]), strict=True):
-                place.copy_(value)
+            answer[0].copy_(found[0][0])
 
         return replay

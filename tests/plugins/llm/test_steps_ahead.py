@@ -19,6 +19,7 @@ from sixfold.core.batching.step_loop import StepLoop
 from sixfold.core.decisions import DecisionLog
 from sixfold.core.errors import RequestCancelled
 from sixfold.core.messages import Event, Failed, Increment, Request
+from sixfold.plugins.llm import step_settler
 from sixfold.plugins.llm.generation import (
     ChatInput,
     CompletionInput,
@@ -182,29 +183,76 @@ def test_guesses_and_steps_ahead_may_take_turns_at_any_step(
     assert model.stats()["spec_decode_num_draft_tokens_total"] > 10
 
 
-def test_guesses_that_give_less_than_steps_ahead_are_given_up_and_the_decision_is_told(
+class CountingClock:
+    """In place of the module `time`: each look at it is a second later."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def perf_counter(self) -> float:
+        self.now_s += 1.0
+        return self.now_s
+
+
+def test_the_pace_of_steps_that_decode_is_told_as_it_is(
     model_folder: Callable[[str], Path], load_tiny: Callable[..., TransformersModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_tiny(model_folder("llama"), steps_ahead=True, speculation={"method": "ngram"})
+    monkeypatch.setattr(step_settler, "time", CountingClock())
+    intake, speculator = model._settler.intake, model._speculator  # pyright: ignore[reportPrivateUsage]
+    told: list[tuple[int, int, float]] = []
+    expected: list[tuple[int, int, float]] = []
+    observe, settle = GuessChoice.observe, model._settler.settle  # pyright: ignore[reportPrivateUsage]
+    followed_decode = False
+
+    def observed(self: GuessChoice, num_sequences: int, **found: Any) -> bool:
+        told.append((num_sequences, found["num_tokens"], found["seconds"]))
+        return observe(self, num_sequences, **found)
+
+    def settled(step: Any, its: Any) -> Any:
+        nonlocal followed_decode
+        before = intake.num_generated_tokens
+        decodes = all(s.num_computed >= s.num_prompt_tokens for s in step.sequences)
+        outcomes = settle(step, its)
+        if decodes and followed_decode:  # the clock is looked at once a step
+            expected.append((len(step.sequences), intake.num_generated_tokens - before, 1.0))
+        followed_decode = decodes
+        return outcomes
+
+    monkeypatch.setattr(GuessChoice, "observe", observed)
+    monkeypatch.setattr(model._settler, "settle", settled)  # pyright: ignore[reportPrivateUsage]
+    loop_again = {"logit_bias": ((65, 90.0),)}  # so that guesses are right
+    params = SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.0, **loop_again)
+    items = [CompletionInput(prompts=(p,), params=params, stream=True) for p in prompts(5)]
+    LoopRun(model, 0, max_units=8).run(items)
+    assert told == expected
+    assert len({num for num, _, _ in told}) > 1
+    assert speculator.stats()["spec_decode_num_accepted_tokens_total"] > 50
+    assert sum(tokens for _, tokens, _ in told) > sum(num for num, _, _ in told)
+
+
+def test_guesses_are_given_up_for_steps_ahead_though_the_last_ones_are_still_there(
+    model_folder: Callable[[str], Path], load_tiny: Callable[..., TransformersModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_tiny(model_folder("llama"), steps_ahead=True, speculation={"method": "ngram", "num_tokens": 1})
     decisions = DecisionLog()
     model.tell(decisions)
-    seen: list[float] = []
     observe = GuessChoice.observe
+    num_ahead = 0
 
     def slow_guesses(self: GuessChoice, num_sequences: int, **found: Any) -> bool:
-        seen.append(found["seconds"])
-        # A device whose steps take 1 ms more where the next one can't begin meanwhile, and give a token in any case.
-        told = found | {"seconds": 0.002 + 0.001 * found["guessed"], "num_tokens": num_sequences}
-        return observe(self, num_sequences, **told)
+        nonlocal num_ahead
+        num_ahead += not found["guessed"]
+        # A device whose steps take ten times as long where the next one can't begin meanwhile.
+        return observe(self, num_sequences, **found | {"seconds": 0.02 if found["guessed"] else 0.002})
 
     monkeypatch.setattr(GuessChoice, "observe", slow_guesses)
-    params = SamplingParams(max_tokens=120, ignore_eos=True, temperature=0.0)
-    loop = LoopRun(model, 0)
-    loop.run([CompletionInput(prompts=((5, 6, 7),), params=params, stream=True)])
-    assert all(0.0 < seconds < 60.0 for seconds in seen) and len(seen) > 60
-    (told,) = [each for each in decisions.recent if each.what == "guesses_or_steps_ahead"]
-    assert (told.before, told.after) == ("guesses", "steps ahead")
-    assert told.reason == "with 1 sequences a token takes 3.00 ms with guesses, 2.00 ms with steps ahead"
+    params = SamplingParams(max_tokens=200, ignore_eos=True, temperature=0.0, logit_bias=((65, 90.0),))
+    LoopRun(model, 0).run([CompletionInput(prompts=((5, 6, 7),), params=params, stream=True)] * 4)
+    assert num_ahead > 40  # though there is a guess after every step
+    told = [each for each in decisions.recent if each.what == "guesses_or_steps_ahead"]
+    assert {(each.before, each.after) for each in told} == {("guesses", "steps ahead")}
+    assert "ms apart with guesses and 2.00 ms with steps ahead" in told[0].reason
 
 
 def check_alike(loop: LoopRun, items: Sequence[CompletionInput], expected: Sequence[Generation]) -> None:
