@@ -169,7 +169,11 @@ def test_guesses_and_steps_ahead_may_take_turns_at_any_step(
 ) -> None:
     source = random.Random(3)
     likely: dict[str, Any] = {"logit_bias": tuple((token, 3.0) for token in range(65, 71))}  # so that they come again
-    monkeypatch.setattr(GuessChoice, "guesses", lambda _self, _num_sequences: source.random() < 0.5)
+
+    def by_chance(_self: GuessChoice, _num_sequences: int) -> bool:
+        return source.random() < 0.5
+
+    monkeypatch.setattr(GuessChoice, "guesses", by_chance)
     model = load_tiny(model_folder("llama"), steps_ahead=True, speculation={"method": "ngram", "max_sequences": 8})
     items = [
         CompletionInput(
@@ -221,8 +225,8 @@ def test_the_pace_of_steps_that_decode_is_told_as_it_is(
 
     monkeypatch.setattr(GuessChoice, "observe", observed)
     monkeypatch.setattr(model._settler, "settle", settled)  # pyright: ignore[reportPrivateUsage]
-    loop_again = {"logit_bias": ((65, 90.0),)}  # so that guesses are right
-    params = SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.0, **loop_again)
+    again = ((65, 90.0),)  # so that guesses are right
+    params = SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.0, logit_bias=again)
     items = [CompletionInput(prompts=(p,), params=params, stream=True) for p in prompts(5)]
     LoopRun(model, 0, max_units=8).run(items)
     assert told == expected
@@ -244,7 +248,8 @@ def test_guesses_are_given_up_for_steps_ahead_though_the_last_ones_are_still_the
         nonlocal num_ahead
         num_ahead += not found["guessed"]
         # A device whose steps take ten times as long where the next one can't begin meanwhile.
-        return observe(self, num_sequences, **found | {"seconds": 0.02 if found["guessed"] else 0.002})
+        told: dict[str, Any] = found | {"seconds": 0.02 if found["guessed"] else 0.002}
+        return observe(self, num_sequences, **told)
 
     monkeypatch.setattr(GuessChoice, "observe", slow_guesses)
     params = SamplingParams(max_tokens=200, ignore_eos=True, temperature=0.0, logit_bias=((65, 90.0),))
