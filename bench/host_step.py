@@ -115,7 +115,9 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.tokenizer:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(args.tokenizer / name, folder / name)
-    model = load_native(folder, tiny=True, cache_bytes=512 << 20, steps_ahead=args.ahead)
+    # Without guesses, which few rows have: the made logits know nothing of them.
+    options: dict[str, Any] = {"steps_ahead": args.ahead, "speculation": {"method": "off"}}
+    model = load_native(folder, tiny=True, cache_bytes=512 << 20, **options)
     load = Load(args.rows, args.prompt, args.output, _WIDTH)
     free_forward(model, args.rows)
     replica = LocalReplica(model, limits=Limits(max_queue_units=1 << 30, max_running_sequences=args.rows))
