@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "images"
 WAIT_MS = 180_000
 NUM_CLIENTS = 14
 LOAD_S = 45.0
-QUESTIONS = ("What is the capital of France?", "What is it known for? Answer in two sentences.")
+QUESTIONS = ("Name the capital of France.", "What is it known for? Answer in two sentences.")
 
 
 def chat(page: Page) -> None:

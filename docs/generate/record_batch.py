@@ -15,7 +15,7 @@ OUT = Path(__file__).parents[2] / "bench" / "results" / f"{time.strftime('%Y-%m-
 PROMPTS = (
     ("Write a long story about a ship.", 90),
     ("Name three fruits.", 16),
-    ("What is the capital of France?", 12),
+    ("Name the capital of France.", 12),
     ("Explain how bread is made, step by step.", 70),
     ("Count from one to ten.", 30),
     ("Translate 'good morning' to Spanish.", 12),

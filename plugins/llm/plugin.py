@@ -165,7 +165,7 @@ def register_apis(register: Callable[[Api], None]) -> None:
             examples={
                 "chat": "curl $url/v1/chat/completions -H 'content-type: application/json' "
                 """-d '{"model": "$model", "max_tokens": 100, "messages": """
-                """[{"role": "user", "content": "What is the capital of France?"}]}'\n\n"""
+                """[{"role": "user", "content": "Name the capital of France."}]}'\n\n"""
                 "sixfold chat --url $url --model $model --max-tokens 100 'Write one sentence about the sea.'",
             },
             probes=PROBES,

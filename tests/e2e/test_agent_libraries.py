@@ -12,7 +12,7 @@ from openai import AsyncOpenAI
 
 pytestmark = pytest.mark.models
 
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ TEXTS = [
     "naïve café 你好 🙂 " * 20,
     "a",
 ]
-CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+CAPITAL = [{"role": "user", "content": "Name the capital of France."}]
 
 
 @pytest.fixture

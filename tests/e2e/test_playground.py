@@ -31,7 +31,7 @@ def ask(page: Page, text: str) -> None:
 
 def test_a_chat_streams_its_answer_and_tells_its_speed(browser: Browser, demo_server: Any) -> None:
     with open_page(browser, demo_server.url) as (page, seen):
-        ask(page, "What is the capital of France?")
+        ask(page, "Name the capital of France.")
         page.get_by_text("tokens/s").wait_for(timeout=WAIT_MS)
         assert "Paris" in page.locator(".said.model .words").inner_text()
         page.get_by_text("Copy as code").click()

@@ -23,7 +23,7 @@ from tests.servers import DemoServer
 
 pytestmark = [pytest.mark.models, pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")]
 
-CAPITAL: Any = [{"role": "user", "content": "What is the capital of France?"}]
+CAPITAL: Any = [{"role": "user", "content": "Name the capital of France."}]
 SENTENCE = "The patient has no known allergy to penicillin."
 SCENE = "a small red circle above a large blue square on a green background"
 

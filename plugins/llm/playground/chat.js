@@ -33,7 +33,7 @@ class Chat {
     this.log = el("div", { class: "chat", role: "log", "aria-label": "Conversation", tabindex: "0" },
       el("p", { class: "empty" }, "Ask something. The answer appears word by word, as the steps of the batch deliver it."));
     this.input = el("textarea", {
-      rows: 2, placeholder: "What is the capital of France?", "aria-label": "Your question",
+      rows: 2, placeholder: "Name the capital of France.", "aria-label": "Your question",
       onkeydown: (event) => this.onKey(event),
     });
     this.attach = el("button", { type: "button", onclick: () => this.file.click() }, "Add image");

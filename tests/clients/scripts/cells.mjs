@@ -1,7 +1,7 @@
 // What every client's script needs: the questions, and a way to answer a cell with what went wrong.
 const city = { city: { type: "string", maxLength: 12 } };
 
-export const capital = "What is the capital of France?";
+export const capital = "Name the capital of France.";
 export const weather = "What is the weather in Paris?";
 export const sentence = "The patient has no known allergy to penicillin.";
 export const texts = ["a meal", "a dinner", "an engine"];

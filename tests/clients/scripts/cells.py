@@ -6,7 +6,7 @@ import json
 import traceback
 from collections.abc import Callable
 
-CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+CAPITAL = [{"role": "user", "content": "Name the capital of France."}]
 WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
 TEXTS = ["a meal", "a dinner", "an engine"]
 SENTENCE = "The patient has no known allergy to penicillin."

@@ -25,7 +25,7 @@ LLM = OpenAILike(
     max_retries=0,
     timeout=300,
 )
-CAPITAL = [ChatMessage(role="user", content="What is the capital of France?")]
+CAPITAL = [ChatMessage(role="user", content="Name the capital of France.")]
 NODES = [NodeWithScore(node=TextNode(text=text)) for text in DOCUMENTS]
 
 
