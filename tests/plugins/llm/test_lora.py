@@ -131,20 +131,24 @@ def test_fused_layers_with_adapters_are_as_near_to_float32_as_merged_stock_model
         assert relative(decoder.run(prompts, chunks, adapters=adapters), exact) < allowed
 
 
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-5), ("bfloat16", 0.03)])
 def test_a_step_with_adapters_changes_nothing_for_the_rows_without(
-    model_folder: Callable[[str], Path], load_tiny: Callable[..., Any], tmp_path: Path
+    dtype: str, rounding: float, model_folder: Callable[[str], Path], load_tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
     base = model_folder("llama")
     folder = write_adapter(tmp_path / "a", base, seed=1)
-    model = load_tiny(base, dtype="bfloat16", lora={"adapters": {"a": f"file:{folder}"}})
+    model = load_tiny(base, dtype=dtype, lora={"adapters": {"a": f"file:{folder}"}})
     decoder, adapter = model._decoder, model._adapters.find("a")
     prompts = np.random.default_rng(1).integers(0, 250, (4, 23)).tolist()
-    without = load_tiny(base, dtype="bfloat16")._decoder.run(prompts)
+    without = load_tiny(base, dtype=dtype)._decoder.run(prompts)
     mixed = decoder.run(prompts, adapters=[None, adapter, None, adapter])
-    assert torch.allclose(mixed[[0, 2]], without[[0, 2]], atol=0, rtol=1e-2)
+    # Steps with adapters take other products, which round otherwise: on processors with AMX by 1.6% of the largest value.
+    atol = rounding * float(without.abs().max())
+    assert torch.allclose(mixed[[0, 2]], without[[0, 2]], atol=atol, rtol=0)
     assert torch.equal(decoder.run(prompts), without)
     alone = decoder.run(prompts, adapters=[adapter] * 4)
-    assert torch.allclose(mixed[[1, 3]], alone[[1, 3]], atol=1e-3, rtol=1e-2)
+    assert torch.allclose(mixed[[1, 3]], alone[[1, 3]], atol=atol, rtol=0)
+    assert not torch.allclose(alone, without, atol=2 * atol, rtol=0)
 
 
 def test_overflow_under_one_adapter_spoils_no_other_row(
