@@ -67,12 +67,8 @@ class StepSettler:
         began_s = max(step.began_s, before_s)
         self._waited_s = time.perf_counter()
         has_pace = speculator.measures(sequences)
-        tier = self._cache.tier
-        # Only then was the device waited for, and for this step alone.
         if step.pending is not None and not step.may_be_followed:
-            if tier is not None:
-                tier.observe_step(units, self._waited_s - began_s)
-            speculator.observe_step(sequences, units, self._waited_s - began_s)
+            self._learn_time(step, self._waited_s - began_s, speculator)
         # Nothing above has changed a sequence: had it failed, the core could repeat it. From here on nothing fails.
         for span in step.spans:
             span.keep(self._cache)
@@ -105,6 +101,13 @@ class StepSettler:
         if self._events is not None:
             self._events.flush()
         return outcomes
+
+    def _learn_time(self, step: LaunchedStep, seconds: float, speculator: Speculator) -> None:
+        """Of a step that the device was waited for, and for it alone."""
+        tier = self._cache.tier
+        if tier is not None:
+            tier.observe_step(step.units, seconds)
+        speculator.observe_step(step.sequences, step.units, seconds)
 
     def _scores(self, step: LaunchedStep) -> Mapping[int, Sequence[TokenLogprob]]:
         if step.scored_logits is None:
