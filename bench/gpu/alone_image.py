@@ -17,8 +17,6 @@ from image_steps import has_blocks, replayed, set_compiled, swapped_fp8, with_al
 from image_subjects import build
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sixfold.core.rendezvous.streams import hand_over
-
 Arguments = Callable[[int], dict[str, Any]]
 """Of a forward, by rows."""
 
@@ -208,47 +206,42 @@ def measure_engine(
 
 
 def measure_encoders(notes: Notes, *, tiny: bool) -> None:
-    """Texts of the pictures that arrive are encoded on the stream of the steps, or each on one of its own."""
+    """Prompts are texts, and what pipelines compute before and between the steps is in the steps' stream, or in streams of
+    their threads that go before the steps or not."""
     dtype, device = (torch.float32, "cpu") if tiny else (torch.bfloat16, "cuda")
     subject = build("sdxl", tiny=tiny, device=device, dtype=dtype, reads=True)
     graphs, size = graphs_on(subject), 64 if tiny else 512
     steps, count, rate = ((2, 3), 2, 20.0) if tiny else ((4, 8, 12, 20), 24, 4.0)
     jobs = poisson_jobs(count, rate, steps=steps, guidances=(5.0,), sizes=(size,))
-    found: dict[str, list[Mapping[str, float]]] = {"aside": [], "steps' stream": []}
+    found: dict[str, list[Mapping[str, float]]] = {"steps' stream": [], "own streams": [], "own, not before": []}
     for number in range(len(found) * (1 if tiny else 3) + 1):
         name = list(found)[number % len(found)]
-        with _on_own_streams(subject.pipeline) if name == "aside" and not tiny else contextlib.nullcontext():
+        with _pipelines_on(name):
             report = serve_engine(subject, jobs, max_step_units=64 if tiny else 65_536, graphs=graphs)
         print(name, {key: round(value, 3) for key, value in report.items()}, flush=True)
         if number:  # shapes are recorded in the first
             found[name].append(report)
     place = f"SDXL with its encoders, {size} px, {count} pictures at {rate:g}/s"
     for figure, said in (("mean_s", "mean latency"), ("p95_s", "p95"), ("first_step_p50_s", "to the first step")):
-        off, on = (1e3 * statistics.median(each[figure] for each in found[name]) for name in ("steps' stream", "aside"))
-        notes.add("image.encoders-aside", f"{place}, {said}", off=off, on=on, base="graphs")
+        off, on, plain = (1e3 * statistics.median(each[figure] for each in rows) for rows in found.values())
+        note = f"{plain:.1f} ms in streams that do not go before the steps"
+        notes.add("image.pipeline-streams", f"{place}, {said}", off=off, on=on, base="graphs", note=note)
 
 
 @contextlib.contextmanager
-def _on_own_streams(pipeline: Any) -> Generator[None]:
-    """The pipeline's text encoders compute each call on a stream of its own, and wait for it."""
-    encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
+def _pipelines_on(name: str) -> Generator[None]:
+    """Threads of pipelines that begin inside compute in such a stream."""
+    from sixfold.core.rendezvous import streams
 
-    def aside(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        current, own = torch.cuda.current_stream(), torch.cuda.Stream()
-        hand_over((args, kwargs), source=current, target=own)
-        with torch.cuda.stream(own):
-            answer = forward(*args, **kwargs)
-        own.synchronize()
-        hand_over(answer, source=own, target=current, wait=False)
-        return answer
-
-    for each in encoders:
-        each.forward = functools.partial(aside, each.forward)
+    use, new_stream = streams.ThreadStreams.use, streams.new_stream
+    if name == "steps' stream":
+        streams.ThreadStreams.use = lambda _self: None  # type: ignore[method-assign]
+    elif name == "own, not before":
+        streams.new_stream = lambda device, *, priority=0: new_stream(device)
     try:
         yield
     finally:
-        for each in encoders:
-            del each.forward
+        streams.ThreadStreams.use, streams.new_stream = use, new_stream  # type: ignore[method-assign]
 
 
 def measure_pictures(

@@ -90,9 +90,16 @@ OPTIMISATIONS: dict[str, Optimisation] = {
         "text encoders on streams of their own, in the threads of the pipelines",
         "image",
         "none found: they wait for their inputs, which stand behind the steps",
-        "bench; in the code until 2026-11-30",
+        "in code and bench until 2026-11-30; `image.pipeline-streams` is what replaced it",
         IMAGE,
         is_in_code=False,
+    ),
+    "image.pipeline-streams": Optimisation(
+        "what pipelines compute before and between the steps in streams of their threads",
+        "image",
+        "prompts are encoded while steps run: time to the first step",
+        "core/rendezvous/streams.py (ThreadStreams), core/batching/pipeline_threads.py",
+        IMAGE,
     ),
     **{
         f"image.attention-{key}": Optimisation(

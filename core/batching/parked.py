@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections import deque
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from sixfold.core.batching.model import Finish
+from sixfold.core.batching.pipeline_threads import PipelineThreads
 
 CallT = TypeVar("CallT")
 AnswerT = TypeVar("AnswerT")
@@ -128,22 +130,23 @@ class Parked(Generic[CallT, AnswerT]):
 
     Args:
         run: The pipeline.
+        threads: Where it runs.
         on_news: Called, from any thread, when there are outputs or a pipeline that had left came back.
     """
 
     def __init__(
         self,
         run: Callable[[PipelineSide[CallT, AnswerT]], Finish[Any]],
+        threads: PipelineThreads,
         on_news: Callable[[weakref.ref[Parked[CallT, AnswerT]]], None] = lambda _parked: None,
     ) -> None:
         self._side: PipelineSide[CallT, AnswerT] = PipelineSide()
         me: weakref.ref[Parked[CallT, AnswerT]] = weakref.ref(self)
         self._side.on_news = lambda: on_news(me)
         self._reported = False
-        self._thread = threading.Thread(target=self._side.main, args=(run,), name="pipeline", daemon=True)
         self._abandon = weakref.finalize(self, self._side.abandon)
         self._abandon.atexit = False
-        self._thread.start()
+        self._over = threads.run(functools.partial(self._side.main, run))
         self._side.wait()
 
     @property
@@ -193,11 +196,11 @@ class Parked(Generic[CallT, AnswerT]):
         return ended
 
     def close(self) -> None:
-        """Ends a pipeline by an exception at its call; returns when its thread has ended.
+        """Ends a pipeline by an exception at its call; returns when it has ended and let go of all that it held.
 
         One that has left is not waited for: it ends when it notices.
         """
         away = self.away
         self._abandon()
         if not away:
-            self._thread.join()
+            self._over.wait()

@@ -20,6 +20,7 @@ from typing import Generic
 
 from sixfold.core.batching.model import Finish, Granted, InputT, Outcome, OutputT, StepModel
 from sixfold.core.batching.parked import AnswerT, CallT, Parked, PipelineSide
+from sixfold.core.batching.pipeline_threads import PipelineThreads
 from sixfold.core.errors import RequestError, StepFailed
 from sixfold.core.messages import Cost, Request
 
@@ -30,6 +31,7 @@ class RendezvousModel(StepModel[Parked[CallT, AnswerT], InputT, OutputT], Generi
     def __init__(self) -> None:
         self._news: deque[weakref.ref[Parked[CallT, AnswerT]]] = deque()
         self._wake: Callable[[], None] = lambda: None
+        self._threads = PipelineThreads()
 
     @abstractmethod
     def run_pipeline(
@@ -38,7 +40,7 @@ class RendezvousModel(StepModel[Parked[CallT, AnswerT], InputT, OutputT], Generi
         """Runs the unmodified pipeline for one piece, with ``side.call`` in place of its heavy module. [own thread]"""
 
     def begin_thread(self) -> None:
-        """Called first in the thread of each pipeline. [own thread]"""
+        """Called before each pipeline in its thread, which has run others before. [own thread]"""
 
     @abstractmethod
     def call_cost(self, call: CallT) -> Cost:
@@ -63,7 +65,7 @@ class RendezvousModel(StepModel[Parked[CallT, AnswerT], InputT, OutputT], Generi
             self.begin_thread()
             return self.run_pipeline(request, piece, side)
 
-        parked: Parked[CallT, AnswerT] = Parked(run, self._on_news)
+        parked: Parked[CallT, AnswerT] = Parked(run, self._threads, self._on_news)
         if isinstance(parked.error, Exception):
             raise parked.error
         return (parked,)
@@ -124,7 +126,7 @@ class RendezvousModel(StepModel[Parked[CallT, AnswerT], InputT, OutputT], Generi
         return failure
 
     def release(self, sequence: Parked[CallT, AnswerT]) -> None:
-        """Ends the pipeline's thread."""
+        """Ends the pipeline."""
         sequence.close()
 
     def finish(self, request: Request[InputT], sequences: Sequence[Parked[CallT, AnswerT]]) -> Finish[OutputT]:

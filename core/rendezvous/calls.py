@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sixfold.core.rendezvous.adapters import Adapters
+from sixfold.core.rendezvous.streams import current_stream, tensors_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +110,7 @@ class ModuleCall:
         context: The pipeline's name for a kind of its calls, such as one branch of guidance; caches are kept apart by it.
         adapters: With which the module is to run.
         alone: It shares with no other request and is to be computed by the module as it is.
+        stream: The CUDA stream in which its arguments are made and its answer is used; None on other devices.
     """
 
     function: Callable[..., Any]
@@ -121,6 +123,7 @@ class ModuleCall:
     context: str | None = None
     adapters: Adapters = ()
     alone: bool = False
+    stream: Any = None
 
     @property
     def main(self) -> Any:
@@ -193,6 +196,7 @@ def capture(
         context=context,
         adapters=adapters,
         alone=variant is not None,
+        stream=next((current_stream(value.device) for value in tensors_in(main) if value.is_cuda), None),
     )
 
 

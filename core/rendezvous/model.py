@@ -24,7 +24,7 @@ from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
 from sixfold.core.rendezvous.merge import join, merge, row_parts, split
 from sixfold.core.rendezvous.row_cache import RowCache, RowGroup
-from sixfold.core.rendezvous.streams import Pace, wait_for
+from sixfold.core.rendezvous.streams import Pace, ThreadStreams, current_stream, hand_over, wait_for
 from sixfold.core.runtime.devices import use_device
 
 _log = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         self._merges: dict[Hashable, bool] = {}  # by kind of call: whether merging is right
         self._measured: list[MeasuredStep] = []
         self._pace = Pace(device)
+        self._streams = ThreadStreams(device)
         self.num_forwards = 0
         self.num_calls = 0
         self.num_rows = 0
@@ -137,8 +138,13 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         return sum(cache.num_bytes for cache in self._caches.values())
 
     def begin_thread(self) -> None:
-        """See `RendezvousModel`: what a pipeline computes by itself is on its model's GPU."""
+        """See `RendezvousModel`: what a pipeline computes by itself is on its model's GPU, in a stream of its thread.
+
+        A pipeline waits for the device several times before its first step (token ids and noise are copied from unpinned
+        memory), and in the steps' stream each time for the steps of others that are in the queue.
+        """
         use_device(str(self._device))
+        self._streams.use()
 
     def prepare(self, request: Request[InputT], piece: object) -> Sequence[Parked[ModuleCall, Any]]:
         """Starts the pipeline and runs it up to its first call."""
@@ -173,7 +179,12 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         """
         try:
             self._pace.wait()
+            own = current_stream(self._device)
+            for call in calls:
+                hand_over(call.arguments, source=call.stream, target=own)
             answers = self._checked(calls) if len(calls) > 1 else self._together(calls)
+            for call, answer in zip(calls, answers, strict=True):
+                hand_over(answer, source=own, target=call.stream)
             self._pace.mark()
         except Exception as error:
             if not is_out_of_memory(error):
@@ -278,7 +289,7 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         return id(call.function) in self._caches and _threshold(call) is not None
 
     def release(self, sequence: Parked[ModuleCall, Any]) -> None:
-        """Ends the pipeline's thread and drops what was cached for it."""
+        """Ends the pipeline and drops what was cached for it."""
         super().release(sequence)
         owner = self._owners.pop(sequence, None)
         if owner in self._cache_users:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from sixfold.core.runtime.events import recorded_event
+
+_MAX_THREAD_STREAMS = 16
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -23,10 +26,50 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def new_stream(device: torch.device) -> Any:
-    """A CUDA stream of its own."""
+def new_stream(device: torch.device, *, priority: int = 0) -> Any:
+    """A CUDA stream of its own: torch has 32 for each priority and device, and begins anew after them.
+
+    Args:
+        device: A GPU.
+        priority: -1 is before all others.
+    """
     stream: Any = torch.cuda.Stream
-    return stream(device)
+    return stream(device, priority=priority)
+
+
+def current_stream(device: torch.device) -> Any:
+    """That of the calling thread; None on other devices than CUDA."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
+class ThreadStreams:
+    """CUDA streams of threads that compute little, and that someone waits for. They go before the steps.
+
+    Threads must be few and live long: a stream's memory is kept for it, and so is a workspace of the libraries for each
+    thread in each stream. From the seventeenth thread on two share a stream; no recording of a graph is ever in one.
+
+    Args:
+        device: On others than CUDA there are none.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._streams: list[Any] = []
+        self._num_threads = 0
+
+    def use(self) -> None:
+        """Makes the calling thread's stream its current one; the same each time."""
+        if self._device.type != "cuda":
+            return
+        if not hasattr(self._local, "stream"):
+            with self._lock:
+                if len(self._streams) < _MAX_THREAD_STREAMS:
+                    self._streams.append(new_stream(self._device, priority=-1))
+                self._local.stream = self._streams[self._num_threads % _MAX_THREAD_STREAMS]
+                self._num_threads += 1
+        torch.cuda.set_stream(self._local.stream)
 
 
 def rebuilt(like: Any, items: Iterable[Any]) -> Any:
@@ -44,10 +87,12 @@ def hand_over(value: Any, *, source: Any, target: Any, wait: bool = True) -> Non
 
     Args:
         value: Containers of tensors.
-        source: Their stream.
+        source: Their stream; None, or the target itself, needs nothing.
         target: Where they will be used; their memory is not given out again before that is done.
         wait: Whether the target must wait until they are computed.
     """
+    if source is None or target is None or source == target:
+        return
     if wait:
         target.wait_stream(source)
     for tensor in tensors_in(value):

@@ -57,8 +57,9 @@ class FakePipelineModel(RendezvousModel[Call, int, Picture, Total]):
     def __init__(self) -> None:
         super().__init__()
         self.forwards: list[list[str]] = []
-        self.threads: list[threading.Thread] = []
-        self.begun: list[threading.Thread] = []
+        self.ends: list[threading.Event] = []  # of each pipeline that began
+        self.threads: list[int] = []
+        self.begun: list[int] = []
         self.doors: dict[str, threading.Event] = defaultdict(threading.Event)
         self.num_answers_missing = 0
 
@@ -74,7 +75,15 @@ class FakePipelineModel(RendezvousModel[Call, int, Picture, Total]):
         return request.input.num_steps
 
     def run_pipeline(self, request: Request[Picture], piece: object, side: PipelineSide[Call, int]) -> Finish[Total]:
-        self.threads.append(threading.current_thread())
+        self.threads.append(threading.get_ident())
+        end = threading.Event()
+        self.ends.append(end)
+        try:
+            return self._run(request, side)
+        finally:
+            end.set()
+
+    def _run(self, request: Request[Picture], side: PipelineSide[Call, int]) -> Finish[Total]:
         work = request.input
         if work.raises == "at once":
             raise InvalidRequest("no such size", param="size")
@@ -97,7 +106,7 @@ class FakePipelineModel(RendezvousModel[Call, int, Picture, Total]):
         return Finish(result=Total(total), usage=Usage())
 
     def begin_thread(self) -> None:
-        self.begun.append(threading.current_thread())
+        self.begun.append(threading.get_ident())
 
     def call_cost(self, call: Call) -> Cost:
         return Cost(units=1, min_units=1, batch_key=call.size)
@@ -164,9 +173,7 @@ class Rig:
             if self.loop.idle:
                 break
         assert self.loop.idle
-        for thread in self.model.threads:
-            thread.join(20.0)
-            assert not thread.is_alive()
+        assert all(end.wait(20.0) for end in self.model.ends)
 
     def result(self, request_id: str) -> int:
         last = self.events[request_id][-1]
@@ -261,12 +268,12 @@ def test_the_thread_of_each_pipeline_is_made_ready_by_the_model() -> None:
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
-def test_cancelling_ends_the_thread_of_the_pipeline(stubborn: bool) -> None:
+def test_cancelling_ends_the_pipeline(stubborn: bool) -> None:
     rig = Rig()
     rig.submit("r", Picture(num_steps=10**6, stubborn=stubborn))
     rig.loop.run_once()
     rig.loop.cancel("r")
-    rig.run_until_idle()  # joins the thread
+    rig.run_until_idle()  # waits for its end
     assert isinstance(rig.error("r"), RequestCancelled)
     assert len(rig.model.forwards) == 1
 
@@ -275,11 +282,10 @@ def test_a_prepared_pipeline_that_is_dropped_ends_when_it_is_collected() -> None
     model = FakePipelineModel()
     request = Request(request_id="r", input=Picture(), arrived_s=0.0)
     sequences = model.prepare(request, request.input)
-    assert model.threads[0].is_alive()
+    assert not model.ends[0].is_set()
     del sequences
     gc.collect()
-    model.threads[0].join(20.0)
-    assert not model.threads[0].is_alive()
+    assert model.ends[0].wait(20.0)
 
 
 def test_too_few_answers_fail_before_any_pipeline_went_on() -> None:
@@ -334,9 +340,9 @@ def test_cancelling_a_pipeline_that_left_does_not_wait_for_it() -> None:
     rig.loop.run_once()
     assert isinstance(rig.error("r"), RequestCancelled)
     assert rig.loop.idle  # although its thread still works
-    assert rig.model.threads[0].is_alive()
+    assert not rig.model.ends[0].is_set()
     rig.model.doors["r"].set()
-    rig.run_until_idle()  # joins the thread
+    rig.run_until_idle()  # waits for its end
     assert [type(event) for event in rig.events["r"]][-1] is Failed
 
 
