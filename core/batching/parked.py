@@ -86,6 +86,8 @@ class PipelineSide(Generic[CallT, AnswerT]):
         """Body of the thread."""
         try:
             self.finish = run(self)
+        except PipelineLeft:
+            self.error = PipelineLeft()  # nobody asks where: without the traceback what the pipeline held is free at once
         except BaseException as error:  # handed to the core, which decides
             self.error = error
         self._come_back(None)
@@ -196,7 +198,7 @@ class Parked(Generic[CallT, AnswerT]):
         return ended
 
     def close(self) -> None:
-        """Ends a pipeline by an exception at its call; returns when it has ended and let go of all that it held.
+        """Ends a pipeline by an exception at its call; returns when it has ended.
 
         One that has left is not waited for: it ends when it notices.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import weakref
@@ -11,64 +12,109 @@ from queue import SimpleQueue
 
 _log = logging.getLogger(__name__)
 
-_Task = tuple[Callable[[], None], threading.Event]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """What a thread is to do.
+
+    Attributes:
+        run: Does it.
+        over: Set when it is done and nothing of it is held any more.
+    """
+
+    run: Callable[[], None]
+    over: threading.Event = field(default_factory=threading.Event)
+
+
+Mailbox = SimpleQueue["_Task | None"]
+"""Of a thread that is kept; None ends it."""
 
 
 @dataclass(slots=True)
-class _Free:
-    """Threads without a task, by their mailboxes; None in one ends its thread."""
+class _Kept:
+    """The threads that are kept, shared with them: they must not know `PipelineThreads`, whose collection ends them.
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    mailboxes: list[SimpleQueue[_Task | None]] = field(default_factory=list["SimpleQueue[_Task | None]"])
+    Attributes:
+        lock: Guards the others; reentrant, as a collection may come while it is held.
+        free: Of those without a task.
+        num_threads: With and without.
+        closed: They end when they are done.
+    """
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    free: list[Mailbox] = field(default_factory=list[Mailbox])
+    num_threads: int = 0
     closed: bool = False
 
 
 class PipelineThreads:
     """As many threads as pipelines run at once. Who was free last is taken first, so that few have much to keep.
 
-    A pipeline never waits for a thread: where none is free, one is made. The threads end when this object is collected;
-    they are daemons, so that a pipeline that hangs does not hold up the end of the process. Thread-safe.
+    A pipeline never waits for a thread: where none is free, one is made, and ends after its pipeline if enough are kept.
+    Those that are kept end when this object is collected. All are daemons, so that a pipeline that hangs does not hold up
+    the end of the process. Thread-safe.
+
+    Args:
+        max_kept: Threads that wait for a next pipeline. A waiting one holds what libraries keep for it: teams of threads
+            on a CPU.
     """
 
-    def __init__(self) -> None:
-        self._free = _Free()
-        self._end = weakref.finalize(self, _dismiss, self._free)
+    def __init__(self, max_kept: int = 0) -> None:
+        self._max_kept = max_kept
+        self._kept = _Kept()
+        self._end = weakref.finalize(self, _dismiss, self._kept)
         self._end.atexit = False
 
-    def run(self, task: Callable[[], None]) -> threading.Event:
-        """Runs a task now; the event is set when it is over and nothing of it is held any more.
+    def run(self, function: Callable[[], None]) -> threading.Event:
+        """Runs it now, in a context of its own; the event is set when it is over.
 
         Args:
-            task: Handles its own errors: one that comes out of it is only logged.
+            function: Handles its own errors: one that comes out of it is only logged.
         """
-        done = threading.Event()
-        with self._free.lock:
-            mailbox = self._free.mailboxes.pop() if self._free.mailboxes else None
+        task = _Task(run=function)
+        with self._kept.lock:
+            mailbox = self._kept.free.pop() if self._kept.free else None
+            is_kept = mailbox is None and self._kept.num_threads < self._max_kept
+            self._kept.num_threads += is_kept
         if mailbox is None:
             mailbox = SimpleQueue()
-            threading.Thread(target=_work, args=(mailbox, self._free), name="pipeline", daemon=True).start()
-        mailbox.put((task, done))
-        return done
+            work = _work if is_kept else _work_once
+            threading.Thread(target=work, args=(mailbox, self._kept), name="pipeline", daemon=True).start()
+        mailbox.put(task)
+        return task.over
 
 
-def _work(mailbox: SimpleQueue[_Task | None], free: _Free) -> None:
-    while (given := mailbox.get()) is not None:
-        task, done = given
-        try:
-            task()
-        except BaseException:
-            _log.exception("a pipeline's thread got an error that the pipeline should have had")
-        del given, task  # what the pipeline held is freed before anyone is told that it is over
-        with free.lock:
-            free.mailboxes.append(mailbox)
-            goes_on = not free.closed
-        done.set()
+def _work(mailbox: Mailbox, kept: _Kept) -> None:
+    while (task := mailbox.get()) is not None:
+        over = task.over
+        _run(task.run)
+        del task  # what the pipeline held is let go before anyone is told that it is over
+        with kept.lock:
+            kept.free.append(mailbox)
+            goes_on = not kept.closed
+        over.set()
         if not goes_on:
             return
 
 
-def _dismiss(free: _Free) -> None:
-    with free.lock:
-        free.closed = True
-        for mailbox in free.mailboxes:
+def _work_once(mailbox: Mailbox, _kept: _Kept) -> None:
+    task = mailbox.get()
+    assert task is not None
+    over = task.over
+    _run(task.run)
+    del task
+    over.set()
+
+
+def _run(function: Callable[[], None]) -> None:
+    try:
+        contextvars.Context().run(function)
+    except BaseException:
+        _log.exception("a pipeline's thread got an error that the pipeline should have had")
+
+
+def _dismiss(kept: _Kept) -> None:
+    with kept.lock:
+        kept.closed = True
+        for mailbox in kept.free:
             mailbox.put(None)

@@ -26,12 +26,16 @@ from sixfold.core.messages import Cost, Request
 
 
 class RendezvousModel(StepModel[Parked[CallT, AnswerT], InputT, OutputT], Generic[CallT, AnswerT, InputT, OutputT]):
-    """A StepModel whose sequences are running pipelines."""
+    """A StepModel whose sequences are running pipelines.
 
-    def __init__(self) -> None:
+    Args:
+        max_kept_threads: See `PipelineThreads`.
+    """
+
+    def __init__(self, max_kept_threads: int = 0) -> None:
         self._news: deque[weakref.ref[Parked[CallT, AnswerT]]] = deque()
         self._wake: Callable[[], None] = lambda: None
-        self._threads = PipelineThreads()
+        self._threads = PipelineThreads(max_kept_threads)
 
     @abstractmethod
     def run_pipeline(
@@ -40,7 +44,7 @@ class RendezvousModel(StepModel[Parked[CallT, AnswerT], InputT, OutputT], Generi
         """Runs the unmodified pipeline for one piece, with ``side.call`` in place of its heavy module. [own thread]"""
 
     def begin_thread(self) -> None:
-        """Called before each pipeline in its thread, which has run others before. [own thread]"""
+        """Called before each pipeline in its thread, which may have run others before. [own thread]"""
 
     @abstractmethod
     def call_cost(self, call: CallT) -> Cost:

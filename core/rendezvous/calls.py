@@ -47,6 +47,7 @@ class CallRules:
         ragged: Lists of tensors with one a row, whose shapes may differ inside a forward.
         ignored: Arguments without effect on the result; those of any call of the forward are passed.
         text_padding: See there.
+        merges: Whether the rows of an answer can be told apart; calls without that are computed one by one.
         units_per_row: Work of a row; None counts the positions of its first argument (all but the channels).
     """
 
@@ -56,6 +57,7 @@ class CallRules:
     ragged: frozenset[str] = frozenset()
     ignored: frozenset[str] = frozenset()
     text_padding: TextPadding | None = None
+    merges: bool = True
     units_per_row: Callable[[Tensor], int] | None = None
 
 
@@ -190,13 +192,13 @@ def capture(
         arguments=arguments,
         rows=rows,
         units=max(1, units),
-        key=(identity, variant, adapters, spec),
+        key=(identity, variant, adapters, spec) if rules.merges else object(),
         rules=rules,
         owner=owner,
         context=context,
         adapters=adapters,
         alone=variant is not None,
-        stream=next((current_stream(value.device) for value in tensors_in(main) if value.is_cuda), None),
+        stream=next((current_stream(value.device) for value in tensors_in(arguments) if value.is_cuda), None),
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from sixfold.core.rendezvous.calls import ModuleCall
 from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
 from sixfold.core.rendezvous.merge import merge, split
-from sixfold.core.rendezvous.streams import hand_over, new_stream
+from sixfold.core.rendezvous.streams import current_stream, hand_over, new_stream
 from sixfold.core.runtime.devices import use_device
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Lane:
     def submit(self, call: ModuleCall) -> Future[Any]:
         """Computes the call soon. Its arguments must be ready on the caller's current stream. [any thread]"""
         future: Future[Any] = Future()
-        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        stream = current_stream(self._device)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the lane is closed")

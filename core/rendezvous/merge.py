@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sixfold.core.rendezvous.calls import CallRules, ModuleCall, has_rows, is_row_list
-from sixfold.core.rendezvous.streams import rebuilt, recreated
+from sixfold.core.rendezvous.streams import attribute_tensors, rebuilt, recreated
 
 
 def merge(calls: Sequence[ModuleCall]) -> dict[str, Any]:
@@ -163,4 +163,6 @@ def cut(answer: Any, start: int, stop: int, total: int, *, listed: bool) -> Any:
         if listed and isinstance(answer, list) and len(parts) == total:
             return parts[start:stop]
         return rebuilt(answer, (cut(part, start, stop, total, listed=listed) for part in parts))
+    if attribute_tensors(answer):
+        raise ValueError(f"nobody knows the rows of a {type(answer).__name__}")
     return answer

@@ -24,7 +24,7 @@ from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.memory import free_memory, is_out_of_memory
 from sixfold.core.rendezvous.merge import join, merge, row_parts, split
 from sixfold.core.rendezvous.row_cache import RowCache, RowGroup
-from sixfold.core.rendezvous.streams import Pace, ThreadStreams, current_stream, hand_over, wait_for
+from sixfold.core.rendezvous.streams import MAX_THREAD_STREAMS, Pace, ThreadStreams, current_stream, hand_over, wait_for
 from sixfold.core.runtime.devices import use_device
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class TorchPipelineModel(RendezvousModel[ModuleCall, Any, InputT, OutputT], Gene
         graphs: RowGraphs | None = None,
         parallel: Leader | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(max_kept_threads=MAX_THREAD_STREAMS if device.type == "cuda" else 0)
         self._graphs = graphs
         self._parallel = parallel
         self._comparison: Comparison | None = None

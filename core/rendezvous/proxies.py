@@ -21,6 +21,17 @@ from sixfold.core.rendezvous.deferred import DeferredCalls
 from sixfold.core.rendezvous.lane import Lane
 
 
+def _is_already(part: torch.nn.Module, wanted: Any) -> bool:
+    """Whether a module has the type, or is on the device, that ``to`` is called with."""
+    own = next(part.parameters(), None)
+    if own is None or isinstance(wanted, bool) or not isinstance(wanted, torch.dtype | torch.device | str | int):
+        return True  # how to copy, not what
+    if isinstance(wanted, torch.dtype):
+        return wanted == getattr(part, "dtype", own.dtype)
+    device = torch.device(wanted)
+    return device.type == own.device.type and device.index in (None, own.device.index)
+
+
 class StandIn:
     """A transparent proxy. Its own state is in the slots, everything else is the part's.
 
@@ -41,6 +52,18 @@ class StandIn:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part, name)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As the part's, where it changes nothing: others compute with it at this moment, and in streams of their own.
+
+        Raises:
+            AttributeError: It is to have another type or device.
+        """
+        if isinstance(self._part, torch.nn.Module):
+            if all(_is_already(self._part, wanted) for wanted in (*args, *kwargs.values())):
+                return self
+            raise AttributeError(f"a request must not change the shared {type(self._part).__name__} (to)")
+        return self._part.to(*args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a request must not change the shared {type(self._part).__name__} ({name})")

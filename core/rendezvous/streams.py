@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from sixfold.core.runtime.events import recorded_event
 
-_MAX_THREAD_STREAMS = 16
+MAX_THREAD_STREAMS = 16
+"""Most threads with a stream of their own: for each the allocator keeps what a text encoder once needed, and cuBLAS 32 MiB."""
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested containers."""
+    """All tensors in nested containers, and those that objects in them hold themselves."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -24,6 +26,13 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for item in cast("list[Any]", value):
             yield from tensors_in(item)
+    else:
+        yield from attribute_tensors(value)
+
+
+def attribute_tensors(value: Any) -> list[Tensor]:
+    """Those that an object of a library holds, such as the distribution that an autoencoder encodes to."""
+    return [item for item in getattr(value, "__dict__", {}).values() if isinstance(item, Tensor)]
 
 
 def new_stream(device: torch.device, *, priority: int = 0) -> Any:
@@ -31,7 +40,7 @@ def new_stream(device: torch.device, *, priority: int = 0) -> Any:
 
     Args:
         device: A GPU.
-        priority: -1 is before all others.
+        priority: Work of -1 goes before that of 0.
     """
     stream: Any = torch.cuda.Stream
     return stream(device, priority=priority)
@@ -43,10 +52,11 @@ def current_stream(device: torch.device) -> Any:
 
 
 class ThreadStreams:
-    """CUDA streams of threads that compute little, and that someone waits for. They go before the steps.
+    """A CUDA stream for each of `MAX_THREAD_STREAMS` threads that compute little, and that someone waits for.
 
-    Threads must be few and live long: a stream's memory is kept for it, and so is a workspace of the libraries for each
-    thread in each stream. From the seventeenth thread on two share a stream; no recording of a graph is ever in one.
+    A thread has its stream for life: libraries keep a workspace for each pair of them, which must not become all pairs.
+    Threads for which none is left are in the steps' stream. Streams of this priority are never those in which graphs are
+    recorded: torch gives out 32 of each priority again and again.
 
     Args:
         device: On others than CUDA there are none.
@@ -56,20 +66,41 @@ class ThreadStreams:
         self._device = device
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._streams: list[Any] = []
-        self._num_threads = 0
+        self._free: list[Any] = []
+        self._num_made = 0
 
     def use(self) -> None:
-        """Makes the calling thread's stream its current one; the same each time."""
+        """Makes the calling thread's stream its current one."""
         if self._device.type != "cuda":
             return
-        if not hasattr(self._local, "stream"):
-            with self._lock:
-                if len(self._streams) < _MAX_THREAD_STREAMS:
-                    self._streams.append(new_stream(self._device, priority=-1))
-                self._local.stream = self._streams[self._num_threads % _MAX_THREAD_STREAMS]
-                self._num_threads += 1
-        torch.cuda.set_stream(self._local.stream)
+        place = getattr(self._local, "place", None)
+        if place is None:
+            place = self._local.place = self._place()
+        torch.cuda.set_stream(self._steps_stream() if place is None else place.stream)
+
+    def _place(self) -> _Place | None:
+        with self._lock:
+            if self._free:
+                stream = self._free.pop()
+            elif self._num_made < MAX_THREAD_STREAMS:
+                self._num_made += 1
+                stream = new_stream(self._device, priority=-1)
+                stream.wait_stream(self._steps_stream())  # the model was loaded in it
+            else:
+                return None
+        place = _Place(stream)
+        weakref.finalize(place, self._free.append, stream).atexit = False  # when its thread ends
+        return place
+
+    def _steps_stream(self) -> Any:
+        return torch.cuda.default_stream(self._device)
+
+
+class _Place:
+    """A thread's hold on a stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
 
 
 def rebuilt(like: Any, items: Iterable[Any]) -> Any:

@@ -17,6 +17,7 @@ from sixfold.core.rendezvous.compiled import compile_blocks
 from sixfold.core.rendezvous.fp8_advice import warn_of_slow_fp8
 from sixfold.core.rendezvous.graphs import RowGraphs
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
+from sixfold.core.rendezvous.shared_type import keep_type
 from sixfold.core.rendezvous.splitting import left_out, split_plan
 from sixfold.core.runtime.cuda_graphs import capture_cuda_graph
 from sixfold.core.runtime.quantization.component import Component
@@ -100,7 +101,7 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
     done = quantize_parts(modules, context.quantization, context)
     quantized: dict[str, str | int | float | bool] = {"quantization": done} if done else {}
     warn_of_slow_fp8(context, {name: part for name, part in modules.items() if name in DENOISERS}, options.compile)
-    _check(pipeline, options)
+    keep_type(getattr(pipeline, "vae", None), dtype_of(options, device))
     caches = _compile_or_cache(denoisers, options)
     if context.parallel is not None:
         check_parallel(options)
@@ -174,13 +175,6 @@ def _graphs(device: torch.device, options: ImageOptions) -> RowGraphs | None:
     if device.type != "cuda" or not rows:
         return None
     return RowGraphs(capture_cuda_graph(device), device, rows)
-
-
-def _check(pipeline: Any, options: ImageOptions) -> None:
-    vae = getattr(pipeline, "vae", None)
-    if options.dtype == "float16" and vae is not None and getattr(vae.config, "force_upcast", False):
-        # The pipeline would change the type of the shared autoencoder during each request.
-        raise ConfigError("dtype float16: this model's autoencoder overflows in it. Use bfloat16 or float32.")
 
 
 def _compile_or_cache(denoisers: Sequence[torch.nn.Module], options: ImageOptions) -> dict[int, RowCache]:

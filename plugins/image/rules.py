@@ -19,15 +19,16 @@ _TOKENIZERS = frozenset({"tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4
 
 
 def plan(text_multiple: int) -> PipelinePlan:
-    """Which components batch and which decode in a lane, and the rules of calls. Encoders run in the pipelines' threads.
+    """Which components batch and which have a lane, and the rules of calls. Text encoders run in the pipelines' threads.
 
     Args:
         text_multiple: See `ImageOptions`.
     """
-    decode = CallRules(ignored=frozenset({"generator"}))
+    # Both ways: some autoencoders keep the state of a running pass in the module. A distribution has no rows to cut.
+    both = {"decode": CallRules(ignored=frozenset({"generator"})), "encode": CallRules(merges=False)}
     return PipelinePlan(
         batched=DENOISERS,
-        lanes={"vae": LanePart(methods={"decode": decode})},
+        lanes={"vae": LanePart(methods=both)},
         locked=_TOKENIZERS,
         rules=call_rules(text_multiple),
     )

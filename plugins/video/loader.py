@@ -18,6 +18,7 @@ from sixfold.core.rendezvous.calls import CallRules
 from sixfold.core.rendezvous.compiled import compile_blocks
 from sixfold.core.rendezvous.fp8_advice import warn_of_slow_fp8
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
+from sixfold.core.rendezvous.shared_type import keep_type
 from sixfold.core.rendezvous.scoped import LanePart, PipelinePlan
 from sixfold.core.rendezvous.splitting import left_out, split_plan
 from sixfold.core.runtime.quantization.component import Component
@@ -67,6 +68,7 @@ def load(context: LoadContext) -> VideoModel:
     denoisers = {name: part for name, part in _modules(pipeline).items() if name in DENOISERS}
     warn_of_slow_fp8(context, denoisers, options.compile)
     context.report(0.9, "looking at the pipeline")
+    keep_type(getattr(pipeline, "vae", None), dtype)
     if options.compile:
         compile_blocks(denoisers.values())
     caches = {} if context.parallel is not None or options.compile else row_caches(pipeline)
@@ -175,7 +177,7 @@ def plan_of(pipeline: Any) -> PipelinePlan:
     modules = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     denoisers = frozenset(modules & set(DENOISERS))
     # Both ways of a video VAE: many keep the state of a running pass in the module, so one pass at a time.
-    vae = LanePart(methods={"decode": CallRules(), "encode": CallRules()})
+    vae = LanePart(methods={"decode": CallRules(), "encode": CallRules(merges=False)})
     tokenizers = frozenset(name for name in pipeline.components if name.startswith(("tokenizer", "processor")))
     return PipelinePlan(
         batched=denoisers,

@@ -167,7 +167,8 @@ class VideoModel(TorchPipelineModel[VideoRequest, VideoOutput]):
         """Runs the stock pipeline, then writes the file, both beside the steps of others. [own thread]"""
         wanted = request.input
         assert isinstance(wanted, VideoInput), "a check runs no pipeline"
-        torch.set_num_threads(self._num_threads)  # each thread has its own setting until it is told
+        # Each thread has its own setting until it is told. Beside a GPU little is left for a CPU, and a team would stay.
+        torch.set_num_threads(self._num_threads if self._device.type == "cpu" else 1)
         progress = _Progress(side)
         counted = functools.partial(_counted_scheduler, progress=progress)
         owner = CallOwner(request_id=request.request_id, cache_threshold=wanted.row_cache_threshold)

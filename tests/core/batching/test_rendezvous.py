@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from sixfold.core.batching.budget import Objective, StepBudget
 from sixfold.core.batching.entry import RequestState
 from sixfold.core.batching.model import Finish, ModelInfo, StepRange
 from sixfold.core.batching.parked import Parked, PipelineSide
+from sixfold.core.batching.pipeline_threads import PipelineThreads
 from sixfold.core.batching.rendezvous import RendezvousModel
 from sixfold.core.batching.scheduler import Scheduler
 from sixfold.core.batching.step_loop import StepLoop
@@ -34,6 +36,7 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     raises: str = ""
     stubborn: bool = False
     leaves: bool = False
+    unwinds_slowly: bool = False
 
 
 class Total(msgspec.Struct, frozen=True):
@@ -81,6 +84,8 @@ class FakePipelineModel(RendezvousModel[Call, int, Picture, Total]):
         try:
             return self._run(request, side)
         finally:
+            if request.input.unwinds_slowly:
+                self.doors[request.request_id].wait(0.2)
             end.set()
 
     def _run(self, request: Request[Picture], side: PipelineSide[Call, int]) -> Finish[Total]:
@@ -276,6 +281,37 @@ def test_cancelling_ends_the_pipeline(stubborn: bool) -> None:
     rig.run_until_idle()  # waits for its end
     assert isinstance(rig.error("r"), RequestCancelled)
     assert len(rig.model.forwards) == 1
+
+
+def test_a_request_has_ended_when_its_pipeline_has() -> None:
+    rig = Rig()
+    rig.submit("r", Picture(unwinds_slowly=True))
+    rig.loop.cancel("r")
+    rig.loop.run_once()
+    assert rig.loop.idle
+    assert rig.model.ends[0].is_set()
+
+
+def test_what_a_cancelled_pipeline_held_is_free_at_once() -> None:
+    class Held:
+        pass
+
+    held: list[weakref.ref[Held]] = []
+
+    def run(side: PipelineSide[int, int]) -> Finish[Total]:
+        latents = Held()
+        held.append(weakref.ref(latents))
+        side.call(1)
+        raise AssertionError(latents)
+
+    gc.disable()
+    try:
+        parked: Parked[int, int] = Parked(run, PipelineThreads())
+        assert held[0]() is not None
+        parked.close()
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_prepared_pipeline_that_is_dropped_ends_when_it_is_collected() -> None:

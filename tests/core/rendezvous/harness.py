@@ -43,6 +43,7 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
     Args:
         pipeline: Stock.
         works: Keyword arguments of the pipeline, by request id, made anew for each run: generators have a state.
+        device: What the model takes itself to be on.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class PipelineModel(TorchPipelineModel[Nothing, Nothing]):
         caches: Mapping[int, RowCache] | None = None,
         switches: Mapping[int, AdapterSwitch] | None = None,
         max_units: int = 1 << 20,
+        device: str = "cpu",
     ) -> None:
-        super().__init__(torch.device("cpu"), caches, switches=switches)
+        super().__init__(torch.device(device), caches, switches=switches)
         self.lane = Lane("decode", torch.device("cpu"))
         self.scope = PipelineScope(plan, self.lane, switches)
         self.pipeline = pipeline

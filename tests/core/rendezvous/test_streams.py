@@ -6,6 +6,7 @@ The streams are fakes that note what waits for what; `bench/gpu/image.py --part 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -17,7 +18,9 @@ import torch
 from sixfold.core.rendezvous import model as model_module
 from sixfold.core.rendezvous import streams
 from sixfold.core.rendezvous.calls import CallRules, ModuleCall, TensorDigests, capture
+from sixfold.core.rendezvous.deferred import DeferredCalls
 from sixfold.core.rendezvous.model import TorchPipelineModel
+from sixfold.core.rendezvous.streams import hand_over
 from tests.core.rendezvous.harness import PipelineModel
 
 GPU = torch.device("cuda:0")
@@ -42,7 +45,7 @@ class Doubling(torch.nn.Module):
         super().__init__()
         self._log = log
 
-    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor]:
+    def forward(self, hidden: torch.Tensor, scale: torch.Tensor | None = None) -> tuple[torch.Tensor]:
         self._log.append(("forward", str(len(hidden))))
         return (2 * hidden,)
 
@@ -99,45 +102,126 @@ def test_calls_on_a_processor_have_no_stream(engine: TorchPipelineModel[Any, Any
     assert log == [("forward", "1")]
 
 
-def in_threads(count: int, use: Callable[[], None]) -> None:
-    """Runs it in so many threads that live at the same time, one after another."""
-    done = threading.Event()
-    threads: list[threading.Thread] = []
-    for _ in range(count):
-        used = threading.Event()
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Log:
+    """Streams without a GPU: what was made, and what each thread has made current."""
+    log: Log = []
+    names = itertools.count(1)
 
-        def work(used: threading.Event = used) -> None:
-            use()
-            used.set()
-            done.wait(20.0)
-
-        threads.append(threading.Thread(target=work))
-        threads[-1].start()
-        assert used.wait(20.0)
-    done.set()
-    for thread in threads:
-        thread.join(20.0)
-
-
-def test_each_thread_has_a_stream_of_its_own_and_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    current: list[object] = []
-
-    def new_stream(device: torch.device, *, priority: int) -> object:
-        assert device == GPU
-        made.append(priority)
-        return object()
+    def new_stream(device: torch.device, *, priority: int) -> FakeStream:
+        assert (device, priority) == (GPU, -1)
+        return FakeStream(f"stream {next(names)}", log)
 
     monkeypatch.setattr(streams, "new_stream", new_stream)
-    monkeypatch.setattr(torch.cuda, "set_stream", current.append)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda _device: FakeStream("steps", log))
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: log.append(("current", stream.name)))
+    return log
+
+
+class Thread:
+    """Lives until it is told to end."""
+
+    def __init__(self, use: Callable[[], None], num_times: int = 1) -> None:
+        self._end = threading.Event()
+        used = threading.Event()
+
+        def work() -> None:
+            for _ in range(num_times):
+                use()
+            used.set()
+            self._end.wait(20.0)
+
+        self._thread = threading.Thread(target=work)
+        self._thread.start()
+        assert used.wait(20.0)
+
+    def end(self) -> None:
+        self._end.set()
+        self._thread.join(20.0)
+
+
+def test_each_thread_has_a_stream_and_keeps_it(cuda: Log) -> None:
     own = streams.ThreadStreams(GPU)
+    threads = [Thread(own.use, num_times=2) for _ in range(2)]
+    for thread in threads:
+        thread.end()
+    one, two = "stream 1", "stream 2"
+    loaded = [(one, "waits for", "steps"), (two, "waits for", "steps")]  # the model was loaded in that stream
+    assert cuda == [loaded[0], ("current", one), ("current", one), loaded[1], ("current", two), ("current", two)]
 
-    def use_twice() -> None:
-        own.use()
-        own.use()
 
-    in_threads(18, use_twice)
-    assert current[::2] == current[1::2]
-    assert made == [-1] * 16, "they go before the steps, and their number is bounded: memory is kept for each"
-    assert len(set(current[:32])) == 16
-    assert current[32:] == [current[0], current[0], current[2], current[2]]
+def test_threads_beyond_the_bound_are_in_the_stream_of_the_steps(cuda: Log) -> None:
+    own = streams.ThreadStreams(GPU)
+    threads = [Thread(own.use) for _ in range(streams.MAX_THREAD_STREAMS + 2)]
+    used = [entry[1] for entry in cuda if entry[0] == "current"]
+    assert used == [f"stream {index + 1}" for index in range(streams.MAX_THREAD_STREAMS)] + ["steps", "steps"]
+    threads[4].end()
+    Thread(own.use).end()
+    assert cuda[-1] == ("current", "stream 5"), "a thread that ends gives its stream back"
+    for thread in threads:
+        thread.end()
+
+
+def test_a_pipeline_is_in_the_stream_of_its_thread(cuda: Log) -> None:
+    model = PipelineModel(SimpleNamespace(components={}), {}, device="cuda:0")
+    Thread(model.begin_thread).end()
+    assert ("current", "stream 1") in cuda
+    model.close()
+
+
+class GpuTensor(torch.Tensor):
+    """Says that it is on a GPU, and for which streams its memory is kept."""
+
+    log: Log
+
+    @property
+    def is_cuda(self) -> bool:
+        return True
+
+    @property
+    def device(self) -> torch.device:
+        return GPU
+
+    def record_stream(self, stream: FakeStream) -> None:
+        self.log.append(("kept for", stream.name))
+
+
+def on_gpu(log: Log) -> GpuTensor:
+    tensor = torch.ones(1, 4).as_subclass(GpuTensor)
+    tensor.log = log
+    return tensor
+
+
+class Distribution:
+    """An answer of a library's that is no container."""
+
+    def __init__(self, mean: torch.Tensor) -> None:
+        self.mean = mean
+
+
+def test_memory_that_crosses_is_kept_for_the_other_stream() -> None:
+    log: Log = []
+    one, two = FakeStream("one", log), FakeStream("two", log)
+    hand_over({"latents": [on_gpu(log)], "latent_dist": Distribution(on_gpu(log))}, source=one, target=two)
+    assert log == [("two", "waits for", "one"), ("kept for", "two"), ("kept for", "two")]
+
+
+def test_a_call_knows_the_stream_of_its_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: Log = []
+    own = FakeStream("own", log)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: own if device == GPU else None)
+    digests = TensorDigests()
+    # the first argument alone does not tell
+    call = capture(Doubling(log), (torch.ones(1, 4), on_gpu(log)), {}, rules=CallRules(), digests=digests)
+    assert call.stream is own
+    together: list[ModuleCall] = []
+
+    def compute(call: ModuleCall) -> Any:
+        together.append(call)
+        return (torch.ones(call.rows, 4),)
+
+    deferred = DeferredCalls(compute)
+    same = dataclasses.replace(call, arguments={"hidden": torch.ones(1, 4)})
+    answers = [deferred.add(same) for _ in range(2)]
+    assert len(answers[1][0]) == 1
+    assert [(each.rows, each.stream) for each in together] == [(2, own)]

@@ -1,0 +1,67 @@
+"""No request changes the type of a module that all share: others compute with it meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from sixfold.core.batching.parked import PipelineSide
+from sixfold.core.errors import ConfigError
+from sixfold.core.rendezvous.calls import CallRules, ModuleCall, TensorDigests
+from sixfold.core.rendezvous.lane import Lane
+from sixfold.core.rendezvous.proxies import LaneModule
+from sixfold.core.rendezvous.shared_type import keep_type
+
+
+def small_vae(dtype: torch.dtype, *, force_upcast: bool = True) -> Any:
+    made: Any = diffusers.AutoencoderKL
+    return made(block_out_channels=(4,), norm_num_groups=1, latent_channels=2, force_upcast=force_upcast).to(dtype)
+
+
+@pytest.fixture
+def lane() -> Any:
+    lane = Lane("vae", torch.device("cpu"))
+    yield lane
+    lane.close()
+
+
+def stand_in(vae: Any, lane: Lane) -> Any:
+    methods = {"decode": CallRules(), "encode": CallRules(merges=False)}
+    side: PipelineSide[ModuleCall, Any] = PipelineSide()
+    return LaneModule(vae, side, lane, TensorDigests(), methods)
+
+
+def test_a_request_can_not_cast_a_shared_module_but_may_ask_for_what_it_is(lane: Lane) -> None:
+    vae = small_vae(torch.bfloat16)
+    seen = stand_in(vae, lane)
+    assert seen.to(torch.bfloat16) is seen
+    assert seen.to("cpu", dtype=torch.bfloat16, non_blocking=True) is seen
+    for wanted in (torch.float32, torch.device("meta")):
+        with pytest.raises(AttributeError, match="must not change the shared AutoencoderKL"):
+            seen.to(wanted)
+    assert vae.dtype == torch.bfloat16
+
+
+def test_an_autoencoder_that_overflows_in_float16_needs_no_cast_in_bfloat16() -> None:
+    vae = small_vae(torch.bfloat16)
+    keep_type(vae, torch.bfloat16)
+    assert vae.config.force_upcast is False
+    with pytest.raises(ConfigError, match="Use bfloat16"):
+        keep_type(small_vae(torch.float16), torch.float16)
+    keep_type(small_vae(torch.float16, force_upcast=False), torch.float16)
+    keep_type(None, torch.float16)
+
+
+def test_encodes_are_computed_one_by_one_in_the_lane(lane: Lane) -> None:
+    vae = small_vae(torch.float32)
+    seen = stand_in(vae, lane)
+    pictures = [torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    with lane._changed:  # all wait at once
+        futures = [seen.start("encode", picture) for picture in pictures]
+    with torch.no_grad():
+        for picture, future in zip(pictures, futures, strict=True):
+            assert torch.equal(future.result(20.0).latent_dist.mean, vae.encode(picture).latent_dist.mean)
+    assert (lane.num_calls, lane.num_forwards) == (3, 3)
