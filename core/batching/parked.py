@@ -87,7 +87,9 @@ class PipelineSide(Generic[CallT, AnswerT]):
         try:
             self.finish = run(self)
         except PipelineLeft:
-            self.error = PipelineLeft()  # nobody asks where: without the traceback what the pipeline held is free at once
+            self.error = (
+                PipelineLeft()
+            )  # nobody asks where: without the traceback what the pipeline held is free at once
         except BaseException as error:  # handed to the core, which decides
             self.error = error
         self._come_back(None)
