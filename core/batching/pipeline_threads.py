@@ -1,4 +1,4 @@
-"""Threads that run pipelines one after another: what is a thread's own (a CUDA stream, a library's workspace) is not made anew."""
+"""Threads that run pipelines one after another: a CUDA stream and a library's workspace, which are a thread's, are kept."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from sixfold.core.rendezvous.calls import CallRules
 from sixfold.core.rendezvous.compiled import compile_blocks
 from sixfold.core.rendezvous.fp8_advice import warn_of_slow_fp8
 from sixfold.core.rendezvous.row_cache import RowCache, transformer_blocks
-from sixfold.core.rendezvous.shared_type import keep_type
 from sixfold.core.rendezvous.scoped import LanePart, PipelinePlan
+from sixfold.core.rendezvous.shared_type import keep_type
 from sixfold.core.rendezvous.splitting import left_out, split_plan
 from sixfold.core.runtime.quantization.component import Component
 from sixfold.core.runtime.quantization.methods import LINEAR_METHODS
