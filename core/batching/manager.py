@@ -107,7 +107,7 @@ class BatchManager:
         )
         self._in_progress = in_progress or InProgress()
         self._outbox = ManagerOutbox(model, pool, self._admission, emit, self._in_progress)
-        self._loop = StepLoop(model, self._scheduler, self._budget, self._outbox, clock)
+        self._loop = StepLoop(model, self._scheduler, self._budget, self._outbox, clock, before_step=self._publish_who)
         self._orders = itertools.count()
         self._wake = threading.Condition()
         self._end_lock = threading.Lock()
@@ -121,7 +121,7 @@ class BatchManager:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The figures after the last step. [any thread]"""
+        """The figures after the last step, but for who runs and waits: of the step that runs. [any thread]"""
         return self._snapshot
 
     def start(self, on_lost: Callable[[], None] = lambda: None) -> None:
@@ -286,6 +286,13 @@ class BatchManager:
                 # that never gives room cannot make this thread spin.
                 wait_s = 0.01 if wait_s is None else min(wait_s, 0.01)
             self._wake.wait(wait_s)
+
+    def _publish_who(self) -> None:
+        """A step may take long, or hang: who looks meanwhile must see who is in it."""
+        loop = self._loop
+        who = {"num_running": loop.num_running, "num_waiting": loop.num_waiting}
+        if (self._snapshot.num_running, self._snapshot.num_waiting) != tuple(who.values()):
+            self._snapshot = dataclasses.replace(self._snapshot, **who)
 
     def _publish(self) -> None:
         loop = self._loop

@@ -40,6 +40,7 @@ class StepLoop:
         budget: Told how long steps take.
         outbox: Gets what is made.
         clock: ``time.monotonic`` or a fake.
+        before_step: Called when it is known who is in the next step.
     """
 
     def __init__(
@@ -49,7 +50,10 @@ class StepLoop:
         budget: StepBudget,
         outbox: Outbox,
         clock: Callable[[], float],
+        *,
+        before_step: Callable[[], None] = lambda: None,
     ) -> None:
+        self._before_step = before_step
         self._model = model
         self._scheduler = scheduler
         self._budget = budget
@@ -217,6 +221,7 @@ class StepLoop:
         self._num_unserved -= flight.note_begun()
         self.last_batch_sequences = len(selection.entries)
         self.max_batch_sequences = max(self.max_batch_sequences, self.last_batch_sequences)
+        self._before_step()
         flight.begin(self._model)
         return flight
 

@@ -259,6 +259,18 @@ def test_a_deadline_wakes_a_manager_that_has_nothing_to_step(rigs: Callable[...,
         model.gate.set()
 
 
+def test_who_looks_during_a_step_sees_who_runs(rigs: Callable[..., Rig]) -> None:
+    model = GatedModel()
+    rig = rigs(model)
+    rig.manager.start()
+    rig.submit("r", one_sequence(FakeWork(num_steps=1)))
+    assert model.in_step.wait(WAIT_S)
+    assert (rig.manager.snapshot.num_running, rig.manager.snapshot.num_waiting) == (1, 0)
+    model.gate.set()
+    rig.events.last("r")
+    assert rig.manager.drain(WAIT_S)
+
+
 def test_the_snapshot_shows_the_figures_of_the_last_step(rigs: Callable[..., Rig]) -> None:
     rig = rigs(FakeStepModel())
     rig.manager.start()
