@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test verify lint browser docs fuzz audit bench-quick chaos clean
+.PHONY: demo test verify lint ruff mypy pyright browser models docs fuzz audit bench-quick chaos clean
 
 $(STAMP): pyproject.toml constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,20 +21,34 @@ demo: $(STAMP)  ## install, pull the demo models, serve them on port 8000
 	$(BIN)/sixfold serve examples/demo.yaml
 
 lint: .typing
+	$(MAKE) --no-print-directory -j2 ruff mypy pyright
+
+ruff: .typing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+mypy: .typing
 	$(BIN)/mypy
+
+pyright: .typing
 	$(BIN)/pyright
 
 browser:  ## Chromium for the tests of the playground, which skip without it; where apt-get may install it
 	command -v chromium >/dev/null || sh tests/install_chromium.sh
 
-test: $(STAMP) lint browser  ## all tests that fit 40 minutes on two cores
+models: $(STAMP)
 	$(BIN)/sixfold pull examples/demo.yaml
-	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-verify: $(STAMP) lint browser  ## what people rely on in one table, then all tests; those of Ray, and of torchao, which prints much, too
-	$(BIN)/sixfold pull examples/demo.yaml
+# Tests without servers, times or several ranks, of which two files run at once.
+SIDE_BY_SIDE := $(addprefix tests/core/,autoscaling batches batching benchmark memory quantization rendezvous sources \
+	telemetry tokenization) $(addprefix tests/scaling/,agent autoscale manifests rollout route sim simulation top)
+
+test: .typing  ## all tests that fit 40 minutes on two cores
+	$(MAKE) --no-print-directory -j2 ruff mypy pyright browser models
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadfile $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(SIDE_BY_SIDE:%=--ignore=%)
+
+verify: $(STAMP) lint browser models  ## what people rely on in one table, then all tests; those of Ray, and of torchao, which prints much, too
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt --group fuzz
 	$(BIN)/python bench/trust.py
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt torchao "ray[serve]" --group docs
