@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any, cast
@@ -36,8 +37,24 @@ def capture_cuda_graph(device: torch.device) -> Capture:
             call()  # kernels compile and libraries make their workspaces outside of the graph
             current.wait_stream(stream)
             # Other threads encode and decode meanwhile, on streams of their own.
-            with cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                call()
+            try:
+                with cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    call()
+            except BaseException:
+                _end_allocating(device, pool)
+                raise
         return cast("Callable[[], None]", graph.replay)
 
     return capture
+
+
+def _end_allocating(device: torch.device, pool: Any) -> None:
+    """Tells the allocator that a recording which failed is over, as torch does since pytorch#180395.
+
+    Else it would never give out again what was used in two streams: it keeps that as long as anything is recorded.
+    """
+    end: Any = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    if end is None:
+        return
+    with contextlib.suppress(RuntimeError):  # it is over already
+        end(torch.cuda.current_device() if device.index is None else device.index, pool)

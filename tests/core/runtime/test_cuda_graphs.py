@@ -124,6 +124,30 @@ def test_a_call_that_can_not_be_recorded_leaves_the_threads_stream_as_it_was(cud
     assert not cuda.active
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_recording_that_failed_is_over_for_the_allocator(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    ended: list[tuple[int, int]] = []
+
+    def end(device_index: int, pool: int) -> None:
+        ended.append((device_index, pool))
+        if not goes_on:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
+    record(cuda, 1)
+    assert not ended, "torch does it for those that succeed"
+
+    def call() -> None:
+        if cuda.active[-1][1]:
+            raise torch.OutOfMemoryError("no memory while it is recorded")
+
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        capture_cuda_graph(torch.device("cuda:1"))(call)
+    assert ended == [(1, 2)]
+
+
 def test_a_replay_is_the_recorded_graphs(cuda: FakeCuda) -> None:
     _, replays = record(cuda, 2)
     replays[1]()
