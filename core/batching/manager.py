@@ -289,10 +289,9 @@ class BatchManager:
 
     def _publish_who(self) -> None:
         """A step may take long, or hang: who looks meanwhile must see who is in it."""
-        loop = self._loop
-        who = {"num_running": loop.num_running, "num_waiting": loop.num_waiting}
-        if (self._snapshot.num_running, self._snapshot.num_waiting) != tuple(who.values()):
-            self._snapshot = dataclasses.replace(self._snapshot, **who)
+        before, running, waiting = self._snapshot, self._loop.num_running, self._loop.num_waiting
+        if (before.num_running, before.num_waiting) != (running, waiting):
+            self._snapshot = dataclasses.replace(before, num_running=running, num_waiting=waiting)
 
     def _publish(self) -> None:
         loop = self._loop

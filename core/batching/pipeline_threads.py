@@ -77,7 +77,7 @@ class PipelineThreads:
             is_kept = mailbox is None and self._kept.num_threads < self._max_kept
             self._kept.num_threads += is_kept
         if mailbox is None:
-            mailbox = SimpleQueue()
+            mailbox = Mailbox()
             work = _work if is_kept else _work_once
             threading.Thread(target=work, args=(mailbox, self._kept), name="pipeline", daemon=True).start()
         mailbox.put(task)

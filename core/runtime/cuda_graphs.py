@@ -53,8 +53,10 @@ def _end_allocating(device: torch.device, pool: Any) -> None:
 
     Else it would never give out again what was used in two streams: it keeps that as long as anything is recorded.
     """
-    end: Any = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    untyped: Any = torch  # ships no types for these
+    index: int | None = untyped.device(device).index
+    end = getattr(untyped._C, "_cuda_endAllocateToPool", None)
     if end is None:
         return
     with contextlib.suppress(RuntimeError):  # it is over already
-        end(torch.cuda.current_device() if device.index is None else device.index, pool)
+        end(untyped.cuda.current_device() if index is None else index, pool)

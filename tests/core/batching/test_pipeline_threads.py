@@ -64,13 +64,17 @@ def test_none_is_kept_by_default() -> None:
 
 def test_the_thread_that_was_free_last_is_taken_first() -> None:
     threads, door, found = PipelineThreads(max_kept=2), threading.Event(), Threads()
-    held = threads.run(lambda: door.wait(20.0))
+    held = threads.run(lambda: waiting(door))
     assert threads.run(noting(found)).wait(20.0)
     door.set()
     assert held.wait(20.0)
     later = Threads()
     assert threads.run(noting(later)).wait(20.0)
     assert later != found, "the other one became free after it"
+
+
+def waiting(door: threading.Event) -> None:
+    door.wait(20.0)
 
 
 class Held:

@@ -38,6 +38,11 @@ class FakeStream:
         self._log.append((self.name, "waits for", other.name))
 
 
+def always(stream: FakeStream) -> Callable[[torch.device], FakeStream]:
+    """The current stream of each device."""
+    return lambda _device: stream
+
+
 class Doubling(torch.nn.Module):
     """Doubles numbers, and says so."""
 
@@ -68,7 +73,7 @@ def test_the_steps_wait_for_arguments_and_pipelines_for_their_answers(
 ) -> None:
     log: Log = []
     steps, one, two = (FakeStream(name, log) for name in ("steps", "one", "two"))
-    monkeypatch.setattr(model_module, "current_stream", lambda _device: steps)
+    monkeypatch.setattr(model_module, "current_stream", always(steps))
     calls = calls_from(Doubling(log), [one, two])
     engine.forward(calls)  # is compared with each alone
     log.clear()
@@ -88,7 +93,7 @@ def test_a_call_from_the_stream_of_the_steps_waits_for_nothing(
 ) -> None:
     log: Log = []
     steps = FakeStream("steps", log)
-    monkeypatch.setattr(model_module, "current_stream", lambda _device: steps)
+    monkeypatch.setattr(model_module, "current_stream", always(steps))
     engine.forward(calls_from(Doubling(log), [steps]))  # as while the model loads
     assert log == [("forward", "1")]
 
@@ -113,8 +118,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Log:
         return FakeStream(f"stream {next(names)}", log)
 
     monkeypatch.setattr(streams, "new_stream", new_stream)
-    monkeypatch.setattr(torch.cuda, "default_stream", lambda _device: FakeStream("steps", log))
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: log.append(("current", stream.name)))
+
+    def set_stream(stream: FakeStream) -> None:
+        log.append(("current", stream.name))
+
+    monkeypatch.setattr(torch.cuda, "default_stream", always(FakeStream("steps", log)))
+    monkeypatch.setattr(torch.cuda, "set_stream", set_stream)
     return log
 
 
@@ -169,27 +178,14 @@ def test_a_pipeline_is_in_the_stream_of_its_thread(cuda: Log) -> None:
     model.close()
 
 
-class GpuTensor(torch.Tensor):
-    """Says that it is on a GPU, and for which streams its memory is kept."""
+def on_gpu(log: Log) -> Any:
+    """A tensor that says that it is on a GPU, and for which streams its memory is kept."""
 
-    log: Log
+    def keep_for(_tensor: torch.Tensor, stream: FakeStream) -> None:
+        log.append(("kept for", stream.name))
 
-    @property
-    def is_cuda(self) -> bool:
-        return True
-
-    @property
-    def device(self) -> torch.device:
-        return GPU
-
-    def record_stream(self, stream: FakeStream) -> None:
-        self.log.append(("kept for", stream.name))
-
-
-def on_gpu(log: Log) -> GpuTensor:
-    tensor = torch.ones(1, 4).as_subclass(GpuTensor)
-    tensor.log = log
-    return tensor
+    shown = {"is_cuda": True, "device": GPU, "record_stream": keep_for}
+    return torch.ones(1, 4).as_subclass(type("GpuTensor", (torch.Tensor,), shown))
 
 
 class Distribution:
@@ -209,7 +205,7 @@ def test_memory_that_crosses_is_kept_for_the_other_stream() -> None:
 def test_a_call_knows_the_stream_of_its_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     log: Log = []
     own = FakeStream("own", log)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: own if device == GPU else None)
+    monkeypatch.setattr(torch.cuda, "current_stream", always(own))
     digests = TensorDigests()
     # the first argument alone does not tell
     call = capture(Doubling(log), (torch.ones(1, 4), on_gpu(log)), {}, rules=CallRules(), digests=digests)

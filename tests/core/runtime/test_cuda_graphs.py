@@ -135,7 +135,7 @@ def test_a_recording_that_failed_is_over_for_the_allocator(
         if not goes_on:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
 
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
+    monkeypatch.setattr("torch._C._cuda_endAllocateToPool", end)
     record(cuda, 1)
     assert not ended, "torch does it for those that succeed"
 
