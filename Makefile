@@ -39,7 +39,7 @@ browser:  ## Chromium for the tests of the playground, which skip without it; wh
 models: $(STAMP)
 	$(BIN)/sixfold pull examples/demo.yaml
 
-# Tests without servers, times or several ranks, of which two files run at once.
+# Folders of which two files may be tested at once: none looks at times of this machine or starts a server of models.
 SIDE_BY_SIDE := $(addprefix tests/core/,autoscaling batches batching benchmark memory quantization rendezvous sources \
 	telemetry tokenization) $(addprefix tests/scaling/,agent autoscale manifests rollout route sim simulation top)
 

@@ -70,6 +70,9 @@ class PipelineThreads:
 
         Args:
             function: Handles its own errors: one that comes out of it is only logged.
+
+        Raises:
+            RuntimeError: No thread can be started.
         """
         task = _Task(run=function)
         with self._kept.lock:
@@ -79,7 +82,12 @@ class PipelineThreads:
         if mailbox is None:
             mailbox = Mailbox()
             work = _work if is_kept else _work_once
-            threading.Thread(target=work, args=(mailbox, self._kept), name="pipeline", daemon=True).start()
+            try:
+                threading.Thread(target=work, args=(mailbox, self._kept), name="pipeline", daemon=True).start()
+            except RuntimeError:  # the system has no more
+                with self._kept.lock:
+                    self._kept.num_threads -= is_kept
+                raise
         mailbox.put(task)
         return task.over
 

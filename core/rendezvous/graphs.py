@@ -153,6 +153,7 @@ class RowGraphs:
             found[:] = [first.function(**arguments)]
 
         replay = self._capture(compute)
+        cut(found[0], 0, num_rows, size, listed=False)  # what can't be split is not recorded
         return _Recorded(arguments=arguments, rows=size, replay=replay, answer=found[0])
 
     def _placed(self, name: str, value: Any, own: Any, call: ModuleCall, num_padding: int) -> Any:

@@ -42,6 +42,7 @@ class Lane:
         self._closed = False
         self.num_calls = 0
         self.num_forwards = 0
+        self.num_unmerged = 0  # of both: calls that never share a forward
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -110,6 +111,7 @@ class Lane:
             _log.warning("a merged call in a lane failed (%s); each runs alone", type(error).__name__)
         else:
             self.num_calls += len(jobs)
+            self.num_unmerged += not jobs[0][0].rules.merges
             for (_, future, _), answer in zip(jobs, answers, strict=True):
                 future.set_result(answer)
             return

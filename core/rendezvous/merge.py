@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from sixfold.core.rendezvous.calls import CallRules, ModuleCall, has_rows, is_row_list
-from sixfold.core.rendezvous.streams import attribute_tensors, rebuilt, recreated
+from sixfold.core.rendezvous.streams import rebuilt, recreated
+
+_WITHOUT_ROWS = (str, bytes, bool, int, float, complex, enum.Enum, torch.dtype, torch.device)
 
 
 def merge(calls: Sequence[ModuleCall]) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def cut(answer: Any, start: int, stop: int, total: int, *, listed: bool) -> Any:
         listed: Whether a list in it may have one tensor a row.
 
     Raises:
-        ValueError: Something in it has not that many.
+        ValueError: Something in it has not that many, or nobody knows how many.
     """
     if isinstance(answer, Tensor):
         if answer.ndim == 0 or answer.shape[0] != total:
@@ -163,6 +166,6 @@ def cut(answer: Any, start: int, stop: int, total: int, *, listed: bool) -> Any:
         if listed and isinstance(answer, list) and len(parts) == total:
             return parts[start:stop]
         return rebuilt(answer, (cut(part, start, stop, total, listed=listed) for part in parts))
-    if attribute_tensors(answer):
+    if answer is not None and not isinstance(answer, _WITHOUT_ROWS):  # such as a cache
         raise ValueError(f"nobody knows the rows of a {type(answer).__name__}")
     return answer

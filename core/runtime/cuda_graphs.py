@@ -49,7 +49,7 @@ def capture_cuda_graph(device: torch.device) -> Capture:
 
 
 def _end_allocating(device: torch.device, pool: Any) -> None:
-    """Tells the allocator that a recording which failed is over, as torch does since pytorch#180395.
+    """Tells the device's allocator that a recording which failed is over, as torch does since pytorch#180395.
 
     Else it would never give out again what was used in two streams: it keeps that as long as anything is recorded.
     """

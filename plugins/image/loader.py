@@ -101,7 +101,7 @@ def build(pipeline: Any, context: LoadContext) -> ImageModel:
     done = quantize_parts(modules, context.quantization, context)
     quantized: dict[str, str | int | float | bool] = {"quantization": done} if done else {}
     warn_of_slow_fp8(context, {name: part for name, part in modules.items() if name in DENOISERS}, options.compile)
-    keep_type(getattr(pipeline, "vae", None), dtype_of(options, device))
+    keep_type(pipeline, dtype_of(options, device))
     caches = _compile_or_cache(denoisers, options)
     if context.parallel is not None:
         check_parallel(options)

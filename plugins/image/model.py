@@ -205,8 +205,9 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
             "image_denoise_calls_total": self.num_calls,
             "image_denoise_forwards_total": self.num_forwards,
             "image_replayed_forwards_total": 0 if self._graphs is None else self._graphs.num_replays,
-            "image_decode_calls_total": self._lane.num_calls,
-            "image_decode_forwards_total": self._lane.num_forwards,
+            "image_decode_calls_total": self._lane.num_calls - self._lane.num_unmerged,
+            "image_decode_forwards_total": self._lane.num_forwards - self._lane.num_unmerged,
+            "image_encode_calls_total": self._lane.num_unmerged,
             "image_row_cache_bytes": self.cache_bytes,
             "image_row_cache_hits_total": sum(cache.num_hits for cache in self._caches.values()),
         }

@@ -60,4 +60,4 @@ class ImageOptions(BaseModel):
     """Rows of denoiser calls that are recorded as CUDA graphs; merged calls of fewer rows are padded to the next of these.
     None takes 1, 2, 3, 4, 6, 8, 12 and 16 on a GPU; an empty list records nothing. Without effect on a CPU."""
     decode_threads: int = Field(default=1, ge=1)
-    """CPU threads of the lane that decodes finished pictures beside the steps."""
+    """CPU threads of the lane that decodes finished pictures, and encodes given ones, beside the steps."""

@@ -66,6 +66,7 @@ FAMILY = Family(
         _counter("image_replayed_forwards_total", "Forwards of the denoiser that were recorded CUDA graphs."),
         _counter("image_decode_calls_total", "Pictures and previews that were decoded."),
         _counter("image_decode_forwards_total", "Forwards of the decoder; pictures share them."),
+        _counter("image_encode_calls_total", "Input pictures and masks that were encoded."),
         _counter("image_row_cache_hits_total", "Steps that the row cache mostly skipped."),
         MetricSpec(
             name="image_row_cache_bytes", kind=MetricKind.GAUGE, help="Memory that row caches hold.", is_held=True

@@ -68,7 +68,7 @@ def load(context: LoadContext) -> VideoModel:
     denoisers = {name: part for name, part in _modules(pipeline).items() if name in DENOISERS}
     warn_of_slow_fp8(context, denoisers, options.compile)
     context.report(0.9, "looking at the pipeline")
-    keep_type(getattr(pipeline, "vae", None), dtype)
+    keep_type(pipeline, dtype)
     if options.compile:
         compile_blocks(denoisers.values())
     caches = {} if context.parallel is not None or options.compile else row_caches(pipeline)

@@ -48,14 +48,34 @@ def test_a_request_can_not_cast_a_shared_module_but_may_ask_for_what_it_is(lane:
     assert vae.dtype == torch.bfloat16
 
 
-def test_an_autoencoder_that_overflows_in_float16_needs_no_cast_in_bfloat16() -> None:
-    vae = small_vae(torch.bfloat16)
-    keep_type(vae, torch.bfloat16)
-    assert vae.config.force_upcast is False
+class Plain:
+    """A pipeline that casts nothing, or with ``force_upcast`` an autoencoder that is to encode."""
+
+    def __init__(self, dtype: torch.dtype, *, force_upcast: bool = True) -> None:
+        self.vae = small_vae(dtype, force_upcast=force_upcast)
+
+
+class LikeSdxl(Plain):
+    """Casts in float16 to decode, too."""
+
+    def upcast_vae(self) -> None:
+        self.vae.to(torch.float32)
+
+
+def test_no_pipeline_casts_its_autoencoder_in_bfloat16() -> None:
+    pipeline = LikeSdxl(torch.bfloat16)
+    keep_type(pipeline, torch.bfloat16)
+    assert pipeline.vae.config.force_upcast is False
+
+
+def test_float16_is_refused_where_it_needs_a_cast_and_nowhere_else() -> None:
     with pytest.raises(ConfigError, match="Use bfloat16"):
-        keep_type(small_vae(torch.float16), torch.float16)
-    keep_type(small_vae(torch.float16, force_upcast=False), torch.float16)
-    keep_type(None, torch.float16)
+        keep_type(LikeSdxl(torch.float16), torch.float16)
+    keep_type(LikeSdxl(torch.float16, force_upcast=False), torch.float16)
+    by_default = Plain(torch.float16)
+    keep_type(by_default, torch.float16)
+    assert by_default.vae.config.force_upcast is False
+    keep_type(object(), torch.float16)
 
 
 def test_encodes_are_computed_one_by_one_in_the_lane(lane: Lane) -> None:
@@ -66,4 +86,4 @@ def test_encodes_are_computed_one_by_one_in_the_lane(lane: Lane) -> None:
     with torch.no_grad():
         for picture, future in zip(pictures, futures, strict=True):
             assert torch.equal(future.result(20.0).latent_dist.mean, vae.encode(picture).latent_dist.mean)
-    assert (lane.num_calls, lane.num_forwards) == (3, 3)
+    assert (lane.num_calls, lane.num_forwards, lane.num_unmerged) == (3, 3, 3)
