@@ -87,9 +87,8 @@ class PipelineSide(Generic[CallT, AnswerT]):
         try:
             self.finish = run(self)
         except PipelineLeft:
-            self.error = (
-                PipelineLeft()
-            )  # nobody asks where: without the traceback what the pipeline held is free at once
+            # Nobody asks where it was: without the traceback what the pipeline held is free at once.
+            self.error = PipelineLeft()
         except BaseException as error:  # handed to the core, which decides
             self.error = error
         self._come_back(None)
