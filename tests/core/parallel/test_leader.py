@@ -171,7 +171,7 @@ def test_a_rank_that_hangs_ends_the_process_at_the_deadline(ranks: Callable[...,
     pair = ranks(hang, step_timeout_s=0.2)
     pair.share()
     # Who asks and who watches see the deadline pass at the same time; the reason of the first is told.
-    with pytest.raises(DeviceLost, match="share of a step: (it does not answer|a step over the ranks did not end)"):
+    with pytest.raises(DeviceLost, match=r"share of a step: (it does not answer|a step over the ranks did not end)"):
         pair.run(1.0)
 
 

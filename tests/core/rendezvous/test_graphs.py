@@ -140,3 +140,20 @@ def test_a_recording_without_memory_is_computed_instead_and_not_tried_again() ->
     recorder.fails_with = None
     assert graphs.run([call_of(module, 1, seed=1)]) is None
     assert recorder.num_recorded == 0
+
+
+def test_an_answer_that_can_not_be_split_is_not_recorded() -> None:
+    class Cache:
+        """Holds tensors in a way that nobody knows."""
+
+    class Remembering(Denoiser):
+        def forward(
+            self, hidden: Tensor, timestep: Tensor, ids: Tensor, more: Mapping[str, Tensor], scale: float = 1.0
+        ) -> Any:
+            return (*super().forward(hidden, timestep, ids, more, scale), Cache())
+
+    graphs = graphs_of(Recorder())
+    call = call_of(Remembering(), 1, seed=1)
+    assert graphs.run([call]) is None
+    assert graphs.run([call]) is None
+    assert graphs.num_recorded == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -15,10 +16,13 @@ import torch
 from PIL import Image
 
 from sixfold.core.errors import ContextLengthExceeded, InvalidRequest, RequestError
+from sixfold.core.family import LoadContext
 from sixfold.core.messages import Event, Failed, Finished, Increment, Request
 from sixfold.core.runtime.local_replica import LocalReplica
 from sixfold.core.runtime.replica import EventStream
+from sixfold.plugins.image.loader import build
 from sixfold.plugins.image.model import ImageModel
+from sixfold.plugins.image.options import ImageOptions
 from sixfold.plugins.image.schema import ImageInput, ImageResult, PartialImage, StepProgress
 from tests.plugins.image.conftest import pixels, png
 
@@ -256,3 +260,12 @@ def test_a_copy_of_the_scheduler_keeps_the_loaded_one_unused(load_image_model: L
     after = model._planner.roles.generate.pipeline.scheduler.__dict__  # type: ignore[union-attr]
     assert after.keys() == before.keys()
     assert after.get("num_inference_steps") == before.get("num_inference_steps")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_no_request_is_to_cast_the_autoencoder_that_all_share(folder: Path, dtype: str) -> None:
+    pipeline = D.StableDiffusionPipeline.from_pretrained(str(folder))
+    pipeline.vae.register_to_config(force_upcast=True)  # SDXL's image-to-image obeys it in every type
+    options = ImageOptions.model_validate({"dtype": dtype})
+    build(pipeline, LoadContext(model_name="m", path=folder, device="cpu", num_threads=1, options=options)).close()
+    assert pipeline.vae.config.force_upcast is False
