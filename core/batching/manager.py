@@ -116,12 +116,12 @@ class BatchManager:
         self._ended = False
         self._lost = False
         self._thread: threading.Thread | None = None
-        self._snapshot = Snapshot()
         model.attach(self._turn)
+        self._publish()
 
     @property
     def snapshot(self) -> Snapshot:
-        """The figures after the last step, but for who runs and waits: of the step that runs. [any thread]"""
+        """The figures before the first step or after the last, but for who runs and waits: of this step. [any thread]"""
         return self._snapshot
 
     def start(self, on_lost: Callable[[], None] = lambda: None) -> None:

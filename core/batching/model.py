@@ -134,7 +134,7 @@ class ReplicaModel(ABC, Generic[InputT, OutputT]):
         return
 
     def stats(self) -> Mapping[str, float]:
-        """Current values of the metrics that the family declared (`Family.metrics`). [device, after a step]"""
+        """Current values of the metrics that the family declared (`Family.metrics`). [device, first before any step]"""
         return {}
 
     def tell(self, decisions: DecisionLog) -> None:

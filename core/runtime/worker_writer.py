@@ -67,10 +67,12 @@ class Writer:
                 items = self._take()
                 open_ = None not in items
                 data = b"".join(map(self._encode, _merged([item for item in items if item is not None])))
-                if not items or time.monotonic() - last_stats_s >= _STATS_EVERY_S:
+                is_ready = any(isinstance(item, wire.Ready) for item in items)
+                if is_ready or not items or time.monotonic() - last_stats_s >= _STATS_EVERY_S:
                     figures = [figure for figure in (self.stats(), self.news()) if figure is not None]
                     if figures:
-                        data += b"".join(map(self._encode, figures))
+                        told = b"".join(map(self._encode, figures))
+                        data = told + data if is_ready else data + told  # who hears of a ready model has its figures
                         last_stats_s = time.monotonic()
                 if data:
                     self._sock.sendall(data)

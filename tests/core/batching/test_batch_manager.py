@@ -271,6 +271,15 @@ def test_who_looks_during_a_step_sees_who_runs(rigs: Callable[..., Rig]) -> None
     assert rig.manager.drain(WAIT_S)
 
 
+def test_the_figures_are_there_before_the_first_step(rigs: Callable[..., Rig]) -> None:
+    class Telling(FakeStepModel):
+        def stats(self) -> dict[str, float]:
+            return {"failures_total": 0.0}
+
+    metrics = rigs(Telling()).manager.snapshot.metrics
+    assert (metrics["failures_total"], metrics["steps_total"]) == (0.0, 0)
+
+
 def test_the_snapshot_shows_the_figures_of_the_last_step(rigs: Callable[..., Rig]) -> None:
     rig = rigs(FakeStepModel())
     rig.manager.start()
