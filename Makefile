@@ -39,9 +39,8 @@ browser:  ## Chromium for the tests of the playground, which skip without it; wh
 models: $(STAMP)
 	$(BIN)/sixfold pull examples/demo.yaml
 
-# Folders of which two files may be tested at once: none looks at times of this machine or starts a server of models.
-SIDE_BY_SIDE := $(addprefix tests/core/,autoscaling batches batching benchmark memory quantization rendezvous sources \
-	telemetry tokenization) $(addprefix tests/scaling/,agent autoscale manifests rollout route sim simulation top)
+# Folders of which two files may be tested at once: none looks at times of this machine, or at what another file leaves behind.
+SIDE_BY_SIDE := $(addprefix tests/,core docs examples fuzz plugins scaling)
 
 test: .typing  ## all tests that fit 40 minutes on two cores
 	$(MAKE) --no-print-directory -j2 ruff mypy pyright browser models

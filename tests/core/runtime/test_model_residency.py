@@ -27,6 +27,12 @@ _GIB = 1 << 30
 _MACHINE = Machine(devices=(Device(name="cpu", total_bytes=4 * _GIB, has_bfloat16=False),))
 
 
+@pytest.fixture(autouse=True)
+def _small_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests before these have left in this process would take the models' place."""
+    monkeypatch.setattr("sixfold.core.runtime.host.process_bytes", lambda _pid: 256 << 20)
+
+
 class Hosted:
     """A host of models of three GiB each on a machine of four, without a server around it."""
 

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from time import monotonic
+from time import thread_time
 
 import pytest
 from hypothesis import given
@@ -337,14 +337,14 @@ async def test_parsing_a_large_message_lets_others_run() -> None:
 
 async def test_a_body_made_to_be_slow_does_not_hold_the_loop_long() -> None:
     boundary = b"\r\n--" + BOUNDARY.encode()
-    longest_s = 0.0
+    longest_s = 0.0  # of this thread's own time: that of other processes does not count
 
     async def other() -> None:
         nonlocal longest_s
         while True:
-            begin_s = monotonic()
+            begin_s = thread_time()
             await asyncio.sleep(0)
-            longest_s = max(longest_s, monotonic() - begin_s)
+            longest_s = max(longest_s, thread_time() - begin_s)
 
     task = asyncio.create_task(other())
     await read_pieces([body(file("f", (boundary + b"x") * 50_000))])

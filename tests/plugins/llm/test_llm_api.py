@@ -281,8 +281,8 @@ async def test_a_chunk_costs_at_most_30_microseconds() -> None:
         call = FakeCall(CHAT | {"stream": True}, events)
         await LlmAPI().chat(cast(Call, call))
         assert call.chunks is not None
-        begin_s = time.perf_counter()
+        begin_s = time.thread_time()
         async for _frame in call.chunks:
             pass
-        best_s = min(best_s, time.perf_counter() - begin_s)
+        best_s = min(best_s, time.thread_time() - begin_s)
     assert best_s / num_chunks < 30e-6
