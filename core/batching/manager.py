@@ -116,6 +116,7 @@ class BatchManager:
         self._ended = False
         self._lost = False
         self._thread: threading.Thread | None = None
+        self._snapshot = Snapshot()
         model.attach(self._turn)
         self._publish()
 

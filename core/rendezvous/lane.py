@@ -40,7 +40,7 @@ class Lane:
         self._jobs: deque[tuple[ModuleCall, Future[Any], Any]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self.num_calls = 0
+        self.num_calls = 0  # that were answered, as of the other two
         self.num_forwards = 0
         self.num_unmerged = 0  # of both: calls that never share a forward
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -99,7 +99,6 @@ class Lane:
 
     def _compute(self, jobs: Sequence[tuple[ModuleCall, Future[Any], Any]], own: Any) -> None:
         """Fills the futures; what fails together is tried alone."""
-        self.num_forwards += 1
         try:
             answers = self._forward([call for call, _, _ in jobs], [stream for _, _, stream in jobs], own)
         except Exception as error:  # the border between the core and a model's code
@@ -110,6 +109,7 @@ class Lane:
                 return
             _log.warning("a merged call in a lane failed (%s); each runs alone", type(error).__name__)
         else:
+            self.num_forwards += 1
             self.num_calls += len(jobs)
             self.num_unmerged += not jobs[0][0].rules.merges
             for (_, future, _), answer in zip(jobs, answers, strict=True):

@@ -87,3 +87,10 @@ def test_encodes_are_computed_one_by_one_in_the_lane(lane: Lane) -> None:
         for picture, future in zip(pictures, futures, strict=True):
             assert torch.equal(future.result(20.0).latent_dist.mean, vae.encode(picture).latent_dist.mean)
     assert (lane.num_calls, lane.num_forwards, lane.num_unmerged) == (3, 3, 3)
+
+
+def test_an_encode_that_fails_counts_among_nothing(lane: Lane) -> None:
+    seen = stand_in(small_vae(torch.float32), lane)
+    with pytest.raises(RuntimeError, match="channels"):
+        seen.start("encode", torch.rand(1, 7, 8, 8)).result(20.0)
+    assert (lane.num_calls, lane.num_forwards, lane.num_unmerged) == (0, 0, 0)

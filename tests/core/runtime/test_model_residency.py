@@ -30,7 +30,11 @@ _MACHINE = Machine(devices=(Device(name="cpu", total_bytes=4 * _GIB, has_bfloat1
 @pytest.fixture(autouse=True)
 def _small_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tests before these have left in this process would take the models' place."""
-    monkeypatch.setattr("sixfold.core.runtime.host.process_bytes", lambda _pid: 256 << 20)
+
+    def small(_pid: int) -> int:
+        return 256 << 20
+
+    monkeypatch.setattr("sixfold.core.runtime.host.process_bytes", small)
 
 
 class Hosted:
