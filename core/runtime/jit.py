@@ -12,12 +12,15 @@ from __future__ import annotations
 import ctypes
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 _numba: Any = numba  # ships no types
@@ -29,6 +32,8 @@ U32 = np.uint32
 I32 = np.int32
 
 LOG2_E = F32(1.4426950408889634)
+
+_LOCK_TIMEOUT_S = 30.0  # far above the milliseconds of a file
 
 _FLAGS: dict[str, Any] = {"fastmath": True, "error_model": "numpy", "nogil": True}
 
@@ -63,12 +68,49 @@ def _compile(function: Callable[..., None], *, parallel: bool) -> Callable[..., 
     twin = types.FunctionType(function.__code__, function.__globals__, function.__name__)
     twin.__qualname__ = f"{function.__qualname__}_{'parallel' if parallel else 'serial'}"
     twin.__module__ = function.__module__
-    compiled: Callable[..., None]
     try:
         compiled = _numba.njit(cache=True, parallel=parallel, **_FLAGS)(twin)
     except RuntimeError:  # no folder that could be written to: compiled anew in every process
         compiled = _numba.njit(parallel=parallel, **_FLAGS)(twin)
-    return compiled
+    else:
+        compiled._cache = _OneAtATime(compiled._cache)
+    return cast(Callable[..., None], compiled)
+
+
+class _OneAtATime:
+    """numba's cache of one function's compiled code, for one process at a time.
+
+    numba reads the index, picks a free number for the code's file, writes the index, then the file. Of two processes that do so
+    at once each may pick the other's number, and one that reads in between finds what an older source has left there: code
+    of other types, or of another version, without a word.
+
+    Args:
+        cache: What numba's dispatcher asks.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+        self._lock = FileLock(Path(cache.cache_path) / "sixfold-kernels.lock", is_singleton=True)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def load_overload(self, *args: Any) -> Any:
+        """The compiled code for a signature; None if there is none."""
+        with self._locked():
+            return self._cache.load_overload(*args)
+
+    def save_overload(self, *args: Any) -> None:
+        """Keeps compiled code."""
+        with self._locked():
+            self._cache.save_overload(*args)
+
+    def _locked(self) -> AbstractContextManager[Any]:
+        try:
+            Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            return self._lock.acquire(timeout=_LOCK_TIMEOUT_S)
+        except (OSError, Timeout):  # as numba does with a folder that went away: without it code is only compiled anew
+            return nullcontext()
 
 
 def _find_openmp() -> bool:

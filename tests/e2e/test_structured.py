@@ -121,7 +121,7 @@ def test_openai_parses_an_answer_into_a_class(client: Any) -> None:
 def test_vllms_forms_are_kept(client: Any) -> None:
     def ask(**outputs: Any) -> str:
         answer = client.chat.completions.create(
-            model="chat", messages=QUESTION, max_tokens=60, extra_body={"structured_outputs": outputs}
+            model="chat", messages=QUESTION, max_tokens=60, temperature=0, extra_body={"structured_outputs": outputs}
         )
         return str(answer.choices[0].message.content)
 
@@ -193,6 +193,7 @@ def test_responses_call_functions_and_parse_forms(client: Any) -> None:
         model="chat",
         previous_response_id=answer.id,
         input=[{"type": "function_call_output", "call_id": call.call_id, "output": "Rain."}],
+        temperature=0,
         max_output_tokens=20,
     )
     assert after.output_text

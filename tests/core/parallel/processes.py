@@ -15,7 +15,7 @@ import torch
 from sixfold.core.parallel.degrees import Degrees
 from sixfold.core.parallel.mesh import Mesh, join
 
-_TIMEOUT_S = 90.0
+_TIMEOUT_S = 240.0
 
 
 def run_ranks(work: Callable[[Mesh], Any], *meshes: Degrees, timeout_s: float = _TIMEOUT_S) -> list[list[Any]]:

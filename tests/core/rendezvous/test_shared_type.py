@@ -85,7 +85,8 @@ def test_encodes_are_computed_one_by_one_in_the_lane(lane: Lane) -> None:
     futures = [seen.start("encode", picture) for picture in pictures]
     with torch.no_grad():
         for picture, future in zip(pictures, futures, strict=True):
-            assert torch.equal(future.result(20.0).latent_dist.mean, vae.encode(picture).latent_dist.mean)
+            expected = vae.encode(picture).latent_dist.mean  # by as many threads as others have left in this process
+            torch.testing.assert_close(future.result(20.0).latent_dist.mean, expected)
     assert (lane.num_calls, lane.num_forwards, lane.num_unmerged) == (3, 3, 3)
 
 

@@ -253,7 +253,7 @@ async def test_who_loses_the_only_worker_is_told_how_long_the_last_one_took_to_l
         slot = host.find("counter")
         assert slot is not None and slot.residence.load_s is not None
         events = await events_of(only_replica(host).submit(count(1, trick="die")))
-        assert events[-1].error.retry_after_s == pytest.approx(max(1.0, slot.residence.load_s + 0.2), abs=0.5)
+        assert events[-1].error.retry_after_s == pytest.approx(max(1.0, slot.residence.load_s + 0.2), abs=2.0)
         while slot.replicas:
             await asyncio.sleep(0)
         assert slot.back_in_s <= events[-1].error.retry_after_s

@@ -120,9 +120,10 @@ def test_a_stream_tells_what_each_replicas_steps_did_in_order() -> None:
         feed.next()
         replicas[0].tell(served, joined(4), stepped(8, (4, 9)), Left(sequence=4, step=8, reason="done"), num_dropped=3)
         replicas[1].tell(served, stepped(1))
-        both: list[Any] = []
-        while not both or not both[0]["events"]:
-            both = feed.next()["models"][0]["replicas"]
+        both: list[Any] = [None, None]
+        while None in both:
+            for each in feed.next()["models"][0]["replicas"]:
+                both[each["replica"]] = each if each["events"] else both[each["replica"]]
         assert both[0]["events"] == [
             {"kind": "joined", "sequence": 4, "request": 7, "request_id": "req_4", "units": 40, "waited_s": 0.5},
             {

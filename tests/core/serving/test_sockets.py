@@ -186,7 +186,7 @@ def test_a_client_that_sends_faster_than_it_is_served_has_to_wait() -> None:
 def test_a_worker_that_misses_the_deadline_ends_the_socket_not_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sixfold.core.serving.access.WORKER_GRACE_S", 0.0)
     replica = FakeReplica(by_hand=True)
-    with serve(replica, ServerSettings(request_timeout_s=0.05)) as served, dial(served) as socket:
+    with serve(replica, ServerSettings(request_timeout_s=0.5)) as served, dial(served) as socket:
         socket.send("hold")
         code, reason = closing(socket)
         assert (code, reason) == (1011, "The request's deadline passed before it was done.")

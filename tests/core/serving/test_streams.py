@@ -192,7 +192,7 @@ def test_a_worker_that_misses_the_deadline_does_not_keep_the_client_waiting(
     with ServerThread(FakeModel("parrot", replicas=[replica])) as served:
         connection = served.connect()
         body = json.dumps({"model": "parrot", "input": "a"})
-        connection.request("POST", "/v1/echo", body, {"x-request-timeout-s": "0.05"})
+        connection.request("POST", "/v1/echo", body, {"x-request-timeout-s": "0.5"})
         submitted = replica.next()
         response = connection.getresponse()
         assert response.status == 504
@@ -205,7 +205,7 @@ def test_a_worker_that_misses_the_deadline_does_not_keep_the_client_waiting(
 def test_a_models_own_limit_holds_whatever_its_worker_does(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sixfold.core.serving.access.WORKER_GRACE_S", 0.0)
     replica = FakeReplica(by_hand=True)
-    with ServerThread(FakeModel("parrot", replicas=[replica], request_timeout_s=0.05)) as served:
+    with ServerThread(FakeModel("parrot", replicas=[replica], request_timeout_s=0.5)) as served:
         answer = served.ask("POST", "/v1/echo", {**ASK, "stream": stream})
         assert (answer.status, answer.error["code"]) == (504, "deadline_exceeded")
         submitted = replica.next()

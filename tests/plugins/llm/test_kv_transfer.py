@@ -278,7 +278,7 @@ def is_silent(channel: Channel) -> None:
 def test_an_owner_that_misbehaves_costs_the_prompt_and_nothing_else(
     behave: Callable[[Channel], None], error: type[KvTransferError], num_found: int
 ) -> None:
-    with Side("shm") as owner, FakeOwner(behave) as fake, Side(timeout_s=0.5 if behave is is_silent else 30) as reader:
+    with Side("shm") as owner, FakeOwner(behave) as fake, Side(timeout_s=2.0 if behave is is_silent else 30) as reader:
         handle = msgspec.structs.replace(owner.prefill(), address=fake.address)
         with pytest.raises(error):
             reader.transfer.fetch(handle, prompt())

@@ -107,7 +107,7 @@ def test_progress_counts_the_steps_that_are_done(client: Any, server: DemoServer
         seen.append((video.status, video.progress))
     running = [progress for status, progress in seen if status == "in_progress"]
     assert running == sorted(running)
-    assert len({progress for progress in running if 0 < progress < 100}) > 3
+    assert len({progress for progress in running if 0 < progress < 100}) > 1
     assert seen[-1] == ("completed", 100)
 
 

@@ -16,7 +16,7 @@ import pytest
 from sixfold.scaling.cluster.server_process import ServerFailed, ServerProcess
 from tests.plugins.llm.conftest import write_model
 
-_WAIT_S = 60.0
+_WAIT_S = 120.0
 
 _OWNER = """
 import asyncio, sys
@@ -24,7 +24,7 @@ from sixfold.scaling.cluster.server_process import ServerProcess
 
 async def main():
     server = ServerProcess(sys.stdin.read())
-    url = await server.start(60.0)
+    url = await server.start(120.0)
     print(url, server.pid, flush=True)
     await asyncio.Event().wait()
 

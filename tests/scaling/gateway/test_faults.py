@@ -172,12 +172,12 @@ async def test_requests_that_fail_by_their_own_fault_eject_nobody() -> None:
 async def test_a_deadline_ends_a_request_at_a_stalled_replica_and_is_told_to_replicas() -> None:
     stalled = ScriptedReplica("a", SILENCE)
     async with fleet(stalled) as gateway:
-        status, content, _headers = await gateway.ask(x_request_timeout_s="0.05")
+        status, content, _headers = await gateway.ask(x_request_timeout_s="1")
         assert (status, json.loads(content)["error"]["code"]) == (504, "deadline_exceeded")
-        assert 0.0 < float(stalled.seen[0].headers["x-request-timeout-s"]) <= 0.05
-        deadline = str(time.time() + 0.05)
+        assert 0.0 < float(stalled.seen[0].headers["x-request-timeout-s"]) <= 1.0
+        deadline = str(time.time() + 1.0)
         assert (await gateway.ask(x_request_deadline=deadline))[0] == 504
-        assert float(stalled.seen[1].headers["x-request-timeout-s"]) <= 0.05
+        assert float(stalled.seen[1].headers["x-request-timeout-s"]) <= 1.0
         async with asyncio.timeout(20):
             await stalled.left.wait()
         status, content, _headers = await gateway.ask(x_request_deadline="1000.0")
