@@ -89,6 +89,12 @@ class PipelineScope:
         self._locks: dict[int, threading.RLock] = {}
         self._locks_lock = threading.Lock()
 
+    def with_plan(self, plan: PipelinePlan) -> PipelineScope:
+        """A scope with another plan for the same pipelines; requests of both wait for each other at locked parts."""
+        other = copy.copy(self)
+        other._plan = plan
+        return other
+
     def copy_for(
         self,
         pipeline: Any,

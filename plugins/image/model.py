@@ -70,7 +70,7 @@ class ImageModel(TorchPipelineModel[ImageInput, ImageOutput]):
         self._num_threads = num_threads
         self._lane = Lane("decode", device, num_threads=options.decode_threads)
         self._scope = PipelineScope(plan(options.text_multiple), self._lane, switches, defers=defers)
-        self._exact_scope = PipelineScope(plan(0), self._lane, switches)
+        self._exact_scope = self._scope.with_plan(plan(0))
         self._linear_map = linear_map
         self._writers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="previews")
         self._units_per_pixel = 1 / 256  # of one step; measured when warm

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -269,3 +271,26 @@ def test_no_request_is_to_cast_the_autoencoder_that_all_share(folder: Path, dtyp
     options = ImageOptions.model_validate({"dtype": dtype})
     build(pipeline, LoadContext(model_name="m", path=folder, device="cpu", num_threads=1, options=options)).close()
     assert pipeline.vae.config.force_upcast is False
+
+
+async def test_no_two_requests_use_a_tokenizer_at_once(
+    load_image_model: Load, folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding is a setting of it: an exact request's would be taken for another's, and its picture would be wrong."""
+    model = load_image_model()
+    kind = type(stock(folder).tokenizer)
+    call, at_once, met = kind.__call__, threading.Barrier(2), threading.Event()
+
+    def wait_for_another(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            at_once.wait(timeout=1.0)
+            met.set()
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "__call__", wait_for_another)
+    wanted = [ImageInput(prompt="sky", seed=5, num_inference_steps=2, exact=exact) for exact in (True, False)]
+    found = await draw(model, *wanted)
+    monkeypatch.undo()
+    assert not met.is_set()
+    expected = stock(folder)("sky", num_inference_steps=2, generator=torch.Generator().manual_seed(5)).images[0]
+    assert all(close_to(result_of(events).pictures[0].data, expected) for events in found)
