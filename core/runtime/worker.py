@@ -300,7 +300,7 @@ def main(fd: int) -> int:
     decoder = msgspec.msgpack.Decoder(wire.ToWorker)
     worker: Worker | None = None
     is_ending = False
-    while data := sock.recv(1 << 18):
+    while data := _received(sock):
         for payload in reader.feed(data):
             message = decoder.decode(payload)
             if isinstance(message, wire.Load):
@@ -325,6 +325,14 @@ def main(fd: int) -> int:
         # The serving process is gone, so nobody is left to end the processes of an engine: they go with this one.
         os.killpg(0, signal.SIGKILL)
     return int(worker is not None and worker.failed)
+
+
+def _received(sock: socket.socket) -> bytes:
+    """What came next; nothing when the serving process is gone, also when it has left unread what was sent to it."""
+    try:
+        return sock.recv(1 << 18)
+    except ConnectionResetError:
+        return b""
 
 
 def _drain(worker: Worker, timeout_s: float, sock: socket.socket) -> None:

@@ -278,7 +278,7 @@ async def test_no_two_requests_use_a_tokenizer_at_once(
 ) -> None:
     """Padding is a setting of it: an exact request's would be taken for another's, and its picture would be wrong."""
     model = load_image_model()
-    kind = type(stock(folder).tokenizer)
+    kind: Any = type(stock(folder).tokenizer)
     call, at_once, met = kind.__call__, threading.Barrier(2), threading.Event()
 
     def wait_for_another(self: Any, *args: Any, **kwargs: Any) -> Any:

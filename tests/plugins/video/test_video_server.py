@@ -291,9 +291,7 @@ def test_one_key_does_not_see_another_keys_videos_and_jobs_survive_a_restart(
         while ward.videos.retrieve(running.id).progress < 2:
             pass
         server.process.send_signal(signal.SIGKILL)
-        server.process.wait(timeout=30)
-        assert server.process.stdout is not None
-        server.process.stdout.close()
+        assert stop_server(server) == -signal.SIGKILL
         server = start_server(config)
         ward = connect(server, keys[0])
         assert ward.videos.download_content(done.id).read() == data
