@@ -278,8 +278,8 @@ async def test_no_two_requests_use_a_tokenizer_at_once(
 ) -> None:
     """Padding is a setting of it: an exact request's would be taken for another's, and its picture would be wrong."""
     model = load_image_model()
-    kind: Any = type(stock(folder).tokenizer)
-    call, at_once, met = kind.__call__, threading.Barrier(2), threading.Event()
+    tokenizer: Any = stock(folder).tokenizer.__class__
+    call, at_once, met = tokenizer.__call__, threading.Barrier(2), threading.Event()
 
     def wait_for_another(self: Any, *args: Any, **kwargs: Any) -> Any:
         with contextlib.suppress(threading.BrokenBarrierError):
@@ -287,7 +287,7 @@ async def test_no_two_requests_use_a_tokenizer_at_once(
             met.set()
         return call(self, *args, **kwargs)
 
-    monkeypatch.setattr(kind, "__call__", wait_for_another)
+    monkeypatch.setattr(tokenizer, "__call__", wait_for_another)
     wanted = [ImageInput(prompt="sky", seed=5, num_inference_steps=2, exact=exact) for exact in (True, False)]
     found = await draw(model, *wanted)
     monkeypatch.undo()
