@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Generator, Hashable, Mapping
 from concurrent.futures import Future
@@ -19,6 +20,8 @@ from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall, TensorDigests, capture
 from sixfold.core.rendezvous.deferred import DeferredCalls
 from sixfold.core.rendezvous.lane import Lane
+
+_PADDING = frozenset({"padding_side", "pad_token", "pad_token_id"})
 
 
 def _is_already(part: torch.nn.Module, wanted: Any) -> bool:
@@ -232,6 +235,20 @@ class AdaptedModule(StandIn):
             return self._part(*args, **kwargs)
 
 
+class KeptModule(StandIn):
+    """Stands for a module that a pipeline moves around each use: another may use it at this moment, so it stays."""
+
+    __slots__ = ()
+
+    def to(self, *_: Any, **__: Any) -> Any:
+        """Itself, unmoved."""
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes the call here and now."""
+        return self._part(*args, **kwargs)
+
+
 class LockedPart(StandIn):
     """Stands for a part that is not safe to use in several threads at once: fast tokenizers keep padding as state.
 
@@ -251,12 +268,25 @@ class LockedPart(StandIn):
         value = getattr(self._part, name)
         if not callable(value) or isinstance(value, type):
             return value
+        if not inspect.isroutine(value):  # a processor's tokenizer
+            return LockedPart(value, self._lock)
 
         def locked(*args: Any, **kwargs: Any) -> Any:
             with self._lock:
                 return value(*args, **kwargs)
 
         return locked
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """How to pad a pipeline says before it calls a tokenizer, and each time the same.
+
+        Raises:
+            AttributeError: It is to change in another way.
+        """
+        if name not in _PADDING:
+            super().__setattr__(name, value)
+        with self._lock:
+            setattr(self._part, name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the part when no other thread does."""

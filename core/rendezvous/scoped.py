@@ -15,7 +15,7 @@ from sixfold.core.rendezvous.adapters import Adapters, AdapterSwitch
 from sixfold.core.rendezvous.calls import CallOwner, CallRules, ModuleCall, TensorDigests
 from sixfold.core.rendezvous.deferred import DeferredCalls
 from sixfold.core.rendezvous.lane import Lane
-from sixfold.core.rendezvous.proxies import AdaptedModule, BatchedModule, LaneModule, LockedPart
+from sixfold.core.rendezvous.proxies import AdaptedModule, BatchedModule, KeptModule, LaneModule, LockedPart
 
 Side = PipelineSide[ModuleCall, Any]
 
@@ -38,13 +38,15 @@ class PipelinePlan:
     Attributes:
         batched: Components whose calls share forwards.
         lanes: Components with methods that run beside the steps.
-        locked: Components that are not safe in several threads.
+        kept: Modules that a pipeline moves to the device and away around each use; they stay where they are.
+        alone: Methods of the pipeline that change a shared component while they run. They must not call what is batched.
         rules: Of calls, by the class name of the module; the default rules for others.
     """
 
     batched: frozenset[str]
     lanes: Mapping[str, LanePart] = field(default_factory=dict[str, LanePart])
-    locked: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
+    alone: frozenset[str] = frozenset()
     rules: Mapping[str, CallRules] = field(default_factory=dict[str, CallRules])
 
     def rules_of(self, module: torch.nn.Module) -> CallRules:
@@ -86,11 +88,11 @@ class PipelineScope:
         self._plan = plan
         self._lane = lane
         self._switches = dict(switches or {})
-        self._locks: dict[int, threading.RLock] = {}
-        self._locks_lock = threading.Lock()
+        self._lock = threading.RLock()  # one for all tokenizers: a processor may hold one that is a component, too
+        self._alone = threading.RLock()
 
     def with_plan(self, plan: PipelinePlan) -> PipelineScope:
-        """A scope with another plan for the same pipelines; requests of both wait for each other at locked parts."""
+        """A scope with another plan for the same pipelines; requests of both wait for each other at what is locked."""
         other = copy.copy(self)
         other._plan = plan
         return other
@@ -125,9 +127,17 @@ class PipelineScope:
             deferred=DeferredCalls(side.call) if self._defers and variant is None else None,
         )
         for name, part in pipeline.components.items():
-            stand_in = scheduler(part) if hasattr(part, "set_timesteps") else self._stand_in(name, part, ticket)
+            if hasattr(part, "set_timesteps"):
+                stand_in = scheduler(part)
+            elif hasattr(part, "set_state") and hasattr(part, "prepare_inputs"):  # a guider, which knows the step, too
+                stand_in = copy.deepcopy(part)
+            else:
+                stand_in = self._stand_in(name, part, ticket)
             if stand_in is not part:
                 scoped.__dict__[name] = stand_in
+        for name in self._plan.alone:
+            if (method := getattr(scoped, name, None)) is not None:
+                scoped.__dict__[name] = _one_at_a_time(method, self._alone)
         # At its end a pipeline resets the state of every shared module, and with it the others' caches.
         scoped.__dict__["maybe_free_model_hooks"] = lambda: None
         if hasattr(scoped, "set_progress_bar_config"):
@@ -136,10 +146,10 @@ class PipelineScope:
 
     def _stand_in(self, name: str, part: Any, ticket: _Ticket) -> Any:
         plan = self._plan
-        if name in plan.locked and part is not None:
-            return LockedPart(part, self._lock_of(part))
         if not isinstance(part, torch.nn.Module):
-            return part
+            return LockedPart(part, self._lock) if _tokenizes(part) else part
+        if name in plan.kept:
+            return KeptModule(part)
         switch = self._switches.get(id(part))
         adapters = ticket.adapters if switch is not None else ()
         side, digests, variant = ticket.side, ticket.digests, ticket.variant
@@ -159,6 +169,15 @@ class PipelineScope:
             return LaneModule(part, side, self._lane, digests, plan.lanes[name].methods, variant=variant)
         return part if switch is None else AdaptedModule(part, switch, adapters)
 
-    def _lock_of(self, part: Any) -> threading.RLock:
-        with self._locks_lock:
-            return self._locks.setdefault(id(part), threading.RLock())
+
+def _tokenizes(part: Any) -> bool:
+    """Whether it is a tokenizer or holds one, as processors do: transformers' fast ones keep padding as a setting."""
+    return hasattr(part, "padding_side") or hasattr(part, "tokenizer")
+
+
+def _one_at_a_time(method: Callable[..., Any], lock: threading.RLock) -> Callable[..., Any]:
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return method(*args, **kwargs)
+
+    return locked

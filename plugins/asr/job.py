@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -33,17 +33,26 @@ class Job:
         wanted: The request.
         detector: Tells speech from silence.
         max_duration_s: Longer audio is refused.
+        features: Makes a window's spectrogram.
 
     Attributes:
         language: Given or found by the first window's encoding; written by the device thread.
-        first_mel: The first window's spectrogram, for the detection of the language.
+        first_mel: The first window's spectrogram, for the detection of the language; there before any later window.
     """
 
-    def __init__(self, wanted: TranscribeInput, detector: LazyDetector, *, max_duration_s: float) -> None:
+    def __init__(
+        self,
+        wanted: TranscribeInput,
+        detector: LazyDetector,
+        *,
+        max_duration_s: float,
+        features: Callable[[AudioWindow], Mel],
+    ) -> None:
         self.wanted = wanted
         self.language = wanted.language
         self.first_mel: Mel | None = None
         self._detector = detector
+        self._features = features
         self._max_duration_s = max_duration_s
         self._lock = threading.Lock()
         self._blocks: Iterator[Samples] | None = None
@@ -94,6 +103,8 @@ class Job:
             found += self._cutter.finish()
             if not found and self._num_windows == 0:
                 found.append(AudioWindow(0, np.zeros(0, dtype=np.int16), ()))
+        if found and self._num_windows == 0 and self.language is None and len(found[0].samples):
+            self.first_mel = self._features(found[0])
         numbered = list(enumerate(found, start=self._num_windows))
         self._num_windows += len(found)
         return numbered

@@ -127,7 +127,7 @@ class WindowModel(StepModel[WindowT, AsrInput, AsrOutput], Generic[WindowT]):
         wanted = request.input
         if isinstance(wanted, VadInput):
             return (wanted,)
-        job = Job(wanted, self._detector, max_duration_s=self._max_audio_s)
+        job = Job(wanted, self._detector, max_duration_s=self._max_audio_s, features=self._mel)
         return (job,) * job.num_pieces
 
     def prepare(self, request: Request[AsrInput], piece: object) -> Sequence[WindowT]:
@@ -142,12 +142,14 @@ class WindowModel(StepModel[WindowT, AsrInput, AsrOutput], Generic[WindowT]):
         self.check(piece.wanted)
         found: list[WindowT] = []
         for index, window in piece.next_windows():
-            samples = window.samples.astype(np.float32) / 32768.0
-            mel = self.features(samples) if len(samples) else np.zeros((1, 0), dtype=np.float32)
-            if index == 0 and piece.language is None and len(samples):
-                piece.first_mel = mel
-            found.append(self.make_sequence(piece, index, window, mel))
+            first = piece.first_mel if index == 0 else None
+            found.append(self.make_sequence(piece, index, window, self._mel(window) if first is None else first))
         return found
+
+    def _mel(self, window: AudioWindow) -> Mel:
+        if not len(window.samples):
+            return np.zeros((1, 0), dtype=np.float32)
+        return self.features(window.samples.astype(np.float32) / 32768.0)
 
     def finish(self, request: Request[AsrInput], sequences: Sequence[WindowT]) -> Finish[AsrOutput]:
         """Joins the windows; the speakers of all of them are told apart together."""

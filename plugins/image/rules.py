@@ -15,7 +15,8 @@ DENOISERS = frozenset({"transformer", "transformer_2", "unet", "controlnet"})
 QUANTIZATION_SKIP = patterns("embedder", "modulation", "output", r"re:.*\.img_mlp\.net\.2")
 """Linear layers of denoisers that keep their type: small, and an error in them reaches every token; the last one is Qwen's."""
 _IDS = frozenset({"img_ids", "txt_ids", "image_rotary_emb"})
-_TOKENIZERS = frozenset({"tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4", "processor", "feature_extractor"})
+_ALONE = frozenset({"_get_last_decoder_hidden_states", "generate_prior_tokens"})
+"""JoyImage's hooks its text encoder, GLM-Image's keeps the prompt's length in its language model and seeds torch."""
 
 
 def plan(text_multiple: int) -> PipelinePlan:
@@ -29,7 +30,7 @@ def plan(text_multiple: int) -> PipelinePlan:
     return PipelinePlan(
         batched=DENOISERS,
         lanes={"vae": LanePart(methods=both)},
-        locked=_TOKENIZERS,
+        alone=_ALONE,
         rules=call_rules(text_multiple),
     )
 

@@ -135,11 +135,12 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
     def _adapter(self, wanted: ChatInput | CompletionInput) -> Any:
         if wanted.adapter is None:
             return None
-        if wanted.adapter not in self._adapters:
+        found = self._adapters.get(wanted.adapter)  # once: `adjust` may put others in their place meanwhile
+        if found is None:
             raise ModelNotFound(
                 f"The adapter {wanted.adapter[:200]!r} is not loaded any more. GET /v1/models lists all.", param="model"
             )
-        return self._adapters[wanted.adapter]
+        return found
 
     def adjust(self, options: BaseModel) -> None:
         """Makes adapters known or unknown; requests that run keep theirs.

@@ -178,11 +178,10 @@ def plan_of(pipeline: Any) -> PipelinePlan:
     denoisers = frozenset(modules & set(DENOISERS))
     # Both ways of a video VAE: many keep the state of a running pass in the module, so one pass at a time.
     vae = LanePart(methods={"decode": CallRules(), "encode": CallRules(merges=False)})
-    tokenizers = frozenset(name for name in pipeline.components if name.startswith(("tokenizer", "processor")))
     return PipelinePlan(
         batched=denoisers,
         lanes={"vae": vae} if "vae" in modules else {},
-        locked=tokenizers,
+        kept=frozenset({"safety_checker"}),  # Cosmos'
         rules=_RULES,
     )
 

@@ -145,6 +145,20 @@ async def test_the_language_is_that_of_the_files_first_window_whatever_the_other
     assert len(result.segments) == 3
 
 
+def test_the_first_windows_spectrogram_is_there_before_another_piece_of_the_file_can_have_windows(
+    fake_model: WhisperModel, samples: dict[str, NDArray[np.int16]]
+) -> None:
+    audio = np.concatenate([samples["0870"], np.zeros(150 * 16_000, np.int16), samples["0890"]]).tobytes()
+    wanted = TranscribeInput(audio=audio, pcm_hz=16_000)
+    request: Request[Any] = Request(request_id="r", input=wanted, arrived_s=0.0)
+    job: Any = fake_model.split(request)[0]
+    job.next_windows()  # of a thread that is slow with its spectrograms
+    later = list(fake_model.prepare(request, job))
+    assert later and min(window.index for window in later) > 0
+    step(fake_model, later)
+    assert {window.job.language for window in later} == {"en"}
+
+
 async def test_silence_ends_without_text(fake_model: WhisperModel, drive: Drive) -> None:
     silent = TranscribeInput(audio=bytes(2 * 16_000 * 3), pcm_hz=16_000)
     result: Transcript = await drive(fake_model).result(silent)
