@@ -259,16 +259,21 @@ class BatchManager:
         """
         with self._end_lock:
             while self._loop.inbox:
-                self._loop.inbox.popleft()(self._loop)
+                try:
+                    self._loop.inbox.popleft()(self._loop)
+                except Exception:  # of a model that is broken: the others must be answered
+                    _log.exception("a command failed after the last step")
             self._loop.fail_all(self._closing_error())
 
     def _end(self, on_lost: Callable[[], None]) -> None:
         self._draining = True
         self._ended = True
-        self._fail_rest()
-        if self._lost:
-            on_lost()  # before anything of the model, which may hang now
-        else:
+        try:
+            self._fail_rest()
+        finally:
+            if self._lost:
+                on_lost()  # before anything of the model, which may hang now
+        if not self._lost:
             self._publish()
         try:
             self._model.close()

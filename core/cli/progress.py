@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import TextIO
@@ -72,7 +73,8 @@ class ProgressReport:
             self._bars.update(self._tasks[what], completed=fraction or 0.0, total=total, amount=amount)
 
     def _print_line(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # a full disk or a closed pipe stops the telling, not the server
+            print(line, file=self._stream, flush=True)
 
     def _print(self, what: str, fraction: float, amount: str) -> None:
         last = self._shown.get(what)

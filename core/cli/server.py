@@ -79,6 +79,8 @@ class LiveModels:
             self.error = error
             lifecycle.drain()
             return
+        except Exception:  # nobody waits for this task: it must say so itself, and what did start goes on
+            _log.exception("not all models could be started")
         slots = [slot for slot in self._host.models() if slot.state in (ModelState.READY, ModelState.UNLOADED)]
         self._on_ready(url, {slot.name: slot.family for slot in slots if slot.family is not None})
         await watch_file(self._config, self._reload_async, self._stop_watching, seen=self._seen)
@@ -101,7 +103,10 @@ class LiveModels:
             self._host.apply(change, outcome.settings.models)
 
     async def _reload_async(self) -> None:
-        self.reload()
+        try:
+            self.reload()
+        except Exception:  # of a plugin: the next change must be seen all the same
+            _log.exception("the changed configuration is not used")
 
     async def __aenter__(self) -> LiveModels:
         # Before any modality starts up: work that it continues waits for these.

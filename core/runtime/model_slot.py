@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from sixfold.core.runtime.report import Report
 from sixfold.core.runtime.residence import Residence
 from sixfold.core.runtime.worker_replica import WorkerReplica
 from sixfold.core.serving.directory import ModelState, OptionsChange
+
+_log = logging.getLogger(__name__)
 
 
 class ModelSlot:
@@ -162,8 +165,10 @@ class ModelSlot:
             self._variants = self._free_variants(resolved)
             self._resolved = resolved
             expected = await asyncio.to_thread(forecast, resolved, self._machine)
-        except SixfoldError as error:
-            self.residence.fail(str(error))
+        except Exception as error:  # of a plugin or of the disk; the other models must not wait for it
+            if not isinstance(error, SixfoldError):
+                _log.exception("model %s could not be brought up", self.name)
+            self.residence.fail(str(error) or type(error).__name__)
             return
         if self._draining:
             return

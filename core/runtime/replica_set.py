@@ -165,6 +165,8 @@ class ReplicaSet:
                     worker = await self._start_worker(index)
                 except SixfoldError as error:
                     _log.error("model %s: replica %d did not come back: %s", name, index, error)
+                except Exception:  # whatever it is, the next try may not meet it
+                    _log.exception("model %s: replica %d did not come back", name, index)
                 else:
                     _log.warning("model %s: replica %d was replaced", name, index)
                     replaced, self.replaced = self.replaced, asyncio.Event()

@@ -16,6 +16,7 @@ from sixfold.core.memory.residency import Phase, Residency
 from sixfold.core.registry import ResolvedModel
 from sixfold.core.runtime.replica_set import ReplicaSet
 from sixfold.core.runtime.report import Report
+from sixfold.core.runtime.worker_replica import LoadError
 
 _log = logging.getLogger(__name__)
 
@@ -256,7 +257,10 @@ class Residence:
         )
         try:
             await self.replicas.start()
-        except SixfoldError as error:
+        except Exception as error:  # whatever it is, who waits must hear it and the memory is free again
+            if not isinstance(error, SixfoldError):
+                _log.exception("loading %s failed", self.name)
+                error = LoadError(f"models.{self.name}: {type(error).__name__}: {error}")
             self.phase, self.replicas = Phase.OUT, None
             self._residency.gone(self)
             self._on_load_failed(error)

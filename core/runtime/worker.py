@@ -74,6 +74,7 @@ class Worker:
         self._last_decision = 0
         self._unusable: set[str] = set()  # metrics that are no numbers
         self.failed = False
+        self.has_ended = False  # with all that the model has started
         self._leader: Leader | None = None
         self._in_progress = InProgress()
 
@@ -201,7 +202,7 @@ class Worker:
         for name, value in metrics.items():
             try:
                 found[name] = float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 if name not in self._unusable:
                     self._unusable.add(name)
                     _log.error("%s.stats tells %s by a %s", self._writer.made_by, name, type(value).__name__)
@@ -264,6 +265,7 @@ class Worker:
         self._pool.close()
         if self._leader is not None:
             self._leader.close()
+        self.has_ended = True
         self._writer.put(wire.Drained())
         self._writer.close()
 
@@ -299,7 +301,6 @@ def main(fd: int) -> int:
     reader = wire.FrameReader()
     decoder = msgspec.msgpack.Decoder(wire.ToWorker)
     worker: Worker | None = None
-    is_ending = False
     while data := _received(sock):
         for payload in reader.feed(data):
             message = decoder.decode(payload)
@@ -319,9 +320,8 @@ def main(fd: int) -> int:
                 worker.manager.watch(message.on)
             else:
                 # Beside the reader: clients may still cancel while the rest finishes.
-                is_ending = True
                 threading.Thread(target=_drain, args=(worker, message.timeout_s, sock), name="drain").start()
-    if not is_ending and (worker is None or not worker.failed):
+    if worker is None or not (worker.has_ended or worker.failed):
         # The serving process is gone, so nobody is left to end the processes of an engine: they go with this one.
         os.killpg(0, signal.SIGKILL)
     return int(worker is not None and worker.failed)

@@ -127,7 +127,10 @@ class WorkerReplica(asyncio.Protocol):
         """
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise LoadError(f"models.{self._load.model_name}: no channel to a worker can be opened: {error}") from error
         try:
             self._process = await start_process(self._load, theirs.fileno(), self._interpreter)
         except OSError as error:

@@ -78,6 +78,9 @@ class Writer:
                     self._sock.sendall(data)
         except OSError:
             _log.info("the serving process closed the channel")
+        except Exception:  # nobody would hear of anything any more, and nobody would know: the channel's end is heard
+            _log.exception("nothing can be sent to the serving process")
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def _take(self) -> list[tuple[Event, ...] | wire.FromWorker | None]:
         try:

@@ -171,7 +171,7 @@ async def serve(
         server: The application.
         models: Entered before the first request is taken and left after the last one was answered. Entering must not
             wait for models to load: ``/health`` and ``/ready`` answer meanwhile.
-        on_reload: Called in the loop on SIGHUP.
+        on_reload: Called in the loop on SIGHUP, which changes nothing without it.
         on_listening: Called once the port takes connections.
         owner: A pipe to whoever started the server. Its end says that nobody counts this server's resources as taken any
             more: it stops at once.
@@ -256,6 +256,11 @@ def _uvicorn_config(server: Served) -> uvicorn.Config:
     )
 
 
+def nothing_to_reload() -> None:
+    """Handles SIGHUP where there is nothing to read again."""
+    logger.warning("SIGHUP: this process reads its configuration at its start alone; nothing changes")
+
+
 @contextlib.contextmanager
 def _signals(lifecycle: Lifecycle, on_reload: Callable[[], None] | None) -> Generator[None]:
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
@@ -265,9 +270,8 @@ def _signals(lifecycle: Lifecycle, on_reload: Callable[[], None] | None) -> Gene
     handled = [signal.SIGTERM, signal.SIGINT]
     for number in handled:
         loop.add_signal_handler(number, lifecycle.on_signal, number)
-    if on_reload is not None:
-        handled.append(signal.SIGHUP)
-        loop.add_signal_handler(signal.SIGHUP, on_reload)
+    handled.append(signal.SIGHUP)  # else it would end the process at once, with all that it serves
+    loop.add_signal_handler(signal.SIGHUP, on_reload or nothing_to_reload)
     try:
         yield
     finally:

@@ -171,7 +171,12 @@ class VllmModel(EngineModel[tuple[PreparedChoice, ...], ChatInput | CompletionIn
             InvalidRequest: It refuses the request.
         """
         if self._wakefulness is not None:
-            await self._wakefulness.enter()
+            try:
+                await self._wakefulness.enter()
+            except Exception as error:
+                if self._engine.is_dead(error):
+                    raise DeviceLost("vLLM's engine has ended in its sleep") from error
+                raise
         self._num_inside += 1
         runs = [self._choice_run(request, choice, tell) for choice in prepared]
         try:

@@ -14,6 +14,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, generate_latest
 
 from sixfold.core.errors import InvalidRequest, NotAuthenticated, NotFound, PayloadTooLarge, RequestError
+from sixfold.core.serving.lifecycle import nothing_to_reload
 
 Handler: TypeAlias = Callable[[bytes], bytes]
 """Body to JSON body; raises RequestError."""
@@ -129,10 +130,11 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, nothing_to_reload)
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:

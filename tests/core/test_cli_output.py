@@ -1,10 +1,11 @@
 """What the commands print: tables, progress and the message when the server is up."""
 
+import errno
 import io
 import logging
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -131,6 +132,20 @@ def test_progress_without_a_terminal_is_a_line_at_each_quarter() -> None:
         "asking",
         "loading: 100%",
     ]
+
+
+def test_progress_that_can_not_be_written_stops_nothing() -> None:
+    with ProgressReport(FullDisk()) as report:
+        report.update_fraction("loading", 0.5)
+        report.update_fraction("loading", 1.0)
+    with closing(io.StringIO()) as stream:
+        report = ProgressReport(stream)
+    report.update_fraction("after the stream has been closed", 1.0)
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str, /) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 class Terminal(io.StringIO):

@@ -188,6 +188,22 @@ def test_a_lost_device_answers_all_with_worker_died_and_says_so_once(
     assert model.num_closed == 1
 
 
+def test_a_lost_device_is_told_though_what_is_still_asked_of_the_model_fails(rigs: Callable[..., Rig]) -> None:
+    model = LostModel()
+    rig = rigs(model)
+    lost = threading.Event()
+    rig.manager.start(lost.set)
+    for index in range(3):
+        rig.submit(f"r{index}", one_sequence(FakeWork()))
+    assert model.in_step.wait(WAIT_S)
+    rig.manager.cancel("r0")  # behind the step: it releases, which fails
+    model.gate.set()
+    assert lost.wait(WAIT_S)
+    for index in range(3):
+        rig.events.last(f"r{index}")
+        rig.events.assert_one_last_event(f"r{index}")
+
+
 @pytest.mark.parametrize("end", ["close", "lose"])
 def test_a_submit_that_races_with_the_end_is_refused_or_answered(rigs: Callable[..., Rig], end: str) -> None:
     model: GatedModel = LostModel() if end == "lose" else GatedModel()

@@ -109,7 +109,7 @@ class CountModel(StepModel):
     def release(self, sequence):
         self.held -= 1
     def stats(self):
-        return {"held": Odd(self.held), "voices": len(self.voices), "odd": "no number"}
+        return {"held": Odd(self.held), "voices": len(self.voices), "odd": "no number", "huge": 10**400}
     def finish(self, request, sequences):
         if request.input.trick == "hang at the end":
             threading.Event().wait()

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from sixfold.core.errors import InvalidRequest, NotReady, StepFailed, UsageError
 from sixfold.core.messages import Failed, Increment, Request
 from sixfold.core.plugins import load_plugins
 from sixfold.core.registry import diff
-from sixfold.core.runtime import worker_replica
+from sixfold.core.runtime import model_slot, worker_replica
 from sixfold.core.runtime.host import ModelHost
 from sixfold.core.runtime.replica import EventStream
 from sixfold.core.serving.directory import ModelState
@@ -66,6 +68,56 @@ async def test_a_strangers_model_counts_in_its_own_process(count_plugin: Path, t
         assert last.timing.num_steps == 3
         # Threads that start kernels need the interpreter again and again: none may keep it for the default of 5 ms.
         assert last.result.switch_interval_s == pytest.approx(1e-4)
+    finally:
+        await host.close(5.0)
+
+
+async def test_a_model_that_can_not_be_fetched_for_any_reason_does_not_hold_up_the_others(
+    count_plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = model_slot.resolve_entry
+
+    def resolve_or_fail(entry: ModelEntry, *args: Any) -> Any:
+        if entry.name == "unlucky":
+            raise NotADirectoryError("/dev/null/cache")
+        return resolve(entry, *args)
+
+    monkeypatch.setattr(model_slot, "resolve_entry", resolve_or_fail)
+    host = new_host(tmp_path)
+    await host.start({name: entry(count_plugin, name) for name in ("unlucky", "counter")})
+    try:
+        unlucky = host.find("unlucky")
+        assert unlucky is not None and unlucky.state is ModelState.FAILED
+        assert unlucky.error == "/dev/null/cache"
+        assert (await events_of(only_replica(host).submit(count(2))))[-1].result.total == 2
+    finally:
+        await host.close(5.0)
+
+
+async def test_a_worker_is_replaced_though_there_were_no_descriptors_for_a_moment(
+    count_plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = new_host(tmp_path)
+    await host.start({"counter": entry(count_plugin)})
+    slot = host.find("counter")
+    assert slot is not None
+    make = socket.socketpair
+    tries: list[int] = []
+
+    def none_at_first() -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return make()
+
+    monkeypatch.setattr(worker_replica.socket, "socketpair", none_at_first)
+    try:
+        replica = only_replica(host)
+        os.kill(replica.pid, signal.SIGKILL)
+        async with asyncio.timeout(60.0):
+            while not (slot.replicas and slot.replicas[0] is not replica):
+                await slot.replaced.wait()
+        assert len(tries) == 2
     finally:
         await host.close(5.0)
 
@@ -131,7 +183,7 @@ async def test_an_output_that_cannot_cross_fails_its_request_and_leaves_the_work
         while replica.snapshot.metrics.get("held") != 0.0 or replica.snapshot.queued_units:
             await events_of(replica.submit(count(1)))
         assert (replica.pid, replica.num_in_flight) == (pid, 0)
-        assert "odd" not in replica.snapshot.metrics
+        assert not {"odd", "huge"} & set(replica.snapshot.metrics)
     finally:
         await host.close(5.0)
 

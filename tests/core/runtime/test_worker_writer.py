@@ -28,6 +28,19 @@ def received(ours: socket.socket) -> Iterator[object]:
             yield decoder.decode(payload)
 
 
+def test_a_writer_that_can_not_go_on_ends_the_channel(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Else the serving process would wait for answers that never come."""
+    ours, theirs = ends
+    writer = Writer(theirs)
+
+    def stats() -> wire.Stats:
+        raise OverflowError("int too large to convert to float")
+
+    writer.stats = stats
+    assert list(received(ours)) == []
+    writer.close()
+
+
 def test_who_is_told_that_a_model_is_ready_has_its_figures(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
     writer = Writer(theirs)

@@ -54,7 +54,7 @@ if __name__ == "__main__":
         lifecycle.run(
             server,
             models=models(held),
-            on_reload=lambda: print("reload", flush=True),
+            on_reload=None if "no-reload" in sys.argv else lambda: print("reload", flush=True),
             on_listening=lambda listening: print(listening.port, flush=True),
         )
     )

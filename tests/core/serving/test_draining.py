@@ -55,9 +55,9 @@ class Server:
 
 
 @contextmanager
-def running(drain_timeout_s: float) -> Generator[Server]:
+def running(drain_timeout_s: float, *options: str) -> Generator[Server]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.core.serving.draining_server", str(drain_timeout_s)],
+        [sys.executable, "-m", "tests.core.serving.draining_server", str(drain_timeout_s), *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -129,6 +129,17 @@ def test_sighup_reloads_and_nothing_else() -> None:
     with running(drain_timeout_s=TIMEOUT_S) as server:
         server.process.send_signal(signal.SIGHUP)
         assert server.line() == "reload"
+        connection = server.connect()
+        connection.request("GET", "/ready")
+        assert connection.getresponse().status == 200
+        connection.close()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(TIMEOUT_S) == 0
+
+
+def test_sighup_does_not_end_a_server_that_has_nothing_to_read_again() -> None:
+    with running(TIMEOUT_S, "no-reload") as server:
+        server.process.send_signal(signal.SIGHUP)
         connection = server.connect()
         connection.request("GET", "/ready")
         assert connection.getresponse().status == 200

@@ -165,7 +165,14 @@ def model(engine: FakeEngine, codec: TextCodec) -> VllmModel:
     return make_model(engine, codec)
 
 
-def make_model(engine: FakeEngine, codec: TextCodec, *, thinks: bool = False, max_model_len: int = 64) -> VllmModel:
+def make_model(
+    engine: FakeEngine,
+    codec: TextCodec,
+    *,
+    thinks: bool = False,
+    max_model_len: int = 64,
+    wakefulness: Wakefulness | None = None,
+) -> VllmModel:
     """The family over a fake engine."""
     conversations = ConversationWriter(
         codec,
@@ -189,6 +196,7 @@ def make_model(engine: FakeEngine, codec: TextCodec, *, thinks: bool = False, ma
         info=ModelInfo(max_model_len=64, details={"kv_blocks_total": 7}),
         max_running_requests=9,
         max_running_units=1000,
+        wakefulness=wakefulness,
     )
 
 
@@ -583,6 +591,25 @@ async def test_a_busy_model_does_not_sleep(monkeypatch: pytest.MonkeyPatch) -> N
     await sleeper.awake.enter()  # in time
     assert not sleeper.rings
     assert not sleeper.done
+
+
+async def test_an_engine_that_died_in_its_sleep_is_replaced(
+    engine: FakeEngine, codec: TextCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sleep() -> None:
+        """Falls asleep."""
+
+    async def wake_up() -> None:
+        raise Dead
+
+    awake = Wakefulness(sleep=sleep, wake_up=wake_up, after_s=0.0)
+    model = make_model(engine, codec, wakefulness=awake)
+    asleep = asyncio.Event()
+    awake.on_change = asleep.set
+    await run(model, completion("a"))
+    await asleep.wait()
+    with pytest.raises(DeviceLost):
+        await run(model, completion("a"))
 
 
 SCHEMA = GrammarSpec(kind="json_schema", text='{"type": "object"}')
