@@ -15,8 +15,8 @@ from sixfold.core.config import ModelEntry
 from sixfold.core.errors import InvalidRequest, NotReady, StepFailed, UsageError, WorkerDied
 from sixfold.core.messages import Failed, Increment, Request
 from sixfold.core.plugins import load_plugins
-from sixfold.core.registry import diff
-from sixfold.core.runtime import model_slot, worker_replica
+from sixfold.core.registry import diff, resolve_entry
+from sixfold.core.runtime import worker_replica
 from sixfold.core.runtime.host import ModelHost
 from sixfold.core.runtime.replica import EventStream
 from sixfold.core.serving.directory import ModelState
@@ -75,14 +75,12 @@ async def test_a_strangers_model_counts_in_its_own_process(count_plugin: Path, t
 async def test_a_model_that_can_not_be_fetched_for_any_reason_does_not_hold_up_the_others(
     count_plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resolve = model_slot.resolve_entry
-
     def resolve_or_fail(entry: ModelEntry, *args: Any) -> Any:
         if entry.name == "unlucky":
             raise NotADirectoryError("/dev/null/cache")
-        return resolve(entry, *args)
+        return resolve_entry(entry, *args)
 
-    monkeypatch.setattr(model_slot, "resolve_entry", resolve_or_fail)
+    monkeypatch.setattr("sixfold.core.runtime.model_slot.resolve_entry", resolve_or_fail)
     host = new_host(tmp_path)
     await host.start({name: entry(count_plugin, name) for name in ("unlucky", "counter")})
     try:
@@ -110,7 +108,7 @@ async def test_a_worker_is_replaced_though_there_were_no_descriptors_for_a_momen
             raise OSError(errno.EMFILE, "Too many open files")
         return make()
 
-    monkeypatch.setattr(worker_replica.socket, "socketpair", none_at_first)
+    monkeypatch.setattr(socket, "socketpair", none_at_first)
     try:
         replica = only_replica(host)
         os.kill(replica.pid, signal.SIGKILL)
