@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ class RayEngine:
         Raises:
             ClusterError: It is not taken, or an application of somebody else has a service's name.
         """
-        with self._applying:
+        with self._applying, self._reading():
             self._apply(services)
 
     def _apply(self, services: Sequence[DeployedService]) -> None:
@@ -80,8 +81,9 @@ class RayEngine:
         Raises:
             ClusterError: The head does not say.
         """
-        applications: dict[str, Any] = self._ask("GET", _APPLICATIONS).json().get("applications", {})
-        return {name: _status(each) for name, each in applications.items() if _is_ours(each)}
+        with self._reading():
+            applications: dict[str, Any] = self._ask("GET", _APPLICATIONS).json().get("applications", {})
+            return {name: _status(each) for name, each in applications.items() if _is_ours(each)}
 
     def num_gpus(self) -> float:
         """The GPUs of all living nodes.
@@ -89,12 +91,23 @@ class RayEngine:
         Raises:
             ClusterError: The head does not say.
         """
-        nodes: list[dict[str, Any]] = self._ask("GET", _NODES).json()["data"]["result"]["result"]
-        return float(sum(node["resources_total"].get("GPU", 0.0) for node in nodes if node["state"] == "ALIVE"))
+        with self._reading():
+            nodes: list[dict[str, Any]] = self._ask("GET", _NODES).json()["data"]["result"]["result"]
+            return float(sum(node["resources_total"].get("GPU", 0.0) for node in nodes if node["state"] == "ALIVE"))
 
     def close(self) -> None:
         """Closes connections; the services run on."""
         self._http.close()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Generator[None]:
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ClusterError(
+                f"What answers at {self._http.base_url} is not Ray's head, or not one that is known "
+                f"({type(error).__name__}: {error})."
+            ) from error
 
     def _ask(self, method: str, path: str, **body: Any) -> httpx.Response:
         try:

@@ -18,6 +18,8 @@ from sixfold.core.errors import SixfoldError
 _READY_MARK = " on http://"
 _LOG_BYTES = 8192
 _READ_BYTES = 4096
+_READ_REST_S = 2.0
+_LOOK_EVERY_S = 0.02
 
 
 class ServerFailed(SixfoldError):
@@ -106,21 +108,25 @@ class ServerProcess:
             self._process.send_signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(grace_s):
-                await self._process.wait()
+                await _exit_of(self._process)
         except TimeoutError:
             await self.kill()
         await self._clean_up()
-        return await self._process.wait()
+        return await _exit_of(self._process)
 
     async def kill(self) -> None:
         """Ends it at once; its workers see that and end, too."""
         assert self._process is not None, "it was started"
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        await self._process.wait()
+        await _exit_of(self._process)
         await self._clean_up()
 
     async def _clean_up(self) -> None:
+        if self._readers:  # what its workers leave of themselves may hold the pipes for longer
+            await asyncio.wait(self._readers, timeout=_READ_REST_S)
+        for reader in self._readers:
+            reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
         if self._folder is not None:
             self._folder.cleanup()
@@ -128,8 +134,16 @@ class ServerProcess:
     async def _keep_log(self, stream: asyncio.StreamReader) -> None:
         while data := await stream.read(_READ_BYTES):
             self._log = (self._log + data)[-_LOG_BYTES:]
-            sys.stderr.write(data.decode(errors="replace"))
-            sys.stderr.flush()
+            with contextlib.suppress(OSError, ValueError):  # unread, the server would wait at its next line
+                sys.stderr.write(data.decode(errors="replace"))
+                sys.stderr.flush()
+
+
+async def _exit_of(process: asyncio.subprocess.Process) -> int:
+    """The exit status; asyncio's own ``wait`` waits for the pipes as well, which a worker may hold for longer."""
+    while process.returncode is None:
+        await asyncio.sleep(_LOOK_EVERY_S)
+    return process.returncode
 
 
 async def _discard(stream: asyncio.StreamReader) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import time
@@ -284,4 +285,5 @@ def _tell(line: str) -> None:
     if log_format() == "json":
         _LOG.info(line)
     else:
-        print(f"sixfold up: {line}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # a full disk stops the telling, not the replicas
+            print(f"sixfold up: {line}", file=sys.stderr, flush=True)

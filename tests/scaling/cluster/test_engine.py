@@ -53,6 +53,18 @@ def service(model: str, num_replicas: int = 1, name: str = "") -> DeployedServic
     return DeployedService(spec=spec, replicas=settings, num_replicas=num_replicas, name=name)
 
 
+def test_an_answer_that_is_not_rays_is_an_error_of_the_cluster() -> None:
+    """A proxy's page, for one: what runs on the cluster goes on, see `sixfold.scaling.up.site`."""
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, text="<html>one moment</html>"))
+    engine = RayEngine("http://head:8265", transport=transport)
+    for ask in (engine.status, engine.num_gpus, lambda: engine.apply([service("tiny")])):
+        with pytest.raises(ClusterError, match="JSONDecodeError"):
+            ask()
+    empty = RayEngine("http://head:8265", transport=httpx.MockTransport(lambda _: httpx.Response(200, json=[])))
+    with pytest.raises(ClusterError, match="AttributeError"):
+        empty.status()
+
+
 def test_applications_of_others_stay_and_so_do_their_proxies(engine: RayEngine, head: FakeHead) -> None:
     engine.apply([service("chat")])
     (document,) = head.put

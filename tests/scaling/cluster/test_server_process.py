@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -65,6 +66,23 @@ async def test_a_server_that_takes_too_long_is_ended(config: str) -> None:
     server = ServerProcess(config)
     with pytest.raises(ServerFailed, match=r"not up after 0\.01 s"):
         await server.start(0.01)
+    assert not server.is_running
+
+
+async def test_a_server_is_ended_though_something_of_it_still_holds_its_pipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lingering = tmp_path / "python"
+    lingering.write_text('#!/bin/sh\nsleep 600 &\necho $! > "$0.pid"\necho not yet\nexec sleep 600\n')
+    lingering.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(lingering))
+    server = ServerProcess("{}")
+    try:
+        async with asyncio.timeout(_WAIT_S / 2):
+            with pytest.raises(ServerFailed, match="did not start"):  # its first line is not that it is ready
+                await server.start(_WAIT_S)
+    finally:
+        os.kill(int(lingering.with_suffix(".pid").read_text()), signal.SIGKILL)
     assert not server.is_running
 
 
