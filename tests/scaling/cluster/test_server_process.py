@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import io
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,6 +22,7 @@ from sixfold.scaling.cluster.server_process import ServerFailed, ServerProcess
 from tests.plugins.llm.conftest import write_model
 
 _WAIT_S = 120.0
+_FAULT_WAIT_S = 30.0
 
 _OWNER = """
 import asyncio, sys
@@ -30,6 +36,39 @@ async def main():
 
 asyncio.run(main())
 """
+
+_LINGERS = """#!/bin/sh
+sleep 600 &
+echo $! > "$0.worker"
+echo "up on http://127.0.0.1:1"
+exec sleep 600
+"""
+
+_TALKS = """#!/bin/sh
+head -c 1000000 /dev/zero >&2
+echo "up on http://127.0.0.1:1"
+exec sleep 600
+"""
+
+
+class FullDisk(io.StringIO):
+    """Standard error in a file on a full disk."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """What runs in place of Python, once that the test has written it; its worker is ended after the test."""
+    path = tmp_path / "program"
+    path.touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(path))
+    yield path
+    worker = path.with_name("program.worker")
+    if worker.exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(worker.read_text()), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +105,28 @@ async def test_a_server_that_takes_too_long_is_ended(config: str) -> None:
     with pytest.raises(ServerFailed, match=r"not up after 0\.01 s"):
         await server.start(0.01)
     assert not server.is_running
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+async def test_who_ends_a_server_does_not_wait_for_a_worker_that_lingers(program: Path, end: str) -> None:
+    program.write_text(_LINGERS)
+    server = ServerProcess("{}")
+    await server.start(_FAULT_WAIT_S)
+    async with asyncio.timeout(_FAULT_WAIT_S):
+        await (server.kill() if end == "kill" else server.stop(_FAULT_WAIT_S))
+    assert not server.is_running
+    os.kill(int(program.with_name("program.worker").read_text()), 0)  # it does linger
+
+
+async def test_a_server_whose_words_find_no_room_on_the_disk_goes_on(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program.write_text(_TALKS)
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    server = ServerProcess("{}")
+    assert await server.start(_FAULT_WAIT_S) == "http://127.0.0.1:1"
+    await server.kill()
+    assert len(server.log) == 8192
 
 
 def test_a_server_does_not_outlive_its_owner(config: str) -> None:
