@@ -86,3 +86,21 @@ def test_a_cluster_of_ours_alone_has_no_proxies(engine: RayEngine, head: FakeHea
     head.applications.clear()
     engine.apply([service("chat")])
     assert head.put[0]["proxy_location"] == "Disabled"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, html="<html>Sign in</html>"),
+        httpx.Response(200, content=b"\xe9"),
+        httpx.Response(200, json=[]),
+        httpx.Response(200, json={"applications": {"chat": {"deployed_app_config": {"import_path": IMPORT_PATH}}}}),
+    ],
+    ids=["page", "bytes", "list", "incomplete"],
+)
+def test_what_is_no_answer_of_rays_head_is_said_to_be_none(answer: httpx.Response) -> None:
+    engine = RayEngine("http://head:8265", transport=httpx.MockTransport(lambda _request: answer))
+    with pytest.raises(ClusterError, match="Ray's dashboard"):
+        engine.status()
+    with pytest.raises(ClusterError, match="Ray's dashboard"):
+        engine.num_gpus()
