@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,6 +21,9 @@ from sixfold.plugins.video.record import COMPLETED, FAILED, IN_PROGRESS, OPEN, J
 OPERATION = "video"
 MAX_RUNS = 2
 """Of one job, on workers that died or servers that went down meanwhile."""
+
+_FULL_PAUSE_S = 5.0
+"""Between two attempts to store an end that a full disk has refused."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -108,12 +112,25 @@ class JobFollower:
             return  # by `delete`, which has marked the job
         except RequestError as error:
             if not (isinstance(error, NotReady) and error.code == "draining"):  # the next server takes it up
-                await self.fail(job_id, JobError.of(error))
+                await self._insist_failed(job_id, JobError.of(error))
         except Exception:  # the border of the task: a defect must not leave a job running for ever
             _LOG.exception("video job %s: a defect ended it", job_id)
-            await self.fail(job_id, _DEFECT)
+            await self._insist_failed(job_id, _DEFECT)
         finally:
             del self._live[job_id]
+
+    async def _insist_failed(self, job_id: str, error: JobError) -> None:
+        """As `fail`, until no full disk or busy file stops it: else the job would be in progress with nobody at it."""
+        while True:
+            try:
+                await self.fail(job_id, error)
+                return
+            except (NotReady, OSError, sqlite3.Error) as refusal:
+                _LOG.warning("video job %s: its failure can't be stored, tried again: %s", job_id, refusal)
+            except Exception:
+                _LOG.exception("video job %s: it is left as it is for the next start", job_id)
+                return
+            await self._sleep(_FULL_PAUSE_S)
 
     async def _submit_again(self, record: VideoRecord, tenant: str) -> BackgroundRun:
         reference = await self._assets.read(record.reference)
@@ -157,7 +174,11 @@ class JobFollower:
     async def _complete(self, job_id: str, record: VideoRecord, result: VideoFile, video: bytes) -> None:
         files = await self._assets.store(result, video)
         done = msgspec.structs.replace(record, progress=100, ended_s=self._services.clock(), files=files)
-        stored = await self._store.transition(job_id, (IN_PROGRESS,), COMPLETED, payload=done.payload())
+        try:
+            stored = await self._store.transition(job_id, (IN_PROGRESS,), COMPLETED, payload=done.payload())
+        except sqlite3.Error:  # no job knows of the files, and a full disk needs the room
+            await self._assets.delete(files.ids)
+            raise
         if stored is None:  # deleted meanwhile
             await self._assets.delete(files.ids)
 

@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -90,6 +90,7 @@ class ProcessEngine:
             replica = _Replica(action.slot, action.units)
             self._replicas.append(replica)
             replica.task = asyncio.create_task(self._run(replica))
+            replica.task.add_done_callback(partial(self._leave, replica))
         active = [one for one in self._replicas if one.slot == action.slot and not one.stopping]
         for replica in active[::-1][: max(0, -action.num_replicas)]:
             replica.stopping, replica.ready = True, False
@@ -118,26 +119,29 @@ class ProcessEngine:
     async def _run(self, replica: _Replica) -> None:
         """From the start of a process until it is gone; cancelled to stop it."""
         how = self._models[replica.slot.model]
-        port = _free_port()
-        replica.url = f"http://{self._host}:{port}"
-        command = [
-            part.replace("{port}", str(port)).replace("{accelerator}", replica.slot.accelerator) for part in how.command
-        ]
         try:
-            process = await asyncio.create_subprocess_exec(*command, preexec_fn=_end_with_parent())
+            process = await self._start(replica, how.command)
         except OSError as error:
-            _log.error("models.%s.command: %s cannot be run: %s", replica.slot.model, command[0], error)
-            await self._leave(replica, wait_s=_RESTART_S)
+            _log.error("models.%s: no replica can be started with %s: %s", replica.slot.model, how.command[0], error)
+            await asyncio.sleep(_RESTART_S)
             return
         try:
             await self._probe(replica, process, how.health)
             status = await process.wait()
             _log.warning("a replica of %s ended with status %s", replica.slot.model, status)
             replica.ready = False
-            await self._leave(replica, wait_s=_RESTART_S)
-        except asyncio.CancelledError:
+            await asyncio.sleep(_RESTART_S)
+        finally:
+            replica.ready = False
             await _end(process, how.stop_s)
-            await self._leave(replica, wait_s=0.0)
+
+    async def _start(self, replica: _Replica, command: Sequence[str]) -> asyncio.subprocess.Process:
+        port = _free_port()
+        replica.url = f"http://{self._host}:{port}"
+        filled = [
+            part.replace("{port}", str(port)).replace("{accelerator}", replica.slot.accelerator) for part in command
+        ]
+        return await asyncio.create_subprocess_exec(*filled, preexec_fn=_end_with_parent())
 
     async def _probe(self, replica: _Replica, process: asyncio.subprocess.Process, path: str) -> None:
         client = HttpClient(replica.url, timeout_s=2.0)
@@ -150,12 +154,11 @@ class ProcessEngine:
                 replica.ready = True
                 return
 
-    async def _leave(self, replica: _Replica, *, wait_s: float) -> None:
-        try:
-            await asyncio.sleep(wait_s)
-        finally:
-            if replica in self._replicas:
-                self._replicas.remove(replica)
+    def _leave(self, replica: _Replica, task: asyncio.Task[None]) -> None:
+        """Its task is over, however that came: cancelled before it began, too."""
+        self._replicas.remove(replica)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a defect ended a replica of %s", replica.slot.model, exc_info=error)
 
 
 async def _end(process: asyncio.subprocess.Process, grace_s: float) -> None:

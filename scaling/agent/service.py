@@ -41,7 +41,7 @@ async def run_agent(settings: AgentSettings) -> None:
     registry = CollectorRegistry()
     registry.register(AgentMetrics(agent, engine))
     tasks = [asyncio.create_task(_step(agent))]
-    tasks += [asyncio.create_task(_report(agent, settings, url)) for url in settings.hubs]
+    tasks += [asyncio.create_task(keep_reporting(agent, settings, url)) for url in settings.hubs]
 
     def on_ready() -> None:
         print(f"Agent of {settings.site_id} listens on http://{settings.host}:{settings.port}", flush=True)
@@ -83,7 +83,7 @@ async def _step(agent: Agent) -> None:
         await asyncio.sleep(_STEP_S)
 
 
-async def _report(agent: Agent, settings: AgentSettings, url: str) -> None:
+async def keep_reporting(agent: Agent, settings: AgentSettings, url: str) -> None:
     """Reports to one candidate; one that is out of reach does not delay the others."""
     client = HttpClient(url, timeout_s=settings.report_every_s, token=settings.hub_token)
     reached: bool | None = None
@@ -91,7 +91,7 @@ async def _report(agent: Agent, settings: AgentSettings, url: str) -> None:
         try:
             answer = await client.call("POST", "/report", msgspec.json.encode(agent.report()))
             agent.answered(msgspec.json.decode(answer, type=ReportAnswer))
-        except (CallFailed, msgspec.MsgspecError) as error:
+        except (CallFailed, msgspec.MsgspecError, ValueError) as error:  # the last of what is no text
             if reached is not False:
                 _log.warning("the hub's candidate %s is out of reach, the last plan holds: %s", url, error)
             reached = False

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +58,13 @@ class RayEngine:
         Raises:
             ClusterError: It is not taken, or an application of somebody else has a service's name.
         """
-        with self._applying, self._reading():
+        with self._applying:
             self._apply(services)
 
     def _apply(self, services: Sequence[DeployedService]) -> None:
-        found = self._ask("GET", _APPLICATIONS).json()
-        others = {name: each for name, each in found.get("applications", {}).items() if not _is_ours(each)}
+        with self._understood():
+            found = self._ask("GET", _APPLICATIONS).json()
+            others = {name: each for name, each in found.get("applications", {}).items() if not _is_ours(each)}
         for service in services:
             if service.application in others:
                 raise ClusterError(
@@ -81,7 +82,7 @@ class RayEngine:
         Raises:
             ClusterError: The head does not say.
         """
-        with self._reading():
+        with self._understood():
             applications: dict[str, Any] = self._ask("GET", _APPLICATIONS).json().get("applications", {})
             return {name: _status(each) for name, each in applications.items() if _is_ours(each)}
 
@@ -91,7 +92,7 @@ class RayEngine:
         Raises:
             ClusterError: The head does not say.
         """
-        with self._reading():
+        with self._understood():
             nodes: list[dict[str, Any]] = self._ask("GET", _NODES).json()["data"]["result"]["result"]
             return float(sum(node["resources_total"].get("GPU", 0.0) for node in nodes if node["state"] == "ALIVE"))
 
@@ -99,20 +100,21 @@ class RayEngine:
         """Closes connections; the services run on."""
         self._http.close()
 
-    @contextlib.contextmanager
-    def _reading(self) -> Generator[None]:
+    @contextmanager
+    def _understood(self) -> Generator[None]:
+        """Around the reading of an answer: a proxy's page, or another form than Ray's, is no defect of ours."""
         try:
             yield
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ClusterError(
-                f"What answers at {self._http.base_url} is not Ray's head, or not one that is known "
-                f"({type(error).__name__}: {error})."
+                f"What {self._http.base_url} answers is not what Ray's head would say ({type(error).__name__}: {error}). "
+                "Is it the address of Ray's dashboard, and is no proxy in front of it?"
             ) from error
 
     def _ask(self, method: str, path: str, **body: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **body)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise ClusterError(
                 f"Ray's head at {self._http.base_url} does not answer ({type(error).__name__}: {error}). "
                 "Is it up, and its dashboard's port open to here?"

@@ -84,19 +84,24 @@ class LocalRay:
 
     async def stop(self) -> None:
         """Ends it and everything that it started. Harmless when it was never started."""
-        if self._process is not None and self._process.returncode is None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            try:
-                async with asyncio.timeout(_STOP_TIMEOUT_S):
-                    await self._process.wait()
-            except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                await self._process.wait()
+        if self._process is not None:
+            await self._end(self._process)
+            self._process = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+    async def _end(self, keeper: asyncio.subprocess.Process) -> None:
+        if keeper.returncode is None:
+            assert keeper.stdin is not None
+            keeper.stdin.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STOP_TIMEOUT_S):
+                    await keeper.wait()
+        # A keeper that was killed has left its group behind. Ray's workers have groups of their own, and end with the raylet.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(keeper.pid, signal.SIGKILL)
+        await keeper.wait()
 
     async def _answers(self, url: str) -> None:
         assert self._process is not None

@@ -175,6 +175,6 @@ class Agent:
         try:
             answer = await self._http.get(f"{url}/load")
             return msgspec.json.decode(answer.raise_for_status().content, type=ServerLoad)
-        except (httpx.HTTPError, msgspec.MsgspecError) as error:
+        except (httpx.HTTPError, msgspec.MsgspecError, ValueError) as error:  # the last of what is no text
             _LOG.warning("no load of %s: %s: %s", url, type(error).__name__, error)
             return None

@@ -214,18 +214,24 @@ class RunningSite:
             )
             self._agent, self._revisions = agent, revisions
             while self._ray is None or self._ray.is_running:
-                # First: no replica on trial may be there before every gateway knows its share.
-                await self._teller.tell(tuple(self._site.services), revisions.divisions)
                 try:
-                    self._follow(await agent.step(), agent.counts)
-                    if revisions.roll(agent.counts, time.monotonic()):
-                        agent.tell_again()
-                except ClusterError as error:
+                    await self._round(agent, revisions)
+                except Exception as error:  # the border of a round: ending it all would end the replicas that serve
                     if not self._is_ready:
                         raise
-                    _LOG.warning("the cluster can't be told anything, and what runs goes on: %s", error)
+                    if isinstance(error, ClusterError):
+                        _LOG.warning("the cluster can't be told anything, and what runs goes on: %s", error)
+                    else:
+                        _LOG.exception("a defect ended this round of the agent, and what runs goes on")
                 await asyncio.sleep(_STEP_S)
         raise ClusterError("Ray on this machine has ended, and all replicas with it. It is started again.")
+
+    async def _round(self, agent: Agent, revisions: Revisions) -> None:
+        # First: no replica on trial may be there before every gateway knows its share.
+        await self._teller.tell(tuple(self._site.services), revisions.divisions)
+        self._follow(await agent.step(), agent.counts)
+        if revisions.roll(agent.counts, time.monotonic()):
+            agent.tell_again()
 
     def _follow(self, status: Mapping[str, ServiceStatus], counts: Mapping[str, int]) -> None:
         """Says what has changed of each service, and once that all have settled."""
@@ -285,5 +291,7 @@ def _tell(line: str) -> None:
     if log_format() == "json":
         _LOG.info(line)
     else:
-        with contextlib.suppress(OSError, ValueError):  # a full disk stops the telling, not the replicas
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # nobody reads it, or the disk is full: no reason to end replicas
             print(f"sixfold up: {line}", file=sys.stderr, flush=True)

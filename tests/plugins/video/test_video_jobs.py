@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import sqlite3
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from sixfold.core.errors import NotFound, NotReady, QueueFull, RequestCancelled, RequestError, StepFailed, WorkerDied
 from sixfold.core.files import FileStore
-from sixfold.core.jobs import JobStore
+from sixfold.core.jobs import Job, JobStore
 from sixfold.core.messages import Event, Finished, Increment
 from sixfold.plugins.video.assets import VideoAssets
 from sixfold.plugins.video.jobs import VideoJobs
@@ -181,6 +182,37 @@ async def test_a_file_that_arrived_in_part_fails_the_job(
         failed = await until(jobs, job.id, "failed")
         assert failed["error"]["code"] == "internal_error"
     assert "4 of 400 bytes" in caplog.text
+
+
+@pytest.mark.parametrize("finish", [True, False], ids=["a clip", "a failure"])
+async def test_a_job_whose_end_a_full_disk_refuses_once_fails_when_there_is_room_again(
+    services: FakeServices, monkeypatch: pytest.MonkeyPatch, finish: bool
+) -> None:
+    refusals = [sqlite3.OperationalError("database or disk is full")] * 2
+    transition = JobStore.transition
+
+    async def refuses(
+        store: JobStore, job_id: str, from_states: Collection[str], to_state: str, **options: Any
+    ) -> Job | None:
+        if to_state in ("completed", "failed") and refusals:
+            raise refusals.pop()
+        return await transition(store, job_id, from_states, to_state, **options)
+
+    async def sleep(_seconds: float) -> None:
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(JobStore, "transition", refuses)
+    async with opened(services, sleep=sleep) as jobs:
+        job = await jobs.create(RECORD, tenant="ward")
+        services.runs[0].step(2)
+        if finish:
+            services.runs[0].finish()
+        else:
+            services.runs[0].events.put_nowait(StepFailed("It did not work."))
+        failed = await until(jobs, job.id, "failed")
+        assert failed["error"]["code"] == ("internal_error" if finish else "model_step_failed")
+        assert num_files(services) == 0
+    assert refusals == []
 
 
 async def test_nothing_is_kept_of_a_request_that_the_model_does_not_take(services: FakeServices) -> None:

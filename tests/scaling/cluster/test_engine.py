@@ -53,18 +53,6 @@ def service(model: str, num_replicas: int = 1, name: str = "") -> DeployedServic
     return DeployedService(spec=spec, replicas=settings, num_replicas=num_replicas, name=name)
 
 
-def test_an_answer_that_is_not_rays_is_an_error_of_the_cluster() -> None:
-    """A proxy's page, for one: what runs on the cluster goes on, see `sixfold.scaling.up.site`."""
-    transport = httpx.MockTransport(lambda _request: httpx.Response(200, text="<html>one moment</html>"))
-    engine = RayEngine("http://head:8265", transport=transport)
-    for ask in (engine.status, engine.num_gpus, lambda: engine.apply([service("tiny")])):
-        with pytest.raises(ClusterError, match="JSONDecodeError"):
-            ask()
-    empty = RayEngine("http://head:8265", transport=httpx.MockTransport(lambda _: httpx.Response(200, json=[])))
-    with pytest.raises(ClusterError, match="AttributeError"):
-        empty.status()
-
-
 def test_applications_of_others_stay_and_so_do_their_proxies(engine: RayEngine, head: FakeHead) -> None:
     engine.apply([service("chat")])
     (document,) = head.put
@@ -98,3 +86,21 @@ def test_a_cluster_of_ours_alone_has_no_proxies(engine: RayEngine, head: FakeHea
     head.applications.clear()
     engine.apply([service("chat")])
     assert head.put[0]["proxy_location"] == "Disabled"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, html="<html>Sign in</html>"),
+        httpx.Response(200, content=b"\xe9"),
+        httpx.Response(200, json=[]),
+        httpx.Response(200, json={"applications": {"chat": {"deployed_app_config": {"import_path": IMPORT_PATH}}}}),
+    ],
+    ids=["page", "bytes", "list", "incomplete"],
+)
+def test_what_is_no_answer_of_rays_head_is_said_to_be_none(answer: httpx.Response) -> None:
+    engine = RayEngine("http://head:8265", transport=httpx.MockTransport(lambda _request: answer))
+    with pytest.raises(ClusterError, match="Ray's dashboard"):
+        engine.status()
+    with pytest.raises(ClusterError, match="Ray's dashboard"):
+        engine.num_gpus()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import io
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -18,6 +22,7 @@ from sixfold.scaling.cluster.server_process import ServerFailed, ServerProcess
 from tests.plugins.llm.conftest import write_model
 
 _WAIT_S = 120.0
+_FAULT_WAIT_S = 30.0
 
 _OWNER = """
 import asyncio, sys
@@ -31,6 +36,39 @@ async def main():
 
 asyncio.run(main())
 """
+
+_LINGERS = """#!/bin/sh
+sleep 600 &
+echo $! > "$0.worker"
+echo "up on http://127.0.0.1:1"
+exec sleep 600
+"""
+
+_TALKS = """#!/bin/sh
+head -c 1000000 /dev/zero >&2
+echo "up on http://127.0.0.1:1"
+exec sleep 600
+"""
+
+
+class FullDisk(io.StringIO):
+    """Standard error in a file on a full disk."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """What runs in place of Python, once that the test has written it; its worker is ended after the test."""
+    path = tmp_path / "program"
+    path.touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(path))
+    yield path
+    worker = path.with_name("program.worker")
+    if worker.exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(worker.read_text()), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +107,26 @@ async def test_a_server_that_takes_too_long_is_ended(config: str) -> None:
     assert not server.is_running
 
 
-async def test_a_server_is_ended_though_something_of_it_still_holds_its_pipes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lingering = tmp_path / "python"
-    lingering.write_text('#!/bin/sh\nsleep 600 &\necho $! > "$0.pid"\necho not yet\nexec sleep 600\n')
-    lingering.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(lingering))
+@pytest.mark.parametrize("end", ["kill", "stop"])
+async def test_who_ends_a_server_does_not_wait_for_a_worker_that_lingers(program: Path, end: str) -> None:
+    program.write_text(_LINGERS)
     server = ServerProcess("{}")
-    try:
-        async with asyncio.timeout(_WAIT_S / 2):
-            with pytest.raises(ServerFailed, match="did not start"):  # its first line is not that it is ready
-                await server.start(_WAIT_S)
-    finally:
-        os.kill(int(lingering.with_suffix(".pid").read_text()), signal.SIGKILL)
+    await server.start(_FAULT_WAIT_S)
+    async with asyncio.timeout(_FAULT_WAIT_S):
+        await (server.kill() if end == "kill" else server.stop(_FAULT_WAIT_S))
     assert not server.is_running
+    os.kill(int(program.with_name("program.worker").read_text()), 0)  # it does linger
+
+
+async def test_a_server_whose_words_find_no_room_on_the_disk_goes_on(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program.write_text(_TALKS)
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    server = ServerProcess("{}")
+    assert await server.start(_FAULT_WAIT_S) == "http://127.0.0.1:1"
+    await server.kill()
+    assert len(server.log) == 8192
 
 
 def test_a_server_does_not_outlive_its_owner(config: str) -> None:

@@ -67,6 +67,7 @@ class Scene:
         self.cluster = FakeCluster()
         self.loads: dict[str, ServerLoad] = {}
         self.held = 0
+        self.broken = httpx.Response(500)
         self.on_load: Callable[[], None] = lambda: None
         self.agent = Agent({"chat": spec}, self.cluster, self, clock=lambda: self.now_s, http=http)
 
@@ -91,7 +92,7 @@ async def scene() -> AsyncIterator[Scene]:
         load = found.loads[f"http://{request.url.host}"]
         found.on_load()
         if load.at_s < 0:  # a server that is broken
-            return httpx.Response(500)
+            return found.broken
         return httpx.Response(200, content=msgspec.json.encode(load))
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
@@ -133,7 +134,17 @@ async def test_a_held_request_brings_back_the_first_replica(scene: Scene) -> Non
     assert await scene.step() == 1
 
 
-async def test_a_replica_whose_figure_is_missing_counts_as_one_that_is_up(scene: Scene) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(500),
+        httpx.Response(200, content=b'{"models":[{"model_name":"\xe9"}]}'),
+        httpx.Response(200, content=b"[]"),
+    ],
+    ids=["refused", "no text", "another form"],
+)
+async def test_a_replica_whose_figure_is_missing_counts_as_one_that_is_up(scene: Scene, answer: httpx.Response) -> None:
+    scene.broken = answer
     await scene.step()
     scene.loads["http://a"] = server(-1, 0)
     assert await scene.step() == 1
