@@ -125,27 +125,26 @@ def test_a_second_signal_stops_at_once() -> None:
         other.close()
 
 
+def assert_serves_and_ends(server: Server) -> None:
+    connection = server.connect()
+    connection.request("GET", "/ready")
+    assert connection.getresponse().status == 200
+    connection.close()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(TIMEOUT_S) == 0
+
+
 def test_sighup_reloads_and_nothing_else() -> None:
     with running(drain_timeout_s=TIMEOUT_S) as server:
         server.process.send_signal(signal.SIGHUP)
         assert server.line() == "reload"
-        connection = server.connect()
-        connection.request("GET", "/ready")
-        assert connection.getresponse().status == 200
-        connection.close()
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(TIMEOUT_S) == 0
+        assert_serves_and_ends(server)
 
 
 def test_sighup_does_not_end_a_server_that_has_nothing_to_read_again() -> None:
     with running(TIMEOUT_S, "no-reload") as server:
         server.process.send_signal(signal.SIGHUP)
-        connection = server.connect()
-        connection.request("GET", "/ready")
-        assert connection.getresponse().status == 200
-        connection.close()
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(TIMEOUT_S) == 0
+        assert_serves_and_ends(server)
 
 
 def test_a_port_in_use_is_the_operators_error() -> None:
