@@ -291,7 +291,5 @@ def _tell(line: str) -> None:
     if log_format() == "json":
         _LOG.info(line)
     else:
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # nobody reads it, or the disk is full: no reason to end replicas
+        with contextlib.suppress(OSError, ValueError):  # a full disk stops the telling, not the replicas
             print(f"sixfold up: {line}", file=sys.stderr, flush=True)
